@@ -1,0 +1,1 @@
+"""The stages as Ray Serve deployments: thin classes around `deployments.engine`."""

@@ -1,0 +1,17 @@
+"""How a stage's `@serve.batch` gathers what arrives."""
+
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True, slots=True)
+class Batching:
+    """A batch starts when it has max_batch_size items or its first has waited batch_wait_timeout_s."""
+
+    max_batch_size: int
+    batch_wait_timeout_s: float
+
+    def apply_to(self, batched: Any) -> None:
+        """Sets it on a `@serve.batch` method, before its first call."""
+        batched.set_max_batch_size(self.max_batch_size)
+        batched.set_batch_wait_timeout_s(self.batch_wait_timeout_s)

@@ -1,0 +1,122 @@
+"""The denoising stage: `@serve.batch` admits requests together, the engine merges them step by step.
+
+A batch handler of Serve cannot take a newcomer once it runs. So it wraps admission only: it hands what has
+arrived to the engine thread and returns at once with a stream for each.
+"""
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Sequence
+
+import torch
+from ray import serve
+from ray.serve import metrics
+
+from deployments.batching import Batching
+from deployments.engine.denoising import Engine, EngineConfig, StepReport
+from deployments.engine.engine_thread import EngineThread
+from deployments.engine.messages import DenoiseEvent, DenoiseRequest, StepProgress
+from deployments.engine.models import ModelSource, Placement, load_model_info, load_unet
+from deployments.engine.samplers import SamplerTables
+
+logger = logging.getLogger("ray.serve")
+
+_Stream = asyncio.Queue[DenoiseEvent]
+# A step takes milliseconds to seconds; one that takes longer than this never ends.
+_MAX_SILENCE_S = 120.0
+
+
+class _StepMetrics:
+    """What the engine does, as Ray exports it (with the prefix `ray_`)."""
+
+    def __init__(self) -> None:
+        row_buckets = [1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64]
+        self._requests = metrics.Histogram(
+            "midstep_forward_requests", "Requests that shared a U-Net forward.", boundaries=row_buckets
+        )
+        self._rows = metrics.Histogram(
+            "midstep_forward_rows", "Rows of a U-Net forward.", boundaries=row_buckets
+        )
+        self._step_ms = metrics.Histogram(
+            "midstep_step_latency_ms",
+            "Time of one denoising step.",
+            boundaries=[1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000],
+        )
+        self._running = metrics.Gauge(
+            "midstep_denoising_requests", "Requests that are being denoised or wait to be."
+        )
+
+    def record(self, report: StepReport, num_requests: int) -> None:
+        self._requests.observe(report.num_requests)
+        self._rows.observe(report.forward_rows)
+        self._step_ms.observe(1000 * report.seconds)
+        self._running.set(num_requests)
+
+
+class Denoiser:
+    """num_threads: of torch, for this replica."""
+
+    def __init__(
+        self,
+        source: ModelSource,
+        placement: Placement,
+        engine: EngineConfig,
+        batching: Batching,
+        num_threads: int,
+    ) -> None:
+        torch.set_num_threads(num_threads)
+        info = load_model_info(source)
+        unet = load_unet(source, placement)
+        self._engine = Engine(unet, SamplerTables(info.scheduler_config), info.scale_factor, engine)
+        logger.info("cost model: %s", self._engine.cost_model)  # measures it, if it was not yet
+        self._streams: dict[str, _Stream] = {}
+        self._metrics = _StepMetrics()
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._thread = EngineThread(self._engine, self._deliver)
+        self._thread.start()
+        batching.apply_to(self._admit)
+
+    async def denoise(self, request: DenoiseRequest) -> AsyncIterator[DenoiseEvent]:
+        """The request's events; the last is DenoisedLatents or DenoiseFailed. To leave is to abort."""
+        self._loop = asyncio.get_running_loop()
+        stream = self._streams[request.request_id] = _Stream()
+        try:
+            await self._admit(request)
+            while True:
+                event = await stream.get()
+                yield event
+                if not isinstance(event, StepProgress):
+                    return
+        finally:
+            del self._streams[request.request_id]
+            self._thread.abort(request.request_id)
+
+    async def ping(self) -> None:
+        """Answers when the replica serves."""
+
+    def check_health(self) -> None:
+        """Called by Serve, which replaces the replica when this raises."""
+        if problem := self._thread.problem(_MAX_SILENCE_S):
+            raise RuntimeError(problem)
+
+    def __del__(self) -> None:
+        if hasattr(self, "_thread"):
+            self._thread.stop()
+
+    @serve.batch  # type: ignore[untyped-decorator]
+    async def _admit(self, requests: list[DenoiseRequest]) -> list[None]:
+        # Who has left while the batch was gathered has no stream any more.
+        self._thread.add([request for request in requests if request.request_id in self._streams])
+        return [None] * len(requests)
+
+    def _deliver(self, events: Sequence[DenoiseEvent], report: StepReport | None) -> None:
+        """On the engine's thread: one hop to the event loop for all of a step's events."""
+        assert self._loop is not None, "nothing runs before the first request"
+        self._loop.call_soon_threadsafe(self._dispatch, events, report)
+
+    def _dispatch(self, events: Sequence[DenoiseEvent], report: StepReport | None) -> None:
+        for event in events:
+            if stream := self._streams.get(event.request_id):
+                stream.put_nowait(event)
+        if report is not None:
+            self._metrics.record(report, self._engine.num_requests)

@@ -1,0 +1,120 @@
+"""The thread that owns a device: it alone touches the engine; others post to its inbox.
+
+Between steps it drains the inbox (newcomers, aborts); after each step it hands the events over in one call.
+"""
+
+import logging
+import queue
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from deployments.engine.denoising import Engine, StepReport
+from deployments.engine.messages import DenoiseEvent, DenoiseFailed, DenoiseRequest
+from deployments.engine.samplers import UnsupportedSamplerError
+
+logger = logging.getLogger(__name__)
+
+# So many broken steps in a row, with none between that worked, and the device is taken for lost.
+MAX_BROKEN_STEPS = 3
+
+
+@dataclass(frozen=True, slots=True)
+class _Add:
+    requests: Sequence[DenoiseRequest]
+
+
+@dataclass(frozen=True, slots=True)
+class _Abort:
+    request_id: str
+
+
+class EngineThread:
+    """Runs an engine.
+
+    deliver: called on this thread after each step with its events and what it did (None where it broke); it
+        must
+        not block
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        deliver: Callable[[Sequence[DenoiseEvent], StepReport | None], None],
+    ) -> None:
+        self._engine = engine
+        self._deliver = deliver
+        self._inbox: queue.SimpleQueue[_Add | _Abort | None] = queue.SimpleQueue()
+        self._thread = threading.Thread(target=self._run, name="denoising-engine", daemon=True)
+        self._heartbeat = time.monotonic()
+        self._broken_steps = 0
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Returns when the step in flight is done; requests that are not finished stay so."""
+        self._inbox.put(None)
+        self._thread.join()
+
+    def add(self, requests: Sequence[DenoiseRequest]) -> None:
+        self._inbox.put(_Add(requests))
+
+    def abort(self, request_id: str) -> None:
+        self._inbox.put(_Abort(request_id))
+
+    def problem(self, max_silence_s: float) -> str | None:
+        """Why this engine cannot go on, or None: for health checks, from any thread."""
+        if not self._thread.is_alive():
+            return "the engine thread has ended"
+        if self._broken_steps >= MAX_BROKEN_STEPS:
+            return f"the last {self._broken_steps} steps failed"
+        silence = time.monotonic() - self._heartbeat
+        if self._engine.num_requests and silence > max_silence_s:
+            return f"no step has ended for {silence:.0f} s"
+        return None
+
+    def _run(self) -> None:
+        while self._drain_inbox():
+            if self._engine.num_requests:
+                self._step()
+
+    def _drain_inbox(self) -> bool:
+        """Takes in what was posted, waiting for it if there is nothing to do; False when told to stop."""
+        while True:
+            idle = self._engine.num_requests == 0
+            try:
+                message = self._inbox.get(block=idle)
+            except queue.Empty:
+                return True
+            self._heartbeat = time.monotonic()
+            match message:
+                case None:
+                    return False
+                case _Add(requests):
+                    for request in requests:
+                        self._add(request)
+                case _Abort(request_id):
+                    self._engine.abort(request_id)
+
+    def _add(self, request: DenoiseRequest) -> None:
+        try:
+            self._engine.add(request)
+        except (UnsupportedSamplerError, ValueError, RuntimeError) as error:
+            logger.exception("request %s could not be taken in", request.request_id)
+            self._deliver([DenoiseFailed(request.request_id, str(error))], None)
+
+    def _step(self) -> None:
+        batch = self._engine.admit()
+        try:
+            report = self._engine.run(batch)
+        except Exception as error:  # the boundary of the loop: whatever broke, its requests are told
+            self._broken_steps += 1
+            ids = ", ".join(item.request.request_id for item in batch)
+            logger.exception("the step of requests %s failed", ids)
+            self._deliver(self._engine.fail(batch, f"{type(error).__name__}: {error}"), None)
+            return
+        self._broken_steps = 0
+        self._heartbeat = time.monotonic()
+        self._deliver(report.events, report)

@@ -1,0 +1,106 @@
+"""The values that travel between the stages. All are frozen: what is of such a type is valid."""
+
+from dataclasses import dataclass
+
+import torch
+
+LatentShape = tuple[int, int]  # height and width of the latents
+
+
+@dataclass(frozen=True, slots=True)
+class PromptEmbeds:
+    """A prompt and its negative, encoded, on the CPU in the model's dtype.
+
+    prompt_embeds, negative_prompt_embeds: [tokens, width]; the negative is None where guidance does not ask
+        for it
+    pooled_prompt_embeds, negative_pooled_prompt_embeds: [pooled width], SDXL only
+    num_tokens: of the prompt as given, start and end tokens included
+    max_tokens: how many of them the text encoder reads; the rest were cut off
+    """
+
+    prompt_embeds: torch.Tensor
+    negative_prompt_embeds: torch.Tensor | None
+    pooled_prompt_embeds: torch.Tensor | None
+    negative_pooled_prompt_embeds: torch.Tensor | None
+    num_tokens: int
+    max_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class DenoiseRequest:
+    """One image to denoise.
+
+    height, width: of the image in pixels, multiples of the model's scale factor
+    guidance_scale: classifier-free guidance as diffusers counts it; at 1 or below there is none
+    preview_steps: after which steps (counted from 1) it wants to hear of its progress, with a preview
+    deadline: in seconds since the epoch, None where the client set none
+    priority: each level up halves the time that the request will wait while others are served
+    """
+
+    request_id: str
+    embeds: PromptEmbeds
+    height: int
+    width: int
+    sampler: str
+    num_inference_steps: int
+    guidance_scale: float
+    seed: int
+    deterministic: bool = False
+    preview_steps: frozenset[int] = frozenset()
+    deadline: float | None = None
+    priority: int = 0
+
+    @property
+    def num_rows(self) -> int:
+        """Rows of the U-Net's batch that this request takes: with guidance, the negative prompt has one
+        too."""
+        return 1 if self.embeds.negative_prompt_embeds is None else 2
+
+
+@dataclass(frozen=True, slots=True)
+class StepProgress:
+    """One of a request's preview_steps is done. preview_latents: the clean latents as estimated by now,
+    [C, h, w] float32 on the CPU, scaled."""
+
+    request_id: str
+    step: int
+    preview_latents: torch.Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class DenoisedLatents:
+    """The last event of an image. latents: [C, h, w] float32 on the CPU, still scaled."""
+
+    request_id: str
+    latents: torch.Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class DenoiseFailed:
+    """The last event of an image that a fault of ours ended; the log has the traceback under the request
+    id."""
+
+    request_id: str
+    reason: str
+
+
+DenoiseEvent = StepProgress | DenoisedLatents | DenoiseFailed
+
+
+@dataclass(frozen=True, slots=True)
+class ImageFormat:
+    """What file is wanted. media_type: image/png, image/webp or image/jpeg; quality: 0 to 100, PNG has
+    none."""
+
+    media_type: str = "image/png"
+    quality: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class EncodedImage:
+    """A picture as a file."""
+
+    data: bytes
+    media_type: str
+    height: int
+    width: int

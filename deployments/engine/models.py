@@ -1,0 +1,231 @@
+"""Loading a model in diffusers format: which family it is, and its parts on a device, in a dtype.
+
+Stable Diffusion 1.x and 2.x (epsilon or v-prediction) and SDXL. What cannot be served is refused here, at
+start, with the reason.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib import import_module
+from typing import Any
+
+import torch
+from diffusers import (
+    AutoencoderKL,
+    DDIMScheduler,
+    DiffusionPipeline,
+    StableDiffusionPipeline,
+    StableDiffusionXLPipeline,
+    UNet2DConditionModel,
+)
+from diffusers.models.attention_processor import AttnProcessor2_0, XFormersAttnProcessor
+
+from deployments.engine.messages import LatentShape
+
+DTYPES: Mapping[str, torch.dtype] = {
+    "float32": torch.float32,
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+}
+_PIPELINES = {
+    "StableDiffusionPipeline": StableDiffusionPipeline,
+    "StableDiffusionXLPipeline": StableDiffusionXLPipeline,
+}
+
+
+class ModelLoadError(RuntimeError):
+    """The model or the way it is to be run cannot be served; the message says why."""
+
+
+@dataclass(frozen=True, slots=True)
+class ModelSource:
+    """A diffusers model: a folder or a hub id. variant: as in `from_pretrained`, for example fp16."""
+
+    path: str
+    revision: str | None = None
+    variant: str | None = None
+
+    def hub_kwargs(self) -> dict[str, Any]:
+        return {
+            name: value for name, value in (("revision", self.revision), ("variant", self.variant)) if value
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class Placement:
+    """Where and how a part of a model runs. device: auto, cpu or cuda; attention: sdpa or xformers."""
+
+    device: str = "auto"
+    dtype: str = "float32"
+    attention: str = "sdpa"
+
+    def torch_device(self) -> torch.device:
+        available = torch.cuda.is_available()
+        if self.device == "cuda" and not available:
+            raise ModelLoadError("device: cuda was asked for, but torch sees no CUDA device here")
+        name = ("cuda" if available else "cpu") if self.device == "auto" else self.device
+        return torch.device(name)
+
+    def torch_dtype(self) -> torch.dtype:
+        return DTYPES[self.dtype]
+
+
+@dataclass(frozen=True, slots=True)
+class ModelInfo:
+    """What the HTTP side must know of a model, read from its configuration files alone."""
+
+    scheduler_config: Mapping[str, Any]
+    scale_factor: int  # image pixels per latent, each way
+    default_size: int  # pixels, each way
+
+
+def load_model_info(source: ModelSource) -> ModelInfo:
+    """Reads no weights. Raises ModelLoadError."""
+    _pipeline_class(source)
+    scheduler_config = DDIMScheduler.load_config(source.path, subfolder="scheduler", **source.hub_kwargs())
+    vae_config = AutoencoderKL.load_config(source.path, subfolder="vae", **source.hub_kwargs())
+    unet_config = UNet2DConditionModel.load_config(source.path, subfolder="unet", **source.hub_kwargs())
+    scale_factor = 2 ** (len(vae_config["block_out_channels"]) - 1)
+    return ModelInfo(scheduler_config, scale_factor, unet_config["sample_size"] * scale_factor)
+
+
+def _pipeline_class(source: ModelSource) -> type[DiffusionPipeline]:
+    try:
+        index = DiffusionPipeline.load_config(source.path, **source.hub_kwargs())
+    except OSError as error:
+        raise ModelLoadError(f"model {source.path!r} cannot be read: {error}") from error
+    name = index["_class_name"]
+    if name not in _PIPELINES:
+        raise ModelLoadError(f"model {source.path!r} is a {name}; served are {' and '.join(_PIPELINES)}")
+    if index.get("requires_aesthetics_score"):
+        raise ModelLoadError(
+            f"model {source.path!r} is an SDXL refiner, which makes no image from a prompt alone"
+        )
+    pipeline_class: type[DiffusionPipeline] = _PIPELINES[name]
+    return pipeline_class
+
+
+def load_text_pipeline(source: ModelSource, placement: Placement) -> DiffusionPipeline:
+    """The stock pipeline with its tokenizers and text encoders and nothing else: for `encode_prompt`."""
+    pipeline_class = _pipeline_class(source)
+    parts: dict[str, Any] = {"unet": None, "vae": None, "feature_extractor": None, "image_encoder": None}
+    if pipeline_class is StableDiffusionPipeline:
+        parts |= {"safety_checker": None, "requires_safety_checker": False}
+    pipeline = pipeline_class.from_pretrained(
+        source.path, dtype=placement.torch_dtype(), **parts, **source.hub_kwargs()
+    )
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline.to(placement.torch_device())
+
+
+def load_vae(source: ModelSource, placement: Placement) -> AutoencoderKL:
+    dtype = placement.torch_dtype()
+    config = AutoencoderKL.load_config(source.path, subfolder="vae", **source.hub_kwargs())
+    if dtype is torch.float16 and config.get("force_upcast", True):
+        dtype = torch.float32  # this VAE overflows in float16; diffusers upcasts it just so
+    vae = AutoencoderKL.from_pretrained(source.path, subfolder="vae", dtype=dtype, **source.hub_kwargs())
+    return vae.to(placement.torch_device()).eval().requires_grad_(False)
+
+
+class UNet:
+    """A U-Net as the engine calls it: rows in, predictions out, both float32 whatever the model computes
+    in."""
+
+    def __init__(self, module: UNet2DConditionModel, device: torch.device, dtype: torch.dtype) -> None:
+        self._module = module
+        self.device = device
+        self.dtype = dtype
+        self.in_channels: int = module.config.in_channels
+        self.needs_time_ids = module.config.addition_embed_type == "text_time"
+        self._embeds_width: int = module.config.cross_attention_dim
+        self._pooled_width = self._width_of_pooled()
+
+    def __call__(
+        self,
+        latents: torch.Tensor,
+        timesteps: torch.Tensor,
+        prompt_embeds: torch.Tensor,
+        pooled_prompt_embeds: torch.Tensor | None,
+        time_ids: torch.Tensor | None,
+    ) -> torch.Tensor:
+        """The model's output for every row.
+
+        latents [rows, C, h, w] float32, timesteps [rows], prompt_embeds [rows, tokens, width]; for SDXL also
+        pooled_prompt_embeds [rows, width] and time_ids [rows, 6]. Returns [rows, C, h, w] float32.
+        """
+        conditions = None
+        if self.needs_time_ids:
+            conditions = {"text_embeds": pooled_prompt_embeds, "time_ids": time_ids}
+        prediction: torch.Tensor = self._module(
+            latents.to(self.dtype),
+            timesteps,
+            encoder_hidden_states=prompt_embeds,
+            added_cond_kwargs=conditions,
+            return_dict=False,
+        )[0]
+        return prediction.float()
+
+    def rehearse(self, latent_shape: LatentShape, rows: int) -> None:
+        """One forward on random data, waited for: to warm up and to be timed."""
+        latents = torch.randn(rows, self.in_channels, *latent_shape, device=self.device)
+        embeds = torch.randn(rows, 77, self._embeds_width, device=self.device, dtype=self.dtype)
+        pooled = time_ids = None
+        if self.needs_time_ids:
+            pooled = torch.randn(rows, self._pooled_width, device=self.device, dtype=self.dtype)
+            time_ids = torch.ones(rows, 6, device=self.device, dtype=self.dtype)
+        with torch.inference_mode():
+            self(latents, torch.full((rows,), 500.0, device=self.device), embeds, pooled, time_ids)
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+
+    def _width_of_pooled(self) -> int:
+        if not self.needs_time_ids:
+            return 0
+        config = self._module.config
+        return int(config.projection_class_embeddings_input_dim - 6 * config.addition_time_embed_dim)
+
+
+def load_unet(source: ModelSource, placement: Placement) -> UNet:
+    """Raises ModelLoadError for a U-Net that needs more than a prompt, or an attention that cannot run."""
+    _pipeline_class(source)
+    device, dtype = placement.torch_device(), placement.torch_dtype()
+    module = UNet2DConditionModel.from_pretrained(
+        source.path, subfolder="unet", dtype=dtype, **source.hub_kwargs()
+    )
+    _refuse_unserved(module.config, source)
+    module.to(device, memory_format=torch.channels_last).eval().requires_grad_(False)
+    _set_attention(module, placement.attention, device, dtype)
+    return UNet(module, device, dtype)
+
+
+def _refuse_unserved(config: Any, source: ModelSource) -> None:
+    needs = {
+        "in_channels": config.in_channels not in (None, config.out_channels) and "an image to edit",
+        "time_cond_proj_dim": config.time_cond_proj_dim is not None and "its guidance embedded",
+        "class_embed_type": config.class_embed_type is not None and "class labels",
+        "encoder_hid_dim_type": config.encoder_hid_dim_type is not None and "projected conditions",
+        "addition_embed_type": config.addition_embed_type not in (None, "text_time")
+        and "other conditions than text",
+    }
+    for key, need in needs.items():
+        if need:
+            raise ModelLoadError(
+                f"model {source.path!r}: its U-Net's {key} says that it needs {need}, which is not served"
+            )
+
+
+def _set_attention(
+    module: UNet2DConditionModel, attention: str, device: torch.device, dtype: torch.dtype
+) -> None:
+    if attention == "sdpa":
+        module.set_attn_processor(AttnProcessor2_0())
+        return
+    query = torch.zeros(1, 8, 2, 32, device=device, dtype=dtype)
+    try:
+        import_module("xformers.ops").memory_efficient_attention(query, query, query)
+    except (ImportError, NotImplementedError, RuntimeError) as error:
+        reason = " ".join(str(error).split())[:300]
+        raise ModelLoadError(
+            f"attention: xformers cannot run on {device.type} in {dtype}: {reason}. Use attention: sdpa"
+        ) from error
+    module.set_attn_processor(XFormersAttnProcessor())

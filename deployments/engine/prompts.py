@@ -1,0 +1,93 @@
+"""Text to embeddings, by the stock pipeline's own `encode_prompt`."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from diffusers import DiffusionPipeline, StableDiffusionXLPipeline
+from diffusers.utils import logging as diffusers_logging
+
+from deployments.engine.messages import PromptEmbeds
+
+# encode_prompt warns about every prompt that it cuts; here the response says so.
+diffusers_logging.get_logger("diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion").setLevel(40)
+diffusers_logging.get_logger("diffusers.pipelines.stable_diffusion_xl.pipeline_stable_diffusion_xl").setLevel(
+    40
+)
+
+
+@dataclass(frozen=True, slots=True)
+class PromptText:
+    """What is to be encoded.
+
+    negative_prompt: None is not the same as empty: SDXL answers None with zeros, as diffusers does
+    guided: whether negative embeddings are wanted at all
+    deterministic: encoded in a batch of its own, so that the embeddings do not depend on what else is encoded
+    """
+
+    prompt: str
+    negative_prompt: str | None
+    guided: bool
+    deterministic: bool
+
+
+@dataclass(frozen=True, slots=True)
+class EncodedText:
+    """One text's embeddings, on the CPU: embeds [tokens, width], pooled [pooled width] (SDXL only)."""
+
+    embeds: torch.Tensor
+    pooled: torch.Tensor | None
+    num_tokens: int  # of the text as given, start and end included; what is past max_tokens was not read
+
+
+class TextEncoder:
+    """Texts to embeddings. Keeps nothing; not thread-safe (its tokenizers are not)."""
+
+    def __init__(self, pipeline: DiffusionPipeline) -> None:
+        self._pipeline = pipeline
+        self._is_xl = isinstance(pipeline, StableDiffusionXLPipeline)
+
+    @torch.inference_mode()
+    def encode(self, texts: Sequence[str]) -> list[EncodedText]:
+        """All in one batch, in order."""
+        encoded = self._pipeline.encode_prompt(
+            prompt=list(texts),
+            device=self._pipeline.device,
+            num_images_per_prompt=1,
+            do_classifier_free_guidance=False,
+        )
+        pooled = encoded[2].cpu() if self._is_xl else [None] * len(texts)
+        # Copies, so that a text that is kept does not keep its whole batch.
+        return [
+            EncodedText(
+                embeds.clone(),
+                None if p is None else p.clone(),
+                len(self._pipeline.tokenizer(text).input_ids),
+            )
+            for text, embeds, p in zip(texts, encoded[0].cpu(), pooled, strict=True)
+        ]
+
+    def texts(self, prompt: PromptText) -> list[str]:
+        """What must be encoded for a prompt: the prompt itself and, where it is needed, its negative."""
+        if not prompt.guided or self._zeroes_negative(prompt):
+            return [prompt.prompt]
+        return [prompt.prompt, prompt.negative_prompt or ""]
+
+    def assemble(self, prompt: PromptText, encoded: Sequence[EncodedText]) -> PromptEmbeds:
+        """The embeddings of a prompt from those of `texts(prompt)`."""
+        positive, negative = encoded[0], encoded[1] if len(encoded) > 1 else None
+        if prompt.guided and self._zeroes_negative(prompt):
+            assert positive.pooled is not None, "SDXL always has a pooled embedding"
+            negative = EncodedText(torch.zeros_like(positive.embeds), torch.zeros_like(positive.pooled), 0)
+        return PromptEmbeds(
+            prompt_embeds=positive.embeds,
+            negative_prompt_embeds=negative.embeds if negative else None,
+            pooled_prompt_embeds=positive.pooled,
+            negative_pooled_prompt_embeds=negative.pooled if negative else None,
+            num_tokens=positive.num_tokens,
+            max_tokens=self._pipeline.tokenizer.model_max_length,
+        )
+
+    def _zeroes_negative(self, prompt: PromptText) -> bool:
+        zeroes = self._is_xl and self._pipeline.config.force_zeros_for_empty_prompt
+        return prompt.negative_prompt is None and zeroes

@@ -1,0 +1,62 @@
+"""The prompt encoding stage: an LRU cache of embeddings in front of batched text encoders."""
+
+import asyncio
+from collections import OrderedDict
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+
+import torch
+from ray import serve
+
+from deployments.batching import Batching
+from deployments.engine.messages import PromptEmbeds
+from deployments.engine.models import ModelSource, Placement, load_text_pipeline
+from deployments.engine.prompts import EncodedText, PromptText, TextEncoder
+
+
+class PromptEncoder:
+    """num_threads: of torch, for this replica; cache_size: texts whose embeddings are kept."""
+
+    def __init__(
+        self, source: ModelSource, placement: Placement, batching: Batching, num_threads: int, cache_size: int
+    ) -> None:
+        torch.set_num_threads(num_threads)
+        self._encoder = TextEncoder(load_text_pipeline(source, placement))
+        # Embeddings made alone and in a batch are kept apart: their bits may differ.
+        self._cache: OrderedDict[tuple[str, bool], EncodedText] = OrderedDict()
+        self._cache_size = cache_size
+        # One thread, since the tokenizers are not safe in several.
+        self._executor = ThreadPoolExecutor(1, "prompt-encoder")
+        batching.apply_to(self._encode_together)
+        self._encoder.encode(["a rehearsal"])
+
+    async def encode(self, prompt: PromptText) -> PromptEmbeds:
+        """A deterministic prompt is encoded in a batch of its own, any other with what else there is."""
+        texts = self._encoder.texts(prompt)
+        encoded = await asyncio.gather(*(self._encode(text, prompt.deterministic) for text in texts))
+        return self._encoder.assemble(prompt, encoded)
+
+    async def ping(self) -> None:
+        """Answers when the replica serves."""
+
+    async def _encode(self, text: str, deterministic: bool) -> EncodedText:
+        key = (text, deterministic)
+        if key in self._cache:
+            self._cache.move_to_end(key)
+            return self._cache[key]
+        encoded: EncodedText
+        if deterministic:
+            [encoded] = await self._run([text])
+        else:
+            encoded = await self._encode_together(text)
+        self._cache[key] = encoded
+        while len(self._cache) > self._cache_size:
+            self._cache.popitem(last=False)
+        return encoded
+
+    @serve.batch  # type: ignore[untyped-decorator]
+    async def _encode_together(self, texts: list[str]) -> list[EncodedText]:
+        return await self._run(texts)
+
+    async def _run(self, texts: Sequence[str]) -> list[EncodedText]:
+        return await asyncio.get_running_loop().run_in_executor(self._executor, self._encoder.encode, texts)

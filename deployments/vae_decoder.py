@@ -1,0 +1,56 @@
+"""The decoding stage: latents to picture files, and quick previews."""
+
+import asyncio
+from collections.abc import Mapping, Sequence
+
+import torch
+from ray import serve
+
+from deployments.batching import Batching
+from deployments.engine.images import LatentDecoder, Pixels, encode_image
+from deployments.engine.messages import EncodedImage, ImageFormat
+from deployments.engine.models import ModelSource, Placement, load_vae
+
+
+class VaeDecoder:
+    """num_threads: of torch, for this replica."""
+
+    def __init__(
+        self, source: ModelSource, placement: Placement, batching: Batching, num_threads: int
+    ) -> None:
+        torch.set_num_threads(num_threads)
+        self._decoder = LatentDecoder(load_vae(source, placement))
+        batching.apply_to(self._decode_together)
+
+    async def decode(
+        self,
+        latents: torch.Tensor,
+        image_format: ImageFormat,
+        metadata: Mapping[str, str],
+        deterministic: bool,
+    ) -> EncodedImage:
+        """latents: [C, h, w], scaled. Deterministic ones are decoded in a batch of their own."""
+        if deterministic:
+            [pixels] = await asyncio.to_thread(self._decoder.decode, [latents])
+        else:
+            pixels = await self._decode_together(latents)
+        return await asyncio.to_thread(encode_image, pixels, image_format, metadata)
+
+    async def preview(self, latents: torch.Tensor, image_format: ImageFormat) -> EncodedImage:
+        """A rough picture of unfinished latents [C, h, w], in full size, without the VAE."""
+        pixels = await asyncio.to_thread(self._decoder.preview, latents)
+        return await asyncio.to_thread(encode_image, pixels, image_format, {})
+
+    async def ping(self) -> None:
+        """Answers when the replica serves."""
+
+    @serve.batch  # type: ignore[untyped-decorator]
+    async def _decode_together(self, latents: list[torch.Tensor]) -> list[Pixels]:
+        return await asyncio.to_thread(self._decode_by_shape, latents)
+
+    def _decode_by_shape(self, latents: Sequence[torch.Tensor]) -> list[Pixels]:
+        decoded: dict[int, Pixels] = {}
+        for shape in {item.shape for item in latents}:
+            members = [index for index, item in enumerate(latents) if item.shape == shape]
+            decoded |= zip(members, self._decoder.decode([latents[index] for index in members]), strict=True)
+        return [decoded[index] for index in range(len(latents))]

@@ -1,0 +1,129 @@
+"""The scenes that the embedded model knows: what they hold, how they are said and how they are drawn.
+
+This is the one definition of the model's world. `train.py` draws its data from it, `evaluate.py` and the
+integration tests ask it what a prompt should have given.
+"""
+
+import math
+import random
+from dataclasses import dataclass
+
+from PIL import Image, ImageDraw
+
+IMAGE_SIZE = 128
+COLOURS = {
+    "red": (222, 36, 44),
+    "green": (42, 164, 74),
+    "blue": (44, 88, 222),
+    "yellow": (252, 220, 52),
+    "orange": (248, 138, 28),
+    "purple": (142, 56, 182),
+    "white": (246, 246, 246),
+    "black": (22, 22, 24),
+}
+SHAPES = ("circle", "square", "triangle", "star")
+SIZES = ("small", "medium", "large")
+RELATIONS = ("left of", "right of", "above", "below")
+
+# Circumradius in pixels: an object alone may be larger than one that shares the picture.
+RADII_ALONE = {"small": 20, "medium": 32, "large": 46}
+RADII_TOGETHER = {"small": 14, "medium": 20, "large": 25}
+_SUPERSAMPLING = 4
+
+
+@dataclass(frozen=True, slots=True)
+class Thing:
+    """One object of a scene. `size` is None where the prompt does not say it."""
+
+    colour: str
+    shape: str
+    size: str | None
+
+    def phrase(self) -> str:
+        words = [self.size, self.colour, self.shape] if self.size else [self.colour, self.shape]
+        return f"{'an' if words[0][0] in 'aeiou' else 'a'} {' '.join(words)}"
+
+
+@dataclass(frozen=True, slots=True)
+class Scene:
+    """One or two objects on a background; with two, `things[0]` stands `relation` `things[1]`."""
+
+    background: str
+    things: tuple[Thing, ...]
+    relation: str | None
+
+    def prompt(self) -> str:
+        said = f" {self.relation} ".join(thing.phrase() for thing in self.things)
+        return f"{said} on {'an' if self.background[0] in 'aeiou' else 'a'} {self.background} background"
+
+
+@dataclass(frozen=True, slots=True)
+class Placed:
+    """An object as drawn: its centre and circumradius in pixels."""
+
+    thing: Thing
+    x: float
+    y: float
+    radius: float
+
+
+def random_scene(rng: random.Random) -> Scene:
+    """A scene drawn from all that can be said; two objects in two of three, sizes unsaid in two of five."""
+    background = rng.choice(list(COLOURS))
+    foregrounds = [colour for colour in COLOURS if colour != background]
+
+    def thing() -> Thing:
+        size = None if rng.random() < 0.4 else rng.choice(SIZES)
+        return Thing(rng.choice(foregrounds), rng.choice(SHAPES), size)
+
+    if rng.random() < 1 / 3:
+        return Scene(background, (thing(),), None)
+    return Scene(background, (thing(), thing()), rng.choice(RELATIONS))
+
+
+def place(scene: Scene, rng: random.Random) -> tuple[Placed, ...]:
+    """Chooses what the prompt leaves open: sizes unsaid, and a little freedom of place."""
+    radii = RADII_ALONE if scene.relation is None else RADII_TOGETHER
+    middle = IMAGE_SIZE / 2
+    # Offsets of the first object from the middle, in pixels; the second stands opposite.
+    dx, dy = {None: (0, 0), "left of": (-32, 0), "right of": (32, 0), "above": (0, -32), "below": (0, 32)}[
+        scene.relation
+    ]
+    jitter = 8 if scene.relation is None else 2
+    placed = []
+    for sign, thing in zip((1, -1), scene.things, strict=False):
+        radius = radii[thing.size or rng.choice(SIZES)]
+        x = middle + sign * dx + rng.uniform(-jitter, jitter)
+        y = middle + sign * dy + rng.uniform(-jitter, jitter)
+        placed.append(Placed(thing, x, y, radius))
+    return tuple(placed)
+
+
+def outline(shape: str, x: float, y: float, radius: float) -> list[tuple[float, float]]:
+    """The corners of a shape of the given circumradius around (x, y); a circle has many."""
+
+    def corner(angle: float, distance: float) -> tuple[float, float]:
+        return x + distance * math.sin(angle), y - distance * math.cos(angle)
+
+    if shape == "circle":
+        return [corner(2 * math.pi * i / 64, 0.92 * radius) for i in range(64)]
+    if shape == "square":
+        return [corner(math.pi * (2 * i + 1) / 4, 1.12 * radius) for i in range(4)]
+    if shape == "triangle":
+        return [corner(2 * math.pi * i / 3, 1.15 * radius) for i in range(3)]
+    if shape == "star":
+        return [corner(math.pi * i / 5, (1.18 if i % 2 == 0 else 0.5) * radius) for i in range(10)]
+    raise ValueError(f"unknown shape {shape!r}; known: {', '.join(SHAPES)}")
+
+
+def draw(background: str, placed: tuple[Placed, ...]) -> Image.Image:
+    """The scene as an RGB picture of IMAGE_SIZE x IMAGE_SIZE pixels, edges smoothed."""
+    side = IMAGE_SIZE * _SUPERSAMPLING
+    image = Image.new("RGB", (side, side), COLOURS[background])
+    pen = ImageDraw.Draw(image)
+    for item in placed:
+        corners = outline(item.thing.shape, item.x, item.y, item.radius)
+        pen.polygon(
+            [(px * _SUPERSAMPLING, py * _SUPERSAMPLING) for px, py in corners], COLOURS[item.thing.colour]
+        )
+    return image.resize((IMAGE_SIZE, IMAGE_SIZE), Image.Resampling.BOX)

@@ -1,0 +1,333 @@
+"""Trains the embedded model from nothing and writes it beside this file as a diffusers folder.
+
+    make train          (or: python models/shapes/train.py --output models/shapes)
+
+Three stages, each seeded: the VAE learns the pictures, every scene is encoded once, then text encoder
+and U-Net learn together to denoise the latents (v-prediction). Stages that are done are kept in the
+work folder, so that a run that was cut off goes on from the last checkpoint. Two CPU cores with
+bfloat16 units take about two hours.
+"""
+
+import argparse
+import copy
+import json
+import math
+import random
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from diffusers import (
+    AutoencoderKL,
+    DPMSolverMultistepScheduler,
+    StableDiffusionPipeline,
+    UNet2DConditionModel,
+)
+from PIL import Image
+from scenes import COLOURS, IMAGE_SIZE, RELATIONS, SHAPES, SIZES, draw, place, random_scene
+from tokenizers import Tokenizer, models, pre_tokenizers, trainers
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+
+TEXT_WIDTH = 128
+LATENT_CHANNELS = 8  # with four, as in Stable Diffusion, so small a VAE blurs the corners of small stars
+MAX_TOKENS = 77  # what every Stable Diffusion text encoder takes
+CROP_SIZE = 64
+UNCONDITIONAL_SHARE = 0.1  # prompts left empty in training, for classifier-free guidance
+
+
+def build_tokenizer() -> CLIPTokenizer:
+    """CLIP's byte-level BPE with a vocabulary learned on the scenes' own words; any other text still
+    encodes."""
+    words = [*COLOURS, *SHAPES, *SIZES, *RELATIONS, "a an on background"]
+    trainer = trainers.BpeTrainer(
+        vocab_size=1024,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        end_of_word_suffix="</w>",
+        show_progress=False,
+    )
+    learner = Tokenizer(models.BPE(end_of_word_suffix="</w>"))
+    learner.pre_tokenizer = pre_tokenizers.Whitespace()
+    learner.train_from_iterator(words, trainer)
+    learned = json.loads(learner.to_str())["model"]
+    # A byte that ends a word is a token of its own in CLIP's alphabet.
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    tokens = dict.fromkeys([*alphabet, *(byte + "</w>" for byte in alphabet)])
+    tokens.update(dict.fromkeys(learned["vocab"]))
+    tokens.update(dict.fromkeys(["<|startoftext|>", "<|endoftext|>"]))
+    return CLIPTokenizer(
+        vocab={token: index for index, token in enumerate(tokens)},
+        merges=[tuple(merge) for merge in learned["merges"]],
+        model_max_length=MAX_TOKENS,
+    )
+
+
+def build_vae() -> AutoencoderKL:
+    """Eight pixels to one latent each way, as in Stable Diffusion: 128x128 becomes [8, 16, 16]."""
+    return AutoencoderKL(
+        down_block_types=("DownEncoderBlock2D",) * 4,
+        up_block_types=("UpDecoderBlock2D",) * 4,
+        block_out_channels=(16, 32, 64, 128),
+        layers_per_block=1,
+        latent_channels=LATENT_CHANNELS,
+        norm_num_groups=8,
+        sample_size=IMAGE_SIZE,
+        mid_block_add_attention=False,
+    )
+
+
+def build_text_encoder(tokenizer: CLIPTokenizer) -> CLIPTextModel:
+    return CLIPTextModel(
+        CLIPTextConfig(
+            vocab_size=len(tokenizer),
+            hidden_size=TEXT_WIDTH,
+            intermediate_size=4 * TEXT_WIDTH,
+            num_hidden_layers=3,
+            num_attention_heads=2,
+            max_position_embeddings=MAX_TOKENS,
+            bos_token_id=tokenizer.bos_token_id,
+            eos_token_id=tokenizer.eos_token_id,
+            pad_token_id=tokenizer.pad_token_id,
+        )
+    )
+
+
+def build_unet() -> UNet2DConditionModel:
+    return UNet2DConditionModel(
+        sample_size=IMAGE_SIZE // 8,
+        in_channels=LATENT_CHANNELS,
+        out_channels=LATENT_CHANNELS,
+        block_out_channels=(96, 160),
+        # Attention at 8x8 only: enough to place objects, and a third of the time of attention at 16x16.
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
+        layers_per_block=1,
+        norm_num_groups=16,
+        cross_attention_dim=TEXT_WIDTH,
+        attention_head_dim=4,  # diffusers takes this as the number of heads
+    )
+
+
+def build_scheduler() -> DPMSolverMultistepScheduler:
+    """The noise schedule all samplers share; it ends at so little signal that no background colour leaks."""
+    return DPMSolverMultistepScheduler(
+        num_train_timesteps=1000,
+        beta_start=0.00085,
+        beta_end=0.02,
+        beta_schedule="scaled_linear",
+        prediction_type="v_prediction",
+        timestep_spacing="trailing",
+    )
+
+
+def draw_scenes(count: int, rng: random.Random) -> tuple[torch.Tensor, list[str]]:
+    """Pictures [count, 3, h, w] as bytes and their prompts."""
+    scenes = [random_scene(rng) for _ in range(count)]
+    pictures = [draw(scene.background, place(scene, rng)) for scene in scenes]
+    return to_tensor(pictures), [scene.prompt() for scene in scenes]
+
+
+def draw_crops(count: int, rng: random.Random) -> torch.Tensor:
+    """Squares [count, 3, CROP_SIZE, CROP_SIZE] cut out around objects: four times cheaper, and dense with
+    edges."""
+    crops = []
+    for _ in range(count):
+        scene = random_scene(rng)
+        placed = place(scene, rng)
+        item = rng.choice(placed)
+        left, top = (
+            min(max(int(centre + rng.uniform(-24, 24)) - CROP_SIZE // 2, 0), IMAGE_SIZE - CROP_SIZE)
+            for centre in (item.x, item.y)
+        )
+        crops.append(draw(scene.background, placed).crop((left, top, left + CROP_SIZE, top + CROP_SIZE)))
+    return to_tensor(crops)
+
+
+def to_tensor(pictures: list[Image.Image]) -> torch.Tensor:
+    return (
+        torch.from_numpy(np.stack([np.asarray(picture) for picture in pictures]))
+        .permute(0, 3, 1, 2)
+        .contiguous()
+    )
+
+
+def to_signal(pictures: torch.Tensor) -> torch.Tensor:
+    return pictures.float() / 127.5 - 1
+
+
+def learning_rate(step: int, steps: int, peak: float) -> float:
+    """Linear warm-up over 200 steps, then a half cosine to zero."""
+    return peak * min(1.0, (step + 1) / 200) * 0.5 * (1 + math.cos(math.pi * step / steps))
+
+
+def training_steps(optimizer: torch.optim.Optimizer, first: int, last: int, peak: float) -> Iterator[int]:
+    """Counts steps, sets each one's learning rate and shows progress."""
+    started = time.monotonic()
+    for step in range(first, last):
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate(step, last, peak)
+        yield step
+        if step % 100 == 99:
+            rate = (step + 1 - first) / (time.monotonic() - started)
+            print(
+                f"  step {step + 1}/{last}, {rate:.2f} steps/s, {(last - step) / rate / 60:.0f} min left",
+                flush=True,
+            )
+
+
+def train_vae(steps: int, seed: int) -> AutoencoderKL:
+    """On crops first; the last quarter on whole pictures, whose normalisation statistics it will meet in
+    use."""
+    torch.manual_seed(seed)
+    rng = random.Random(seed)
+    vae = build_vae()
+    optimizer = torch.optim.AdamW(vae.parameters(), weight_decay=0.01)
+    losses = []
+    for step in training_steps(optimizer, 0, steps, 2e-3):
+        target = to_signal(draw_crops(32, rng) if step < 0.75 * steps else draw_scenes(12, rng)[0])
+        with torch.autocast("cpu", torch.bfloat16):
+            posterior = vae.encode(target).latent_dist
+            decoded = vae.decode(posterior.sample()).sample.float()
+        # A KL weight that only bounds the latents: a larger one leaves them too noisy for sharp corners.
+        loss = F.l1_loss(decoded, target) + F.mse_loss(decoded, target) + 5e-9 * posterior.kl().mean()
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(vae.parameters(), 1.0)
+        optimizer.step()
+        losses.append(loss.item())
+        if step % 100 == 99:
+            print(f"  vae loss {sum(losses[-100:]) / 100:.4f}", flush=True)
+    return vae
+
+
+@torch.no_grad()
+def encode_scenes(vae: AutoencoderKL, count: int, seed: int) -> tuple[torch.Tensor, list[str]]:
+    """Latents [count, 8, 16, 16] (unscaled means) and prompts of fresh scenes."""
+    rng = random.Random(seed + 1)
+    latents, prompts = [], []
+    for _ in range(0, count, 128):
+        pictures, said = draw_scenes(128, rng)
+        with torch.autocast("cpu", torch.bfloat16):
+            latents.append(vae.encode(to_signal(pictures)).latent_dist.mean.float())
+        prompts += said
+    return torch.cat(latents), prompts
+
+
+class Ema:
+    """Exponential moving average of weights, slow only once there is something worth keeping."""
+
+    def __init__(self, module: torch.nn.Module) -> None:
+        self.module = copy.deepcopy(module).requires_grad_(False)
+
+    @torch.no_grad()
+    def update(self, module: torch.nn.Module, step: int) -> None:
+        decay = min(0.999, (1 + step) / (10 + step))
+        mine = list(self.module.parameters())
+        torch._foreach_lerp_(mine, list(module.parameters()), 1 - decay)
+
+
+def train_denoiser(
+    latents: torch.Tensor, prompts: list[str], steps: int, batch_size: int, seed: int, checkpoint: Path
+) -> tuple[CLIPTokenizer, torch.nn.ModuleDict]:
+    """U-Net and text encoder together, on latents [n, 8, 16, 16] that are already scaled."""
+    torch.manual_seed(seed + 2)
+    tokenizer = build_tokenizer()
+    model = torch.nn.ModuleDict({"unet": build_unet(), "text_encoder": build_text_encoder(tokenizer)})
+    model.to(memory_format=torch.channels_last)
+    optimizer = torch.optim.AdamW(model.parameters(), weight_decay=0.01, betas=(0.9, 0.99))
+    ema = Ema(model)
+    alphas_cumprod = build_scheduler().alphas_cumprod
+    token_ids = tokenizer(prompts, padding="max_length", truncation=True, return_tensors="pt").input_ids
+    empty_ids = tokenizer([""], padding="max_length", return_tensors="pt").input_ids
+    first = 0
+    if checkpoint.exists():
+        saved = torch.load(checkpoint)
+        model.load_state_dict(saved["model"])
+        ema.module.load_state_dict(saved["ema"])
+        optimizer.load_state_dict(saved["optimizer"])
+        first = saved["step"]
+        torch.manual_seed(seed + 2 + first)
+    losses = []
+    for step in training_steps(optimizer, first, steps, 8e-4):
+        chosen = torch.randint(len(prompts), (batch_size,))
+        clean = latents[chosen]
+        ids = torch.where(torch.rand(batch_size, 1) < UNCONDITIONAL_SHARE, empty_ids, token_ids[chosen])
+        timesteps = torch.randint(len(alphas_cumprod), (batch_size,))
+        alpha = alphas_cumprod[timesteps].sqrt().view(-1, 1, 1, 1)
+        sigma = (1 - alpha**2).sqrt()
+        noise = torch.randn_like(clean)
+        noisy = (alpha * clean + sigma * noise).contiguous(memory_format=torch.channels_last)
+        with torch.autocast("cpu", torch.bfloat16):
+            prompt_embeds = model["text_encoder"](ids).last_hidden_state
+            prediction = model["unet"](noisy, timesteps, prompt_embeds).sample
+        loss = F.mse_loss(prediction.float(), alpha * noise - sigma * clean)
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        ema.update(model, step)
+        losses.append(loss.item())
+        if step % 100 == 99:
+            print(f"  denoising loss {sum(losses[-100:]) / 100:.4f}", flush=True)
+        if step % 500 == 499:
+            parts = {
+                "model": model.state_dict(),
+                "ema": ema.module.state_dict(),
+                "optimizer": optimizer.state_dict(),
+            }
+            torch.save({**parts, "step": step + 1}, checkpoint)
+    return tokenizer, ema.module
+
+
+def save(vae: AutoencoderKL, tokenizer: CLIPTokenizer, model: torch.nn.ModuleDict, output: Path) -> None:
+    pipeline = StableDiffusionPipeline(
+        vae=vae,
+        text_encoder=model["text_encoder"],
+        tokenizer=tokenizer,
+        unet=model["unet"],
+        scheduler=build_scheduler(),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
+    pipeline.to(torch.float16).save_pretrained(output)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--output", type=Path, default=Path(__file__).parent)
+    parser.add_argument(
+        "--work", type=Path, default=Path("build/train"), help="checkpoints; a later run goes on"
+    )
+    parser.add_argument("--vae-steps", type=int, default=4000)
+    parser.add_argument("--denoiser-steps", type=int, default=9000)
+    parser.add_argument("--scenes", type=int, default=40_000)
+    parser.add_argument("--seed", type=int, default=0)
+    args = parser.parse_args()
+    args.work.mkdir(parents=True, exist_ok=True)
+
+    vae_folder = args.work / "vae"
+    if vae_folder.exists():
+        vae = AutoencoderKL.from_pretrained(vae_folder)
+    else:
+        print("1/3 the VAE learns the pictures")
+        vae = train_vae(args.vae_steps, args.seed)
+        vae.save_pretrained(vae_folder)
+    print("2/3 encoding the scenes")
+    latents, prompts = encode_scenes(vae, args.scenes, args.seed)
+    vae.register_to_config(scaling_factor=1 / latents.std().item())
+    print("3/3 text encoder and U-Net learn to denoise")
+    scaled = latents * vae.config.scaling_factor
+    tokenizer, model = train_denoiser(
+        scaled, prompts, args.denoiser_steps, 32, args.seed, args.work / "denoiser.pt"
+    )
+    save(vae, tokenizer, model, args.output)
+    print(f"written to {args.output}")
+
+
+if __name__ == "__main__":
+    main()

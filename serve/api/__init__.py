@@ -1,0 +1,1 @@
+"""HTTP: one module per dialect, schemas beside their routes. Nothing outside knows of it."""

@@ -1,0 +1,58 @@
+"""The ASGI application: routes, a limit on bodies, and errors in one form."""
+
+import time
+
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import JSONResponse, PlainTextResponse, Response
+from starlette.routing import Route
+
+from deployments.engine.models import ModelInfo
+from serve.admission import Admission
+from serve.api.images import ImagesRoute
+from serve.api.problems import on_fault, on_http_exception, on_midstep_error
+from serve.config import AppConfig
+from serve.errors import MidstepError, NotReadyError
+from serve.pipeline import Pipeline
+
+MAX_BODY_BYTES = 1 << 20
+_READY_TIMEOUT_S = 2.0
+
+
+def build_http_app(config: AppConfig, info: ModelInfo, pipeline: Pipeline) -> Starlette:
+    started = int(time.time())
+    images = ImagesRoute(config, info, pipeline, Admission(config.limits.max_queue))
+
+    async def models(_: Request) -> Response:
+        model = {"id": config.model.id, "object": "model", "created": started, "owned_by": "midstep"}
+        return JSONResponse({"object": "list", "data": [model]})
+
+    async def livez(_: Request) -> Response:
+        return PlainTextResponse("ok")
+
+    async def readyz(_: Request) -> Response:
+        try:
+            await pipeline.ready(_READY_TIMEOUT_S)
+        except TimeoutError as error:
+            raise NotReadyError("Not every stage has a replica that answers yet.", retry_after_s=1) from error
+        return PlainTextResponse("ok")
+
+    routes = [
+        Route("/v1/images/generations", images.generate, methods=["POST"]),
+        Route("/v1/models", models),
+        Route("/livez", livez),
+        Route("/readyz", readyz),
+    ]
+    app = Starlette(
+        routes=routes,
+        exception_handlers={
+            MidstepError: on_midstep_error,
+            HTTPException: on_http_exception,
+            Exception: on_fault,
+        },
+        max_body_size=MAX_BODY_BYTES,
+    )
+    app.state.route_paths = [route.path for route in routes]
+    app.state.max_body_bytes = MAX_BODY_BYTES
+    return app

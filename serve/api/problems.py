@@ -1,0 +1,82 @@
+"""Errors on the wire: one body (RFC 9457, and what the OpenAI, Replicate and fal clients read) for every
+dialect."""
+
+import logging
+import re
+import uuid
+from typing import Any
+
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+
+from serve.errors import (
+    BodyTooLargeError,
+    InvalidRequestError,
+    MethodNotAllowedError,
+    MidstepError,
+    RouteNotFoundError,
+)
+
+logger = logging.getLogger("ray.serve")
+_USABLE_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
+
+
+def request_id(request: Request) -> str:
+    """The client's own or the one that Serve's proxy gave it; Serve sees to `x-request-id` on the
+    response."""
+    given = request.headers.get("x-request-id", "")
+    return given if _USABLE_ID.fullmatch(given) else uuid.uuid4().hex
+
+
+def error_object(error: MidstepError) -> dict[str, Any]:
+    """What the OpenAI client reads, in a body and in the middle of a stream."""
+    kind = "invalid_request_error" if error.status < 500 else "server_error"
+    return {"message": error.detail, "type": kind, "param": error.param, "code": error.code}
+
+
+def problem_response(error: MidstepError, request: Request) -> Response:
+    body = {
+        "type": f"urn:midstep:{error.code}",
+        "title": error.title,
+        "status": error.status,
+        "detail": error.detail,
+        "instance": request.url.path,
+        "error": error_object(error),
+        "error_type": error.code,
+    }
+    headers = {}
+    if error.retry_after_s is not None:
+        headers["retry-after"] = str(error.retry_after_s)
+    elif error.status < 500 or error.status == 504:
+        headers["x-should-retry"] = "false"
+    return JSONResponse(body, error.status, headers, media_type="application/problem+json")
+
+
+async def on_midstep_error(request: Request, error: Exception) -> Response:
+    assert isinstance(error, MidstepError)
+    if error.status == 500:
+        logger.error("request %s failed: %s", request_id(request), error.detail, exc_info=error)
+    return problem_response(error, request)
+
+
+async def on_http_exception(request: Request, error: Exception) -> Response:
+    """Starlette's own refusals, in our words."""
+    assert isinstance(error, HTTPException)
+    path, routes = request.url.path, ", ".join(request.app.state.route_paths)
+    known: dict[int, MidstepError] = {
+        404: RouteNotFoundError(f"There is nothing at {path}. Routes: {routes}."),
+        405: MethodNotAllowedError(f"{request.method} is not possible at {path}."),
+        413: BodyTooLargeError(f"The body is larger than {request.app.state.max_body_bytes} bytes."),
+    }
+    response = problem_response(known.get(error.status_code, InvalidRequestError(error.detail)), request)
+    for name, value in (error.headers or {}).items():
+        response.headers[name] = value
+    return response
+
+
+async def on_fault(request: Request, error: Exception) -> Response:
+    logger.error("request %s failed", request_id(request), exc_info=error)
+    return problem_response(
+        MidstepError(f"A fault of ours; the log has it under request id {request_id(request)}."), request
+    )

@@ -1,0 +1,32 @@
+"""`build_app`: from a configuration to a Ray Serve application. The only place that binds deployments."""
+
+from ray import serve
+from ray.serve import Application
+
+from deployments.denoiser import Denoiser
+from deployments.engine.models import load_model_info
+from deployments.prompt_encoder import PromptEncoder
+from deployments.vae_decoder import VaeDecoder
+from serve.config import AppConfig
+from serve.ingress import Ingress
+
+
+def build_app(config: AppConfig) -> Application:
+    """The application of `serve_config.yaml` (`import_path: serve.app:build_app`, `args` are the AppConfig).
+
+    Raises ConfigError and ModelLoadError, naming the key or the model, before anything is deployed.
+    """
+    source, placement = config.model.source(), config.model.placement()
+    info = load_model_info(source)
+    encoder, denoiser, decoder = config.encoder, config.denoiser, config.decoder
+    encoder_stage = serve.deployment(PromptEncoder, **encoder.deployment_options()).bind(
+        source, placement, encoder.batching(), encoder.num_threads, encoder.cache_size
+    )
+    denoiser_stage = serve.deployment(Denoiser, **denoiser.deployment_options()).bind(
+        source, placement, config.engine_config(info), denoiser.batching(), denoiser.num_threads
+    )
+    decoder_stage = serve.deployment(VaeDecoder, **decoder.deployment_options()).bind(
+        source, placement, decoder.batching(), decoder.num_threads
+    )
+    ingress = serve.deployment(Ingress, **config.ingress.deployment_options())
+    return ingress.bind(config, encoder_stage, denoiser_stage, decoder_stage)

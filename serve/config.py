@@ -1,0 +1,258 @@
+"""The configuration: the `args` of an application in Serve's YAML. The only place that reads the environment.
+
+Every key has a default, so that `args: {}` serves the embedded model; unknown keys are errors that name the
+nearest key there is.
+"""
+
+import difflib
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal, get_args
+
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    model_validator,
+)
+
+from deployments.batching import Batching
+from deployments.engine.denoising import EngineConfig
+from deployments.engine.models import ModelInfo, ModelSource, Placement
+
+PROJECT_FOLDER = Path(__file__).parents[1]
+
+
+class ConfigError(ValueError):
+    """The configuration cannot be used; the message has a line per key."""
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+
+
+class ModelConfig(_Section):
+    """What is served."""
+
+    id: str = Field("shapes", min_length=1, description="the name that clients use")
+    path: str = Field("models/shapes", description="a folder in diffusers format, or a hub id")
+    revision: str | None = Field(None, description="a hub revision")
+    variant: str | None = Field(None, description="a weight variant, for example `fp16`")
+    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="`auto` takes CUDA where there is one")
+    dtype: Literal["float32", "bfloat16", "float16"] = Field(
+        "float32", description="what the model computes in"
+    )
+    attention: Literal["sdpa", "xformers"] = Field("sdpa", description="the attention implementation")
+
+    def source(self) -> ModelSource:
+        """A relative path is looked for where the process runs and in the project's folder, and is a hub id
+        else."""
+        for folder in (Path.cwd(), PROJECT_FOLDER):
+            if (folder / self.path / "model_index.json").exists():
+                return ModelSource(str(folder / self.path), self.revision, self.variant)
+        if self.path.startswith((".", "/", "~")):
+            raise ConfigError(
+                f"model.path: {self.path!r} is no folder in diffusers format (it has no model_index.json)"
+            )
+        return ModelSource(self.path, self.revision, self.variant)
+
+    def placement(self) -> Placement:
+        return Placement(self.device, self.dtype, self.attention)
+
+
+class AutoscalingSection(_Section):
+    """Ray Serve's own autoscaling of a stage."""
+
+    min_replicas: NonNegativeInt = Field(1, description="never fewer replicas")
+    max_replicas: PositiveInt = Field(1, description="never more replicas")
+    target_ongoing_requests: PositiveFloat = Field(8, description="requests per replica that scaling aims at")
+    upscale_delay_s: NonNegativeFloat = Field(10, description="how long the load must be high")
+    downscale_delay_s: NonNegativeFloat = Field(300, description="how long the load must be low")
+
+    @model_validator(mode="after")
+    def _check_order(self) -> "AutoscalingSection":
+        if self.min_replicas > self.max_replicas:
+            raise ValueError(
+                f"min_replicas ({self.min_replicas}) is more than max_replicas ({self.max_replicas})"
+            )
+        return self
+
+
+class _Stage(_Section):
+    num_cpus: NonNegativeFloat = Field(0.25, description="CPUs that Ray reserves for a replica")
+    num_gpus: NonNegativeFloat = Field(0, description="share of a GPU that Ray reserves for a replica")
+    num_threads: PositiveInt = Field(1, description="torch's threads in a replica")
+    max_ongoing_requests: PositiveInt = Field(
+        32, description="requests that a replica has at once; more wait outside"
+    )
+    autoscaling: AutoscalingSection = Field(default_factory=AutoscalingSection, description="see below")
+
+    def deployment_options(self) -> dict[str, Any]:
+        """For `Deployment.options`."""
+        return {
+            "ray_actor_options": {"num_cpus": self.num_cpus, "num_gpus": self.num_gpus},
+            "max_ongoing_requests": self.max_ongoing_requests,
+            "autoscaling_config": self.autoscaling.model_dump(),
+        }
+
+
+class _BatchedStage(_Stage):
+    max_batch_size: PositiveInt = Field(8, description="most items of a batch")
+    batch_wait_timeout_s: NonNegativeFloat = Field(0.005, description="longest wait of a batch's first item")
+
+    def batching(self) -> Batching:
+        return Batching(self.max_batch_size, self.batch_wait_timeout_s)
+
+    @model_validator(mode="after")
+    def _check_room(self) -> "_BatchedStage":
+        if self.max_ongoing_requests < self.max_batch_size:
+            raise ValueError(
+                f"max_ongoing_requests ({self.max_ongoing_requests}) is less than max_batch_size "
+                f"({self.max_batch_size}), so no batch could ever be full"
+            )
+        return self
+
+
+class EncoderConfig(_BatchedStage):
+    """The prompt encoding stage."""
+
+    cache_size: PositiveInt = Field(256, description="texts whose embeddings are kept")
+
+
+class DenoiserConfig(_BatchedStage):
+    """The denoising stage. max_batch_size and batch_wait_timeout_s gather admissions; the engine batches
+    steps."""
+
+    num_threads: PositiveInt = Field(2, description="torch's threads in a replica")
+    max_rows: PositiveInt = Field(
+        16, description="most U-Net rows in a forward (guidance takes two per image)"
+    )
+    rows_per_forward: PositiveInt | Literal["auto"] = Field(
+        "auto", description="the row cap; `auto` measures where more rows stop paying"
+    )
+    deterministic_rows: Annotated[int, Field(ge=2)] = Field(
+        8, description="rows of every deterministic forward; changing it changes the bytes of images"
+    )
+
+    @model_validator(mode="after")
+    def _check_rows(self) -> "DenoiserConfig":
+        if isinstance(self.rows_per_forward, int) and not 2 <= self.rows_per_forward <= self.max_rows:
+            raise ValueError(
+                f"rows_per_forward ({self.rows_per_forward}) is not within 2 and max_rows ({self.max_rows})"
+            )
+        if self.max_rows < 2:
+            raise ValueError("max_rows (1) is less than the 2 that an image with guidance takes")
+        return self
+
+
+class DecoderConfig(_BatchedStage):
+    """The decoding stage."""
+
+    max_batch_size: PositiveInt = Field(4, description="most items of a batch")
+
+
+class IngressConfig(_Stage):
+    """The HTTP stage."""
+
+    max_ongoing_requests: PositiveInt = Field(256, description="HTTP requests that a replica has at once")
+    autoscaling: AutoscalingSection = Field(
+        default_factory=lambda: AutoscalingSection(target_ongoing_requests=64), description="see below"
+    )
+
+
+class DefaultsConfig(_Section):
+    """What a request that does not say gets."""
+
+    width: PositiveInt | None = Field(None, description="pixels; the model's own size if not set")
+    height: PositiveInt | None = Field(None, description="pixels; the model's own size if not set")
+    sampler: str = Field("DPM++ 2M", description="see Samplers")
+    num_inference_steps: PositiveInt = Field(20, description="denoising steps")
+    guidance_scale: NonNegativeFloat = Field(5.0, description="classifier-free guidance; 1 and less is none")
+
+
+class LimitsConfig(_Section):
+    """What a request may ask for."""
+
+    min_size: PositiveInt = Field(64, description="pixels, each way")
+    max_width: PositiveInt = Field(1024, description="pixels")
+    max_height: PositiveInt = Field(1024, description="pixels")
+    max_pixels: PositiveInt = Field(1024 * 1024, description="width times height")
+    max_num_inference_steps: PositiveInt = Field(100, description="denoising steps")
+    max_num_images: Annotated[int, Field(ge=1, le=10)] = Field(10, description="images of a request (`n`)")
+    max_prompt_length: Annotated[int, Field(ge=1, le=32000)] = Field(
+        4000, description="characters, of either prompt"
+    )
+    max_queue: PositiveInt = Field(
+        64, description="images that an ingress replica has accepted and not finished"
+    )
+    max_deadline_s: PositiveFloat = Field(3600, description="seconds, the largest `deadline_s`")
+
+
+class AppConfig(_Section):
+    """An application: one model, its stages and its limits."""
+
+    model: ModelConfig = Field(default_factory=ModelConfig)
+    encoder: EncoderConfig = Field(default_factory=EncoderConfig)
+    denoiser: DenoiserConfig = Field(default_factory=DenoiserConfig)
+    decoder: DecoderConfig = Field(default_factory=DecoderConfig)
+    ingress: IngressConfig = Field(default_factory=IngressConfig)
+    defaults: DefaultsConfig = Field(default_factory=DefaultsConfig)
+    limits: LimitsConfig = Field(default_factory=LimitsConfig)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _name_unknown_keys(cls, data: Any) -> Any:
+        if unknown := list(unknown_keys(cls, data)):
+            raise ValueError("; ".join(unknown))
+        return data
+
+    def engine_config(self, info: ModelInfo) -> EngineConfig:
+        """The size that requests get by default is the one that is warmed up and timed."""
+        height, width = self.default_size(info)
+        rows = self.denoiser.rows_per_forward
+        return EngineConfig(
+            max_rows=self.denoiser.max_rows,
+            rows_per_forward=None if rows == "auto" else rows,
+            deterministic_rows=self.denoiser.deterministic_rows,
+            latent_shapes=((height // info.scale_factor, width // info.scale_factor),),
+        )
+
+    def default_size(self, info: ModelInfo) -> tuple[int, int]:
+        """Height and width in pixels."""
+        return self.defaults.height or info.default_size, self.defaults.width or info.default_size
+
+
+def unknown_keys(schema: type[BaseModel], data: Any, path: str = "") -> Iterator[str]:
+    """A sentence for each key of `data` that `schema` does not know, at any depth, with the nearest key
+    there is."""
+    if not isinstance(data, Mapping):
+        return
+    names = {field.alias or name: field.annotation for name, field in schema.model_fields.items()}
+    for key, value in data.items():
+        if key not in names:
+            nearest = difflib.get_close_matches(str(key), names, n=1, cutoff=0.0)
+            yield f"{path}{key}: unknown key; the nearest one is {nearest[0]!r}"
+            continue
+        for nested in _models_in(names[key]):
+            for index, item in enumerate(value if isinstance(value, list) else [value]):
+                place = f"{path}{key}[{index}]." if isinstance(value, list) else f"{path}{key}."
+                yield from unknown_keys(nested, item, place)
+
+
+def _models_in(annotation: Any) -> list[type[BaseModel]]:
+    """The pydantic models that an annotation mentions, through Optional, list and Annotated."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation]
+    return [model for argument in get_args(annotation) for model in _models_in(argument)]
+
+
+def quiet_libraries() -> None:
+    """Keeps libraries from reaching for the network or filling the console where the user did not ask for
+    it."""
+    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")

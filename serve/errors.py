@@ -1,0 +1,53 @@
+"""What can go wrong, each with its status and a stable code. How it looks on the wire is
+`serve.api.problems`'s."""
+
+
+class MidstepError(Exception):
+    """detail: a sentence that a person can act on; param: the field at fault; retry_after_s: when to try
+    again."""
+
+    status = 500
+    code = "internal_error"
+    title = "Internal error"
+
+    def __init__(self, detail: str, param: str | None = None, retry_after_s: int | None = None) -> None:
+        super().__init__(detail)
+        self.detail = detail
+        self.param = param
+        self.retry_after_s = retry_after_s
+
+
+class InvalidRequestError(MidstepError):
+    status, code, title = 400, "invalid_request", "Invalid request"
+
+
+class ModelNotFoundError(MidstepError):
+    status, code, title = 404, "model_not_found", "Model not found"
+
+
+class RouteNotFoundError(MidstepError):
+    status, code, title = 404, "route_not_found", "Route not found"
+
+
+class MethodNotAllowedError(MidstepError):
+    status, code, title = 405, "method_not_allowed", "Method not allowed"
+
+
+class BodyTooLargeError(MidstepError):
+    status, code, title = 413, "body_too_large", "Body too large"
+
+
+class QueueFullError(MidstepError):
+    status, code, title = 429, "queue_full", "Queue full"
+
+
+class NotReadyError(MidstepError):
+    status, code, title = 503, "not_ready", "Not ready"
+
+
+class DeadlineExceededError(MidstepError):
+    status, code, title = 504, "deadline_exceeded", "Deadline exceeded"
+
+
+class GenerationFailedError(MidstepError):
+    """A fault of ours in the middle of an image; the log has it under the request id."""

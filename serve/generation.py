@@ -1,0 +1,60 @@
+"""What is asked of the pipeline and what comes out of it. All are frozen: what is of such a type is valid."""
+
+from dataclasses import dataclass
+
+from deployments.engine.messages import EncodedImage, ImageFormat
+
+
+@dataclass(frozen=True, slots=True)
+class GenerationRequest:
+    """An accepted request for one or more images of one prompt.
+
+    negative_prompt: None is not the same as empty: SDXL answers None with zeros, as diffusers does
+    seed: of the first image; the others take seed + 1, seed + 2, ...
+    num_previews: previews of each image on its way, evenly spaced
+    deadline: in seconds since the epoch; past it nobody wants the images any more
+    """
+
+    request_id: str
+    prompt: str
+    negative_prompt: str | None
+    height: int
+    width: int
+    num_inference_steps: int
+    guidance_scale: float
+    sampler: str
+    seed: int
+    num_images: int
+    deterministic: bool
+    image_format: ImageFormat
+    num_previews: int = 0
+    deadline: float | None = None
+    priority: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class PromptEncoded:
+    """The first event. num_tokens were given, of which the model reads no more than max_tokens."""
+
+    num_tokens: int
+    max_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class ImagePreview:
+    """The preview_index-th preview of image image_index, made after `step` steps."""
+
+    image_index: int
+    preview_index: int
+    step: int
+    image: EncodedImage
+
+
+@dataclass(frozen=True, slots=True)
+class ImageDone:
+    image_index: int
+    seed: int
+    image: EncodedImage
+
+
+GenerationEvent = PromptEncoded | ImagePreview | ImageDone

@@ -1,0 +1,28 @@
+"""The ingress deployment: it holds the stages' handles and mounts the HTTP routes."""
+
+from ray import serve
+from ray.serve.handle import DeploymentHandle
+from starlette.applications import Starlette
+
+from deployments.engine.models import load_model_info
+from serve.api.http_app import build_http_app
+from serve.config import AppConfig
+from serve.pipeline import Pipeline
+
+
+@serve.ingress(None)
+class Ingress:
+    def __init__(
+        self,
+        config: AppConfig,
+        encoder: DeploymentHandle,
+        denoiser: DeploymentHandle,
+        decoder: DeploymentHandle,
+    ) -> None:
+        self._config = config
+        self._info = load_model_info(config.model.source())
+        self._pipeline = Pipeline(config.model.id, encoder, denoiser, decoder)
+
+    def __serve_build_asgi_app__(self) -> Starlette:
+        """Called by Serve once the replica is constructed."""
+        return build_http_app(self._config, self._info, self._pipeline)

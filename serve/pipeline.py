@@ -1,0 +1,220 @@
+"""Encode, denoise, decode as one stream of events: the only file that knows the order of the stages."""
+
+import asyncio
+import logging
+import time
+import uuid
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from contextlib import aclosing
+from typing import Any, TypeVar
+
+from ray.exceptions import RayActorError, RayTaskError
+from ray.serve.handle import DeploymentHandle
+
+from deployments.engine.messages import (
+    DenoisedLatents,
+    DenoiseFailed,
+    DenoiseRequest,
+    EncodedImage,
+    ImageFormat,
+    PromptEmbeds,
+    StepProgress,
+)
+from deployments.engine.prompts import PromptText
+from serve.errors import DeadlineExceededError, GenerationFailedError
+from serve.generation import GenerationEvent, GenerationRequest, ImageDone, ImagePreview, PromptEncoded
+
+logger = logging.getLogger("ray.serve")
+Result = TypeVar("Result")
+
+# Ray does not retry a request whose replica died; an image that met this many deaths is given up.
+MAX_ATTEMPTS = 3
+PREVIEW_FORMAT = ImageFormat("image/jpeg", quality=80)
+
+
+class Pipeline:
+    """One model's stages. model_id: written into the pictures."""
+
+    def __init__(
+        self, model_id: str, encoder: DeploymentHandle, denoiser: DeploymentHandle, decoder: DeploymentHandle
+    ) -> None:
+        self._model_id = model_id
+        self._encoder = encoder
+        self._denoiser = denoiser
+        self._decoder = decoder
+
+    async def generate(self, request: GenerationRequest) -> AsyncGenerator[GenerationEvent, None]:
+        """PromptEncoded, then per image its previews and ImageDone; images come as they are done.
+
+        Leaving the generator cancels whatever is under way. Raises DeadlineExceededError and
+        GenerationFailedError.
+        """
+        embeds = await _until(request.deadline, self._encode(request))
+        yield PromptEncoded(embeds.num_tokens, embeds.max_tokens)
+        images = [self._image(request, index, embeds) for index in range(request.num_images)]
+        async with aclosing(_merge(images, request.deadline)) as events:
+            async for event in events:
+                yield event
+
+    async def ready(self, timeout_s: float) -> None:
+        """Returns when every stage has answered. Raises TimeoutError."""
+        pings = [handle.ping.remote for handle in (self._encoder, self._denoiser, self._decoder)]
+        await asyncio.wait_for(asyncio.gather(*(_call(ping) for ping in pings)), timeout_s)
+
+    async def _encode(self, request: GenerationRequest) -> PromptEmbeds:
+        guided = request.guidance_scale > 1
+        text = PromptText(request.prompt, request.negative_prompt, guided, request.deterministic)
+        return await _retried(request.request_id, lambda: _call(self._encoder.encode.remote, text))
+
+    async def _image(
+        self, request: GenerationRequest, index: int, embeds: PromptEmbeds
+    ) -> AsyncGenerator[GenerationEvent, None]:
+        """Every image is a request of its own to the denoiser, so that they can spread over replicas."""
+        num_previews = 0
+        latents = None
+        for attempt in range(1, MAX_ATTEMPTS + 1):
+            wanted = _denoise_request(request, index, embeds)
+            response = self._denoiser.options(stream=True).denoise.remote(wanted)
+            try:
+                async for event in response:
+                    match event:
+                        case StepProgress(_, step, preview_latents):
+                            # After a restart the steps come again; what was shown is not shown twice.
+                            if step in sorted(wanted.preview_steps)[num_previews:]:
+                                preview = await self._preview(request.request_id, preview_latents)
+                                yield ImagePreview(index, num_previews, step, preview)
+                                num_previews += 1
+                        case DenoisedLatents():
+                            latents = event.latents
+                        case DenoiseFailed():
+                            raise GenerationFailedError(f"Denoising image {index} failed: {event.reason}.")
+                break
+            except (RayActorError, RayTaskError) as error:
+                _raise_unless_replica_died(error, request.request_id, attempt)
+            finally:
+                response.cancel()
+        seed = request.seed + index
+        metadata = _metadata(request, seed, self._model_id)
+        image: EncodedImage = await _retried(
+            request.request_id,
+            lambda: _call(
+                self._decoder.decode.remote, latents, request.image_format, metadata, request.deterministic
+            ),
+        )
+        yield ImageDone(index, seed, image)
+
+    async def _preview(self, request_id: str, latents: Any) -> EncodedImage:
+        return await _retried(
+            request_id, lambda: _call(self._decoder.preview.remote, latents, PREVIEW_FORMAT)
+        )
+
+
+def _denoise_request(request: GenerationRequest, index: int, embeds: PromptEmbeds) -> DenoiseRequest:
+    return DenoiseRequest(
+        # Clients choose request ids and may use one twice at once; the engine's must differ.
+        request_id=f"{request.request_id}/{index}/{uuid.uuid4().hex[:8]}",
+        embeds=embeds,
+        height=request.height,
+        width=request.width,
+        sampler=request.sampler,
+        num_inference_steps=request.num_inference_steps,
+        guidance_scale=request.guidance_scale,
+        seed=request.seed + index,
+        deterministic=request.deterministic,
+        preview_steps=preview_steps(request.num_inference_steps, request.num_previews),
+        deadline=request.deadline,
+        priority=request.priority,
+    )
+
+
+def preview_steps(num_inference_steps: int, num_previews: int) -> frozenset[int]:
+    """Evenly spaced steps before the last; fewer than asked for where there are not so many."""
+    parts = num_previews + 1
+    steps = (round(num_inference_steps * part / parts) for part in range(1, parts))
+    return frozenset(step for step in steps if 0 < step < num_inference_steps)
+
+
+def _metadata(request: GenerationRequest, seed: int, model_id: str) -> dict[str, str]:
+    return {
+        "prompt": request.prompt,
+        "negative_prompt": request.negative_prompt or "",
+        "seed": str(seed),
+        "sampler": request.sampler,
+        "num_inference_steps": str(request.num_inference_steps),
+        "guidance_scale": str(request.guidance_scale),
+        "model": model_id,
+    }
+
+
+async def _merge(
+    streams: Sequence[AsyncGenerator[GenerationEvent, None]], deadline: float | None
+) -> AsyncGenerator[GenerationEvent, None]:
+    """The events of all streams as they come. An error of one ends all."""
+    queue: asyncio.Queue[GenerationEvent | BaseException | None] = asyncio.Queue()
+
+    async def pump(stream: AsyncGenerator[GenerationEvent, None]) -> None:
+        try:
+            async with aclosing(stream):
+                async for event in stream:
+                    queue.put_nowait(event)
+            queue.put_nowait(None)
+        except Exception as error:  # handed on to whoever reads the merged stream
+            queue.put_nowait(error)
+
+    pumps = [asyncio.create_task(pump(stream)) for stream in streams]
+    try:
+        open_streams = len(pumps)
+        while open_streams:
+            event = await _until(deadline, queue.get())
+            if isinstance(event, BaseException):
+                raise event
+            if event is None:
+                open_streams -= 1
+            else:
+                yield event
+    finally:
+        for task in pumps:
+            task.cancel()
+        await asyncio.gather(*pumps, return_exceptions=True)
+
+
+async def _until(deadline: float | None, awaitable: Awaitable[Result]) -> Result:
+    """Awaits until a time in seconds since the epoch."""
+    if deadline is None:
+        return await awaitable
+    try:
+        return await asyncio.wait_for(awaitable, max(0.0, deadline - time.time()))
+    except TimeoutError as error:
+        raise DeadlineExceededError(
+            "The deadline that the request set has passed; nothing more is done for it."
+        ) from error
+
+
+async def _call(remote: Callable[..., Any], *arguments: Any) -> Any:
+    """A unary call that is cancelled downstream whenever it is left here, which Serve does not see to."""
+    response = remote(*arguments)
+    try:
+        return await response
+    except asyncio.CancelledError:
+        response.cancel()
+        raise
+
+
+async def _retried(request_id: str, call: Callable[[], Awaitable[Result]]) -> Result:
+    """Calls again where a replica died under the call: encoding and decoding change nothing."""
+    for attempt in range(1, MAX_ATTEMPTS + 1):
+        try:
+            return await call()
+        except (RayActorError, RayTaskError) as error:
+            _raise_unless_replica_died(error, request_id, attempt)
+    raise AssertionError("the last attempt returns or raises")
+
+
+def _raise_unless_replica_died(error: RayActorError | RayTaskError, request_id: str, attempt: int) -> None:
+    """A call through another deployment reports a dead replica as a RayTaskError with that cause."""
+    died = isinstance(error, RayActorError) or isinstance(error.cause, RayActorError)
+    if not died or attempt == MAX_ATTEMPTS:
+        raise GenerationFailedError(f"A stage failed: {type(error).__name__}.") from error
+    logger.warning(
+        "request %s: a replica died, attempt %d of %d follows", request_id, attempt + 1, MAX_ATTEMPTS
+    )

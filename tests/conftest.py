@@ -1,0 +1,130 @@
+"""Tiny models of every family on disk, once a session, and what is needed to run one without Ray."""
+
+import logging
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from deployments.engine.denoising import Engine, EngineConfig
+from deployments.engine.images import LatentDecoder
+from deployments.engine.messages import DenoisedLatents, DenoiseRequest, PromptEmbeds
+from deployments.engine.models import (
+    ModelInfo,
+    ModelSource,
+    Placement,
+    load_model_info,
+    load_text_pipeline,
+    load_unet,
+    load_vae,
+)
+from deployments.engine.prompts import PromptText, TextEncoder
+from deployments.engine.samplers import SamplerTables
+from tests import tiny_models
+
+logging.getLogger("xformers").setLevel(logging.ERROR)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def two_threads() -> Iterator[None]:
+    torch.set_num_threads(2)
+    yield
+
+
+@pytest.fixture(scope="session")
+def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """Of a family of tests.tiny_models, or of the embedded model, "shapes"."""
+    folders = {"shapes": tiny_models.SHAPES_MODEL}
+
+    def folder(name: str) -> Path:
+        if name not in folders:
+            folders[name] = tmp_path_factory.mktemp(name)
+            tiny_models.build(name).save_pretrained(folders[name])
+        return folders[name]
+
+    return folder
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """A model's parts as the engine takes them."""
+
+    folder: Path
+    info: ModelInfo
+    encoder: TextEncoder
+    unet: Any
+    decoder: LatentDecoder
+    tables: SamplerTables
+
+    def engine(self, clock: Callable[[], float] | None = None, **changes: Any) -> Engine:
+        settings: dict[str, Any] = {
+            "max_rows": 16,
+            "rows_per_forward": 16,
+            "deterministic_rows": 8,
+            "latent_shapes": ((16, 16),),
+        }
+        arguments = {} if clock is None else {"clock": clock}
+        return Engine(
+            self.unet, self.tables, self.info.scale_factor, EngineConfig(**(settings | changes)), **arguments
+        )
+
+    def embeds(
+        self, prompt: str, negative_prompt: str | None = None, guided: bool = True, deterministic: bool = False
+    ) -> PromptEmbeds:
+        text = PromptText(prompt, negative_prompt, guided, deterministic)
+        texts = self.encoder.texts(text)
+        # As the encoding stage does: alone if deterministic, else together.
+        batches = [[one] for one in texts] if deterministic else [texts]
+        return self.encoder.assemble(text, [encoded for batch in batches for encoded in self.encoder.encode(batch)])
+
+    def request(self, request_id: str, prompt: str = "a red star on a blue background", **changes: Any) -> DenoiseRequest:
+        fields: dict[str, Any] = {
+            "height": 16 * self.info.scale_factor,
+            "width": 16 * self.info.scale_factor,
+            "sampler": "DPM++ 2M",
+            "num_inference_steps": 6,
+            "guidance_scale": 5.0,
+            "seed": 7,
+        } | changes
+        embeds = self.embeds(
+            prompt,
+            fields.pop("negative_prompt", None),
+            guided=fields["guidance_scale"] > 1,
+            deterministic=fields.get("deterministic", False),
+        )
+        return DenoiseRequest(request_id, embeds, **fields)
+
+
+@pytest.fixture(scope="session")
+def load_model(model_folder: Callable[[str], Path]) -> Callable[..., LoadedModel]:
+    loaded: dict[tuple[str, Placement], LoadedModel] = {}
+
+    def load(name: str, placement: Placement | None = None) -> LoadedModel:
+        placement = placement or Placement(device="cpu")
+        if (name, placement) not in loaded:
+            source = ModelSource(str(model_folder(name)))
+            info = load_model_info(source)
+            loaded[name, placement] = LoadedModel(
+                folder=model_folder(name),
+                info=info,
+                encoder=TextEncoder(load_text_pipeline(source, placement)),
+                unet=load_unet(source, placement),
+                decoder=LatentDecoder(load_vae(source, placement)),
+                tables=SamplerTables(info.scheduler_config),
+            )
+        return loaded[name, placement]
+
+    return load
+
+
+def finish(engine: Engine) -> dict[str, torch.Tensor]:
+    """Steps an engine until nothing is left; the latents by request id."""
+    latents = {}
+    while engine.num_requests:
+        for event in engine.step().events:
+            if isinstance(event, DenoisedLatents):
+                latents[event.request_id] = event.latents
+    return latents

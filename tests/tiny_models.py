@@ -1,0 +1,113 @@
+"""Tiny randomly initialised models of every family, in diffusers format: real code paths at no cost."""
+
+from pathlib import Path
+
+import torch
+from diffusers import (
+    AutoencoderKL,
+    DDIMScheduler,
+    EulerDiscreteScheduler,
+    PNDMScheduler,
+    StableDiffusionPipeline,
+    StableDiffusionXLPipeline,
+    UNet2DConditionModel,
+)
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
+
+SHAPES_MODEL = Path(__file__).parents[1] / "models" / "shapes"
+_WIDTH = 32
+_NOISE_SCHEDULE = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
+FAMILIES = ("sd1", "sd2", "sdxl")
+
+
+def _tokenizer() -> CLIPTokenizer:
+    return CLIPTokenizer.from_pretrained(SHAPES_MODEL, subfolder="tokenizer")
+
+
+def _text_config(tokenizer: CLIPTokenizer) -> CLIPTextConfig:
+    return CLIPTextConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=_WIDTH,
+        intermediate_size=37,
+        num_hidden_layers=3,
+        num_attention_heads=4,
+        max_position_embeddings=77,
+        projection_dim=_WIDTH,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+
+
+def _vae() -> AutoencoderKL:
+    return AutoencoderKL(
+        down_block_types=("DownEncoderBlock2D",) * 2,
+        up_block_types=("UpDecoderBlock2D",) * 2,
+        block_out_channels=(16, 32),
+        layers_per_block=1,
+        latent_channels=4,
+        norm_num_groups=8,
+        sample_size=64,
+    )
+
+
+def _unet(**config: object) -> UNet2DConditionModel:
+    return UNet2DConditionModel(
+        sample_size=32,
+        in_channels=4,
+        out_channels=4,
+        block_out_channels=(16, 32),
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
+        layers_per_block=1,
+        norm_num_groups=8,
+        **config,
+    )
+
+
+def build(family: str) -> StableDiffusionPipeline | StableDiffusionXLPipeline:
+    """A pipeline of the family (one of FAMILIES), its weights drawn from a fixed seed."""
+    torch.manual_seed(0)
+    tokenizer = _tokenizer()
+    if family == "sdxl":
+        xl_unet = _unet(
+            cross_attention_dim=2 * _WIDTH,
+            attention_head_dim=(2, 4),
+            transformer_layers_per_block=(1, 2),
+            addition_embed_type="text_time",
+            addition_time_embed_dim=8,
+            projection_class_embeddings_input_dim=6 * 8 + _WIDTH,
+            use_linear_projection=True,
+        )
+        return StableDiffusionXLPipeline(
+            vae=_vae(),
+            text_encoder=CLIPTextModel(_text_config(tokenizer)),
+            text_encoder_2=CLIPTextModelWithProjection(_text_config(tokenizer)),
+            tokenizer=tokenizer,
+            tokenizer_2=_tokenizer(),
+            unet=xl_unet,
+            scheduler=EulerDiscreteScheduler(timestep_spacing="leading", steps_offset=1, **_NOISE_SCHEDULE),
+            add_watermarker=False,
+        )
+    if family == "sd2":
+        unet = _unet(cross_attention_dim=_WIDTH, attention_head_dim=(2, 4), use_linear_projection=True)
+        scheduler = DDIMScheduler(
+            prediction_type="v_prediction",
+            clip_sample=False,
+            set_alpha_to_one=False,
+            steps_offset=1,
+            **_NOISE_SCHEDULE,
+        )
+    else:
+        unet = _unet(cross_attention_dim=_WIDTH, attention_head_dim=4)
+        scheduler = PNDMScheduler(skip_prk_steps=True, steps_offset=1, **_NOISE_SCHEDULE)
+    return StableDiffusionPipeline(
+        vae=_vae(),
+        text_encoder=CLIPTextModel(_text_config(tokenizer)),
+        tokenizer=tokenizer,
+        unet=unet,
+        scheduler=scheduler,
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )

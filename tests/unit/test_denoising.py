@@ -1,0 +1,188 @@
+"""The engine: who is in the batch does not show in the picture, and everyone gets a turn."""
+
+import random
+from collections.abc import Callable
+
+import pytest
+import torch
+
+from deployments.engine.denoising import Engine
+from deployments.engine.messages import DenoisedLatents, DenoiseFailed, StepProgress
+from deployments.engine.samplers import SAMPLERS, UnsupportedSamplerError
+from deployments.engine.step_scheduler import MAX_TURNS_WAITED
+from tests.conftest import LoadedModel, finish
+
+Load = Callable[..., LoadedModel]
+FAMILIES = ("sd1", "sd2", "sdxl")
+
+
+def close(left: torch.Tensor, right: torch.Tensor) -> bool:
+    return bool((left - right).abs().max() < 2e-4 * right.abs().max())
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_any_mix_shares_one_forward(load_model: Load, family: str) -> None:
+    """All samplers at different step counts, guidance scales and seeds: one forward for all, each as if alone."""
+    model = load_model(family)
+    requests = [
+        model.request(sampler, sampler=sampler, num_inference_steps=3 + index % 3, guidance_scale=[1.0, 4.0, 7.5][index % 3])
+        for index, sampler in enumerate(SAMPLERS)
+    ]
+    alone = {}
+    for request in requests:
+        engine = model.engine(max_rows=64, rows_per_forward=64)
+        engine.add(request)
+        alone |= finish(engine)
+    engine = model.engine(max_rows=64, rows_per_forward=64)
+    for request in requests:
+        engine.add(request)
+    report = engine.step()
+    assert report.num_requests == len(SAMPLERS)
+    assert report.rows == sum(request.num_rows for request in requests)
+    together = finish(engine)
+    for request in requests:
+        assert close(together[request.request_id], alone[request.request_id]), request.request_id
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("deterministic", [False, True])
+def test_a_late_joiner_gets_the_image_it_gets_alone(load_model: Load, family: str, deterministic: bool) -> None:
+    """Among neighbours of other samplers, some of which abort on the way. Byte for byte if deterministic."""
+    model = load_model(family)
+    wanted = model.request("wanted", sampler="DPM++ 2M SDE", deterministic=deterministic)
+    engine = model.engine()
+    engine.add(wanted)
+    [alone] = finish(engine).values()
+
+    engine = model.engine()
+    for index, sampler in enumerate(["Euler a", "Heun", "UniPC"]):
+        changes = {"sampler": sampler, "seed": 100 + index, "num_inference_steps": 9, "deterministic": deterministic}
+        engine.add(model.request(f"neighbour {index}", "a green circle", **changes))
+    engine.step()
+    engine.step()
+    engine.add(wanted)
+    engine.step()
+    engine.abort("neighbour 0")
+    engine.step()
+    engine.abort("neighbour 2")
+    late = finish(engine)
+    assert set(late) == {"wanted", "neighbour 1"}
+    assert torch.equal(late["wanted"], alone) if deterministic else close(late["wanted"], alone)
+
+
+def test_deterministic_images_do_not_depend_on_slot_or_neighbours(load_model: Load) -> None:
+    model = load_model("shapes")
+    wanted = model.request("wanted", deterministic=True)
+    results = []
+    for place in range(4):
+        engine = model.engine()
+        for index in range(4):
+            other = model.request(f"other {index}", "a small white square", seed=place * 10 + index, deterministic=True)
+            engine.add(wanted if index == place else other)
+        assert engine.step().forward_rows == 8
+        results.append(finish(engine)["wanted"])
+    assert all(torch.equal(result, results[0]) for result in results)
+
+
+def test_mixed_latent_shapes_all_finish_and_none_waits_past_the_bound(load_model: Load) -> None:
+    """Open-loop load of four shapes; no group is passed over more often than the scheduler's stated bound."""
+    model = load_model("sd1")
+    engine = model.engine(max_rows=4, rows_per_forward=4)
+    rng = random.Random(0)
+    sizes = [(16, 16), (16, 24), (24, 16), (24, 24)]
+    factor = model.info.scale_factor
+    pending = [
+        model.request(
+            f"{index}",
+            height=height * factor,
+            width=width * factor,
+            num_inference_steps=rng.randint(2, 12),
+            guidance_scale=rng.choice([1.0, 5.0]),
+        )
+        for index in range(40)
+        for height, width in [rng.choice(sizes)]
+    ]
+    shapes = {request.request_id: (request.height // factor, request.width // factor) for request in pending}
+    present: set[str] = set()
+    waited: dict[tuple[int, int], int] = {}
+    done = set()
+    while pending or engine.num_requests:
+        for request in [pending.pop() for _ in range(min(len(pending), rng.choice([0, 1, 2])))]:
+            engine.add(request)
+            present.add(request.request_id)
+        if not engine.num_requests:
+            continue
+        report = engine.step()
+        groups = {shapes[request_id] for request_id in present}
+        waited = {shape: 0 if shape == report.latent_shape else waited.get(shape, 0) + 1 for shape in groups}
+        assert max(waited.values()) <= MAX_TURNS_WAITED + len(sizes) - 1
+        finished = {event.request_id for event in report.events if isinstance(event, DenoisedLatents)}
+        done |= finished
+        present -= finished
+    assert done == set(shapes)
+
+
+def test_a_short_request_is_not_held_up_by_long_ones(load_model: Load) -> None:
+    model = load_model("sd1")
+    engine = model.engine(max_rows=4, rows_per_forward=4)
+    for index in range(4):
+        engine.add(model.request(f"long {index}", num_inference_steps=40))
+    engine.step()
+    engine.add(model.request("short", num_inference_steps=2))
+    order = list(finish(engine))
+    assert order[0] == "short"
+
+
+def test_an_aborted_request_frees_its_rows_in_the_next_step(load_model: Load) -> None:
+    model = load_model("sd1")
+    engine = model.engine()
+    engine.add(model.request("stays"))
+    engine.add(model.request("goes"))
+    assert engine.step().rows == 4
+    engine.abort("goes")
+    assert engine.step().rows == 2
+    assert set(finish(engine)) == {"stays"}
+
+
+def test_without_guidance_a_request_is_one_row(load_model: Load) -> None:
+    model = load_model("sdxl")
+    engine = model.engine()
+    engine.add(model.request("plain", guidance_scale=1.0))
+    assert engine.step().rows == 1
+
+
+def test_previews_come_at_the_steps_asked_for_and_near_the_result(load_model: Load) -> None:
+    model = load_model("shapes")
+    engine = model.engine()
+    engine.add(model.request("image", sampler="Heun", num_inference_steps=8, preview_steps=frozenset({3, 6})))
+    events = []
+    while engine.num_requests:
+        events += engine.step().events
+    previews = [event for event in events if isinstance(event, StepProgress)]
+    assert [preview.step for preview in previews] == [3, 6]
+    final = events[-1]
+    assert isinstance(final, DenoisedLatents)
+    errors = [float((preview.preview_latents - final.latents).square().mean()) for preview in previews]
+    assert errors[1] < errors[0] < float(final.latents.square().mean())
+
+
+def test_a_broken_step_ends_its_own_requests_only(load_model: Load) -> None:
+    model = load_model("sd1")
+    engine = model.engine()
+    engine.add(model.request("small"))
+    engine.add(model.request("large", height=48 * 2, width=48 * 2))
+    batch = engine.admit()
+    failed = engine.fail(batch, "out of memory")
+    assert [type(event) for event in failed] == [DenoiseFailed]
+    assert set(finish(engine)) == {"small", "large"} - {failed[0].request_id}
+
+
+def test_what_cannot_be_denoised_is_refused_at_the_door(load_model: Load) -> None:
+    model = load_model("sd1")
+    engine: Engine = model.engine()
+    with pytest.raises(UnsupportedSamplerError):
+        engine.add(model.request("lcm", sampler="LCM", num_inference_steps=60))
+    engine.add(model.request("once"))
+    with pytest.raises(ValueError, match="'once' is being denoised already"):
+        engine.add(model.request("once"))
+    assert engine.num_requests == 1

@@ -1,0 +1,69 @@
+"""The engine's pictures against diffusers' own pipelines with the same seed."""
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from diffusers import DiffusionPipeline
+
+from deployments.engine.samplers import SAMPLERS
+from tests.conftest import LoadedModel, finish
+
+Load = Callable[..., LoadedModel]
+MIN_PSNR_DB = 50
+
+
+def psnr_db(left: np.ndarray, right: np.ndarray) -> float:
+    """Of two pictures of bytes; two that are equal are infinitely alike."""
+    error = float(((left.astype(np.float64) - right.astype(np.float64)) ** 2).mean())
+    return math.inf if error == 0 else 10 * math.log10(255**2 / error)
+
+
+def pipeline_picture(folder: Path, model: LoadedModel, sampler: str, **arguments: object) -> np.ndarray:
+    pipeline = DiffusionPipeline.from_pretrained(folder, dtype=torch.float32)
+    pipeline.set_progress_bar_config(disable=True)
+    pipeline.scheduler = model.tables.scheduler(sampler)
+    size = 16 * model.info.scale_factor
+    eta = SAMPLERS[sampler].step_kwargs.get("eta", 0.0)
+    generator = torch.Generator().manual_seed(7)
+    result = pipeline(height=size, width=size, eta=eta, generator=generator, output_type="np", **arguments)
+    return (result.images[0] * 255).round().astype(np.uint8)
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+@pytest.mark.parametrize("name", ["shapes", "sd1", "sd2", "sdxl"])
+def test_the_engines_picture_is_the_pipelines(load_model: Load, name: str, sampler: str) -> None:
+    model = load_model(name)
+    prompt, negative_prompt = "a large red star on a blue background", "a green circle"
+    expected = pipeline_picture(
+        model.folder,
+        model,
+        sampler,
+        prompt=prompt,
+        negative_prompt=negative_prompt,
+        num_inference_steps=6,
+        guidance_scale=5.0,
+    )
+    engine = model.engine()
+    engine.add(model.request("image", prompt, negative_prompt=negative_prompt, sampler=sampler))
+    [latents] = finish(engine).values()
+    [pixels] = model.decoder.decode([latents])
+    assert psnr_db(pixels, expected) >= MIN_PSNR_DB
+
+
+@pytest.mark.parametrize("name", ["sd1", "sdxl"])
+@pytest.mark.parametrize("guidance_scale", [1.0, 5.0])
+def test_without_a_negative_prompt_too(load_model: Load, name: str, guidance_scale: float) -> None:
+    """SDXL takes zeros for a negative prompt that is not given, not the embeddings of an empty one."""
+    model = load_model(name)
+    expected = pipeline_picture(
+        model.folder, model, "Euler", prompt="a star", num_inference_steps=6, guidance_scale=guidance_scale
+    )
+    engine = model.engine()
+    engine.add(model.request("image", "a star", sampler="Euler", guidance_scale=guidance_scale))
+    [latents] = finish(engine).values()
+    [pixels] = model.decoder.decode([latents])
+    assert psnr_db(pixels, expected) >= MIN_PSNR_DB

@@ -1,0 +1,166 @@
+"""Every sampler's table against the diffusers scheduler that it was compiled from."""
+
+import copy
+import inspect
+
+import diffusers
+import pytest
+import torch
+
+from deployments.engine.samplers import (
+    SAMPLERS,
+    STATE_SLOTS,
+    SamplerTables,
+    UnsupportedSamplerError,
+    advance,
+    canonical_sampler,
+)
+
+STABLE_DIFFUSION = {
+    "num_train_timesteps": 1000,
+    "beta_start": 0.00085,
+    "beta_end": 0.012,
+    "beta_schedule": "scaled_linear",
+    "steps_offset": 1,
+    "set_alpha_to_one": False,
+    "clip_sample": False,
+}
+SHAPE = (4, 6, 5)
+STEP_COUNTS = (3, 8, 21)
+
+
+def model(latents: torch.Tensor, timestep: float, seed: int) -> torch.Tensor:
+    """A smooth made-up U-Net, another for every seed."""
+    return torch.sin((2 + seed % 3) * latents + timestep / 250) + 0.3 * latents.flip(-1)
+
+
+def noise_dtype(sampler: str) -> torch.dtype:
+    """The SDE samplers draw in float32 whatever the latents are in."""
+    return torch.float32 if "SDE" in sampler else torch.float64
+
+
+def alone(tables: SamplerTables, sampler: str, num_steps: int, seed: int) -> torch.Tensor:
+    """The stock scheduler's result, in float64 where it stays in it."""
+    scheduler = tables.scheduler(sampler)
+    scheduler.set_timesteps(num_steps)
+    generator = torch.Generator().manual_seed(seed)
+    latents = torch.randn(1, *SHAPE, generator=generator, dtype=torch.float64) * scheduler.init_noise_sigma
+    arguments = dict(SAMPLERS[sampler].step_kwargs)
+    if "generator" in inspect.signature(scheduler.step).parameters:
+        arguments["generator"] = generator
+    for timestep in scheduler.timesteps:
+        output = model(scheduler.scale_model_input(latents, timestep), float(timestep), seed)
+        latents = scheduler.step(output, timestep, latents, **arguments).prev_sample.double()
+    return latents[0]
+
+
+@pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction"])
+def test_all_samplers_in_one_batch_equal_the_schedulers_alone(prediction_type: str) -> None:
+    tables = SamplerTables(STABLE_DIFFUSION | {"prediction_type": prediction_type})
+    wanted = [(sampler, steps) for sampler in SAMPLERS for steps in STEP_COUNTS]
+    requests = []
+    for seed, (sampler, steps) in enumerate(wanted):
+        table = tables.table(sampler, steps)
+        generator = torch.Generator().manual_seed(seed)
+        state = torch.zeros(STATE_SLOTS, *SHAPE, dtype=torch.float64)
+        state[0] = table.initial_scale * torch.randn(1, *SHAPE, generator=generator, dtype=torch.float64)[0]
+        requests.append({"seed": seed, "sampler": sampler, "table": table, "rng": generator, "state": state, "row": 0})
+
+    running = list(requests)
+    while running:
+        rows = [(request["table"], request["row"]) for request in running]
+        weights = torch.stack([table.weights[row] for table, row in rows])
+        states = torch.stack([request["state"] for request in running])
+        outputs, noise = [], []
+        for request, (table, row) in zip(running, rows, strict=True):
+            model_input = table.input_scales[row].double() * request["state"][0]
+            outputs.append(model(model_input, float(table.timesteps[row]), request["seed"]))
+            drawn = torch.zeros(SHAPE, dtype=torch.float64)
+            if table.draws_noise[row]:
+                dtype = noise_dtype(request["sampler"])
+                drawn = torch.randn(1, *SHAPE, generator=request["rng"], dtype=dtype)[0].double()
+            noise.append(drawn)
+        inputs = torch.cat([states, torch.stack(outputs)[:, None], torch.stack(noise)[:, None]], dim=1)
+        for request, state in zip(running, advance(weights, inputs), strict=True):
+            request["state"] = state[:STATE_SLOTS]
+            request["row"] += 1
+        running = [request for request in running if request["row"] < request["table"].num_rows]
+
+    for request, (sampler, steps) in zip(requests, wanted, strict=True):
+        expected = alone(tables, sampler, steps, request["seed"])
+        error = (request["state"][0] - expected).abs().max() / expected.abs().max()
+        # The Euler and DPM++ schedulers work in float32 inside, whatever they are given.
+        tolerance = 1e-4 if sampler.startswith(("Euler", "DPM++")) else 1e-10
+        assert error < tolerance, f"{sampler} at {steps} steps is off by {error:.1e}"
+
+
+def test_there_are_eighteen() -> None:
+    assert len(SAMPLERS) == 18
+
+
+def test_second_order_samplers_take_more_rows_than_steps() -> None:
+    tables = SamplerTables(STABLE_DIFFUSION)
+    assert tables.table("Heun", 20).num_rows == 39
+    assert tables.table("KDPM2", 20).num_rows == 39
+    assert tables.table("PLMS", 20).num_rows == 21
+    assert tables.table("Euler", 20).num_rows == 20
+
+
+def test_the_estimate_of_the_clean_latents_is_the_schedulers() -> None:
+    tables = SamplerTables(STABLE_DIFFUSION | {"prediction_type": "v_prediction"})
+    scheduler = tables.scheduler("DDIM")
+    scheduler.set_timesteps(10)
+    latents, output = torch.randn(2, 1, *SHAPE, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    expected = scheduler.step(output, scheduler.timesteps[4], latents).pred_original_sample
+    inputs = torch.zeros(1, STATE_SLOTS + 2, *SHAPE, dtype=torch.float64)
+    inputs[:, 0], inputs[:, STATE_SLOTS] = latents, output
+    estimate = advance(tables.table("DDIM", 10).weights[4:5], inputs)[:, STATE_SLOTS]
+    torch.testing.assert_close(estimate, expected, rtol=1e-6, atol=1e-6)
+
+
+def test_advancing_does_not_depend_on_the_batch() -> None:
+    generator = torch.Generator().manual_seed(0)
+    weights = torch.randn(9, STATE_SLOTS + 1, STATE_SLOTS + 2, generator=generator)
+    inputs = torch.randn(9, STATE_SLOTS + 2, 4, 7, 5, generator=generator)
+    together = advance(weights, inputs)
+    for index in range(9):
+        assert torch.equal(together[index], advance(weights[index : index + 1], inputs[index : index + 1])[0])
+
+
+@pytest.mark.parametrize(
+    ("name", "meant"),
+    [
+        ("dpm++ 2m karras", "DPM++ 2M Karras"),
+        ("DPM++_2M", "DPM++ 2M"),
+        ("euler-a", "Euler a"),
+        ("Euler Ancestral", "Euler a"),
+        ("unipc", "UniPC"),
+        ("PNDM", "PLMS"),
+        ("dpm2", "KDPM2"),
+    ],
+)
+def test_samplers_go_by_the_names_people_use(name: str, meant: str) -> None:
+    assert canonical_sampler(name) == meant
+
+
+def test_an_unknown_sampler_is_refused_with_the_known_ones() -> None:
+    with pytest.raises(UnsupportedSamplerError, match=r"'Elephant'.*DDIM.*PLMS"):
+        canonical_sampler("Elephant")
+
+
+def test_a_step_count_that_a_sampler_cannot_have_is_refused() -> None:
+    with pytest.raises(UnsupportedSamplerError, match="'LCM' at 60 steps"):
+        SamplerTables(STABLE_DIFFUSION).table("LCM", 60)
+
+
+def test_a_scheduler_that_is_not_linear_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Dynamic thresholding looks at the latents' size: no table can replay it."""
+    euler = diffusers.EulerDiscreteScheduler
+
+    class Clipping(euler):  # type: ignore[misc, valid-type]
+        def step(self, model_output: torch.Tensor, timestep: object, sample: torch.Tensor, **kwargs: object) -> object:
+            return super().step(model_output, timestep, sample.clamp(-1, 1), **kwargs)
+
+    monkeypatch.setattr(diffusers, "EulerDiscreteScheduler", Clipping)
+    with pytest.raises(UnsupportedSamplerError, match="'Euler' at 5 steps.*not linear"):
+        SamplerTables(copy.deepcopy(STABLE_DIFFUSION)).table("Euler", 5)
