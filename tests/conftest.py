@@ -1,7 +1,7 @@
 """Tiny models of every family on disk, once a session, and what is needed to run one without Ray."""
 
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,9 +29,8 @@ logging.getLogger("xformers").setLevel(logging.ERROR)
 
 
 @pytest.fixture(scope="session", autouse=True)
-def two_threads() -> Iterator[None]:
+def two_threads() -> None:
     torch.set_num_threads(2)
-    yield
 
 
 @pytest.fixture(scope="session")
@@ -72,15 +71,23 @@ class LoadedModel:
         )
 
     def embeds(
-        self, prompt: str, negative_prompt: str | None = None, guided: bool = True, deterministic: bool = False
+        self,
+        prompt: str,
+        negative_prompt: str | None = None,
+        guided: bool = True,
+        deterministic: bool = False,
     ) -> PromptEmbeds:
         text = PromptText(prompt, negative_prompt, guided, deterministic)
         texts = self.encoder.texts(text)
         # As the encoding stage does: alone if deterministic, else together.
         batches = [[one] for one in texts] if deterministic else [texts]
-        return self.encoder.assemble(text, [encoded for batch in batches for encoded in self.encoder.encode(batch)])
+        return self.encoder.assemble(
+            text, [encoded for batch in batches for encoded in self.encoder.encode(batch)]
+        )
 
-    def request(self, request_id: str, prompt: str = "a red star on a blue background", **changes: Any) -> DenoiseRequest:
+    def request(
+        self, request_id: str, prompt: str = "a red star on a blue background", **changes: Any
+    ) -> DenoiseRequest:
         fields: dict[str, Any] = {
             "height": 16 * self.info.scale_factor,
             "width": 16 * self.info.scale_factor,

@@ -223,7 +223,7 @@ class Engine:
             [index for index, item in enumerate(batch) for _ in range(item.request.num_rows)] + padding * [0]
         )
 
-        input_scales = torch.stack([item.table.input_scales[item.row] for item in batch])
+        input_scales = torch.stack([item.table.input_scales[item.row] for item in batch]).float()
         timesteps = torch.stack([item.table.timesteps[item.row] for item in batch])
         latents = torch.stack([item.state[0] for item in batch])  # [B, C, h, w]
         latents = latents * self._to_device(input_scales)[:, None, None, None]

@@ -188,24 +188,26 @@ class UNet:
 def load_unet(source: ModelSource, placement: Placement) -> UNet:
     """Raises ModelLoadError for a U-Net that needs more than a prompt, or an attention that cannot run."""
     _pipeline_class(source)
+    _refuse_unserved(
+        UNet2DConditionModel.load_config(source.path, subfolder="unet", **source.hub_kwargs()), source
+    )
     device, dtype = placement.torch_device(), placement.torch_dtype()
     module = UNet2DConditionModel.from_pretrained(
         source.path, subfolder="unet", dtype=dtype, **source.hub_kwargs()
     )
-    _refuse_unserved(module.config, source)
     module.to(device, memory_format=torch.channels_last).eval().requires_grad_(False)
     _set_attention(module, placement.attention, device, dtype)
     return UNet(module, device, dtype)
 
 
-def _refuse_unserved(config: Any, source: ModelSource) -> None:
+def _refuse_unserved(config: Mapping[str, Any], source: ModelSource) -> None:
+    given = config.get
     needs = {
-        "in_channels": config.in_channels not in (None, config.out_channels) and "an image to edit",
-        "time_cond_proj_dim": config.time_cond_proj_dim is not None and "its guidance embedded",
-        "class_embed_type": config.class_embed_type is not None and "class labels",
-        "encoder_hid_dim_type": config.encoder_hid_dim_type is not None and "projected conditions",
-        "addition_embed_type": config.addition_embed_type not in (None, "text_time")
-        and "other conditions than text",
+        "in_channels": given("in_channels") != given("out_channels") and "an image to edit",
+        "time_cond_proj_dim": given("time_cond_proj_dim") is not None and "its guidance embedded",
+        "class_embed_type": given("class_embed_type") is not None and "class labels",
+        "encoder_hid_dim_type": given("encoder_hid_dim_type") is not None and "projected conditions",
+        "addition_embed_type": given("addition_embed_type") not in (None, "text_time") and "more than a text",
     }
     for key, need in needs.items():
         if need:

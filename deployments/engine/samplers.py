@@ -118,7 +118,7 @@ class SamplerTable:
     steps).
 
     timesteps: [rows] float32, as the model is given them
-    input_scales: [rows] float32, what the latents are multiplied by on their way into the model
+    input_scales: [rows] float64, what the latents are multiplied by on their way into the model
     weights: [rows, NUM_OUTPUTS, NUM_INPUTS] float64
     draws_noise: per row, whether a draw from the request's generator belongs to it
     initial_scale: what the first standard normal draw is multiplied by
@@ -327,7 +327,7 @@ def _assemble(scheduler: Any, calls: list[_Call]) -> SamplerTable:
         weights[row, STATE_SLOTS, STATE_SLOTS] = on_output
     return SamplerTable(
         timesteps=scheduler.timesteps.to(torch.float32),
-        input_scales=torch.tensor([call.input_scale for call in calls]),
+        input_scales=torch.tensor([call.input_scale for call in calls], dtype=torch.float64),
         weights=weights,
         draws_noise=tuple(call.noise_dtype is not None for call in calls),
         initial_scale=float(scheduler.init_noise_sigma),

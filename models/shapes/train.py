@@ -304,8 +304,8 @@ def main() -> None:
         "--work", type=Path, default=Path("build/train"), help="checkpoints; a later run goes on"
     )
     parser.add_argument("--vae-steps", type=int, default=4000)
-    parser.add_argument("--denoiser-steps", type=int, default=9000)
-    parser.add_argument("--scenes", type=int, default=40_000)
+    parser.add_argument("--denoiser-steps", type=int, default=8000)
+    parser.add_argument("--scenes", type=int, default=32_000)
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     args.work.mkdir(parents=True, exist_ok=True)

@@ -25,7 +25,12 @@ def test_any_mix_shares_one_forward(load_model: Load, family: str) -> None:
     """All samplers at different step counts, guidance scales and seeds: one forward for all, each as if alone."""
     model = load_model(family)
     requests = [
-        model.request(sampler, sampler=sampler, num_inference_steps=3 + index % 3, guidance_scale=[1.0, 4.0, 7.5][index % 3])
+        model.request(
+            sampler,
+            sampler=sampler,
+            num_inference_steps=3 + index % 3,
+            guidance_scale=[1.0, 4.0, 7.5][index % 3],
+        )
         for index, sampler in enumerate(SAMPLERS)
     ]
     alone = {}
@@ -46,7 +51,9 @@ def test_any_mix_shares_one_forward(load_model: Load, family: str) -> None:
 
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("deterministic", [False, True])
-def test_a_late_joiner_gets_the_image_it_gets_alone(load_model: Load, family: str, deterministic: bool) -> None:
+def test_a_late_joiner_gets_the_image_it_gets_alone(
+    load_model: Load, family: str, deterministic: bool
+) -> None:
     """Among neighbours of other samplers, some of which abort on the way. Byte for byte if deterministic."""
     model = load_model(family)
     wanted = model.request("wanted", sampler="DPM++ 2M SDE", deterministic=deterministic)
@@ -56,7 +63,12 @@ def test_a_late_joiner_gets_the_image_it_gets_alone(load_model: Load, family: st
 
     engine = model.engine()
     for index, sampler in enumerate(["Euler a", "Heun", "UniPC"]):
-        changes = {"sampler": sampler, "seed": 100 + index, "num_inference_steps": 9, "deterministic": deterministic}
+        changes = {
+            "sampler": sampler,
+            "seed": 100 + index,
+            "num_inference_steps": 9,
+            "deterministic": deterministic,
+        }
         engine.add(model.request(f"neighbour {index}", "a green circle", **changes))
     engine.step()
     engine.step()
@@ -77,7 +89,9 @@ def test_deterministic_images_do_not_depend_on_slot_or_neighbours(load_model: Lo
     for place in range(4):
         engine = model.engine()
         for index in range(4):
-            other = model.request(f"other {index}", "a small white square", seed=place * 10 + index, deterministic=True)
+            other = model.request(
+                f"other {index}", "a small white square", seed=place * 10 + index, deterministic=True
+            )
             engine.add(wanted if index == place else other)
         assert engine.step().forward_rows == 8
         results.append(finish(engine)["wanted"])

@@ -64,7 +64,9 @@ def test_all_samplers_in_one_batch_equal_the_schedulers_alone(prediction_type: s
         generator = torch.Generator().manual_seed(seed)
         state = torch.zeros(STATE_SLOTS, *SHAPE, dtype=torch.float64)
         state[0] = table.initial_scale * torch.randn(1, *SHAPE, generator=generator, dtype=torch.float64)[0]
-        requests.append({"seed": seed, "sampler": sampler, "table": table, "rng": generator, "state": state, "row": 0})
+        requests.append(
+            {"seed": seed, "sampler": sampler, "table": table, "rng": generator, "state": state, "row": 0}
+        )
 
     running = list(requests)
     while running:
@@ -73,7 +75,7 @@ def test_all_samplers_in_one_batch_equal_the_schedulers_alone(prediction_type: s
         states = torch.stack([request["state"] for request in running])
         outputs, noise = [], []
         for request, (table, row) in zip(running, rows, strict=True):
-            model_input = table.input_scales[row].double() * request["state"][0]
+            model_input = table.input_scales[row] * request["state"][0]
             outputs.append(model(model_input, float(table.timesteps[row]), request["seed"]))
             drawn = torch.zeros(SHAPE, dtype=torch.float64)
             if table.draws_noise[row]:
@@ -110,7 +112,9 @@ def test_the_estimate_of_the_clean_latents_is_the_schedulers() -> None:
     tables = SamplerTables(STABLE_DIFFUSION | {"prediction_type": "v_prediction"})
     scheduler = tables.scheduler("DDIM")
     scheduler.set_timesteps(10)
-    latents, output = torch.randn(2, 1, *SHAPE, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    latents, output = torch.randn(
+        2, 1, *SHAPE, dtype=torch.float64, generator=torch.Generator().manual_seed(0)
+    )
     expected = scheduler.step(output, scheduler.timesteps[4], latents).pred_original_sample
     inputs = torch.zeros(1, STATE_SLOTS + 2, *SHAPE, dtype=torch.float64)
     inputs[:, 0], inputs[:, STATE_SLOTS] = latents, output
@@ -158,9 +162,11 @@ def test_a_scheduler_that_is_not_linear_is_refused(monkeypatch: pytest.MonkeyPat
     euler = diffusers.EulerDiscreteScheduler
 
     class Clipping(euler):  # type: ignore[misc, valid-type]
-        def step(self, model_output: torch.Tensor, timestep: object, sample: torch.Tensor, **kwargs: object) -> object:
+        def step(
+            self, model_output: torch.Tensor, timestep: object, sample: torch.Tensor, **kwargs: object
+        ) -> object:
             return super().step(model_output, timestep, sample.clamp(-1, 1), **kwargs)
 
     monkeypatch.setattr(diffusers, "EulerDiscreteScheduler", Clipping)
-    with pytest.raises(UnsupportedSamplerError, match="'Euler' at 5 steps.*not linear"):
+    with pytest.raises(UnsupportedSamplerError, match=r"'Euler' at 5 steps.*not linear"):
         SamplerTables(copy.deepcopy(STABLE_DIFFUSION)).table("Euler", 5)

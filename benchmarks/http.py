@@ -1,0 +1,62 @@
+"""What HTTP, Ray Serve and the hops between stages add to one image: one client at a time, against a running server.
+
+    make serve                     in one terminal, then
+    python benchmarks/http.py      in another
+
+The same image is made over HTTP and by the engine and decoder alone in this process, in turns.
+"""
+
+import argparse
+import statistics
+from pathlib import Path
+
+import httpx
+import torch
+
+from benchmarks.engine import GUIDANCE_SCALE, PROMPTS, SAMPLER, Ours, seconds
+from deployments.engine.images import encode_image
+from deployments.engine.messages import ImageFormat
+from deployments.engine.models import ModelSource, Placement
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--url", default="http://127.0.0.1:8000")
+    parser.add_argument("--model", default=str(Path(__file__).parents[1] / "models" / "shapes"))
+    parser.add_argument("--steps", type=int, default=20)
+    parser.add_argument("--repeats", type=int, default=30)
+    parser.add_argument("--threads", type=int, default=2)
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    ours = Ours(ModelSource(args.model), Placement(), max_images=1)
+    prompt = PROMPTS[0]
+
+    def alone() -> None:
+        [pixels] = ours.generate([prompt], [1], args.steps)
+        encode_image(pixels, ImageFormat(), {"prompt": prompt})
+
+    with httpx.Client(base_url=args.url, timeout=120) as client:
+
+        def over_http() -> None:
+            body = {
+                "prompt": prompt,
+                "negative_prompt": "",
+                "seed": 1,
+                "sampler": SAMPLER,
+                "num_inference_steps": args.steps,
+                "guidance_scale": GUIDANCE_SCALE,
+            }
+            client.post("/v1/images/generations", json=body).raise_for_status()
+
+        pairs = [(seconds(over_http), seconds(alone)) for _ in range(args.repeats + 3)][3:]
+    http_ms, alone_ms = (1000 * statistics.median(column) for column in zip(*pairs, strict=True))
+    added_ms = 1000 * statistics.median(http - own for http, own in pairs)
+    print(
+        f"over HTTP {http_ms:.0f} ms, engine and decoder alone {alone_ms:.0f} ms, added {added_ms:.0f} ms (medians)"
+    )
+
+
+if __name__ == "__main__":
+    main()

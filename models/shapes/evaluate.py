@@ -1,0 +1,256 @@
+"""Measures how often the embedded model draws what the prompt says, by looking at the pixels.
+
+    python models/shapes/evaluate.py            the README's table: 200 prompts at 4, 8, 12, 20, 50 steps
+    python models/shapes/evaluate.py --sheet F  also draws the first pictures at the last step count
+
+A picture counts as right in colour if the background and every object have theirs, in position if the two
+objects stand as said (of the pictures with two), in shape if every object has its own.
+"""
+
+import argparse
+import random
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, ImageDraw
+from scenes import COLOURS, SHAPES, Scene, outline, random_scene
+
+from deployments.engine.denoising import Engine, EngineConfig
+from deployments.engine.images import LatentDecoder
+from deployments.engine.messages import DenoisedLatents, DenoiseRequest
+from deployments.engine.models import (
+    ModelSource,
+    Placement,
+    load_model_info,
+    load_text_pipeline,
+    load_unet,
+    load_vae,
+)
+from deployments.engine.prompts import PromptText, TextEncoder
+from deployments.engine.samplers import SamplerTables
+
+_MIN_AREA = 60  # pixels; smaller specks are no objects
+_BORDER = 3  # pixels at the edge, where only the background is
+_PALETTE = np.array(list(COLOURS.values()), dtype=np.int32)
+_NAMES = list(COLOURS)
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """An object found in a picture: its colour, its shape and its middle in pixels."""
+
+    colour: str
+    shape: str
+    x: float
+    y: float
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """position is None where there is but one object."""
+
+    colour: bool
+    position: bool | None
+    shape: bool
+
+
+def look(pixels: np.ndarray) -> tuple[str, list[Seen]]:
+    """The background's colour and the objects of a picture [h, w, 3], largest first."""
+    distances = np.abs(pixels[:, :, None].astype(np.int32) - _PALETTE).sum(axis=-1)
+    labels = distances.argmin(axis=-1)  # [h, w]
+    border = np.concatenate(
+        [labels[:_BORDER].ravel(), labels[-_BORDER:].ravel(), labels[:, :_BORDER].ravel()]
+    )
+    background = Counter(border.tolist()).most_common(1)[0][0]
+    seen = []
+    for mask in _components(labels != background):
+        colour = Counter(labels[mask].tolist()).most_common(1)[0][0]
+        rows, columns = np.nonzero(mask)
+        seen.append(Seen(_NAMES[colour], _shape_of(mask), float(columns.mean()), float(rows.mean())))
+    return _NAMES[background], seen
+
+
+def _components(mask: np.ndarray) -> list[np.ndarray]:
+    """The connected parts of a mask [h, w] that are no specks, largest first."""
+    left = mask.copy()
+    parts = []
+    while left.any():
+        start = tuple(np.argwhere(left)[0])
+        part = np.zeros_like(mask)
+        stack = [start]
+        left[start] = False
+        while stack:
+            row, column = stack.pop()
+            part[row, column] = True
+            for neighbour in ((row - 1, column), (row + 1, column), (row, column - 1), (row, column + 1)):
+                inside = 0 <= neighbour[0] < mask.shape[0] and 0 <= neighbour[1] < mask.shape[1]
+                if inside and left[neighbour]:
+                    left[neighbour] = False
+                    stack.append(neighbour)
+        parts.append(part)
+    return sorted((part for part in parts if part.sum() >= _MIN_AREA), key=lambda part: -part.sum())
+
+
+def _shape_of(mask: np.ndarray) -> str:
+    """The shape that, stretched to the same bounding box, covers the mask best (intersection over union)."""
+    rows, columns = np.nonzero(mask)
+    box = (columns.min(), rows.min(), columns.max(), rows.max())
+
+    def overlap(shape: str) -> float:
+        corners = np.array(outline(shape, 0, 0, 1))
+        low, high = corners.min(axis=0), corners.max(axis=0)
+        fitted = (corners - low) / (high - low) * [box[2] - box[0], box[3] - box[1]] + [box[0], box[1]]
+        template = Image.new("1", mask.shape[::-1])
+        ImageDraw.Draw(template).polygon([tuple(corner) for corner in fitted], 1)
+        covered = np.asarray(template)
+        return float((covered & mask).sum() / (covered | mask).sum())
+
+    return max(SHAPES, key=overlap)
+
+
+def judge(scene: Scene, pixels: np.ndarray) -> Verdict:
+    """Holds a picture [h, w, 3] of bytes against the scene that its prompt said."""
+    background, seen = look(pixels)
+    if len(seen) != len(scene.things):
+        return Verdict(False, None if scene.relation is None else False, False)
+
+    def agreement(order: list[Seen]) -> int:
+        pairs = zip(scene.things, order, strict=True)
+        return sum((thing.colour == it.colour) + (thing.shape == it.shape) for thing, it in pairs)
+
+    # Objects are told apart by what they are, so that two that stand the wrong way round count as misplaced;
+    # two of a kind cannot.
+    orders = [seen, seen[::-1]]
+    if scene.relation is not None:
+        orders.sort(key=lambda order: not _stands(scene.relation, *order))
+    found = max(orders, key=agreement)
+    return Verdict(
+        colour=background == scene.background
+        and all(thing.colour == it.colour for thing, it in zip(scene.things, found, strict=True)),
+        position=None if scene.relation is None else _stands(scene.relation, *found),
+        shape=all(thing.shape == it.shape for thing, it in zip(scene.things, found, strict=True)),
+    )
+
+
+def _stands(relation: str, first: Seen, second: Seen) -> bool:
+    """Whether the first stands so to the second, and rather so than otherwise."""
+    across, down = second.x - first.x, second.y - first.y
+    along, aside = {
+        "left of": (across, down),
+        "right of": (-across, down),
+        "above": (down, across),
+        "below": (-down, across),
+    }[relation]
+    return along > abs(aside)
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    scene: Scene
+    guidance_scale: float
+    seed: int
+
+
+def draw_cases(count: int, seed: int) -> list[Case]:
+    """Prompts drawn at random, guidance 3 to 7."""
+    rng = random.Random(seed)
+    return [Case(random_scene(rng), rng.uniform(3, 7), rng.randrange(2**32)) for _ in range(count)]
+
+
+class Painter:
+    """Makes pictures with the project's own engine, since it takes any mix of guidance scales in a batch."""
+
+    def __init__(self, folder: Path, batch_size: int = 16) -> None:
+        source, placement = ModelSource(str(folder)), Placement()
+        info = load_model_info(source)
+        config = EngineConfig(2 * batch_size, 2 * batch_size, 2 * batch_size, ((16, 16),))
+        self._encoder = TextEncoder(load_text_pipeline(source, placement))
+        self._decoder = LatentDecoder(load_vae(source, placement))
+        self._engine = Engine(
+            load_unet(source, placement), SamplerTables(info.scheduler_config), info.scale_factor, config
+        )
+        self._size = info.default_size
+        self._batch_size = batch_size
+
+    def paint(self, cases: list[Case], sampler: str, num_inference_steps: int) -> list[np.ndarray]:
+        pictures: list[np.ndarray] = []
+        for start in range(0, len(cases), self._batch_size):
+            pictures += self._paint_batch(
+                cases[start : start + self._batch_size], sampler, num_inference_steps
+            )
+        return pictures
+
+    def _paint_batch(self, cases: list[Case], sampler: str, num_inference_steps: int) -> list[np.ndarray]:
+        for index, case in enumerate(cases):
+            text = PromptText(case.scene.prompt(), None, guided=True, deterministic=False)
+            embeds = self._encoder.assemble(text, self._encoder.encode(self._encoder.texts(text)))
+            self._engine.add(
+                DenoiseRequest(
+                    str(index),
+                    embeds,
+                    self._size,
+                    self._size,
+                    sampler,
+                    num_inference_steps,
+                    case.guidance_scale,
+                    case.seed,
+                )
+            )
+        latents: dict[int, torch.Tensor] = {}
+        while self._engine.num_requests:
+            for event in self._engine.step().events:
+                if isinstance(event, DenoisedLatents):
+                    latents[int(event.request_id)] = event.latents
+        return self._decoder.decode([latents[index] for index in range(len(cases))])
+
+
+def sheet(pictures: list[np.ndarray], columns: int) -> Image.Image:
+    side = pictures[0].shape[0]
+    image = Image.new("RGB", (columns * side, -(-len(pictures) // columns) * side))
+    for index, pixels in enumerate(pictures):
+        image.paste(Image.fromarray(pixels), (index % columns * side, index // columns * side))
+    return image
+
+
+def share(verdicts: list[bool]) -> str:
+    return f"{100 * sum(verdicts) / len(verdicts):.1f}%"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--model", type=Path, default=Path(__file__).parent)
+    parser.add_argument("--prompts", type=int, default=200)
+    parser.add_argument("--steps", type=int, nargs="+", default=[4, 8, 12, 20, 50])
+    parser.add_argument("--sampler", default="DPM++ 2M")
+    parser.add_argument("--seed", type=int, default=2026)
+    parser.add_argument("--sheet", type=Path, help="write the first 24 pictures of the last step count here")
+    parser.add_argument(
+        "--failures", action="store_true", help="print what went wrong at the last step count"
+    )
+    args = parser.parse_args()
+    cases = draw_cases(args.prompts, args.seed)
+    painter = Painter(args.model)
+    print(f"{args.prompts} prompts, {args.sampler}, guidance 3 to 7\n")
+    print("| steps | colours right | position right | shapes right |")
+    print("|---:|---:|---:|---:|")
+    for steps in args.steps:
+        pictures = painter.paint(cases, args.sampler, steps)
+        verdicts = [judge(case.scene, pixels) for case, pixels in zip(cases, pictures, strict=True)]
+        positions = [verdict.position for verdict in verdicts if verdict.position is not None]
+        colours, shapes = [verdict.colour for verdict in verdicts], [verdict.shape for verdict in verdicts]
+        print(f"| {steps} | {share(colours)} | {share(positions)} | {share(shapes)} |", flush=True)
+    if args.failures:
+        for case, verdict, pixels in zip(cases, verdicts, pictures, strict=True):
+            if not (verdict.colour and verdict.shape and verdict.position is not False):
+                print(f"{case.scene.prompt()}: {verdict}, saw {look(pixels)}")
+    if args.sheet:
+        sheet(pictures[:24], 8).save(args.sheet)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,105 @@
+"""One real Ray and one real application over real HTTP for the whole session, started as a user would."""
+
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+import ray
+import yaml
+
+START_TIMEOUT_S = 120.0
+MAX_QUEUE = 24
+
+
+def free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return int(listener.getsockname()[1])
+
+
+@pytest.fixture(scope="session")
+def ray_address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    os.environ["RAY_AUTH_MODE"] = "disabled"
+    # Sockets live below the temporary folder and their paths must stay short.
+    context = ray.init(
+        num_cpus=4,
+        num_gpus=0,
+        include_dashboard=False,
+        _node_ip_address="127.0.0.1",
+        _temp_dir=str(tmp_path_factory.mktemp("ray")),
+        _metrics_export_port=free_port(),
+        _system_config={"metrics_report_interval_ms": 500},
+    )
+    yield context.address_info["gcs_address"]
+    ray.shutdown()
+
+
+@pytest.fixture(scope="session")
+def base_url(ray_address: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The shipped configuration on a free port, run by the command that the README's `make serve` runs."""
+    folder = tmp_path_factory.mktemp("midstep")
+    url = f"http://127.0.0.1:{free_port()}"
+    settings: dict[str, Any] = yaml.safe_load(Path("serve_config.yaml").read_text())
+    settings["http_options"]["port"] = int(url.rsplit(":", 1)[1])
+    # The row cap is set, since what a busy machine measures would differ from run to run.
+    settings["applications"][0]["args"] |= {
+        "denoiser": {"rows_per_forward": 16},
+        "limits": {"max_queue": MAX_QUEUE},
+    }
+    config = folder / "serve_config.yaml"
+    config.write_text(yaml.safe_dump(settings))
+    log = (folder / "serve.log").open("w")
+    process = subprocess.Popen(
+        [Path(sys.executable).with_name("midstep"), "run", config],
+        env=os.environ | {"RAY_ADDRESS": ray_address},
+        stdout=log,
+        stderr=subprocess.STDOUT,
+    )
+    try:
+        wait_until_ready(url, process, Path(log.name))
+        yield url
+    finally:
+        process.send_signal(signal.SIGINT)
+        process.wait(60)
+        log.close()
+
+
+def wait_until_ready(url: str, process: "subprocess.Popen[bytes]", log: Path) -> None:
+    deadline = time.monotonic() + START_TIMEOUT_S
+    while time.monotonic() < deadline:
+        assert process.poll() is None, f"midstep run has ended:\n{log.read_text()[-4000:]}"
+        try:
+            if httpx.get(f"{url}/readyz", timeout=5).status_code == 200:
+                return
+        except httpx.TransportError:
+            pass
+        time.sleep(0.5)
+    raise AssertionError(f"not ready within {START_TIMEOUT_S} s:\n{log.read_text()[-4000:]}")
+
+
+@pytest.fixture
+def client(base_url: str) -> Iterator[httpx.Client]:
+    with httpx.Client(base_url=base_url, timeout=120) as opened:
+        yield opened
+
+
+@pytest.fixture
+def metric(ray_address: str) -> Callable[[str], float]:
+    """The sum of a metric that Ray exports, over all its tags."""
+    [node] = ray.nodes()
+    url = f"http://127.0.0.1:{node['MetricsExportPort']}/metrics"
+
+    def read(name: str) -> float:
+        pattern = re.compile(rf"^{name}(?:\{{.*\}})? (\S+)$", re.MULTILINE)
+        return sum(float(value) for value in pattern.findall(httpx.get(url, timeout=10).text))
+
+    return read

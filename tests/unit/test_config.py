@@ -1,0 +1,91 @@
+"""The configuration: what is misspelt or cannot be is an error that says so."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+from pydantic import ValidationError
+
+from serve.cli import check
+from serve.config import PROJECT_FOLDER, AppConfig, ConfigError
+
+
+def test_the_empty_configuration_serves_the_embedded_model() -> None:
+    config = AppConfig()
+    assert config.model.source().path == str(PROJECT_FOLDER / "models" / "shapes")
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        ({"modell": {}}, "modell: unknown key; the nearest one is 'model'"),
+        ({"model": {"atention": "sdpa"}}, "model.atention: unknown key; the nearest one is 'attention'"),
+        ({"denoiser": {"max_row": 4}}, "denoiser.max_row: unknown key; the nearest one is 'max_rows'"),
+        (
+            {"decoder": {"autoscaling": {"max_replica": 4}}},
+            "decoder.autoscaling.max_replica: unknown key; the nearest one is 'max_replicas'",
+        ),
+        ({"model": {"dtype": "float8"}}, "'float32', 'bfloat16' or 'float16'"),
+        (
+            {"denoiser": {"rows_per_forward": 64}},
+            r"rows_per_forward \(64\) is not within 2 and max_rows \(16\)",
+        ),
+        (
+            {"encoder": {"max_batch_size": 99}},
+            r"max_ongoing_requests \(32\) is less than max_batch_size \(99\)",
+        ),
+        (
+            {"ingress": {"autoscaling": {"min_replicas": 3, "max_replicas": 2}}},
+            r"min_replicas \(3\) is more than",
+        ),
+        ({"limits": {"max_num_images": 11}}, "less than or equal to 10"),
+    ],
+)
+def test_a_wrong_key_or_value_is_named(args: dict[str, object], message: str) -> None:
+    with pytest.raises(ValidationError, match=message):
+        AppConfig.model_validate(args)
+
+
+def test_a_model_folder_that_is_none_is_named() -> None:
+    config = AppConfig.model_validate({"model": {"path": "./nowhere"}})
+    with pytest.raises(ConfigError, match=r"model.path: './nowhere' is no folder"):
+        config.model.source()
+
+
+def write(folder: Path, changes: dict[str, object], args: dict[str, object]) -> Path:
+    application = {"name": "midstep", "import_path": "serve.app:build_app", "args": args}
+    path = folder / "config.yaml"
+    path.write_text(yaml.safe_dump({"applications": [application]} | changes))
+    return path
+
+
+@pytest.mark.parametrize(
+    ("changes", "args", "message"),
+    [
+        (
+            {"proxy_locaton": "HeadOnly"},
+            {},
+            "proxy_locaton: unknown key; the nearest one is 'proxy_location'",
+        ),
+        ({"http_options": {"prot": 1}}, {}, "http_options.prot: unknown key; the nearest one is 'port'"),
+        ({}, {"limit": {}}, r"applications\[0\].args.limit: unknown key; the nearest one is 'limits'"),
+        ({}, {"model": {"dtype": "x"}}, r"applications\[0\].args.model.dtype: "),
+        ({}, {"model": {"path": "./nowhere"}}, r"applications\[0\].args.model.path: './nowhere'"),
+    ],
+)
+def test_a_file_is_checked_to_its_last_key(
+    tmp_path: Path, changes: dict[str, object], args: dict[str, object], message: str
+) -> None:
+    with pytest.raises(ConfigError, match=message):
+        check(write(tmp_path, changes, args))
+
+
+def test_the_shipped_file_is_right() -> None:
+    check(PROJECT_FOLDER / "serve_config.yaml")
+
+
+def test_a_file_that_is_no_mapping_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "config.yaml"
+    path.write_text("- a\n- b\n")
+    with pytest.raises(ConfigError, match="is not a mapping"):
+        check(path)

@@ -1,0 +1,89 @@
+"""The thread around the engine: joins and aborts between steps, faults told and survived."""
+
+import queue
+from collections.abc import Callable, Iterator, Sequence
+
+import pytest
+
+from deployments.engine.denoising import StepReport
+from deployments.engine.engine_thread import MAX_BROKEN_STEPS, EngineThread
+from deployments.engine.messages import DenoisedLatents, DenoiseEvent, DenoiseFailed
+from tests.conftest import LoadedModel
+
+Delivery = tuple[Sequence[DenoiseEvent], StepReport | None]
+
+
+class Running:
+    """An engine thread and what it delivers."""
+
+    def __init__(self, model: LoadedModel) -> None:
+        self.model = model
+        self.engine = model.engine()
+        self.deliveries: queue.SimpleQueue[Delivery] = queue.SimpleQueue()
+        self.thread = EngineThread(self.engine, lambda events, report: self.deliveries.put((events, report)))
+        self.thread.start()
+
+    def until_last_event(self, request_id: str) -> tuple[DenoiseEvent, list[StepReport]]:
+        reports = []
+        while True:
+            events, report = self.deliveries.get(timeout=60)
+            if report is not None:
+                reports.append(report)
+            for event in events:
+                if event.request_id == request_id and isinstance(event, DenoisedLatents | DenoiseFailed):
+                    return event, reports
+
+
+@pytest.fixture
+def running(load_model: Callable[..., LoadedModel]) -> Iterator[Running]:
+    running = Running(load_model("sd1"))
+    yield running
+    running.thread.stop()
+
+
+def test_requests_that_are_added_together_step_together(running: Running) -> None:
+    requests = [running.model.request(name, num_inference_steps=3) for name in ("a", "b")]
+    running.thread.add(requests)
+    event, reports = running.until_last_event("b")
+    assert isinstance(event, DenoisedLatents)
+    assert [report.num_requests for report in reports] == [2, 2, 2]
+
+
+def test_an_abort_ends_the_steps(running: Running) -> None:
+    running.thread.add([running.model.request("endless", num_inference_steps=100)])
+    running.deliveries.get(timeout=60)
+    running.thread.abort("endless")
+    running.thread.add([running.model.request("next", num_inference_steps=2)])
+    event, reports = running.until_last_event("next")
+    assert isinstance(event, DenoisedLatents)
+    assert len(reports) < 60
+    assert reports[-1].num_requests == 1
+
+
+def test_a_request_that_cannot_be_taken_in_is_told(running: Running) -> None:
+    running.thread.add([running.model.request("bad", sampler="LCM", num_inference_steps=60)])
+    event, _ = running.until_last_event("bad")
+    assert isinstance(event, DenoiseFailed)
+    assert "'LCM' at 60 steps" in event.reason
+
+
+def test_broken_steps_are_told_and_end_in_ill_health(
+    running: Running, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def broken(*_: object) -> None:
+        raise RuntimeError("out of memory")
+
+    monkeypatch.setattr(running.engine, "_forward", broken)
+    for index in range(MAX_BROKEN_STEPS):
+        assert running.thread.problem(max_silence_s=60) is None
+        running.thread.add([running.model.request(f"request {index}")])
+        event, _ = running.until_last_event(f"request {index}")
+        assert event == DenoiseFailed(f"request {index}", "RuntimeError: out of memory")
+    assert "the step of requests request 0 failed" in caplog.text
+    assert running.thread.problem(max_silence_s=60) == "the last 3 steps failed"
+
+
+def test_a_thread_that_has_ended_is_ill(load_model: Callable[..., LoadedModel]) -> None:
+    running = Running(load_model("sd1"))
+    running.thread.stop()
+    assert running.thread.problem(max_silence_s=60) == "the engine thread has ended"

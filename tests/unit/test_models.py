@@ -1,0 +1,84 @@
+"""What cannot be served is refused at start, with the reason."""
+
+import json
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from deployments.engine.models import ModelLoadError, ModelSource, Placement, load_model_info, load_unet
+from tests.conftest import LoadedModel, finish
+
+Folder = Callable[[str], Path]
+
+
+def changed(folder: Path, target: Path, file: str, **changes: Any) -> ModelSource:
+    shutil.copytree(folder, target)
+    path = target / file
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+    return ModelSource(str(target))
+
+
+def test_a_folder_without_a_model_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ModelLoadError, match="cannot be read"):
+        load_model_info(ModelSource(str(tmp_path)))
+
+
+def test_another_kind_of_pipeline_is_refused(model_folder: Folder, tmp_path: Path) -> None:
+    source = changed(model_folder("sd1"), tmp_path / "m", "model_index.json", _class_name="FluxPipeline")
+    with pytest.raises(ModelLoadError, match="is a FluxPipeline; served are StableDiffusionPipeline and"):
+        load_model_info(source)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [({"in_channels": 9}, "an image to edit"), ({"time_cond_proj_dim": 32}, "its guidance embedded")],
+)
+def test_a_unet_that_needs_more_than_a_prompt_is_refused(
+    model_folder: Folder, tmp_path: Path, changes: dict[str, Any], words: str
+) -> None:
+    source = changed(model_folder("sd1"), tmp_path / "m", "unet/config.json", **changes)
+    with pytest.raises(ModelLoadError, match=words):
+        load_unet(source, Placement(device="cpu"))
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="CUDA is there")
+def test_a_device_that_is_not_there_is_refused(model_folder: Folder) -> None:
+    with pytest.raises(ModelLoadError, match="device: cuda was asked for"):
+        load_unet(ModelSource(str(model_folder("sd1"))), Placement(device="cuda"))
+
+
+def test_xformers_on_a_cpu_is_refused_with_the_reason(model_folder: Folder) -> None:
+    with pytest.raises(
+        ModelLoadError, match=r"attention: xformers cannot run on cpu in torch.float32.*Use attention: sdpa"
+    ):
+        load_unet(ModelSource(str(model_folder("sd1"))), Placement(device="cpu", attention="xformers"))
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_reduced_precision_runs_and_is_near(load_model: Callable[..., LoadedModel], dtype: str) -> None:
+    results = []
+    for placement in (Placement(device="cpu"), Placement(device="cpu", dtype=dtype)):
+        model = load_model("sdxl", placement)
+        engine = model.engine(max_rows=2, rows_per_forward=2)
+        engine.add(model.request("image", num_inference_steps=3, guidance_scale=2.0))
+        [latents] = finish(engine).values()
+        assert model.decoder.decode([latents])[0].dtype == "uint8"
+        results.append(latents)
+    error = (results[0] - results[1]).abs().mean() / results[0].abs().mean()
+    assert error < 0.05
+
+
+def test_the_engine_never_imports_ray() -> None:
+    """In a process of its own, since the tests themselves may have."""
+    modules = sorted(Path("deployments/engine").glob("*.py"))
+    imports = "; ".join(
+        f"import deployments.engine.{path.stem}" for path in modules if path.stem != "__init__"
+    )
+    script = f"import sys; {imports}; sys.exit(any(m.split('.')[0] in ('ray', 'serve') for m in sys.modules))"
+    assert subprocess.run([sys.executable, "-W", "ignore", "-c", script], check=False).returncode == 0
