@@ -1,7 +1,7 @@
 """The engine against diffusers' StableDiffusionPipeline: same model, same prompts, same batch, same run.
 
-    python benchmarks/engine.py                     the embedded model on this machine
-    python benchmarks/engine.py --json result.json  the figures with hardware and versions
+    python -m benchmarks.engine                     the embedded model on this machine
+    python -m benchmarks.engine --json result.json  the figures with hardware and versions
 
 Both go from prompts to pixels. They take turns, so that a machine whose speed drifts is fair to both; what
 counts is the median of the ratios pair by pair, not the seconds.

@@ -1,7 +1,7 @@
-"""What HTTP, Ray Serve and the hops between stages add to one image: one client at a time, against a running server.
+"""What HTTP, Ray Serve and the hops between stages add to one image: medians, one client at a time.
 
     make serve                     in one terminal, then
-    python benchmarks/http.py      in another
+    python -m benchmarks.http      in another
 
 The same image is made over HTTP and by the engine and decoder alone in this process, in turns.
 """
@@ -53,9 +53,7 @@ def main() -> None:
         pairs = [(seconds(over_http), seconds(alone)) for _ in range(args.repeats + 3)][3:]
     http_ms, alone_ms = (1000 * statistics.median(column) for column in zip(*pairs, strict=True))
     added_ms = 1000 * statistics.median(http - own for http, own in pairs)
-    print(
-        f"over HTTP {http_ms:.0f} ms, engine and decoder alone {alone_ms:.0f} ms, added {added_ms:.0f} ms (medians)"
-    )
+    print(f"over HTTP {http_ms:.0f} ms, engine and decoder alone {alone_ms:.0f} ms, added {added_ms:.0f} ms")
 
 
 if __name__ == "__main__":

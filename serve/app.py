@@ -30,3 +30,10 @@ def build_app(config: AppConfig) -> Application:
     )
     ingress = serve.deployment(Ingress, **config.ingress.deployment_options())
     return ingress.bind(config, encoder_stage, denoiser_stage, decoder_stage)
+
+
+def __getattr__(name: str) -> Application:
+    """`serve.app:app`: the embedded model as an Application, for `serve build`; built when asked for."""
+    if name == "app":
+        return build_app(AppConfig())
+    raise AttributeError(name)

@@ -129,6 +129,9 @@ class DenoiserConfig(_BatchedStage):
     steps."""
 
     num_threads: PositiveInt = Field(2, description="torch's threads in a replica")
+    max_ongoing_requests: PositiveInt = Field(
+        16, description="images that a replica has at once: what the engine steps, and a little more"
+    )
     max_rows: PositiveInt = Field(
         16, description="most U-Net rows in a forward (guidance takes two per image)"
     )

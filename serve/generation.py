@@ -34,9 +34,10 @@ class GenerationRequest:
 
 @dataclass(frozen=True, slots=True)
 class PromptEncoded:
-    """The first event. num_tokens were given, of which the model reads no more than max_tokens."""
+    """The first event. Of the tokens that either text has the model reads no more than max_tokens."""
 
     num_tokens: int
+    negative_num_tokens: int
     max_tokens: int
 
 

@@ -50,7 +50,7 @@ class Pipeline:
         GenerationFailedError.
         """
         embeds = await _until(request.deadline, self._encode(request))
-        yield PromptEncoded(embeds.num_tokens, embeds.max_tokens)
+        yield PromptEncoded(embeds.num_tokens, embeds.negative_num_tokens, embeds.max_tokens)
         images = [self._image(request, index, embeds) for index in range(request.num_images)]
         async with aclosing(_merge(images, request.deadline)) as events:
             async for event in events:

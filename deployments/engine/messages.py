@@ -14,7 +14,7 @@ class PromptEmbeds:
     prompt_embeds, negative_prompt_embeds: [tokens, width]; the negative is None where guidance does not ask
         for it
     pooled_prompt_embeds, negative_pooled_prompt_embeds: [pooled width], SDXL only
-    num_tokens: of the prompt as given, start and end tokens included
+    num_tokens, negative_num_tokens: of the texts as given, start and end tokens included
     max_tokens: how many of them the text encoder reads; the rest were cut off
     """
 
@@ -23,6 +23,7 @@ class PromptEmbeds:
     pooled_prompt_embeds: torch.Tensor | None
     negative_pooled_prompt_embeds: torch.Tensor | None
     num_tokens: int
+    negative_num_tokens: int
     max_tokens: int
 
 

@@ -85,6 +85,7 @@ class TextEncoder:
             pooled_prompt_embeds=positive.pooled,
             negative_pooled_prompt_embeds=negative.pooled if negative else None,
             num_tokens=positive.num_tokens,
+            negative_num_tokens=negative.num_tokens if negative else 0,
             max_tokens=self._pipeline.tokenizer.model_max_length,
         )
 

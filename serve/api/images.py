@@ -54,7 +54,7 @@ class ImagesRoute:
     async def _collect(self, request: GenerationRequest) -> dict[str, Any]:
         """All images, in the order of their seeds."""
         images: dict[int, dict[str, Any]] = {}
-        encoded = PromptEncoded(0, 0)
+        encoded = PromptEncoded(0, 0, 0)
         async with aclosing(self._pipeline.generate(request)) as events:
             async for event in events:
                 match event:
@@ -67,7 +67,7 @@ class ImagesRoute:
         return created | self._described(request) | _usage(encoded) | _warnings(encoded)
 
     async def _stream(self, request: GenerationRequest) -> AsyncGenerator[ServerSentEvent, None]:
-        encoded = PromptEncoded(0, 0)
+        encoded = PromptEncoded(0, 0, 0)
         try:
             async with aclosing(self._pipeline.generate(request)) as events:
                 async for event in events:
@@ -161,10 +161,12 @@ def _usage(encoded: PromptEncoded) -> dict[str, Any]:
 
 
 def _warnings(encoded: PromptEncoded) -> dict[str, Any]:
-    if encoded.num_tokens <= encoded.max_tokens:
-        return {}
-    cut = (
-        f"prompt: has {encoded.num_tokens} tokens, of which the model reads the first {encoded.max_tokens}; "
+    """What was done otherwise than asked; no key where there is nothing to say."""
+    given = {"prompt": encoded.num_tokens, "negative_prompt": encoded.negative_num_tokens}
+    cut = [
+        f"{field}: has {tokens} tokens, of which the model reads the first {encoded.max_tokens}; "
         "the end was cut off."
-    )
-    return {"warnings": [cut]}
+        for field, tokens in given.items()
+        if tokens > encoded.max_tokens
+    ]
+    return {"warnings": cut} if cut else {}

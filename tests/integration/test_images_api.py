@@ -204,9 +204,12 @@ def test_deterministic_images_are_the_same_bytes_alone_and_under_load(base_url: 
 
 
 def test_a_long_prompt_is_cut_and_the_answer_says_so(client: httpx.Client) -> None:
-    answer = generate(client, prompt="a red star and " * 40, num_inference_steps=2)
-    [warning] = answer["warnings"]
-    assert "reads the first 77" in warning
+    long = "a red star and " * 40
+    answer = generate(client, prompt=long, negative_prompt=long, num_inference_steps=2)
+    prompt, negative_prompt = answer["warnings"]
+    assert prompt.startswith("prompt: has ")
+    assert negative_prompt.startswith("negative_prompt: has ")
+    assert "reads the first 77" in prompt
     assert answer["usage"]["input_tokens"] == 77
 
 

@@ -22,7 +22,7 @@ def close(left: torch.Tensor, right: torch.Tensor) -> bool:
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_any_mix_shares_one_forward(load_model: Load, family: str) -> None:
-    """All samplers at different step counts, guidance scales and seeds: one forward for all, each as if alone."""
+    """All samplers at different step counts, guidance scales and seeds: one forward, each as if alone."""
     model = load_model(family)
     requests = [
         model.request(

@@ -28,7 +28,7 @@ class Item:
 def item(name: str, deadline: float, num_rows: int = 2, **fields: int) -> Item:
     # Rows are counted from the embeddings; what is in them does not matter here.
     negative = object() if num_rows == 2 else None
-    embeds = PromptEmbeds(None, negative, None, None, 0, 77)  # type: ignore[arg-type]
+    embeds = PromptEmbeds(None, negative, None, None, 0, 0, 77)  # type: ignore[arg-type]
     return Item(DenoiseRequest(name, embeds, 128, 128, "Euler", 10, 5.0, 0), deadline, **fields)
 
 
