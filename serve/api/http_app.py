@@ -1,4 +1,4 @@
-"""The ASGI application: routes, a limit on bodies, and errors in one form."""
+"""The ASGI application: routes, and errors in one form."""
 
 import time
 
@@ -16,7 +16,6 @@ from serve.config import AppConfig
 from serve.errors import MidstepError, NotReadyError
 from serve.pipeline import Pipeline
 
-MAX_BODY_BYTES = 1 << 20
 _READY_TIMEOUT_S = 2.0
 
 
@@ -51,8 +50,6 @@ def build_http_app(config: AppConfig, info: ModelInfo, pipeline: Pipeline) -> St
             HTTPException: on_http_exception,
             Exception: on_fault,
         },
-        max_body_size=MAX_BODY_BYTES,
     )
     app.state.route_paths = [route.path for route in routes]
-    app.state.max_body_bytes = MAX_BODY_BYTES
     return app

@@ -18,6 +18,7 @@ from deployments.engine.messages import EncodedImage
 from deployments.engine.models import ModelInfo
 from deployments.engine.samplers import SamplerTables
 from serve.admission import Admission
+from serve.api.body import bounded_body
 from serve.api.images_schema import MEDIA_TYPES, accept, read_body
 from serve.api.problems import error_object, request_id
 from serve.config import AppConfig
@@ -40,7 +41,7 @@ class ImagesRoute:
         self._admission = admission
 
     async def generate(self, http_request: Request) -> Response:
-        body = read_body(await http_request.body())
+        body = read_body(await bounded_body(http_request))
         # In a thread, since a sampler that is met for the first time is compiled.
         request = await asyncio.to_thread(
             accept, body, request_id(http_request), self._config, self._info, self._tables

@@ -11,7 +11,6 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from serve.errors import (
-    BodyTooLargeError,
     InvalidRequestError,
     MethodNotAllowedError,
     MidstepError,
@@ -67,7 +66,6 @@ async def on_http_exception(request: Request, error: Exception) -> Response:
     known: dict[int, MidstepError] = {
         404: RouteNotFoundError(f"There is nothing at {path}. Routes: {routes}."),
         405: MethodNotAllowedError(f"{request.method} is not possible at {path}."),
-        413: BodyTooLargeError(f"The body is larger than {request.app.state.max_body_bytes} bytes."),
     }
     response = problem_response(known.get(error.status_code, InvalidRequestError(error.detail)), request)
     for name, value in (error.headers or {}).items():

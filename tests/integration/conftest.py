@@ -2,7 +2,6 @@
 
 import os
 import re
-import signal
 import socket
 import subprocess
 import sys
@@ -34,7 +33,6 @@ def ray_address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         num_cpus=4,
         num_gpus=0,
         include_dashboard=False,
-        _node_ip_address="127.0.0.1",
         _temp_dir=str(tmp_path_factory.mktemp("ray")),
         _metrics_export_port=free_port(),
         _system_config={"metrics_report_interval_ms": 500},
@@ -68,7 +66,7 @@ def base_url(ray_address: str, tmp_path_factory: pytest.TempPathFactory) -> Iter
         wait_until_ready(url, process, Path(log.name))
         yield url
     finally:
-        process.send_signal(signal.SIGINT)
+        process.terminate()
         process.wait(60)
         log.close()
 

@@ -328,7 +328,7 @@ def test_the_openai_client_works(base_url: str) -> None:
     assert answer.data is not None
     assert [item.model_extra["seed"] for item in answer.data if item.model_extra] == [3, 4]
     assert answer.usage is not None
-    assert answer.usage.input_tokens == 9
+    assert answer.usage.input_tokens == 10
     first = Image.open(io.BytesIO(base64.b64decode(answer.data[0].b64_json or "")))
     background, seen = evaluate.look(np.asarray(first))
     assert (background, [it.colour for it in seen]) == ("white", ["purple"])
