@@ -18,6 +18,7 @@ def build_app(config: AppConfig) -> Application:
     """
     source, placement = config.model.source(), config.model.placement()
     info = load_model_info(source)
+    config.check_for(info)
     encoder, denoiser, decoder = config.encoder, config.denoiser, config.decoder
     encoder_stage = serve.deployment(PromptEncoder, **encoder.deployment_options()).bind(
         source, placement, encoder.batching(), encoder.num_threads, encoder.cache_size

@@ -1,16 +1,19 @@
-"""`midstep check FILE` and `midstep run FILE`: a Serve configuration file, checked strictly and then served.
+"""`midstep check FILE`, `midstep run FILE` and `midstep keys`.
 
-Ray Serve ignores keys that it does not know; here each is an error that names the nearest one.
+A Serve configuration file, checked strictly, and then served; and the table of the keys there are. Ray Serve
+ignores keys that it does not know; here each is an error that names the nearest one.
 """
 
 import argparse
+import json
 import os
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import yaml
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 from ray.serve.schema import ServeDeploySchema
 
 from serve.config import AppConfig, ConfigError, unknown_keys
@@ -48,11 +51,31 @@ def _problems_of_args(args: Any, place: str) -> list[str]:
     return []
 
 
+def keys_table() -> str:
+    """Every key of AppConfig with its default and meaning, as a Markdown table."""
+    rows = [f"| `{key}` | `{json.dumps(default)}` | {text} |" for key, default, text in _keys(AppConfig())]
+    return "\n".join(["| key | default | meaning |", "|---|---|---|", *rows])
+
+
+def _keys(section: BaseModel, path: str = "") -> Iterator[tuple[str, Any, str]]:
+    for name, field in type(section).model_fields.items():
+        value = getattr(section, name)
+        if isinstance(value, BaseModel):
+            yield from _keys(value, f"{path}{name}.")
+        else:
+            yield f"{path}{name}", value, field.description or ""
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(prog="midstep", description=__doc__)
-    parser.add_argument("command", choices=["check", "run"])
-    parser.add_argument("file", type=Path)
+    commands = parser.add_subparsers(dest="command", required=True)
+    commands.add_parser("keys", help="print the table of all keys")
+    for name, text in (("check", "check a file"), ("run", "check a file and serve it")):
+        commands.add_parser(name, help=text).add_argument("file", type=Path)
     arguments = parser.parse_args()
+    if arguments.command == "keys":
+        print(keys_table())
+        return
     try:
         check(arguments.file)
     except ConfigError as error:

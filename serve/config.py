@@ -1,11 +1,10 @@
-"""The configuration: the `args` of an application in Serve's YAML. The only place that reads the environment.
+"""The configuration: the `args` of an application in Serve's YAML.
 
 Every key has a default, so that `args: {}` serves the embedded model; unknown keys are errors that name the
 nearest key there is.
 """
 
 import difflib
-import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
@@ -24,6 +23,7 @@ from pydantic import (
 from deployments.batching import Batching
 from deployments.engine.denoising import EngineConfig
 from deployments.engine.models import ModelInfo, ModelSource, Placement
+from deployments.engine.samplers import SamplerTables, UnsupportedSamplerError
 
 PROJECT_FOLDER = Path(__file__).parents[1]
 
@@ -85,31 +85,38 @@ class AutoscalingSection(_Section):
 
 class _Stage(_Section):
     num_cpus: NonNegativeFloat = Field(0.25, description="CPUs that Ray reserves for a replica")
-    num_gpus: NonNegativeFloat = Field(0, description="share of a GPU that Ray reserves for a replica")
-    num_threads: PositiveInt = Field(1, description="torch's threads in a replica")
     max_ongoing_requests: PositiveInt = Field(
         32, description="requests that a replica has at once; more wait outside"
     )
-    autoscaling: AutoscalingSection = Field(default_factory=AutoscalingSection, description="see below")
+    autoscaling: AutoscalingSection = Field(
+        default_factory=AutoscalingSection, description="Serve's own autoscaling"
+    )
 
     def deployment_options(self) -> dict[str, Any]:
         """For `Deployment.options`."""
         return {
-            "ray_actor_options": {"num_cpus": self.num_cpus, "num_gpus": self.num_gpus},
+            "ray_actor_options": {"num_cpus": self.num_cpus},
             "max_ongoing_requests": self.max_ongoing_requests,
             "autoscaling_config": self.autoscaling.model_dump(),
         }
 
 
-class _BatchedStage(_Stage):
+class _DeviceStage(_Stage):
+    num_gpus: NonNegativeFloat = Field(0, description="share of a GPU that Ray reserves for a replica")
+    num_threads: PositiveInt = Field(1, description="torch's threads in a replica")
     max_batch_size: PositiveInt = Field(8, description="most items of a batch")
     batch_wait_timeout_s: NonNegativeFloat = Field(0.005, description="longest wait of a batch's first item")
+
+    def deployment_options(self) -> dict[str, Any]:
+        options = super().deployment_options()
+        options["ray_actor_options"]["num_gpus"] = self.num_gpus
+        return options
 
     def batching(self) -> Batching:
         return Batching(self.max_batch_size, self.batch_wait_timeout_s)
 
     @model_validator(mode="after")
-    def _check_room(self) -> "_BatchedStage":
+    def _check_room(self) -> "_DeviceStage":
         if self.max_ongoing_requests < self.max_batch_size:
             raise ValueError(
                 f"max_ongoing_requests ({self.max_ongoing_requests}) is less than max_batch_size "
@@ -118,13 +125,13 @@ class _BatchedStage(_Stage):
         return self
 
 
-class EncoderConfig(_BatchedStage):
+class EncoderConfig(_DeviceStage):
     """The prompt encoding stage."""
 
     cache_size: PositiveInt = Field(256, description="texts whose embeddings are kept")
 
 
-class DenoiserConfig(_BatchedStage):
+class DenoiserConfig(_DeviceStage):
     """The denoising stage. max_batch_size and batch_wait_timeout_s gather admissions; the engine batches
     steps."""
 
@@ -153,7 +160,7 @@ class DenoiserConfig(_BatchedStage):
         return self
 
 
-class DecoderConfig(_BatchedStage):
+class DecoderConfig(_DeviceStage):
     """The decoding stage."""
 
     max_batch_size: PositiveInt = Field(4, description="most items of a batch")
@@ -164,7 +171,8 @@ class IngressConfig(_Stage):
 
     max_ongoing_requests: PositiveInt = Field(256, description="HTTP requests that a replica has at once")
     autoscaling: AutoscalingSection = Field(
-        default_factory=lambda: AutoscalingSection(target_ongoing_requests=64), description="see below"
+        default_factory=lambda: AutoscalingSection(target_ongoing_requests=64),
+        description="Serve's own autoscaling",
     )
 
 
@@ -214,6 +222,36 @@ class AppConfig(_Section):
             raise ValueError("; ".join(unknown))
         return data
 
+    @model_validator(mode="after")
+    def _check_defaults(self) -> "AppConfig":
+        steps, most = self.defaults.num_inference_steps, self.limits.max_num_inference_steps
+        if steps > most:
+            raise ValueError(
+                f"defaults.num_inference_steps ({steps}) is more than limits.max_num_inference_steps ({most})"
+            )
+        return self
+
+    def check_for(self, info: ModelInfo) -> None:
+        """Raises ConfigError for defaults that this model or the limits do not allow."""
+        sizes = zip(
+            ("height", "width"),
+            self.default_size(info),
+            (self.limits.max_height, self.limits.max_width),
+            strict=True,
+        )
+        for name, pixels, limit in sizes:
+            if pixels % info.scale_factor or not self.limits.min_size <= pixels <= limit:
+                raise ConfigError(
+                    f"defaults.{name}: {pixels} is not a multiple of {info.scale_factor} from limits.min_size "
+                    f"({self.limits.min_size}) to limits.max_{name} ({limit})"
+                )
+        try:
+            SamplerTables(info.scheduler_config).table(
+                self.defaults.sampler, self.defaults.num_inference_steps
+            )
+        except UnsupportedSamplerError as error:
+            raise ConfigError(f"defaults.sampler: {error}") from error
+
     def engine_config(self, info: ModelInfo) -> EngineConfig:
         """The size that requests get by default is the one that is warmed up and timed."""
         height, width = self.default_size(info)
@@ -252,10 +290,3 @@ def _models_in(annotation: Any) -> list[type[BaseModel]]:
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return [annotation]
     return [model for argument in get_args(annotation) for model in _models_in(argument)]
-
-
-def quiet_libraries() -> None:
-    """Keeps libraries from reaching for the network or filling the console where the user did not ask for
-    it."""
-    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
-    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")

@@ -1,6 +1,5 @@
 """Tiny models of every family on disk, once a session, and what is needed to run one without Ray."""
 
-import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,8 +23,6 @@ from deployments.engine.models import (
 from deployments.engine.prompts import PromptText, TextEncoder
 from deployments.engine.samplers import SamplerTables
 from tests import tiny_models
-
-logging.getLogger("xformers").setLevel(logging.ERROR)
 
 
 @pytest.fixture(scope="session", autouse=True)

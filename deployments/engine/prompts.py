@@ -10,10 +10,8 @@ from diffusers.utils import logging as diffusers_logging
 from deployments.engine.messages import PromptEmbeds
 
 # encode_prompt warns about every prompt that it cuts; here the response says so.
-diffusers_logging.get_logger("diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion").setLevel(40)
-diffusers_logging.get_logger("diffusers.pipelines.stable_diffusion_xl.pipeline_stable_diffusion_xl").setLevel(
-    40
-)
+diffusers_logging.set_verbosity_error()
+diffusers_logging.disable_progress_bar()
 
 
 @dataclass(frozen=True, slots=True)

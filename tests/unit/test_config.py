@@ -6,7 +6,8 @@ import pytest
 import yaml
 from pydantic import ValidationError
 
-from serve.cli import check
+from deployments.engine.models import load_model_info
+from serve.cli import check, keys_table
 from serve.config import PROJECT_FOLDER, AppConfig, ConfigError
 
 
@@ -39,6 +40,10 @@ def test_the_empty_configuration_serves_the_embedded_model() -> None:
             r"min_replicas \(3\) is more than",
         ),
         ({"limits": {"max_num_images": 11}}, "less than or equal to 10"),
+        (
+            {"defaults": {"num_inference_steps": 101}},
+            r"defaults.num_inference_steps \(101\) is more than limits",
+        ),
     ],
 )
 def test_a_wrong_key_or_value_is_named(args: dict[str, object], message: str) -> None:
@@ -50,6 +55,24 @@ def test_a_model_folder_that_is_none_is_named() -> None:
     config = AppConfig.model_validate({"model": {"path": "./nowhere"}})
     with pytest.raises(ConfigError, match=r"model.path: './nowhere' is no folder"):
         config.model.source()
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        ({"defaults": {"sampler": "Elephant"}}, "defaults.sampler: unknown sampler 'Elephant'"),
+        ({"defaults": {"width": 100}}, "defaults.width: 100 is not a multiple of 8"),
+        ({"limits": {"max_height": 64}}, r"defaults.height: 128 is not .* to limits.max_height \(64\)"),
+    ],
+)
+def test_defaults_that_the_model_cannot_have_are_named(args: dict[str, object], message: str) -> None:
+    config = AppConfig.model_validate(args)
+    with pytest.raises(ConfigError, match=message):
+        config.check_for(load_model_info(config.model.source()))
+
+
+def test_the_readme_has_the_table_of_keys() -> None:
+    assert keys_table() in (PROJECT_FOLDER / "README.md").read_text()
 
 
 def write(folder: Path, changes: dict[str, object], args: dict[str, object]) -> Path:
