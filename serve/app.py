@@ -34,7 +34,7 @@ def build_app(config: AppConfig) -> Application:
 
 
 def __getattr__(name: str) -> Application:
-    """`serve.app:app`: the embedded model as an Application, for `serve build`; built when asked for."""
+    """`serve.app:app`, for `serve build`: the embedded model, built when asked for."""
     if name == "app":
         return build_app(AppConfig())
     raise AttributeError(name)

@@ -50,8 +50,7 @@ class ModelConfig(_Section):
     attention: Literal["sdpa", "xformers"] = Field("sdpa", description="the attention implementation")
 
     def source(self) -> ModelSource:
-        """A relative path is looked for where the process runs and in the project's folder, and is a hub id
-        else."""
+        """A relative path is looked for where the process runs and in the project; else it is a hub id."""
         for folder in (Path.cwd(), PROJECT_FOLDER):
             if (folder / self.path / "model_index.json").exists():
                 return ModelSource(str(folder / self.path), self.revision, self.variant)
@@ -132,8 +131,7 @@ class EncoderConfig(_DeviceStage):
 
 
 class DenoiserConfig(_DeviceStage):
-    """The denoising stage. max_batch_size and batch_wait_timeout_s gather admissions; the engine batches
-    steps."""
+    """The denoising stage. Its max_batch_size gathers admissions; the engine batches steps."""
 
     num_threads: PositiveInt = Field(2, description="torch's threads in a replica")
     max_ongoing_requests: PositiveInt = Field(
@@ -242,8 +240,8 @@ class AppConfig(_Section):
         for name, pixels, limit in sizes:
             if pixels % info.scale_factor or not self.limits.min_size <= pixels <= limit:
                 raise ConfigError(
-                    f"defaults.{name}: {pixels} is not a multiple of {info.scale_factor} from limits.min_size "
-                    f"({self.limits.min_size}) to limits.max_{name} ({limit})"
+                    f"defaults.{name}: {pixels} is not a multiple of {info.scale_factor} "
+                    f"from limits.min_size ({self.limits.min_size}) to limits.max_{name} ({limit})"
                 )
         try:
             SamplerTables(info.scheduler_config).table(
@@ -269,8 +267,7 @@ class AppConfig(_Section):
 
 
 def unknown_keys(schema: type[BaseModel], data: Any, path: str = "") -> Iterator[str]:
-    """A sentence for each key of `data` that `schema` does not know, at any depth, with the nearest key
-    there is."""
+    """A sentence for each key of `data`, at any depth, that `schema` does not know."""
     if not isinstance(data, Mapping):
         return
     names = {field.alias or name: field.annotation for name, field in schema.model_fields.items()}

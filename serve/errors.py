@@ -1,10 +1,8 @@
-"""What can go wrong, each with its status and a stable code. How it looks on the wire is
-`serve.api.problems`'s."""
+"""What can go wrong, each with its status and a stable code. `serve.api.problems` puts it on the wire."""
 
 
 class MidstepError(Exception):
-    """detail: a sentence that a person can act on; param: the field at fault; retry_after_s: when to try
-    again."""
+    """detail: a sentence that a person can act on; param: the field at fault."""
 
     status = 500
     code = "internal_error"

@@ -46,8 +46,7 @@ class Pipeline:
     async def generate(self, request: GenerationRequest) -> AsyncGenerator[GenerationEvent, None]:
         """PromptEncoded, then per image its previews and ImageDone; images come as they are done.
 
-        Leaving the generator cancels whatever is under way. Raises DeadlineExceededError and
-        GenerationFailedError.
+        Leaving it cancels what is under way. Raises DeadlineExceededError and GenerationFailedError.
         """
         embeds = await _until(request.deadline, self._encode(request))
         yield PromptEncoded(embeds.num_tokens, embeds.negative_num_tokens, embeds.max_tokens)

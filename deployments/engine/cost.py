@@ -21,8 +21,7 @@ class CostModel:
     curves: Mapping[LatentShape, tuple[tuple[int, float], ...]]
 
     def seconds(self, shape: LatentShape, rows: int) -> float:
-        """Seconds of one forward; linear between measured points, by area for a shape that was not
-        measured."""
+        """Seconds of one forward: linear between measured points, by area between shapes."""
         nearest = self._nearest(shape)
         points = self.curves[nearest]
         counts = [count for count, _ in points]

@@ -40,10 +40,8 @@ class EngineConfig:
     """How the engine batches.
 
     max_rows: most U-Net rows in one forward
-    rows_per_forward: the row cap; None takes the knee of the measured cost, where more rows only slow
-        everyone
-    deterministic_rows: the one row count of deterministic forwards; images are reproducible under one value
-        of it
+    rows_per_forward: the row cap; None takes the knee of the measured cost, past which rows only cost time
+    deterministic_rows: the one row count of deterministic forwards; another value gives other bytes
     latent_shapes: the shapes that are warmed up and timed at start
     """
 
@@ -138,10 +136,8 @@ class Engine:
     def add(self, request: DenoiseRequest) -> None:
         """Takes a request in; it joins the next forward that has room for it.
 
-        Raises UnsupportedSamplerError for a sampler that this model or step count cannot have, and
-        ValueError for
-        an id that is here already. The generator is drawn from as diffusers does: latents first, then step
-        by step.
+        Raises UnsupportedSamplerError for a sampler that this model or step count cannot have, ValueError for
+        an id that is here already. Noise is drawn in diffusers' order: the latents first, then step by step.
         """
         if request.request_id in self._denoisings:
             raise ValueError(f"request {request.request_id!r} is being denoised already")
@@ -163,8 +159,7 @@ class Engine:
         )
 
     def abort(self, request_id: str) -> None:
-        """Frees the request's rows from the next forward on. Unknown ids, such as finished ones, are
-        ignored."""
+        """Frees the request's rows from the next forward on. Ids that are unknown or finished are ignored."""
         self._denoisings.pop(request_id, None)
 
     def step(self) -> StepReport:
@@ -209,8 +204,7 @@ class Engine:
     def _forward(self, batch: list[Denoising]) -> tuple[torch.Tensor, int]:
         """The guided model output of every request, [B, C, h, w], and how many rows the forward had.
 
-        A request's rows lie side by side, the negative prompt's first; without guidance first and last are
-        the same.
+        A request's rows lie side by side, the negative prompt's first; without guidance there is but one.
         """
         ends = list(accumulate(item.request.num_rows for item in batch))
         last_rows = self._to_device([end - 1 for end in ends])
@@ -259,8 +253,7 @@ class Engine:
         return outputs[:, STATE_SLOTS]
 
     def _retire(self, batch: list[Denoising], estimates: torch.Tensor) -> list[DenoiseEvent]:
-        """What there is to tell of this step; finished requests leave. Here alone the device is waited
-        for."""
+        """What there is to tell of this step; finished requests leave. Only here is the device waited for."""
         events: list[DenoiseEvent] = []
         for item, estimate in zip(batch, estimates, strict=True):
             request = item.request

@@ -33,9 +33,8 @@ class _Abort:
 class EngineThread:
     """Runs an engine.
 
-    deliver: called on this thread after each step with its events and what it did (None where it broke); it
-        must
-        not block
+    deliver: called on this thread after each step with its events and what it did (None where it broke);
+        must not block
     """
 
     def __init__(

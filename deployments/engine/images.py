@@ -45,8 +45,7 @@ class LatentDecoder:
 
 
 def _latent_statistics(vae: AutoencoderKL) -> tuple[torch.Tensor, torch.Tensor]:
-    """Mean and scale [1, C, 1, 1] of the latents that the VAE itself speaks, as diffusers' pipelines take
-    them."""
+    """Mean and scale [1, C, 1, 1] between the U-Net's latents and the VAE's, as in diffusers' pipelines."""
     mean, std = vae.config.latents_mean, vae.config.latents_std
     if mean is None or std is None:
         mean, std = [0.0] * vae.config.latent_channels, [1.0] * vae.config.latent_channels
@@ -64,8 +63,7 @@ def _to_pixels(images: torch.Tensor) -> Pixels:
 
 @torch.inference_mode()
 def _fit_rgb_map(vae: AutoencoderKL, scale_factor: int) -> torch.Tensor:
-    """Least squares from latents to the mean colour of their pixels, on pictures of random patches of
-    colour."""
+    """Least squares from latents to the mean colour of their pixels, on random patches of colour."""
     generator = torch.Generator().manual_seed(0)
     colours = torch.rand(8, 3, 4, 4, generator=generator) * 2 - 1
     pictures = F.interpolate(colours, size=(16 * scale_factor, 16 * scale_factor), mode="nearest")

@@ -11,8 +11,7 @@ LatentShape = tuple[int, int]  # height and width of the latents
 class PromptEmbeds:
     """A prompt and its negative, encoded, on the CPU in the model's dtype.
 
-    prompt_embeds, negative_prompt_embeds: [tokens, width]; the negative is None where guidance does not ask
-        for it
+    prompt_embeds, negative_prompt_embeds: [tokens, width]; the negative is None without guidance
     pooled_prompt_embeds, negative_pooled_prompt_embeds: [pooled width], SDXL only
     num_tokens, negative_num_tokens: of the texts as given, start and end tokens included
     max_tokens: how many of them the text encoder reads; the rest were cut off
@@ -53,8 +52,7 @@ class DenoiseRequest:
 
     @property
     def num_rows(self) -> int:
-        """Rows of the U-Net's batch that this request takes: with guidance, the negative prompt has one
-        too."""
+        """Rows of the U-Net's batch that it takes: with guidance, the negative prompt has one too."""
         return 1 if self.embeds.negative_prompt_embeds is None else 2
 
 
@@ -78,8 +76,7 @@ class DenoisedLatents:
 
 @dataclass(frozen=True, slots=True)
 class DenoiseFailed:
-    """The last event of an image that a fault of ours ended; the log has the traceback under the request
-    id."""
+    """The last event of an image that a fault of ours ended; the log has it under the request id."""
 
     request_id: str
     reason: str
@@ -90,8 +87,7 @@ DenoiseEvent = StepProgress | DenoisedLatents | DenoiseFailed
 
 @dataclass(frozen=True, slots=True)
 class ImageFormat:
-    """What file is wanted. media_type: image/png, image/webp or image/jpeg; quality: 0 to 100, PNG has
-    none."""
+    """What file is wanted: image/png, image/webp or image/jpeg; quality 0 to 100, which PNG has none of."""
 
     media_type: str = "image/png"
     quality: int | None = None

@@ -128,8 +128,7 @@ def load_vae(source: ModelSource, placement: Placement) -> AutoencoderKL:
 
 
 class UNet:
-    """A U-Net as the engine calls it: rows in, predictions out, both float32 whatever the model computes
-    in."""
+    """A U-Net as the engine calls it: rows in, predictions out, float32 whatever it computes in."""
 
     def __init__(self, module: UNet2DConditionModel, device: torch.device, dtype: torch.dtype) -> None:
         self._module = module

@@ -114,8 +114,7 @@ def canonical_sampler(name: str) -> str:
 
 @dataclass(frozen=True, slots=True)
 class SamplerTable:
-    """A sampler at a number of steps, one row per model call (second-order samplers make more calls than
-    steps).
+    """A sampler at a number of steps, one row per model call (of which some samplers make two a step).
 
     timesteps: [rows] float32, as the model is given them
     input_scales: [rows] float64, what the latents are multiplied by on their way into the model
@@ -136,12 +135,12 @@ class SamplerTable:
 
 
 def advance(weights: torch.Tensor, inputs: torch.Tensor) -> torch.Tensor:
-    """One weighted sum per request: [B, NUM_OUTPUTS, NUM_INPUTS] x [B, NUM_INPUTS, C, h, w] -> [B,
-    NUM_OUTPUTS, C, h, w].
+    """One weighted sum per request.
 
-    Written as separate products and sums over the inputs, in order, because these are elementwise: a
-    request's
-    bits then cannot depend on how many others are stepped with it, which no matrix product promises.
+    weights [B, NUM_OUTPUTS, NUM_INPUTS], inputs [B, NUM_INPUTS, C, h, w] -> [B, NUM_OUTPUTS, C, h, w].
+
+    Written as products and sums over the inputs, in order, because these are elementwise: a request's bits
+    then cannot depend on how many others are stepped with it, which no matrix product promises.
     """
     weights = weights[..., None, None, None]
     outputs = weights[:, :, 0] * inputs[:, None, 0]
@@ -200,8 +199,7 @@ _PROBE_SHAPE = torch.Size((1, 16, 1, 1))
 
 @dataclass(frozen=True, slots=True)
 class _Call:
-    """What one model call's step does: each output as weights over `inputs`, then the model's output, then
-    noise."""
+    """What one model call's step does: outputs as weights over `inputs`, the model's output and noise."""
 
     input_scale: float
     inputs: tuple[_Key, ...]
@@ -210,8 +208,7 @@ class _Call:
 
 
 def _saved(scheduler: Any) -> dict[_Key, torch.Tensor]:
-    """What a scheduler carries from step to step: every attribute, or item of a list, of the latents'
-    shape."""
+    """What a scheduler carries on: every attribute, or item of a list, of the latents' shape."""
     return {
         (name, index): item
         for name, value in vars(scheduler).items()
@@ -248,8 +245,7 @@ def _probe(scheduler: Any, step_kwargs: Mapping[str, Any]) -> list[_Call]:
     """Steps a scheduler on unit vectors: what comes out of a call are columns of weights.
 
     Before each call the latents and all that the scheduler has saved are replaced by unit vectors. A second
-    run
-    on zeros, with the same noise, tells what noise adds.
+    run on zeros, with the same noise, tells what noise adds.
     """
     calls = []
     for timestep in scheduler.timesteps:
@@ -335,8 +331,7 @@ def _assemble(scheduler: Any, calls: list[_Call]) -> SamplerTable:
 
 
 def _clean_estimate(scheduler: Any, timestep: float) -> tuple[float, float]:
-    """Weights of the model's input and output in its estimate of the clean latents
-    (`pred_original_sample`)."""
+    """Weights of the model's input and output in its estimate of the clean latents."""
     below = int(timestep)
     above = min(below + 1, len(scheduler.alphas_cumprod) - 1)
     alpha_cumprod = float(
@@ -357,8 +352,7 @@ def _clean_estimate(scheduler: Any, timestep: float) -> tuple[float, float]:
 def _replay_error(
     table: SamplerTable, scheduler: Any, step_kwargs: Mapping[str, Any], calls: list[_Call]
 ) -> float:
-    """How far the table is from the stock scheduler on a smooth made-up model, relative to the largest
-    latent."""
+    """How far the table is from the scheduler on a smooth made-up model, relative to the largest latent."""
 
     def model(latents: torch.Tensor, timestep: float) -> torch.Tensor:
         return torch.sin(2 * latents + timestep / 300) + 0.5 * latents.roll(1, dims=1)

@@ -65,8 +65,7 @@ def slack_s(items: Iterable[Schedulable], cost_model: CostModel, now: float) -> 
 
 
 def pick_group(slacks: Mapping[Group, float], turns_waited: Mapping[Group, int]) -> Group:
-    """The group whose turn it is. With g groups waiting none is passed over more than MAX_TURNS_WAITED + g -
-    1 times."""
+    """Whose turn it is; of g groups none is passed over more than MAX_TURNS_WAITED + g - 1 times."""
     overdue = [group for group in slacks if turns_waited.get(group, 0) >= MAX_TURNS_WAITED]
     if overdue:
         return max(overdue, key=lambda group: turns_waited[group])

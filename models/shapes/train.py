@@ -39,8 +39,7 @@ UNCONDITIONAL_SHARE = 0.1  # prompts left empty in training, for classifier-free
 
 
 def build_tokenizer() -> CLIPTokenizer:
-    """CLIP's byte-level BPE with a vocabulary learned on the scenes' own words; any other text still
-    encodes."""
+    """CLIP's byte-level BPE, its vocabulary learned on the scenes' words; any other text still encodes."""
     words = [*COLOURS, *SHAPES, *SIZES, *RELATIONS, "a an on background"]
     trainer = trainers.BpeTrainer(
         vocab_size=1024,
@@ -130,8 +129,7 @@ def draw_scenes(count: int, rng: random.Random) -> tuple[torch.Tensor, list[str]
 
 
 def draw_crops(count: int, rng: random.Random) -> torch.Tensor:
-    """Squares [count, 3, CROP_SIZE, CROP_SIZE] cut out around objects: four times cheaper, and dense with
-    edges."""
+    """Squares [count, 3, CROP_SIZE, CROP_SIZE] around objects: four times cheaper, and dense with edges."""
     crops = []
     for _ in range(count):
         scene = random_scene(rng)
@@ -178,8 +176,7 @@ def training_steps(optimizer: torch.optim.Optimizer, first: int, last: int, peak
 
 
 def train_vae(steps: int, seed: int) -> AutoencoderKL:
-    """On crops first; the last quarter on whole pictures, whose normalisation statistics it will meet in
-    use."""
+    """On crops first; the last quarter on whole pictures, whose statistics it will meet in use."""
     torch.manual_seed(seed)
     rng = random.Random(seed)
     vae = build_vae()

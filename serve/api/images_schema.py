@@ -31,8 +31,7 @@ Text = Annotated[str, AfterValidator(_printable)]
 
 
 class ImagesBody(BaseModel):
-    """A body that is well-formed. `None` is what the OpenAI client sends for a field that its caller set to
-    None."""
+    """A body that is well-formed. The OpenAI client sends null for a field that its caller set to None."""
 
     model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 
@@ -104,8 +103,7 @@ def _shown(value: Any) -> str:
 def accept(
     body: ImagesBody, request_id: str, config: AppConfig, info: ModelInfo, tables: SamplerTables
 ) -> GenerationRequest:
-    """A request that this model can serve within its limits. Raises InvalidRequestError and
-    ModelNotFoundError."""
+    """A request that this model can serve. Raises InvalidRequestError and ModelNotFoundError."""
     limits, defaults = config.limits, config.defaults
     if body.model not in (None, config.model.id):
         raise ModelNotFoundError(

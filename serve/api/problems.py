@@ -1,5 +1,4 @@
-"""Errors on the wire: one body (RFC 9457, and what the OpenAI, Replicate and fal clients read) for every
-dialect."""
+"""Errors on the wire: one body, RFC 9457 and what the OpenAI, Replicate and fal clients read."""
 
 import logging
 import re
@@ -22,8 +21,7 @@ _USABLE_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 
 
 def request_id(request: Request) -> str:
-    """The client's own or the one that Serve's proxy gave it; Serve sees to `x-request-id` on the
-    response."""
+    """The client's own or the one that Serve's proxy gave it; the proxy puts it on the response."""
     given = request.headers.get("x-request-id", "")
     return given if _USABLE_ID.fullmatch(given) else uuid.uuid4().hex
 
