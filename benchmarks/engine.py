@@ -20,6 +20,7 @@ from pathlib import Path
 import torch
 from diffusers import DiffusionPipeline
 
+from deployments.engine.cost import CostModel
 from deployments.engine.denoising import Engine, EngineConfig
 from deployments.engine.images import LatentDecoder, Pixels
 from deployments.engine.messages import DenoisedLatents, DenoiseRequest
@@ -57,7 +58,8 @@ class Ours:
             load_unet(source, placement),
             self.tables,
             info.scale_factor,
-            EngineConfig(rows, rows, rows, ((latents, latents),)),
+            EngineConfig(rows, rows, rows, (latents, latents)),
+            CostModel({(latents, latents): ((1, 0.01),)}),  # one group only: no turns to decide
         )
 
     def generate(

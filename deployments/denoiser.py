@@ -6,6 +6,7 @@ arrived to the engine thread and returns at once with a stream for each.
 
 import asyncio
 import logging
+import os
 from collections.abc import AsyncIterator, Sequence
 
 import torch
@@ -13,6 +14,7 @@ from ray import serve
 from ray.serve import metrics
 
 from deployments.batching import Batching
+from deployments.engine.cost import measure
 from deployments.engine.denoising import Engine, EngineConfig, StepReport
 from deployments.engine.engine_thread import EngineThread
 from deployments.engine.messages import DenoiseEvent, DenoiseRequest, StepProgress
@@ -46,10 +48,12 @@ class _StepMetrics:
             "midstep_denoising_requests", "Requests that are being denoised or wait to be."
         )
 
-    def record(self, report: StepReport, num_requests: int) -> None:
+    def record(self, report: StepReport) -> None:
         self._requests.observe(report.num_requests)
         self._rows.observe(report.forward_rows)
         self._step_ms.observe(1000 * report.seconds)
+
+    def set_running(self, num_requests: int) -> None:
         self._running.set(num_requests)
 
 
@@ -67,8 +71,10 @@ class Denoiser:
         torch.set_num_threads(num_threads)
         info = load_model_info(source)
         unet = load_unet(source, placement)
-        self._engine = Engine(unet, SamplerTables(info.scheduler_config), info.scale_factor, engine)
-        logger.info("cost model: %s", self._engine.cost_model)  # measures it, if it was not yet
+        cost_model = measure(unet.rehearse, [engine.latent_shape], engine.max_rows)
+        logger.info("cost model: %s", cost_model)
+        self._tables = SamplerTables(info.scheduler_config)
+        self._engine = Engine(unet, self._tables, info.scale_factor, engine, cost_model)
         self._streams: dict[str, _Stream] = {}
         self._metrics = _StepMetrics()
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -79,7 +85,10 @@ class Denoiser:
     async def denoise(self, request: DenoiseRequest) -> AsyncIterator[DenoiseEvent]:
         """The request's events; the last is DenoisedLatents or DenoiseFailed. To leave is to abort."""
         self._loop = asyncio.get_running_loop()
+        # Here and not on the engine's thread, where everyone would wait while a sampler is compiled.
+        await asyncio.to_thread(self._tables.table, request.sampler, request.num_inference_steps)
         stream = self._streams[request.request_id] = _Stream()
+        self._metrics.set_running(len(self._streams))
         try:
             await self._admit(request)
             while True:
@@ -89,6 +98,7 @@ class Denoiser:
                     return
         finally:
             del self._streams[request.request_id]
+            self._metrics.set_running(len(self._streams))
             self._thread.abort(request.request_id)
 
     async def ping(self) -> None:
@@ -112,6 +122,11 @@ class Denoiser:
     def _deliver(self, events: Sequence[DenoiseEvent], report: StepReport | None) -> None:
         """On the engine's thread: one hop to the event loop for all of a step's events."""
         assert self._loop is not None, "nothing runs before the first request"
+        if report is None and (problem := self._thread.problem(_MAX_SILENCE_S)):
+            # A device that fails every step at once looks idle and draws requests. Without the process
+            # their callers see a dead replica and go to another one.
+            logger.critical("this replica ends itself: %s", problem)
+            os._exit(1)
         self._loop.call_soon_threadsafe(self._dispatch, events, report)
 
     def _dispatch(self, events: Sequence[DenoiseEvent], report: StepReport | None) -> None:
@@ -119,4 +134,4 @@ class Denoiser:
             if stream := self._streams.get(event.request_id):
                 stream.put_nowait(event)
         if report is not None:
-            self._metrics.record(report, self._engine.num_requests)
+            self._metrics.record(report)

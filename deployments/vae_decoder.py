@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 
 import torch
 from ray import serve
@@ -20,6 +21,8 @@ class VaeDecoder:
     ) -> None:
         torch.set_num_threads(num_threads)
         self._decoder = LatentDecoder(load_vae(source, placement))
+        # One thread, so that what the VAE needs of the device's memory is needed once.
+        self._executor = ThreadPoolExecutor(1, "vae-decoder")
         batching.apply_to(self._decode_together)
 
     async def decode(
@@ -31,7 +34,7 @@ class VaeDecoder:
     ) -> EncodedImage:
         """latents: [C, h, w], scaled. Deterministic ones are decoded in a batch of their own."""
         if deterministic:
-            [pixels] = await asyncio.to_thread(self._decoder.decode, [latents])
+            [pixels] = await self._run([latents])
         else:
             pixels = await self._decode_together(latents)
         return await asyncio.to_thread(encode_image, pixels, image_format, metadata)
@@ -46,7 +49,12 @@ class VaeDecoder:
 
     @serve.batch  # type: ignore[untyped-decorator]
     async def _decode_together(self, latents: list[torch.Tensor]) -> list[Pixels]:
-        return await asyncio.to_thread(self._decode_by_shape, latents)
+        return await self._run(latents)
+
+    async def _run(self, latents: Sequence[torch.Tensor]) -> list[Pixels]:
+        return await asyncio.get_running_loop().run_in_executor(
+            self._executor, self._decode_by_shape, latents
+        )
 
     def _decode_by_shape(self, latents: Sequence[torch.Tensor]) -> list[Pixels]:
         decoded: dict[int, Pixels] = {}

@@ -30,7 +30,7 @@ def build_app(config: AppConfig) -> Application:
         source, placement, decoder.batching(), decoder.num_threads
     )
     ingress = serve.deployment(Ingress, **config.ingress.deployment_options())
-    return ingress.bind(config, encoder_stage, denoiser_stage, decoder_stage)
+    return ingress.bind(config, info, encoder_stage, denoiser_stage, decoder_stage)
 
 
 def __getattr__(name: str) -> Application:

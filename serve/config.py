@@ -153,6 +153,10 @@ class DenoiserConfig(_DeviceStage):
             raise ValueError(
                 f"rows_per_forward ({self.rows_per_forward}) is not within 2 and max_rows ({self.max_rows})"
             )
+        if self.deterministic_rows > self.max_rows:
+            raise ValueError(
+                f"deterministic_rows ({self.deterministic_rows}) is more than max_rows ({self.max_rows})"
+            )
         if self.max_rows < 2:
             raise ValueError("max_rows (1) is less than the 2 that an image with guidance takes")
         return self
@@ -201,6 +205,15 @@ class LimitsConfig(_Section):
     )
     max_deadline_s: PositiveFloat = Field(3600, description="seconds, the largest `deadline_s`")
 
+    @model_validator(mode="after")
+    def _check_queue(self) -> "LimitsConfig":
+        if self.max_queue < self.max_num_images:
+            raise ValueError(
+                f"max_queue ({self.max_queue}) is less than max_num_images ({self.max_num_images}), "
+                "so the largest request could never be accepted"
+            )
+        return self
+
 
 class AppConfig(_Section):
     """An application: one model, its stages and its limits."""
@@ -243,10 +256,15 @@ class AppConfig(_Section):
                     f"defaults.{name}: {pixels} is not a multiple of {info.scale_factor} "
                     f"from limits.min_size ({self.limits.min_size}) to limits.max_{name} ({limit})"
                 )
-        try:
-            SamplerTables(info.scheduler_config).table(
-                self.defaults.sampler, self.defaults.num_inference_steps
+        height, width = self.default_size(info)
+        if height * width > self.limits.max_pixels:
+            raise ConfigError(
+                f"defaults: {width}x{height} has more pixels than limits.max_pixels "
+                f"({self.limits.max_pixels})"
             )
+        tables = SamplerTables(info.scheduler_config)
+        try:
+            tables.table(self.defaults.sampler, self.defaults.num_inference_steps)
         except UnsupportedSamplerError as error:
             raise ConfigError(f"defaults.sampler: {error}") from error
 
@@ -258,7 +276,7 @@ class AppConfig(_Section):
             max_rows=self.denoiser.max_rows,
             rows_per_forward=None if rows == "auto" else rows,
             deterministic_rows=self.denoiser.deterministic_rows,
-            latent_shapes=((height // info.scale_factor, width // info.scale_factor),),
+            latent_shape=(height // info.scale_factor, width // info.scale_factor),
         )
 
     def default_size(self, info: ModelInfo) -> tuple[int, int]:

@@ -4,7 +4,7 @@ from ray import serve
 from ray.serve.handle import DeploymentHandle
 from starlette.applications import Starlette
 
-from deployments.engine.models import load_model_info
+from deployments.engine.models import ModelInfo
 from serve.api.http_app import build_http_app
 from serve.config import AppConfig
 from serve.pipeline import Pipeline
@@ -15,12 +15,13 @@ class Ingress:
     def __init__(
         self,
         config: AppConfig,
+        info: ModelInfo,
         encoder: DeploymentHandle,
         denoiser: DeploymentHandle,
         decoder: DeploymentHandle,
     ) -> None:
         self._config = config
-        self._info = load_model_info(config.model.source())
+        self._info = info
         self._pipeline = Pipeline(config.model.id, encoder, denoiser, decoder)
 
     def __serve_build_asgi_app__(self) -> Starlette:

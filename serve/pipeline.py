@@ -8,7 +8,7 @@ from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import aclosing
 from typing import Any, TypeVar
 
-from ray.exceptions import RayActorError, RayTaskError
+from ray.exceptions import ObjectLostError, RayActorError, RayError, RayTaskError
 from ray.serve.handle import DeploymentHandle
 
 from deployments.engine.messages import (
@@ -21,7 +21,7 @@ from deployments.engine.messages import (
     StepProgress,
 )
 from deployments.engine.prompts import PromptText
-from serve.errors import DeadlineExceededError, GenerationFailedError
+from serve.errors import DeadlineExceededError, GenerationFailedError, NotReadyError
 from serve.generation import GenerationEvent, GenerationRequest, ImageDone, ImagePreview, PromptEncoded
 
 logger = logging.getLogger("ray.serve")
@@ -29,6 +29,8 @@ Result = TypeVar("Result")
 
 # Ray does not retry a request whose replica died; an image that met this many deaths is given up.
 MAX_ATTEMPTS = 3
+# What a call raises whose replica, or whose node with a result on it, is gone; and whose handler raised.
+_REPLICA_ERRORS = (RayActorError, ObjectLostError, RayTaskError)
 PREVIEW_FORMAT = ImageFormat("image/jpeg", quality=80)
 
 
@@ -42,6 +44,7 @@ class Pipeline:
         self._encoder = encoder
         self._denoiser = denoiser
         self._decoder = decoder
+        self._was_ready = False
 
     async def generate(self, request: GenerationRequest) -> AsyncGenerator[GenerationEvent, None]:
         """PromptEncoded, then per image its previews and ImageDone; images come as they are done.
@@ -55,10 +58,22 @@ class Pipeline:
             async for event in events:
                 yield event
 
-    async def ready(self, timeout_s: float) -> None:
-        """Returns when every stage has answered. Raises TimeoutError."""
+    async def check_ready(self, timeout_s: float) -> None:
+        """Returns when every stage has answered. Raises NotReadyError.
+
+        A ping waits its turn among the requests: once every stage has answered, one that is late is busy.
+        """
         pings = [handle.ping.remote for handle in (self._encoder, self._denoiser, self._decoder)]
-        await asyncio.wait_for(asyncio.gather(*(_call(ping) for ping in pings)), timeout_s)
+        try:
+            await asyncio.wait_for(asyncio.gather(*(_call(ping) for ping in pings)), timeout_s)
+            self._was_ready = True
+        except TimeoutError as error:
+            if not self._was_ready:
+                raise NotReadyError(
+                    "Not every stage has a replica that answers yet.", retry_after_s=1
+                ) from error
+        except RayError as error:
+            raise NotReadyError("A stage has just lost its replica.", retry_after_s=1) from error
 
     async def _encode(self, request: GenerationRequest) -> PromptEmbeds:
         guided = request.guidance_scale > 1
@@ -86,9 +101,9 @@ class Pipeline:
                         case DenoisedLatents():
                             latents = event.latents
                         case DenoiseFailed():
-                            raise GenerationFailedError(f"Denoising image {index} failed: {event.reason}.")
+                            raise GenerationFailedError(f"Denoising image {index} failed: a fault of ours.")
                 break
-            except (RayActorError, RayTaskError) as error:
+            except _REPLICA_ERRORS as error:
                 _raise_unless_replica_died(error, request.request_id, attempt)
             finally:
                 response.cancel()
@@ -204,14 +219,15 @@ async def _retried(request_id: str, call: Callable[[], Awaitable[Result]]) -> Re
     for attempt in range(1, MAX_ATTEMPTS + 1):
         try:
             return await call()
-        except (RayActorError, RayTaskError) as error:
+        except _REPLICA_ERRORS as error:
             _raise_unless_replica_died(error, request_id, attempt)
     raise AssertionError("the last attempt returns or raises")
 
 
-def _raise_unless_replica_died(error: RayActorError | RayTaskError, request_id: str, attempt: int) -> None:
+def _raise_unless_replica_died(error: RayError, request_id: str, attempt: int) -> None:
     """A call through another deployment reports a dead replica as a RayTaskError with that cause."""
-    died = isinstance(error, RayActorError) or isinstance(error.cause, RayActorError)
+    cause = error.cause if isinstance(error, RayTaskError) else error
+    died = isinstance(cause, RayActorError | ObjectLostError)
     if not died or attempt == MAX_ATTEMPTS:
         raise GenerationFailedError(f"A stage failed: {type(error).__name__}.") from error
     logger.warning(

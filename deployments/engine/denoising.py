@@ -8,6 +8,7 @@ it owns the device (`engine_thread` in a server, a plain loop in a script):
         for event in engine.step().events: ...
 """
 
+import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -15,7 +16,7 @@ from itertools import accumulate
 
 import torch
 
-from deployments.engine.cost import CostModel, measure
+from deployments.engine.cost import CostModel
 from deployments.engine.messages import (
     DenoisedLatents,
     DenoiseEvent,
@@ -42,13 +43,13 @@ class EngineConfig:
     max_rows: most U-Net rows in one forward
     rows_per_forward: the row cap; None takes the knee of the measured cost, past which rows only cost time
     deterministic_rows: the one row count of deterministic forwards; another value gives other bytes
-    latent_shapes: the shapes that are warmed up and timed at start
+    latent_shape: the usual one, that the row cap is meant for; larger ones get fewer rows
     """
 
     max_rows: int
     rows_per_forward: int | None
     deterministic_rows: int
-    latent_shapes: tuple[LatentShape, ...]
+    latent_shape: LatentShape
 
 
 @dataclass(eq=False, slots=True)
@@ -101,8 +102,8 @@ class StepReport:
 class Engine:
     """Denoises any mix of requests on one device.
 
-    Its parts are given: the U-Net, the tables of its noise schedule, the pixels per latent, and a clock that
-    counts as deadlines do (seconds since the epoch).
+    Its parts are given: the U-Net, the tables of its noise schedule, the pixels per latent, what forwards
+    cost, and a clock that counts as deadlines do (seconds since the epoch).
     """
 
     def __init__(
@@ -111,6 +112,7 @@ class Engine:
         tables: SamplerTables,
         scale_factor: int,
         config: EngineConfig,
+        cost_model: CostModel,
         clock: Callable[[], float] = time.time,
     ) -> None:
         self._unet = unet
@@ -120,18 +122,12 @@ class Engine:
         self._clock = clock
         self._denoisings: dict[str, Denoising] = {}
         self._turns_waited: dict[Group, int] = {}
-        self._cost_model: CostModel | None = None
+        self._cost_model = cost_model
         self._previous_step: torch.cuda.Event | None = None
 
     @property
     def num_requests(self) -> int:
         return len(self._denoisings)
-
-    @property
-    def cost_model(self) -> CostModel:
-        if self._cost_model is None:
-            self._cost_model = measure(self._unet.rehearse, self._config.latent_shapes, self._config.max_rows)
-        return self._cost_model
 
     def add(self, request: DenoiseRequest) -> None:
         """Takes a request in; it joins the next forward that has room for it.
@@ -147,12 +143,14 @@ class Engine:
         generator = torch.Generator().manual_seed(request.seed)
         state = torch.zeros(STATE_SLOTS, self._unet.in_channels, *shape)
         state[0] = table.initial_scale * self._draw_noise(generator, shape)
-        unloaded_s = table.num_rows * self.cost_model.seconds(shape, request.num_rows)
+        unloaded_s = table.num_rows * self._cost_model.seconds(shape, request.num_rows)
+        patient = patience_deadline(self._clock(), unloaded_s, request.priority)
         self._denoisings[request.request_id] = Denoising(
             request=request,
             table=table,
             group=group,
-            deadline=request.deadline or patience_deadline(self._clock(), unloaded_s, request.priority),
+            # A deadline that is far away is a time-out and no wish to be served last.
+            deadline=min(request.deadline or math.inf, patient),
             generator=generator,
             conditions=self._conditions(request),
             state=state.to(self._unet.device),
@@ -172,7 +170,7 @@ class Engine:
         for item in self._denoisings.values():
             members.setdefault(item.group, []).append(item)
         now = self._clock()
-        slacks = {group: slack_s(items, self.cost_model, now) for group, items in members.items()}
+        slacks = {group: slack_s(items, self._cost_model, now) for group, items in members.items()}
         chosen = pick_group(slacks, self._turns_waited)
         self._turns_waited = {
             group: 0 if group == chosen else self._turns_waited.get(group, 0) + 1 for group in members
@@ -236,16 +234,13 @@ class Engine:
     def _advance(self, batch: list[Denoising], model_outputs: torch.Tensor) -> torch.Tensor:
         """Moves every request one row on; returns the estimates of the clean latents, [B, C, h, w]."""
         shape = batch[0].group.latent_shape
-        silence = torch.zeros(self._unet.in_channels, *shape)
-        noise = [
-            self._draw_noise(item.generator, shape) if item.table.draws_noise[item.row] else silence
-            for item in batch
-        ]
+        noise = torch.zeros(len(batch), self._unet.in_channels, *shape)
+        for index, item in enumerate(batch):
+            if item.table.draws_noise[item.row]:
+                noise[index] = self._draw_noise(item.generator, shape)
         weights = torch.stack([item.table.weights[item.row] for item in batch]).float()
         states = torch.stack([item.state for item in batch])
-        inputs = torch.cat(
-            [states, model_outputs[:, None], self._to_device(torch.stack(noise))[:, None]], dim=1
-        )
+        inputs = torch.cat([states, model_outputs[:, None], self._to_device(noise)[:, None]], dim=1)
         outputs = advance(self._to_device(weights), inputs)
         for item, state in zip(batch, outputs[:, :STATE_SLOTS], strict=True):
             item.state = state
@@ -279,14 +274,19 @@ class Engine:
     def _row_cap(self, group: Group) -> int:
         if group.deterministic:
             return self._config.deterministic_rows
-        return self._config.rows_per_forward or max(2, self.cost_model.knee(group.latent_shape))
+        usual = self._config.latent_shape
+        rows = self._config.rows_per_forward or self._cost_model.knee(usual)
+        return max(2, int(rows * min(1.0, math.prod(usual) / math.prod(group.latent_shape))))
 
     def _draw_noise(self, generator: torch.Generator, shape: LatentShape) -> torch.Tensor:
         # Of the shape that diffusers draws for one image: the stream of a generator depends on it.
         return torch.randn(1, self._unet.in_channels, *shape, generator=generator)[0]
 
     def _to_device(self, values: torch.Tensor | list[int] | list[float]) -> torch.Tensor:
-        return torch.as_tensor(values).to(self._unet.device, non_blocking=True)
+        values = torch.as_tensor(values)
+        if self._unet.device.type == "cuda":
+            values = values.pin_memory()  # else the copy waits for the device
+        return values.to(self._unet.device, non_blocking=True)
 
     def _conditions(self, request: DenoiseRequest) -> Conditions:
         embeds = request.embeds

@@ -157,7 +157,7 @@ class SamplerTables:
 
     def __init__(self, scheduler_config: Mapping[str, Any]) -> None:
         self._scheduler_config = dict(scheduler_config)
-        self._compile = lru_cache(maxsize=512)(self._compile_uncached)
+        self._compile = lru_cache(maxsize=len(SAMPLERS) * 100)(self._compile_uncached)
 
     def table(self, sampler: str, num_inference_steps: int) -> SamplerTable:
         """Raises UnsupportedSamplerError."""
@@ -174,11 +174,11 @@ class SamplerTables:
         try:
             scheduler = self.scheduler(sampler)
             scheduler.set_timesteps(num_inference_steps)
-        except (ValueError, IndexError, ZeroDivisionError) as error:
+            calls = _probe(copy.deepcopy(scheduler), spec.step_kwargs)
+            table = _assemble(scheduler, calls)
+            missed_by = _replay_error(table, scheduler, spec.step_kwargs, calls)
+        except (ValueError, IndexError, ZeroDivisionError, RuntimeError) as error:
             raise UnsupportedSamplerError(f"{where}: {str(error).rstrip('.')}") from error
-        calls = _probe(copy.deepcopy(scheduler), spec.step_kwargs)
-        table = _assemble(scheduler, calls)
-        missed_by = _replay_error(table, scheduler, spec.step_kwargs, calls)
         if not missed_by < MAX_REPLAY_ERROR:
             raise UnsupportedSamplerError(
                 f"{where}: {spec.scheduler} is not linear with this model's configuration "

@@ -18,6 +18,7 @@ import torch
 from PIL import Image, ImageDraw
 from scenes import COLOURS, SHAPES, Scene, outline, random_scene
 
+from deployments.engine.cost import CostModel
 from deployments.engine.denoising import Engine, EngineConfig
 from deployments.engine.images import LatentDecoder
 from deployments.engine.messages import DenoisedLatents, DenoiseRequest
@@ -166,11 +167,16 @@ class Painter:
     def __init__(self, folder: Path, batch_size: int = 16) -> None:
         source, placement = ModelSource(str(folder)), Placement()
         info = load_model_info(source)
-        config = EngineConfig(2 * batch_size, 2 * batch_size, 2 * batch_size, ((16, 16),))
+        config = EngineConfig(2 * batch_size, 2 * batch_size, 2 * batch_size, (16, 16))
+        cost_model = CostModel({(16, 16): ((1, 0.01),)})  # one group only: no turns to decide
         self._encoder = TextEncoder(load_text_pipeline(source, placement))
         self._decoder = LatentDecoder(load_vae(source, placement))
         self._engine = Engine(
-            load_unet(source, placement), SamplerTables(info.scheduler_config), info.scale_factor, config
+            load_unet(source, placement),
+            SamplerTables(info.scheduler_config),
+            info.scale_factor,
+            config,
+            cost_model,
         )
         self._size = info.default_size
         self._batch_size = batch_size

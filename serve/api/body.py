@@ -4,7 +4,7 @@ from starlette.requests import Request
 
 from serve.errors import BodyTooLargeError
 
-MAX_BODY_BYTES = 1 << 20
+MAX_BODY_BYTES = 1 << 19
 
 
 async def bounded_body(request: Request) -> bytes:

@@ -13,7 +13,7 @@ from serve.admission import Admission
 from serve.api.images import ImagesRoute
 from serve.api.problems import on_fault, on_http_exception, on_midstep_error
 from serve.config import AppConfig
-from serve.errors import MidstepError, NotReadyError
+from serve.errors import MidstepError
 from serve.pipeline import Pipeline
 
 _READY_TIMEOUT_S = 2.0
@@ -31,10 +31,7 @@ def build_http_app(config: AppConfig, info: ModelInfo, pipeline: Pipeline) -> St
         return PlainTextResponse("ok")
 
     async def readyz(_: Request) -> Response:
-        try:
-            await pipeline.ready(_READY_TIMEOUT_S)
-        except TimeoutError as error:
-            raise NotReadyError("Not every stage has a replica that answers yet.", retry_after_s=1) from error
+        await pipeline.check_ready(_READY_TIMEOUT_S)
         return PlainTextResponse("ok")
 
     routes = [

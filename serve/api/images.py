@@ -41,16 +41,18 @@ class ImagesRoute:
         self._admission = admission
 
     async def generate(self, http_request: Request) -> Response:
-        body = read_body(await bounded_body(http_request))
-        # In a thread, since a sampler that is met for the first time is compiled.
-        request = await asyncio.to_thread(
-            accept, body, request_id(http_request), self._config, self._info, self._tables
-        )
+        body = await bounded_body(http_request)
+        # In a thread, since a large body takes a while, and so does a sampler that is met for the first time.
+        request, wants_stream = await asyncio.to_thread(self._accept, body, request_id(http_request))
         with ExitStack() as stack:
             stack.enter_context(self._admission.admitted(request.num_images))
-            if body.stream:
+            if wants_stream:
                 return _StreamResponse(self._stream(request), stack.pop_all())
             return JSONResponse(await self._collect(request))
+
+    def _accept(self, raw: bytes, identifier: str) -> tuple[GenerationRequest, bool]:
+        body = read_body(raw)
+        return accept(body, identifier, self._config, self._info, self._tables), bool(body.stream)
 
     async def _collect(self, request: GenerationRequest) -> dict[str, Any]:
         """All images, in the order of their seeds."""
@@ -85,6 +87,9 @@ class ImagesRoute:
                 "request %s ended in mid-stream: %s", request.request_id, error.detail, exc_info=error
             )
             yield _server_sent({"type": "error", "error": error_object(error)})
+        except Exception:  # the boundary of a stream: one that just stopped would look complete
+            logger.exception("request %s failed in mid-stream", request.request_id)
+            yield _server_sent({"type": "error", "error": error_object(MidstepError("A fault of ours."))})
 
     def _partial(self, request: GenerationRequest, event: ImagePreview) -> dict[str, Any]:
         return {

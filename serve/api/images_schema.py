@@ -1,7 +1,7 @@
 """The body of `POST /v1/images/generations`: OpenAI's fields, the extensions that other image servers share,
 ours.
 
-Types and ranges that no configuration changes are checked here; limits and what the model can do, in `parse`.
+`ImagesBody` has the types and ranges that no configuration changes; `accept` the limits and the model.
 """
 
 import secrets
@@ -18,6 +18,7 @@ from serve.errors import InvalidRequestError, ModelNotFoundError
 from serve.generation import GenerationRequest
 
 MAX_SEED = 2**53 - 1  # the largest integer that every JSON reader keeps
+MAX_PROBLEMS = 5  # told in one answer; a body may hold a hundred thousand
 MEDIA_TYPES = {"png": "image/png", "webp": "image/webp", "jpeg": "image/jpeg"}
 
 
@@ -69,12 +70,14 @@ _NOT_OFFERED = {
 
 
 def read_body(body: bytes) -> ImagesBody:
-    """Raises InvalidRequestError, which names the first field at fault and tells of all."""
+    """Raises InvalidRequestError, which names the first field at fault and tells of more."""
     try:
         return ImagesBody.model_validate_json(body)
     except ValidationError as error:
         problems = error.errors(include_url=False)
-    messages = [_sentence(problem) for problem in problems]
+    messages = [_sentence(problem) for problem in problems[:MAX_PROBLEMS]]
+    if len(problems) > MAX_PROBLEMS:
+        messages.append(f"and {len(problems) - MAX_PROBLEMS} problems more")
     location = problems[0]["loc"]
     raise InvalidRequestError("; ".join(messages) + ".", str(location[0]) if location else None)
 
@@ -88,7 +91,7 @@ def _sentence(problem: Any) -> str:
     if problem["type"] == "extra_forbidden":
         if field in _NOT_OFFERED:
             return f"{field}: {_NOT_OFFERED[field]}"
-        return next(unknown_keys(ImagesBody, {field: None})).replace("unknown key", "unknown field")
+        return next(unknown_keys(ImagesBody, {field[:64]: None})).replace("unknown key", "unknown field")
     if problem["type"] == "missing":
         return f"{field}: is required"
     message = problem["msg"].removeprefix("Value error, ")

@@ -22,8 +22,11 @@ _USABLE_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 
 def request_id(request: Request) -> str:
     """The client's own or the one that Serve's proxy gave it; the proxy puts it on the response."""
-    given = request.headers.get("x-request-id", "")
-    return given if _USABLE_ID.fullmatch(given) else uuid.uuid4().hex
+    if not hasattr(request.state, "request_id"):
+        given = request.headers.get("x-request-id", "")
+        request.state.request_id = given if _USABLE_ID.fullmatch(given) else uuid.uuid4().hex
+    identifier: str = request.state.request_id
+    return identifier
 
 
 def error_object(error: MidstepError) -> dict[str, Any]:

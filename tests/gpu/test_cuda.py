@@ -11,7 +11,7 @@ from deployments.engine.denoising import Engine, EngineConfig
 from deployments.engine.messages import DenoiseRequest, PromptEmbeds
 from deployments.engine.models import UNet
 from deployments.engine.samplers import SamplerTables
-from tests.conftest import finish
+from tests.conftest import COST_MODEL, finish
 from tests.unit.test_samplers import STABLE_DIFFUSION
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
@@ -47,8 +47,8 @@ class Model:
         self.width = config["cross_attention_dim"]
 
     def engine(self) -> Engine:
-        shapes = ((self.size, self.size),)
-        return Engine(self.unet, self.tables, 8, EngineConfig(8, 8, 8, shapes))
+        config = EngineConfig(8, 8, 8, (self.size, self.size))
+        return Engine(self.unet, self.tables, 8, config, COST_MODEL)
 
     def request(
         self, request_id: str, seed: int, deterministic: bool = False, steps: int = 4

@@ -2,9 +2,11 @@
 
 import os
 import re
+import shutil
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -26,19 +28,21 @@ def free_port() -> int:
 
 
 @pytest.fixture(scope="session")
-def ray_address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+def ray_address() -> Iterator[str]:
     os.environ["RAY_AUTH_MODE"] = "disabled"
-    # Sockets live below the temporary folder and their paths must stay short.
+    # Sockets live below it, and their paths must stay short.
+    folder = tempfile.mkdtemp(prefix="midstep-", dir="/tmp")
     context = ray.init(
         num_cpus=4,
         num_gpus=0,
         include_dashboard=False,
-        _temp_dir=str(tmp_path_factory.mktemp("ray")),
+        _temp_dir=folder,
         _metrics_export_port=free_port(),
         _system_config={"metrics_report_interval_ms": 500},
     )
     yield context.address_info["gcs_address"]
     ray.shutdown()
+    shutil.rmtree(folder, ignore_errors=True)
 
 
 @pytest.fixture(scope="session")
@@ -50,6 +54,7 @@ def base_url(ray_address: str, tmp_path_factory: pytest.TempPathFactory) -> Iter
     settings["http_options"]["port"] = int(url.rsplit(":", 1)[1])
     # The row cap is set, since what a busy machine measures would differ from run to run.
     settings["applications"][0]["args"] |= {
+        "model": {"device": "cpu"},
         "denoiser": {"rows_per_forward": 16},
         "limits": {"max_queue": MAX_QUEUE},
     }

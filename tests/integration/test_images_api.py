@@ -12,6 +12,7 @@ import httpx
 import numpy as np
 import openai
 import pytest
+import ray
 from PIL import Image
 
 from tests.integration.conftest import MAX_QUEUE
@@ -38,6 +39,16 @@ def wait_for(condition: Callable[[], bool], timeout_s: float = 30) -> None:
     while not condition():
         assert time.monotonic() < deadline, "it did not come true"
         time.sleep(0.25)
+
+
+def settled(metric: Metric, name: str) -> float:
+    """A metric that no longer moves: what was done before is exported a little later."""
+    value = metric(name)
+    while True:
+        time.sleep(1.5)
+        if (later := metric(name)) == value:
+            return value
+        value = later
 
 
 @pytest.mark.parametrize("case", evaluate.draw_cases(6, seed=1), ids=lambda case: case.scene.prompt())
@@ -90,7 +101,7 @@ def test_other_sizes_and_formats(client: httpx.Client, output_format: str) -> No
 def test_sixteen_clients_at_once_share_forwards(base_url: str, metric: Metric) -> None:
     cases = evaluate.draw_cases(16, seed=3)
     samplers = ["DPM++ 2M", "Euler", "UniPC", "Heun"]
-    before = metric("ray_midstep_forward_requests_sum"), metric("ray_midstep_forward_requests_count")
+    before = settled(metric, "ray_midstep_forward_requests_sum"), metric("ray_midstep_forward_requests_count")
 
     async def one(client: httpx.AsyncClient, index: int) -> dict[str, Any]:
         body = {
@@ -155,19 +166,40 @@ def test_a_client_that_goes_away_frees_its_rows(base_url: str, client: httpx.Cli
     """Two ways to leave: in the middle of a stream, and while waiting for a plain answer."""
     count = "ray_midstep_forward_requests_count"
     long = {"prompt": "a star", "num_inference_steps": 100, "sampler": "Heun", "size": "256x256"}
-    before = metric(count)
+    before = settled(metric, count)
     with client.stream("POST", ROUTE, json=long | {"stream": True, "partial_images": 3}) as response:
         next(response.iter_lines())
     with pytest.raises(httpx.ReadTimeout):
         httpx.post(base_url + ROUTE, json=long, timeout=1.0)
-    # Whoever comes next has the device alone: nothing of the two is left when it is done.
-    generate(client, prompt="a star", num_inference_steps=2)
-    wait_for(lambda: metric("ray_midstep_denoising_requests") == 0 and metric(count) > before)
-    time.sleep(2.0)
-    done = metric(count)
-    time.sleep(2.0)
-    assert metric(count) == done, "steps go on for nobody"
-    assert done - before < 199, "neither ran to its end"
+    wait_for(lambda: metric("ray_midstep_denoising_requests") == 0)
+    done = settled(metric, count)
+    assert 0 < done - before < 199, "neither ran to its end"
+
+
+def test_a_replica_that_dies_costs_time_and_not_the_image(client: httpx.Client, ray_address: str) -> None:
+    """In the middle of a stream: the same picture comes, and no preview comes twice."""
+    body = {"prompt": "a large white star on a purple background", "seed": 3, "num_inference_steps": 60}
+    wanted = generate(client, **body, deterministic=True)
+    streamed = body | {"deterministic": True, "stream": True, "partial_images": 3}
+    events = []
+    with client.stream("POST", ROUTE, json=streamed) as response:
+        for line in response.iter_lines():
+            if line.startswith("data: "):
+                events.append(json.loads(line[6:]))
+                if len(events) == 1:
+                    kill_replica("Denoiser")
+    assert [event.get("partial_image_index") for event in events] == [0, 1, 2, None]
+    assert events[-1]["b64_json"] == wanted["data"][0]["b64_json"]
+
+
+def kill_replica(deployment: str) -> None:
+    """As a lost machine would: nothing is drained."""
+    [name] = [
+        actor["name"]
+        for actor in ray.util.list_named_actors(all_namespaces=True)
+        if f"#{deployment}#" in actor["name"]
+    ]
+    ray.kill(ray.get_actor(name, namespace="serve"), no_restart=True)
 
 
 def test_deterministic_images_are_the_same_bytes_alone_and_under_load(base_url: str) -> None:

@@ -39,6 +39,8 @@ def test_the_empty_configuration_serves_the_embedded_model() -> None:
             {"ingress": {"autoscaling": {"min_replicas": 3, "max_replicas": 2}}},
             r"min_replicas \(3\) is more than",
         ),
+        ({"denoiser": {"max_rows": 4}}, r"deterministic_rows \(8\) is more than max_rows \(4\)"),
+        ({"limits": {"max_queue": 5}}, r"max_queue \(5\) is less than max_num_images \(10\)"),
         ({"limits": {"max_num_images": 11}}, "less than or equal to 10"),
         (
             {"defaults": {"num_inference_steps": 101}},
@@ -62,6 +64,7 @@ def test_a_model_folder_that_is_none_is_named() -> None:
     [
         ({"defaults": {"sampler": "Elephant"}}, "defaults.sampler: unknown sampler 'Elephant'"),
         ({"defaults": {"width": 100}}, "defaults.width: 100 is not a multiple of 8"),
+        ({"limits": {"max_pixels": 9000}}, "128x128 has more pixels than limits.max_pixels"),
         ({"limits": {"max_height": 64}}, r"defaults.height: 128 is not .* to limits.max_height \(64\)"),
     ],
 )

@@ -1,13 +1,14 @@
 """The engine: who is in the batch does not show in the picture, and everyone gets a turn."""
 
 import random
+import time
 from collections.abc import Callable
 
 import pytest
 import torch
 
 from deployments.engine.denoising import Engine
-from deployments.engine.messages import DenoisedLatents, DenoiseFailed, StepProgress
+from deployments.engine.messages import DenoisedLatents, StepProgress
 from deployments.engine.samplers import SAMPLERS, UnsupportedSamplerError
 from deployments.engine.step_scheduler import MAX_TURNS_WAITED
 from tests.conftest import LoadedModel, finish
@@ -180,15 +181,22 @@ def test_previews_come_at_the_steps_asked_for_and_near_the_result(load_model: Lo
     assert errors[1] < errors[0] < float(final.latents.square().mean())
 
 
-def test_a_broken_step_ends_its_own_requests_only(load_model: Load) -> None:
+def test_a_larger_shape_gets_fewer_rows(load_model: Load) -> None:
+    """The row cap is meant for the usual shape: four times the area, a quarter of the rows."""
     model = load_model("sd1")
-    engine = model.engine()
-    engine.add(model.request("small"))
-    engine.add(model.request("large", height=48 * 2, width=48 * 2))
-    batch = engine.admit()
-    failed = engine.fail(batch, "out of memory")
-    assert [type(event) for event in failed] == [DenoiseFailed]
-    assert set(finish(engine)) == {"small", "large"} - {failed[0].request_id}
+    engine = model.engine(max_rows=16, rows_per_forward=16)
+    for index in range(8):
+        engine.add(model.request(f"large {index}", height=64, width=64))
+    assert engine.step().rows == 4
+
+
+def test_a_far_deadline_is_no_wish_to_be_last(load_model: Load) -> None:
+    model = load_model("sd1")
+    engine = model.engine(max_rows=2, rows_per_forward=2)
+    engine.add(model.request("far", deadline=time.time() + 3600))
+    for index in range(3):
+        engine.add(model.request(f"plain {index}"))
+    assert next(iter(finish(engine))) == "far"
 
 
 def test_what_cannot_be_denoised_is_refused_at_the_door(load_model: Load) -> None:

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 import pytest
 
-from deployments.engine.denoising import StepReport
+from deployments.engine.denoising import Denoising, StepReport
 from deployments.engine.engine_thread import MAX_BROKEN_STEPS, EngineThread
 from deployments.engine.messages import DenoisedLatents, DenoiseEvent, DenoiseFailed
 from tests.conftest import LoadedModel
@@ -81,6 +81,25 @@ def test_broken_steps_are_told_and_end_in_ill_health(
         assert event == DenoiseFailed(f"request {index}", "RuntimeError: out of memory")
     assert "the step of requests request 0 failed" in caplog.text
     assert running.thread.problem(max_silence_s=60) == "the last 3 steps failed"
+
+
+def test_a_broken_step_ends_its_own_requests_only(running: Running, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Large images break, as where memory runs out; small ones that wait for their turns meanwhile do not."""
+    forward = running.engine._forward
+
+    def breaks_on_large(batch: list[Denoising]) -> object:
+        if batch[0].group.latent_shape == (32, 32):
+            raise RuntimeError("out of memory")
+        return forward(batch)
+
+    monkeypatch.setattr(running.engine, "_forward", breaks_on_large)
+    small = running.model.request("small", num_inference_steps=12)
+    running.thread.add([small, running.model.request("large", height=64, width=64)])
+    ends = {}
+    while len(ends) < 2:
+        events, _ = running.deliveries.get(timeout=60)
+        ends |= {event.request_id: type(event) for event in events}
+    assert ends == {"small": DenoisedLatents, "large": DenoiseFailed}
 
 
 def test_a_thread_that_has_ended_is_ill(load_model: Callable[..., LoadedModel]) -> None:
