@@ -65,12 +65,13 @@ def _to_pixels(images: torch.Tensor) -> Pixels:
 def _fit_rgb_map(vae: AutoencoderKL, scale_factor: int) -> torch.Tensor:
     """Least squares from latents to the mean colour of their pixels, on random patches of colour."""
     generator = torch.Generator().manual_seed(0)
-    colours = torch.rand(8, 3, 4, 4, generator=generator) * 2 - 1
+    # The sine takes them towards the corners of the colour cube, where most of a picture's contrast is.
+    colours = torch.sin(torch.pi * (torch.rand(32, 3, 4, 4, generator=generator) - 0.5))
     pictures = F.interpolate(colours, size=(16 * scale_factor, 16 * scale_factor), mode="nearest")
-    means = F.avg_pool2d(pictures, scale_factor)  # [8, 3, 16, 16]
+    means = F.avg_pool2d(pictures, scale_factor)  # [32, 3, 16, 16]
     encoded = vae.encode(pictures.to(vae.device, vae.dtype)).latent_dist.mean.float().cpu()
     mean, scale = _latent_statistics(vae)
-    rows = ((encoded - mean) / scale).permute(0, 2, 3, 1).flatten(0, 2)  # [8 * 16 * 16, C]
+    rows = ((encoded - mean) / scale).permute(0, 2, 3, 1).flatten(0, 2)  # [32 * 16 * 16, C]
     rows = torch.cat([rows, torch.ones(len(rows), 1)], dim=1)
     fitted: torch.Tensor = torch.linalg.lstsq(rows, means.permute(0, 2, 3, 1).flatten(0, 2)).solution
     return fitted

@@ -4,8 +4,8 @@
 
 Four stages, each seeded: the VAE learns the pictures, the text encoder learns what stands where, every scene
 is encoded once, then text encoder and U-Net learn together to denoise the latents (v-prediction). Stages that
-are done are kept in the work folder, so that a run that was cut off goes on from the last checkpoint. Two CPU cores with
-bfloat16 units take about two hours.
+are done are kept in the work folder, so that a run that was cut off goes on from the last checkpoint. Two
+CPU cores with bfloat16 units take about two hours.
 """
 
 import argparse
@@ -240,8 +240,8 @@ def answers(scene: Scene) -> list[int]:
 def train_text_encoder(tokenizer: CLIPTokenizer, steps: int, batch_size: int, seed: int) -> CLIPTextModel:
     """Learns to answer, from any token behind a prompt's end, what stands where.
 
-    The U-Net alone teaches it colours soon, and left from right not in 6,000 steps: its causal attention has to
-    carry both objects past the words that say how they stand, and denoising rewards that late.
+    The U-Net alone teaches it colours soon, and left from right not in 6,000 steps: its causal attention has
+    to carry both objects past the words that say how they stand, and denoising rewards that late.
     """
     torch.manual_seed(seed + 3)
     rng = random.Random(seed + 3)

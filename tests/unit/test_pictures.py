@@ -50,6 +50,5 @@ def test_a_preview_has_the_colours_of_the_picture(load_model: Callable[..., Load
         latents = vae.encode(signal).latent_dist.mean[0] * vae.config.scaling_factor
     preview = model.decoder.preview(latents)
     assert preview.shape == (128, 128, 3)
-    for point in ((8, 8), (64, 64)):
-        difference = preview[point].astype(int) - np.asarray(picture)[point].astype(int)
-        assert np.abs(difference).max() < 60
+    likeness = np.corrcoef(preview.ravel().astype(float), np.asarray(picture).ravel().astype(float))[0, 1]
+    assert likeness > 0.8
