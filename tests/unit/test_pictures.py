@@ -51,4 +51,4 @@ def test_a_preview_has_the_colours_of_the_picture(load_model: Callable[..., Load
     preview = model.decoder.preview(latents)
     assert preview.shape == (128, 128, 3)
     likeness = np.corrcoef(preview.ravel().astype(float), np.asarray(picture).ravel().astype(float))[0, 1]
-    assert likeness > 0.8
+    assert likeness > 0.7
