@@ -17,7 +17,7 @@ import pytest
 import ray
 import yaml
 
-START_TIMEOUT_S = 120.0
+START_TIMEOUT_S = 240.0
 MAX_QUEUE = 24
 
 
