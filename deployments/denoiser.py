@@ -68,17 +68,20 @@ class Denoiser:
         batching: Batching,
         num_threads: int,
     ) -> None:
-        torch.set_num_threads(num_threads)
         info = load_model_info(source)
-        unet = load_unet(source, placement)
-        cost_model = measure(unet.rehearse, [engine.latent_shape], engine.max_rows)
-        logger.info("cost model: %s", cost_model)
         self._tables = SamplerTables(info.scheduler_config)
-        self._engine = Engine(unet, self._tables, info.scale_factor, engine, cost_model)
+
+        def build() -> Engine:
+            torch.set_num_threads(num_threads)
+            unet = load_unet(source, placement)
+            cost_model = measure(unet.rehearse, [engine.latent_shape], engine.max_rows)
+            logger.info("cost model: %s", cost_model)
+            return Engine(unet, self._tables, info.scale_factor, engine, cost_model)
+
         self._streams: dict[str, _Stream] = {}
         self._metrics = _StepMetrics()
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._thread = EngineThread(self._engine, self._deliver)
+        self._thread = EngineThread(build, self._deliver)
         self._thread.start()
         batching.apply_to(self._admit)
 

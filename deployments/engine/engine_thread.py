@@ -8,6 +8,7 @@ import queue
 import threading
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass
 
 from deployments.engine.denoising import Engine, StepReport
@@ -31,7 +32,10 @@ class _Abort:
 
 
 class EngineThread:
-    """Runs an engine.
+    """Builds an engine and runs it, both on its own thread.
+
+    Building there is more than tidy: where two threads of a process have each started OpenMP's workers, there are
+    more of them than cores, they stop spinning, and forwards on a CPU take nearly twice as long.
 
     deliver: called on this thread after each step with its events and what it did (None where it broke);
         must not block
@@ -39,10 +43,11 @@ class EngineThread:
 
     def __init__(
         self,
-        engine: Engine,
+        build: Callable[[], Engine],
         deliver: Callable[[Sequence[DenoiseEvent], StepReport | None], None],
     ) -> None:
-        self._engine = engine
+        self._build = build
+        self._built: Future[Engine] = Future()
         self._deliver = deliver
         self._inbox: queue.SimpleQueue[_Add | _Abort | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._run, name="denoising-engine", daemon=True)
@@ -50,7 +55,9 @@ class EngineThread:
         self._broken_steps = 0
 
     def start(self) -> None:
+        """Returns when the engine is built. Raises what its building raised."""
         self._thread.start()
+        self._built.result()
 
     def stop(self) -> None:
         """Returns when the step in flight is done; requests that are not finished stay so."""
@@ -74,7 +81,16 @@ class EngineThread:
             return f"no step has ended for {silence:.0f} s"
         return None
 
+    @property
+    def _engine(self) -> Engine:
+        return self._built.result()
+
     def _run(self) -> None:
+        try:
+            self._built.set_result(self._build())
+        except Exception as error:  # raised again by start()
+            self._built.set_exception(error)
+            return
         while self._drain_inbox():
             if self._engine.num_requests:
                 self._step()

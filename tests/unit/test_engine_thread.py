@@ -5,9 +5,10 @@ from collections.abc import Callable, Iterator, Sequence
 
 import pytest
 
-from deployments.engine.denoising import Denoising, StepReport
+from deployments.engine.denoising import Denoising, Engine, StepReport
 from deployments.engine.engine_thread import MAX_BROKEN_STEPS, EngineThread
 from deployments.engine.messages import DenoisedLatents, DenoiseEvent, DenoiseFailed
+from deployments.engine.models import ModelLoadError
 from tests.conftest import LoadedModel
 
 Delivery = tuple[Sequence[DenoiseEvent], StepReport | None]
@@ -20,7 +21,9 @@ class Running:
         self.model = model
         self.engine = model.engine()
         self.deliveries: queue.SimpleQueue[Delivery] = queue.SimpleQueue()
-        self.thread = EngineThread(self.engine, lambda events, report: self.deliveries.put((events, report)))
+        self.thread = EngineThread(
+            lambda: self.engine, lambda events, report: self.deliveries.put((events, report))
+        )
         self.thread.start()
 
     def until_last_event(self, request_id: str) -> tuple[DenoiseEvent, list[StepReport]]:
@@ -100,6 +103,14 @@ def test_a_broken_step_ends_its_own_requests_only(running: Running, monkeypatch:
         events, _ = running.deliveries.get(timeout=60)
         ends |= {event.request_id: type(event) for event in events}
     assert ends == {"small": DenoisedLatents, "large": DenoiseFailed}
+
+
+def test_an_engine_that_cannot_be_built_fails_the_start() -> None:
+    def build() -> Engine:
+        raise ModelLoadError("no such model")
+
+    with pytest.raises(ModelLoadError, match="no such model"):
+        EngineThread(build, lambda *_: None).start()
 
 
 def test_a_thread_that_has_ended_is_ill(load_model: Callable[..., LoadedModel]) -> None:
