@@ -34,8 +34,8 @@ class _Abort:
 class EngineThread:
     """Builds an engine and runs it, both on its own thread.
 
-    Building there is more than tidy: where two threads of a process have each started OpenMP's workers, there are
-    more of them than cores, they stop spinning, and forwards on a CPU take nearly twice as long.
+    Building there is more than tidy: where two threads of a process have each started OpenMP's workers, these
+    outnumber the cores, stop spinning, and forwards on a CPU take nearly twice as long.
 
     deliver: called on this thread after each step with its events and what it did (None where it broke);
         must not block
