@@ -60,7 +60,12 @@ def scene(background: str, *things: tuple[str, str, str], relation: str | None =
 @pytest.mark.parametrize(
     "wanted",
     [
-        scene("blue", ("large", "red", "star")),
+        scene("white", ("medium", "green", "circle")),
+        scene("purple", ("medium", "yellow", "triangle")),
+        scene("white", ("large", "blue", "star"), ("large", "red", "square"), relation="right of"),
+        scene("yellow", ("large", "blue", "triangle"), ("large", "red", "star"), relation="left of"),
+        scene("red", ("large", "white", "triangle"), ("large", "yellow", "star"), relation="above"),
+        scene("black", ("large", "orange", "square"), ("large", "white", "star"), relation="below"),
     ],
     ids=lambda wanted: wanted.prompt(),
 )
