@@ -4,8 +4,8 @@
 
 Four stages, each seeded: the VAE learns the pictures, the text encoder learns what stands where, every scene
 is encoded once, then text encoder and U-Net learn together to denoise the latents (v-prediction). Stages that
-are done are kept in the work folder, so that a run that was cut off goes on from the last checkpoint. Two
-CPU cores with bfloat16 units take about two hours.
+are done are kept in the work folder, so that a run that was cut off goes on from the last checkpoint. It
+takes hours on two CPU cores.
 """
 
 import argparse
