@@ -5,9 +5,11 @@ arrived to the engine thread and returns at once with a stream for each.
 """
 
 import asyncio
+import functools
 import logging
 import os
 from collections.abc import AsyncIterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 
 import torch
 from ray import serve
@@ -70,6 +72,9 @@ class Denoiser:
     ) -> None:
         info = load_model_info(source)
         self._tables = SamplerTables(info.scheduler_config)
+        # Samplers are compiled here and not on the engine's thread, where everyone would wait for it. One torch
+        # thread: a second team of OpenMP workers in this process would slow down the engine's (engine_thread).
+        self._compiler = ThreadPoolExecutor(1, "sampler-tables", torch.set_num_threads, (1,))
 
         def build() -> Engine:
             torch.set_num_threads(num_threads)
@@ -88,8 +93,8 @@ class Denoiser:
     async def denoise(self, request: DenoiseRequest) -> AsyncIterator[DenoiseEvent]:
         """The request's events; the last is DenoisedLatents or DenoiseFailed. To leave is to abort."""
         self._loop = asyncio.get_running_loop()
-        # Here and not on the engine's thread, where everyone would wait while a sampler is compiled.
-        await asyncio.to_thread(self._tables.table, request.sampler, request.num_inference_steps)
+        table = functools.partial(self._tables.table, request.sampler, request.num_inference_steps)
+        await self._loop.run_in_executor(self._compiler, table)
         stream = self._streams[request.request_id] = _Stream()
         self._metrics.set_running(len(self._streams))
         try:
