@@ -366,14 +366,15 @@ def main() -> None:
         "--work", type=Path, default=Path("build/train"), help="checkpoints; a later run goes on"
     )
     parser.add_argument("--vae-steps", type=int, default=4000)
-    parser.add_argument("--text-steps", type=int, default=1500)
-    parser.add_argument("--denoiser-steps", type=int, default=9500)
+    parser.add_argument("--text-steps", type=int, default=2500)
+    parser.add_argument("--denoiser-steps", type=int, default=10_000)
     parser.add_argument("--scenes", type=int, default=32_000)
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     args.work.mkdir(parents=True, exist_ok=True)
 
     vae_folder, text_folder = args.work / "vae", args.work / "text_encoder"
+    latents_file = args.work / "latents.pt"
     if vae_folder.exists():
         vae = AutoencoderKL.from_pretrained(vae_folder)
     else:
@@ -387,8 +388,10 @@ def main() -> None:
         print("2/4 the text encoder learns what stands where")
         text_encoder = train_text_encoder(tokenizer, args.text_steps, 64, args.seed)
         text_encoder.save_pretrained(text_folder)
-    print("3/4 encoding the scenes")
-    latents, prompts = encode_scenes(vae, args.scenes, args.seed)
+    if not latents_file.exists():
+        print("3/4 encoding the scenes", flush=True)
+        torch.save(encode_scenes(vae, args.scenes, args.seed), latents_file)
+    latents, prompts = torch.load(latents_file)
     vae.register_to_config(scaling_factor=1 / latents.std().item())
     print("4/4 text encoder and U-Net learn to denoise")
     model = train_denoiser(
