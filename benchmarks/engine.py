@@ -20,8 +20,9 @@ from pathlib import Path
 import torch
 from diffusers import DiffusionPipeline
 
-from deployments.engine.cost import CostModel
+from deployments.engine.cost import Curve, StageCost
 from deployments.engine.denoising import Engine, EngineConfig
+from deployments.engine.device_step import step_runner
 from deployments.engine.images import LatentDecoder, Pixels
 from deployments.engine.messages import DenoisedLatents, DenoiseRequest
 from deployments.engine.models import (
@@ -54,12 +55,14 @@ class Ours:
         latents = info.default_size // info.scale_factor
         rows = 2 * max_images
         self.tables = SamplerTables(info.scheduler_config)
+        unet = load_unet(source, placement)
         self.engine = Engine(
-            load_unet(source, placement),
+            unet,
+            step_runner(unet),
             self.tables,
             info.scale_factor,
-            EngineConfig(rows, rows, rows, (latents, latents)),
-            CostModel({(latents, latents): ((1, 0.01),)}),  # one group only: no turns to decide
+            EngineConfig(rows, rows, rows, (latents, latents), None).for_device(unet.device),
+            StageCost((((latents, latents), Curve(0.01, 1, 0.0)),)),  # one group only: no turns to decide
         )
 
     def generate(

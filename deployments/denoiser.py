@@ -5,23 +5,25 @@ arrived to the engine thread and returns at once with a stream for each.
 """
 
 import asyncio
-import functools
 import logging
 import os
 from collections.abc import AsyncIterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
 import torch
 from ray import serve
 from ray.serve import metrics
 
 from deployments.batching import Batching
-from deployments.engine.cost import measure
+from deployments.engine.cost import StageCost
 from deployments.engine.denoising import Engine, EngineConfig, StepReport
+from deployments.engine.device_step import rehearse, step_runner
 from deployments.engine.engine_thread import EngineThread
 from deployments.engine.messages import DenoiseEvent, DenoiseRequest, StepProgress
 from deployments.engine.models import ModelSource, Placement, load_model_info, load_unet
 from deployments.engine.samplers import SamplerTables
+from deployments.profiling import Profiling
 
 logger = logging.getLogger("ray.serve")
 
@@ -46,6 +48,12 @@ class _StepMetrics:
             "Time of one denoising step.",
             boundaries=[1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000],
         )
+        self._measured = metrics.Counter(
+            "midstep_step_seconds_total", "Seconds that denoising steps have taken."
+        )
+        self._predicted = metrics.Counter(
+            "midstep_step_predicted_seconds_total", "Seconds that the cost model said they would take."
+        )
         self._running = metrics.Gauge(
             "midstep_denoising_requests", "Requests that are being denoised or wait to be."
         )
@@ -54,6 +62,8 @@ class _StepMetrics:
         self._requests.observe(report.num_requests)
         self._rows.observe(report.forward_rows)
         self._step_ms.observe(1000 * report.seconds)
+        self._measured.inc(report.seconds)
+        self._predicted.inc(report.predicted_s)
 
     def set_running(self, num_requests: int) -> None:
         self._running.set(num_requests)
@@ -69,19 +79,21 @@ class Denoiser:
         engine: EngineConfig,
         batching: Batching,
         num_threads: int,
+        profiling: Profiling,
     ) -> None:
         info = load_model_info(source)
         self._tables = SamplerTables(info.scheduler_config)
-        # Samplers are compiled here and not on the engine's thread, where everyone would wait for it. One torch
-        # thread: a second team of OpenMP workers in this process would slow down the engine's (engine_thread).
+        # Samplers are compiled here, since on the engine's thread everyone would wait. With one torch thread:
+        # a second team of OpenMP workers in this process would slow down the engine's (see engine_thread).
         self._compiler = ThreadPoolExecutor(1, "sampler-tables", torch.set_num_threads, (1,))
 
         def build() -> Engine:
             torch.set_num_threads(num_threads)
             unet = load_unet(source, placement)
-            cost_model = measure(unet.rehearse, [engine.latent_shape], engine.max_rows)
-            logger.info("cost model: %s", cost_model)
-            return Engine(unet, self._tables, info.scale_factor, engine, cost_model)
+            run_step = step_runner(unet)
+            config = engine.for_device(unet.device)
+            self._cost = profiling.forward_cost(partial(rehearse, unet, run_step), config)
+            return Engine(unet, run_step, self._tables, info.scale_factor, config, self._cost)
 
         self._streams: dict[str, _Stream] = {}
         self._metrics = _StepMetrics()
@@ -93,7 +105,7 @@ class Denoiser:
     async def denoise(self, request: DenoiseRequest) -> AsyncIterator[DenoiseEvent]:
         """The request's events; the last is DenoisedLatents or DenoiseFailed. To leave is to abort."""
         self._loop = asyncio.get_running_loop()
-        table = functools.partial(self._tables.table, request.sampler, request.num_inference_steps)
+        table = partial(self._tables.table, request.sampler, request.num_inference_steps)
         await self._loop.run_in_executor(self._compiler, table)
         stream = self._streams[request.request_id] = _Stream()
         self._metrics.set_running(len(self._streams))
@@ -109,8 +121,9 @@ class Denoiser:
             self._metrics.set_running(len(self._streams))
             self._thread.abort(request.request_id)
 
-    async def ping(self) -> None:
-        """Answers when the replica serves."""
+    async def cost(self) -> StageCost:
+        """Of forwards, by rows."""
+        return self._cost
 
     def check_health(self) -> None:
         """Called by Serve, which replaces the replica when this raises."""

@@ -9,26 +9,36 @@ import torch
 from ray import serve
 
 from deployments.batching import Batching
+from deployments.engine.cost import Curve
 from deployments.engine.messages import PromptEmbeds
 from deployments.engine.models import ModelSource, Placement, load_text_pipeline
 from deployments.engine.prompts import EncodedText, PromptText, TextEncoder
+from deployments.profiling import Profiling
 
 
 class PromptEncoder:
     """num_threads: of torch, for this replica; cache_size: texts whose embeddings are kept."""
 
     def __init__(
-        self, source: ModelSource, placement: Placement, batching: Batching, num_threads: int, cache_size: int
+        self,
+        source: ModelSource,
+        placement: Placement,
+        batching: Batching,
+        num_threads: int,
+        cache_size: int,
+        profiling: Profiling,
     ) -> None:
-        torch.set_num_threads(num_threads)
         self._encoder = TextEncoder(load_text_pipeline(source, placement))
         # Embeddings made alone and in a batch are kept apart: their bits may differ.
         self._cache: OrderedDict[tuple[str, bool], EncodedText] = OrderedDict()
         self._cache_size = cache_size
         # One thread, since the tokenizers are not safe in several.
-        self._executor = ThreadPoolExecutor(1, "prompt-encoder")
+        self._executor = ThreadPoolExecutor(1, "prompt-encoder", torch.set_num_threads, (num_threads,))
         batching.apply_to(self._encode_together)
-        self._encoder.encode(["a rehearsal"])
+        # On the thread that will encode, for torch counts its threads by thread.
+        self._cost = self._executor.submit(
+            profiling.encode_cost, self._encoder.rehearse, batching.max_batch_size
+        ).result()
 
     async def encode(self, prompt: PromptText) -> PromptEmbeds:
         """A deterministic prompt is encoded in a batch of its own, any other with what else there is."""
@@ -36,8 +46,9 @@ class PromptEncoder:
         encoded = await asyncio.gather(*(self._encode(text, prompt.deterministic) for text in texts))
         return self._encoder.assemble(prompt, encoded)
 
-    async def ping(self) -> None:
-        """Answers when the replica serves."""
+    async def cost(self) -> Curve:
+        """Of text encoding, by texts."""
+        return self._cost
 
     async def _encode(self, text: str, deterministic: bool) -> EncodedText:
         key = (text, deterministic)

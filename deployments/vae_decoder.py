@@ -8,21 +8,36 @@ import torch
 from ray import serve
 
 from deployments.batching import Batching
+from deployments.engine.cost import StageCost
 from deployments.engine.images import LatentDecoder, Pixels, encode_image
 from deployments.engine.messages import EncodedImage, ImageFormat
 from deployments.engine.models import ModelSource, Placement, load_vae
+from deployments.profiling import Profiling
 
 
 class VaeDecoder:
-    """num_threads: of torch, for this replica."""
+    """num_threads: of torch, for this replica
+
+    max_hold_s: larger batches are decoded in parts that take no longer, since others may share the device
+    """
 
     def __init__(
-        self, source: ModelSource, placement: Placement, batching: Batching, num_threads: int
+        self,
+        source: ModelSource,
+        placement: Placement,
+        batching: Batching,
+        num_threads: int,
+        max_hold_s: float,
+        profiling: Profiling,
     ) -> None:
-        torch.set_num_threads(num_threads)
-        self._decoder = LatentDecoder(load_vae(source, placement))
         # One thread, so that what the VAE needs of the device's memory is needed once.
-        self._executor = ThreadPoolExecutor(1, "vae-decoder")
+        self._executor = ThreadPoolExecutor(1, "vae-decoder", torch.set_num_threads, (num_threads,))
+        self._decoder = LatentDecoder(load_vae(source, placement))
+        self._max_hold_s = max_hold_s
+        # On the thread that will decode, for torch counts its threads by thread.
+        self._cost = self._executor.submit(
+            profiling.decode_cost, self._decoder.rehearse, batching.max_batch_size
+        ).result()
         batching.apply_to(self._decode_together)
 
     async def decode(
@@ -44,8 +59,9 @@ class VaeDecoder:
         pixels = await asyncio.to_thread(self._decoder.preview, latents)
         return await asyncio.to_thread(encode_image, pixels, image_format, {})
 
-    async def ping(self) -> None:
-        """Answers when the replica serves."""
+    async def cost(self) -> StageCost:
+        """Of VAE decoding, by images."""
+        return self._cost
 
     @serve.batch  # type: ignore[untyped-decorator]
     async def _decode_together(self, latents: list[torch.Tensor]) -> list[Pixels]:
@@ -60,5 +76,9 @@ class VaeDecoder:
         decoded: dict[int, Pixels] = {}
         for shape in {item.shape for item in latents}:
             members = [index for index, item in enumerate(latents) if item.shape == shape]
-            decoded |= zip(members, self._decoder.decode([latents[index] for index in members]), strict=True)
+            chunk_size = self._cost.curve((shape[1], shape[2])).most_within(self._max_hold_s)
+            for start in range(0, len(members), chunk_size):
+                chunk = members[start : start + chunk_size]
+                pixels = self._decoder.decode([latents[index] for index in chunk])
+                decoded |= zip(chunk, pixels, strict=True)
         return [decoded[index] for index in range(len(latents))]

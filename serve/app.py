@@ -19,15 +19,16 @@ def build_app(config: AppConfig) -> Application:
     source, placement = config.model.source(), config.model.placement()
     info = load_model_info(source)
     config.check_for(info)
+    profiling = config.profiling(info)
     encoder, denoiser, decoder = config.encoder, config.denoiser, config.decoder
     encoder_stage = serve.deployment(PromptEncoder, **encoder.deployment_options()).bind(
-        source, placement, encoder.batching(), encoder.num_threads, encoder.cache_size
+        source, placement, encoder.batching(), encoder.num_threads, encoder.cache_size, profiling
     )
     denoiser_stage = serve.deployment(Denoiser, **denoiser.deployment_options()).bind(
-        source, placement, config.engine_config(info), denoiser.batching(), denoiser.num_threads
+        source, placement, config.engine_config(info), denoiser.batching(), denoiser.num_threads, profiling
     )
     decoder_stage = serve.deployment(VaeDecoder, **decoder.deployment_options()).bind(
-        source, placement, decoder.batching(), decoder.num_threads
+        source, placement, decoder.batching(), decoder.num_threads, decoder.max_hold_s, profiling
     )
     ingress = serve.deployment(Ingress, **config.ingress.deployment_options())
     return ingress.bind(config, info, encoder_stage, denoiser_stage, decoder_stage)

@@ -1,11 +1,12 @@
-"""`midstep check FILE`, `midstep run FILE` and `midstep keys`.
+"""`midstep check FILE`, `midstep run FILE`, `midstep profile FILE` and `midstep keys`.
 
-A Serve configuration file, checked strictly, and then served; and the table of the keys there are. Ray Serve
-ignores keys that it does not know; here each is an error that names the nearest one.
+A Serve configuration file, checked strictly, and then served, or its costs measured; and the table of the
+keys there are. Ray Serve ignores keys that it does not know; here each is an error that names the nearest.
 """
 
 import argparse
 import json
+import logging
 import os
 import sys
 from collections.abc import Iterator
@@ -16,13 +17,16 @@ import yaml
 from pydantic import BaseModel, ValidationError
 from ray.serve.schema import ServeDeploySchema
 
-from serve.config import AppConfig, ConfigError, unknown_keys
+from deployments.engine.models import ModelLoadError
+from serve.config import COST_MODEL_JSON, AppConfig, ConfigError, unknown_keys
+from serve.profile import profile
 
 IMPORT_PATH = "serve.app:build_app"
 
 
-def check(path: Path) -> None:
-    """Raises ConfigError for a file that cannot be served, with a line for each thing that is wrong."""
+def check(path: Path) -> list[AppConfig]:
+    """The file's applications of ours. Raises ConfigError for a file that cannot be served, with a line for
+    each thing that is wrong."""
     try:
         data: Any = yaml.safe_load(path.read_text())
     except OSError as error:
@@ -32,18 +36,25 @@ def check(path: Path) -> None:
     if not isinstance(data, dict):
         raise ConfigError(f"{path}: is not a mapping")
     problems = list(unknown_keys(ServeDeploySchema, data))
-    for index, application in enumerate(data.get("applications") or []):
-        if isinstance(application, dict) and application.get("import_path") == IMPORT_PATH:
-            problems += _problems_of_args(application.get("args") or {}, f"applications[{index}].args")
+    all_args = [
+        (f"applications[{index}].args", application.get("args") or {})
+        for index, application in enumerate(data.get("applications") or [])
+        if isinstance(application, dict) and application.get("import_path") == IMPORT_PATH
+    ]
+    for place, args in all_args:
+        problems += _problems_of_args(args, place)
     if problems:
         raise ConfigError("\n".join(f"{path}: {problem}" for problem in problems))
+    return [AppConfig.model_validate(args) for _, args in all_args]
 
 
 def _problems_of_args(args: Any, place: str) -> list[str]:
     if unknown := list(unknown_keys(AppConfig, args, f"{place}.")):
         return unknown
     try:
-        AppConfig.model_validate(args).model.source()
+        model = AppConfig.model_validate(args).model
+        model.source()
+        model.known_cost()
     except ValidationError as error:
         return [".".join([place, *map(str, item["loc"])]) + f": {item['msg']}" for item in error.errors()]
     except ConfigError as error:
@@ -66,19 +77,40 @@ def _keys(section: BaseModel, path: str = "") -> Iterator[tuple[str, Any, str]]:
             yield f"{path}{name}", value, field.description or ""
 
 
+def write_profile(configs: list[AppConfig], output: Path) -> None:
+    """Raises ConfigError and ModelLoadError."""
+    if len(configs) != 1:
+        raise ConfigError(
+            f"{len(configs)} applications of {IMPORT_PATH} are in the file; one can be profiled"
+        )
+    logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    logging.getLogger("ray.serve").setLevel(logging.INFO)
+    cost_model = profile(configs[0])
+    output.write_bytes(COST_MODEL_JSON.dump_json(cost_model, indent=2))
+    print(f"written to {output}; the key model.cost_model names it")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(prog="midstep", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
     commands.add_parser("keys", help="print the table of all keys")
-    for name, text in (("check", "check a file"), ("run", "check a file and serve it")):
+    for name, text in (
+        ("check", "check a file"),
+        ("run", "check a file and serve it"),
+        ("profile", "measure what its stages cost here, for its key model.cost_model"),
+    ):
         commands.add_parser(name, help=text).add_argument("file", type=Path)
+    commands.choices["profile"].add_argument("--output", type=Path, default=Path("cost_model.json"))
     arguments = parser.parse_args()
     if arguments.command == "keys":
         print(keys_table())
         return
     try:
-        check(arguments.file)
-    except ConfigError as error:
+        configs = check(arguments.file)
+        if arguments.command == "profile":
+            write_profile(configs, arguments.output)
+            return
+    except (ConfigError, ModelLoadError) as error:
         sys.exit(str(error))
     if arguments.command == "run":
         serve = Path(sys.executable).with_name("serve")

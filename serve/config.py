@@ -17,19 +17,33 @@ from pydantic import (
     NonNegativeInt,
     PositiveFloat,
     PositiveInt,
+    TypeAdapter,
+    ValidationError,
     model_validator,
 )
 
 from deployments.batching import Batching
+from deployments.engine.cost import CostModel
 from deployments.engine.denoising import EngineConfig
+from deployments.engine.messages import LatentShape
 from deployments.engine.models import ModelInfo, ModelSource, Placement
 from deployments.engine.samplers import SamplerTables, UnsupportedSamplerError
+from deployments.profiling import Profiling
 
 PROJECT_FOLDER = Path(__file__).parents[1]
 
 
+COST_MODEL_JSON = TypeAdapter(CostModel)
+Size = Annotated[str, Field(pattern=r"^[1-9]\d{0,4}x[1-9]\d{0,4}$")]  # WIDTHxHEIGHT in pixels
+
+
 class ConfigError(ValueError):
     """The configuration cannot be used; the message has a line per key."""
+
+
+def _project_path(path: str) -> Path:
+    """A relative path is looked for where the process runs and then in the project."""
+    return Path(path).absolute() if Path(path).exists() else PROJECT_FOLDER / path
 
 
 class _Section(BaseModel):
@@ -48,12 +62,20 @@ class ModelConfig(_Section):
         "float32", description="what the model computes in"
     )
     attention: Literal["sdpa", "xformers"] = Field("sdpa", description="the attention implementation")
+    compile: bool = Field(False, description="`torch.compile` the U-Net: starts slower, runs faster")
+    compile_cache: str = Field("build/compile", description="a folder that keeps what was compiled")
+    sizes: tuple[Size, ...] = Field(
+        (), description="sizes like `512x768` that are warmed up and measured at start, beside the default"
+    )
+    cost_model: str | None = Field(
+        None, description="a file of `midstep profile`, so that nothing is measured at start"
+    )
 
     def source(self) -> ModelSource:
         """A relative path is looked for where the process runs and in the project; else it is a hub id."""
-        for folder in (Path.cwd(), PROJECT_FOLDER):
-            if (folder / self.path / "model_index.json").exists():
-                return ModelSource(str(folder / self.path), self.revision, self.variant)
+        folder = _project_path(self.path)
+        if (folder / "model_index.json").exists():
+            return ModelSource(str(folder), self.revision, self.variant)
         if self.path.startswith((".", "/", "~")):
             raise ConfigError(
                 f"model.path: {self.path!r} is no folder in diffusers format (it has no model_index.json)"
@@ -61,7 +83,19 @@ class ModelConfig(_Section):
         return ModelSource(self.path, self.revision, self.variant)
 
     def placement(self) -> Placement:
-        return Placement(self.device, self.dtype, self.attention)
+        cache = str(Path(self.compile_cache).absolute()) if self.compile else None
+        return Placement(self.device, self.dtype, self.attention, cache)
+
+    def known_cost(self) -> CostModel | None:
+        """Raises ConfigError for a file that cannot be read."""
+        if self.cost_model is None:
+            return None
+        try:
+            return COST_MODEL_JSON.validate_json(_project_path(self.cost_model).read_bytes())
+        except (OSError, ValidationError) as error:
+            raise ConfigError(
+                f"model.cost_model: {self.cost_model!r} is no file of `midstep profile`: {error}"
+            ) from error
 
 
 class AutoscalingSection(_Section):
@@ -143,6 +177,11 @@ class DenoiserConfig(_DeviceStage):
     rows_per_forward: PositiveInt | Literal["auto"] = Field(
         "auto", description="the row cap; `auto` measures where more rows stop paying"
     )
+    row_counts: tuple[PositiveInt, ...] | Literal["auto"] = Field(
+        "auto",
+        description="row counts that forwards are padded to; `auto`: a few on CUDA, where each is captured "
+        "as a graph; elsewhere none are padded",
+    )
     deterministic_rows: Annotated[int, Field(ge=2)] = Field(
         8, description="rows of every deterministic forward; changing it changes the bytes of images"
     )
@@ -157,6 +196,10 @@ class DenoiserConfig(_DeviceStage):
             raise ValueError(
                 f"deterministic_rows ({self.deterministic_rows}) is more than max_rows ({self.max_rows})"
             )
+        if self.row_counts != "auto" and self.row_counts and sorted(self.row_counts)[-1] < self.max_rows:
+            raise ValueError(
+                f"row_counts: the largest ({max(self.row_counts)}) is less than max_rows ({self.max_rows})"
+            )
         if self.max_rows < 2:
             raise ValueError("max_rows (1) is less than the 2 that an image with guidance takes")
         return self
@@ -166,6 +209,9 @@ class DecoderConfig(_DeviceStage):
     """The decoding stage."""
 
     max_batch_size: PositiveInt = Field(4, description="most items of a batch")
+    max_hold_s: PositiveFloat = Field(
+        0.2, description="seconds; batches that would hold the device for longer are decoded in parts"
+    )
 
 
 class IngressConfig(_Stage):
@@ -256,6 +302,9 @@ class AppConfig(_Section):
                     f"defaults.{name}: {pixels} is not a multiple of {info.scale_factor} "
                     f"from limits.min_size ({self.limits.min_size}) to limits.max_{name} ({limit})"
                 )
+        for size in self.model.sizes:
+            if any(int(pixels) % info.scale_factor for pixels in size.split("x")):
+                raise ConfigError(f"model.sizes: {size} is not of multiples of {info.scale_factor}")
         height, width = self.default_size(info)
         if height * width > self.limits.max_pixels:
             raise ConfigError(
@@ -269,15 +318,27 @@ class AppConfig(_Section):
             raise ConfigError(f"defaults.sampler: {error}") from error
 
     def engine_config(self, info: ModelInfo) -> EngineConfig:
-        """The size that requests get by default is the one that is warmed up and timed."""
-        height, width = self.default_size(info)
-        rows = self.denoiser.rows_per_forward
+        rows, row_counts = self.denoiser.rows_per_forward, self.denoiser.row_counts
         return EngineConfig(
             max_rows=self.denoiser.max_rows,
             rows_per_forward=None if rows == "auto" else rows,
             deterministic_rows=self.denoiser.deterministic_rows,
-            latent_shape=(height // info.scale_factor, width // info.scale_factor),
+            latent_shape=self.latent_shapes(info)[0],
+            row_counts=None if row_counts == "auto" else tuple(sorted(row_counts)),
         )
+
+    def profiling(self, info: ModelInfo) -> Profiling:
+        """Raises ConfigError for a cost model file that cannot be read."""
+        return Profiling(self.latent_shapes(info), self.model.known_cost())
+
+    def latent_shapes(self, info: ModelInfo) -> tuple[LatentShape, ...]:
+        """That are measured and warmed up: of the size that requests get by default, and of `model.sizes`."""
+        sizes = [self.default_size(info)]
+        for size in self.model.sizes:
+            width, height = map(int, size.split("x"))
+            sizes.append((height, width))
+        factor = info.scale_factor
+        return tuple(dict.fromkeys((height // factor, width // factor) for height, width in sizes))
 
     def default_size(self, info: ModelInfo) -> tuple[int, int]:
         """Height and width in pixels."""

@@ -39,6 +39,18 @@ class QueueFullError(MidstepError):
     status, code, title = 429, "queue_full", "Queue full"
 
 
+class DeadlineTooEarlyError(MidstepError):
+    """The request takes longer than its deadline allows, whatever the load."""
+
+    status, code, title = 422, "deadline_too_early", "Deadline too early"
+
+
+class DeadlineTooEarlyNowError(MidstepError):
+    """Likewise, but not for long: at less load it would be in time."""
+
+    status, code, title = 429, "deadline_too_early_now", "Deadline too early now"
+
+
 class NotReadyError(MidstepError):
     status, code, title = 503, "not_ready", "Not ready"
 

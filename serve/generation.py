@@ -31,6 +31,15 @@ class GenerationRequest:
     deadline: float | None = None
     priority: int = 0
 
+    @property
+    def is_guided(self) -> bool:
+        return self.guidance_scale > 1
+
+    @property
+    def rows_per_image(self) -> int:
+        """Rows of the U-Net's batch: with guidance, the negative prompt has one too."""
+        return 2 if self.is_guided else 1
+
 
 @dataclass(frozen=True, slots=True)
 class PromptEncoded:

@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 from ray.exceptions import ObjectLostError, RayActorError, RayError, RayTaskError
 from ray.serve.handle import DeploymentHandle
 
+from deployments.engine.cost import CostModel
 from deployments.engine.messages import (
     DenoisedLatents,
     DenoiseFailed,
@@ -44,7 +45,7 @@ class Pipeline:
         self._encoder = encoder
         self._denoiser = denoiser
         self._decoder = decoder
-        self._was_ready = False
+        self._cost_model: CostModel | None = None
 
     async def generate(self, request: GenerationRequest) -> AsyncGenerator[GenerationEvent, None]:
         """PromptEncoded, then per image its previews and ImageDone; images come as they are done.
@@ -61,23 +62,30 @@ class Pipeline:
     async def check_ready(self, timeout_s: float) -> None:
         """Returns when every stage has answered. Raises NotReadyError.
 
-        A ping waits its turn among the requests: once every stage has answered, one that is late is busy.
+        A call waits its turn among the requests: once every stage has answered, one that is late is busy.
         """
-        pings = [handle.ping.remote for handle in (self._encoder, self._denoiser, self._decoder)]
         try:
-            await asyncio.wait_for(asyncio.gather(*(_call(ping) for ping in pings)), timeout_s)
-            self._was_ready = True
+            self._cost_model = await asyncio.wait_for(self._ask_cost_model(), timeout_s)
         except TimeoutError as error:
-            if not self._was_ready:
+            if self._cost_model is None:
                 raise NotReadyError(
                     "Not every stage has a replica that answers yet.", retry_after_s=1
                 ) from error
         except RayError as error:
             raise NotReadyError("A stage has just lost its replica.", retry_after_s=1) from error
 
+    async def cost_model(self) -> CostModel:
+        """What each stage's work costs, as its replicas know it; asked once."""
+        if self._cost_model is None:
+            self._cost_model = await self._ask_cost_model()
+        return self._cost_model
+
+    async def _ask_cost_model(self) -> CostModel:
+        stages = (self._encoder, self._denoiser, self._decoder)
+        return CostModel(*await asyncio.gather(*(_call(handle.cost.remote) for handle in stages)))
+
     async def _encode(self, request: GenerationRequest) -> PromptEmbeds:
-        guided = request.guidance_scale > 1
-        text = PromptText(request.prompt, request.negative_prompt, guided, request.deterministic)
+        text = PromptText(request.prompt, request.negative_prompt, request.is_guided, request.deterministic)
         return await _retried(request.request_id, lambda: _call(self._encoder.encode.remote, text))
 
     async def _image(

@@ -8,8 +8,9 @@ from typing import Any
 import pytest
 import torch
 
-from deployments.engine.cost import CostModel
+from deployments.engine.cost import Curve, StageCost
 from deployments.engine.denoising import Engine, EngineConfig
+from deployments.engine.device_step import EagerSteps
 from deployments.engine.images import LatentDecoder
 from deployments.engine.messages import DenoisedLatents, DenoiseRequest, PromptEmbeds
 from deployments.engine.models import (
@@ -46,7 +47,7 @@ def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Pa
 
 
 # Turns are decided by it, pictures are not: made up, so that tests go the same way on every machine.
-COST_MODEL = CostModel({(16, 16): ((1, 0.01), (2, 0.012), (4, 0.016), (8, 0.032), (16, 0.064))})
+FORWARD_COST = StageCost((((16, 16), Curve(base_s=0.012, flat_count=2, slope_s=0.004)),))
 
 
 @dataclass(frozen=True)
@@ -68,7 +69,9 @@ class LoadedModel:
             "latent_shape": (16, 16),
         }
         config = EngineConfig(**(settings | changes))
-        return Engine(self.unet, self.tables, self.info.scale_factor, config, COST_MODEL)
+        return Engine(
+            self.unet, EagerSteps(self.unet), self.tables, self.info.scale_factor, config, FORWARD_COST
+        )
 
     def embeds(
         self,

@@ -1,75 +1,177 @@
-"""The cost model: how long one forward takes, by latent shape and rows, as measured on this device.
+"""The cost model: seconds of device time, as measured on this device and fitted.
 
-It is what the row cap, the time left and the order of turns are computed from.
+The row cap, the order of turns and the refusal of deadlines that cannot be met are computed from it.
 """
 
-import bisect
+import math
+import random
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
+
+import numpy as np
 
 from deployments.engine.messages import LatentShape
 
-# Up to here more rows per forward still raised throughput by enough to be worth their latency.
-KNEE_THROUGHPUT = 0.95
+# The knee has this much of the best throughput. With the embedded model's curve a cap at 90% of it lost 8% of
+# the capacity and at 90% load, simulated, had twice the latency: what does not fit has to wait outside, which
+# costs more than a slower forward.
+KNEE_THROUGHPUT = 0.98
+# Measuring goes on until the fit is this close at every point, relative, or for MAX_ROUNDS: whatever else a
+# machine does while a server starts only adds to timings, so that their minima become good with time.
+CLOSE_FIT = 0.05
+MIN_ROUNDS, MAX_ROUNDS = 3, 12
+
+
+@dataclass(frozen=True, slots=True)
+class Curve:
+    """Seconds of one call over `count` rows (or images, or texts): flat at first, then a straight line.
+
+    base_s: up to flat_count; slope_s: for each one more
+    residuals: (count, measured / fitted - 1) at every count that was measured
+    """
+
+    base_s: float
+    flat_count: int
+    slope_s: float
+    residuals: tuple[tuple[int, float], ...] = ()
+
+    def seconds(self, count: int) -> float:
+        return self.base_s + self.slope_s * max(0, count - self.flat_count)
+
+    def knee(self, counts: Sequence[int]) -> int:
+        """The fewest of these counts, rising, that have KNEE_THROUGHPUT of the best count per second."""
+        best = max(count / self.seconds(count) for count in counts)
+        return next(count for count in counts if count / self.seconds(count) >= KNEE_THROUGHPUT * best)
+
+    def most_within(self, seconds: float) -> int:
+        """The most that a call of so many seconds can hold, and one at least."""
+        if seconds < self.base_s:
+            return 1
+        if self.slope_s == 0:
+            return max((count for count, _ in self.residuals), default=self.flat_count)
+        return self.flat_count + int((seconds - self.base_s) / self.slope_s)
+
+    def table(self, unit: str) -> str:
+        """For people: a line for every count that was measured."""
+        lines = [f"{unit:>6} {'ms':>8} {'per second':>10} {'fit misses':>10}"]
+        for count, residual in self.residuals:
+            seconds = self.seconds(count)
+            percent = round(100 * residual, 1) + 0.0  # no minus before a zero
+            lines.append(f"{count:>6} {1000 * seconds:>8.2f} {count / seconds:>10.1f} {percent:>+9.1f}%")
+        return "\n".join(lines)
+
+
+def fit_curve(timings: Mapping[int, float]) -> Curve:
+    """Least squares of the relative error, over every place where the flat part could end.
+
+    timings: seconds by count, at least one
+    """
+    counts = sorted(timings)
+    seconds = np.array([timings[count] for count in counts])
+
+    def fit(flat_count: int) -> tuple[float, Curve]:
+        rising = np.maximum(0.0, np.array(counts) - flat_count)
+        columns = np.stack([np.ones(len(counts)), rising], axis=1) / seconds[:, None]
+        (base_s, slope_s), *_ = np.linalg.lstsq(columns, np.ones(len(counts)), rcond=None)
+        if slope_s < 0 or base_s <= 0:  # noise: no device is faster with more to do
+            base_s, slope_s = 1 / np.mean(1 / seconds), 0.0
+        residuals = seconds / (base_s + slope_s * rising) - 1
+        pairs = tuple(zip(counts, (float(residual) for residual in residuals), strict=True))
+        return float(np.square(residuals).sum()), Curve(float(base_s), flat_count, float(slope_s), pairs)
+
+    return min((fit(count) for count in counts[:-1] or counts), key=lambda fitted: fitted[0])[1]
+
+
+@dataclass(frozen=True, slots=True)
+class StageCost:
+    """A stage's curve for every latent shape that was measured."""
+
+    curves: tuple[tuple[LatentShape, Curve], ...]
+
+    def curve(self, shape: LatentShape) -> Curve:
+        """One that was not measured is taken from the nearest, in proportion to the area."""
+        nearest, curve = min(self.curves, key=lambda known: abs(math.prod(known[0]) - math.prod(shape)))
+        factor = math.prod(shape) / math.prod(nearest)
+        return Curve(curve.base_s * factor, curve.flat_count, curve.slope_s * factor, curve.residuals)
+
+    def seconds(self, shape: LatentShape, count: int) -> float:
+        return self.curve(shape).seconds(count)
+
+    def table(self, unit: str) -> str:
+        """For people."""
+        return "\n".join(
+            f"latents {height}x{width}:\n{curve.table(unit)}" for (height, width), curve in self.curves
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Estimate:
+    """latency_s: until the last image is there; device_s: the request's own share of the devices' time."""
+
+    latency_s: float
+    device_s: float
 
 
 @dataclass(frozen=True, slots=True)
 class CostModel:
-    """curves: per latent shape, (rows, seconds of one forward), rising in rows."""
+    """All stages. encode: over texts, forward: over U-Net rows, decode: over images."""
 
-    curves: Mapping[LatentShape, tuple[tuple[int, float], ...]]
+    encode: Curve
+    forward: StageCost
+    decode: StageCost
 
-    def seconds(self, shape: LatentShape, rows: int) -> float:
-        """Seconds of one forward: linear between measured points, by area between shapes."""
-        nearest = self._nearest(shape)
-        points = self.curves[nearest]
-        counts = [count for count, _ in points]
-        right = min(max(bisect.bisect_left(counts, rows), 1), len(points) - 1)
-        if len(points) == 1:
-            seconds = points[0][1] * rows / points[0][0]
-        else:
-            (rows_a, seconds_a), (rows_b, seconds_b) = points[right - 1], points[right]
-            seconds = seconds_a + (seconds_b - seconds_a) * (rows - rows_a) / (rows_b - rows_a)
-        return max(seconds, 0.0) * _area(shape) / _area(nearest)
+    def estimate(
+        self,
+        shape: LatentShape,
+        num_calls: int,
+        num_rows: int,
+        num_images: int,
+        row_cap: int,
+        other_rows: int,
+    ) -> Estimate:
+        """Of a request whose images take num_calls model calls of num_rows rows each.
 
-    def knee(self, shape: LatentShape) -> int:
-        """The fewest rows at which a forward does KNEE_THROUGHPUT of the best rows per second measured."""
-        points = self.curves[self._nearest(shape)]
-        best = max(rows / seconds for rows, seconds in points)
-        return next(rows for rows, seconds in points if rows / seconds >= KNEE_THROUGHPUT * best)
-
-    def _nearest(self, shape: LatentShape) -> LatentShape:
-        return min(self.curves, key=lambda known: abs(_area(known) - _area(shape)))
-
-
-def _area(shape: LatentShape) -> int:
-    return shape[0] * shape[1]
+        It shares forwards of up to row_cap rows with other_rows of others; it goes first where not all fit.
+        """
+        own_rows = num_rows * num_images
+        forward_rows = min(own_rows + other_rows, max(row_cap, num_rows))
+        turns = math.ceil(own_rows / forward_rows)
+        denoise_s = num_calls * self.forward.seconds(shape, forward_rows)
+        around_s = self.encode.seconds(num_rows) + self.decode.seconds(shape, num_images)
+        return Estimate(
+            latency_s=turns * denoise_s + around_s, device_s=denoise_s * own_rows / forward_rows + around_s
+        )
 
 
-def row_counts(max_rows: int) -> list[int]:
-    """The row counts that are measured: 1, 2, 4, ... and max_rows itself."""
-    return sorted({*(2**power for power in range(max_rows.bit_length())), max_rows})
+def counts_to_measure(most: int) -> list[int]:
+    """1, 2, 4, ... and the most itself."""
+    return sorted({*(2**power for power in range(most.bit_length())), most})
 
 
-def measure(
-    forward: Callable[[LatentShape, int], None],
-    shapes: Sequence[LatentShape],
-    max_rows: int,
-    repeats: int = 3,
-) -> CostModel:
-    """Times `forward(shape, rows)`, which must return only when the device is done: the best of the repeats,
-    since whatever else the machine does can only add to a time."""
-    curves = {}
-    for shape in shapes:
-        points = []
-        for rows in row_counts(max_rows):
-            forward(shape, rows)  # warms up: kernels are chosen and memory is allocated at the first call
-            timings = []
-            for _ in range(repeats):
-                started = time.perf_counter()
-                forward(shape, rows)
-                timings.append(time.perf_counter() - started)
-            points.append((rows, min(timings)))
-        curves[shape] = tuple(points)
-    return CostModel(curves)
+def measure(work: Callable[[int], None], counts: Sequence[int]) -> Curve:
+    """Times `work(count)`, which must return only when the device is done, and fits its curve.
+
+    All counts take turns, so that a disturbance does not hit one alone.
+    """
+    for count in counts:
+        work(count)  # warms up: kernels are chosen and memory is allocated at the first call
+    best = dict.fromkeys(counts, math.inf)
+    order = random.Random(0)
+    for done in range(1, MAX_ROUNDS + 1):
+        for count in order.sample(list(counts), len(counts)):
+            started = time.perf_counter()
+            work(count)
+            best[count] = min(best[count], time.perf_counter() - started)
+        curve = fit_curve(best)
+        if done >= MIN_ROUNDS and all(abs(residual) < CLOSE_FIT for _, residual in curve.residuals):
+            break
+    return curve
+
+
+def measure_shapes(
+    work: Callable[[LatentShape, int], None], shapes: Sequence[LatentShape], counts: Sequence[int]
+) -> StageCost:
+    """Likewise for a stage whose work depends on the latents' shape: `work(shape, count)`."""
+    return StageCost(tuple((shape, measure(partial(work, shape), counts)) for shape in shapes))

@@ -11,12 +11,13 @@ it owns the device (`engine_thread` in a server, a plain loop in a script):
 import math
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import accumulate
 
 import torch
 
-from deployments.engine.cost import CostModel
+from deployments.engine.cost import StageCost, counts_to_measure
+from deployments.engine.device_step import StepInputs, StepRunner
 from deployments.engine.messages import (
     DenoisedLatents,
     DenoiseEvent,
@@ -26,14 +27,8 @@ from deployments.engine.messages import (
     StepProgress,
 )
 from deployments.engine.models import UNet
-from deployments.engine.samplers import STATE_SLOTS, SamplerTable, SamplerTables, advance
-from deployments.engine.step_scheduler import (
-    Group,
-    patience_deadline,
-    pick_group,
-    pick_members,
-    slack_s,
-)
+from deployments.engine.samplers import STATE_SLOTS, SamplerTable, SamplerTables
+from deployments.engine.step_scheduler import Group, make_way, pick_group, pick_members, slack_s
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,18 +39,46 @@ class EngineConfig:
     rows_per_forward: the row cap; None takes the knee of the measured cost, past which rows only cost time
     deterministic_rows: the one row count of deterministic forwards; another value gives other bytes
     latent_shape: the usual one, that the row cap is meant for; larger ones get fewer rows
+    row_counts: what forwards are padded to, rising, so that few shapes must be captured; empty: no padding;
+        None: what suits the device
     """
 
     max_rows: int
     rows_per_forward: int | None
     deterministic_rows: int
     latent_shape: LatentShape
+    row_counts: tuple[int, ...] | None = ()
+
+    def for_device(self, device: torch.device) -> "EngineConfig":
+        """With row_counts filled in: a few on CUDA, where each one captured costs memory and start-up; none
+        elsewhere, where nothing is captured and padding would only cost time."""
+        if self.row_counts is not None:
+            return self
+        steps = sorted({*counts_to_measure(self.max_rows), *(3 * 2**power for power in range(1, 6))})
+        counts = tuple(count for count in steps if count <= self.max_rows) if device.type == "cuda" else ()
+        return replace(self, row_counts=counts)
+
+    def row_cap(self, group: Group, cost: StageCost) -> int:
+        """Most rows that a group's forward takes in."""
+        if group.deterministic:
+            return self.deterministic_rows
+        usual = self.latent_shape
+        rows = self.rows_per_forward or cost.curve(usual).knee(range(2, self.max_rows + 1, 2))
+        return max(2, int(rows * min(1.0, math.prod(usual) / math.prod(group.latent_shape))))
+
+    def forward_rows(self, group: Group, rows: int) -> int:
+        """How many rows the forward of so many has, padding included."""
+        if group.deterministic:
+            return self.deterministic_rows
+        return next((count for count in self.row_counts or () if count >= rows), rows)
 
 
 @dataclass(eq=False, slots=True)
 class Denoising:
     """A request in the engine: the only thing here that changes.
 
+    arrival: in seconds since the epoch
+    unloaded_s: what it would take alone
     state: [STATE_SLOTS, C, h, w] float32, the latents first
     row: the row of the table that comes next
     """
@@ -63,11 +86,16 @@ class Denoising:
     request: DenoiseRequest
     table: SamplerTable
     group: Group
-    deadline: float
+    arrival: float
+    unloaded_s: float
     generator: torch.Generator
     conditions: "Conditions"
     state: torch.Tensor
     row: int = 0
+
+    @property
+    def num_model_calls(self) -> int:
+        return self.table.num_rows
 
     @property
     def rows_left(self) -> int:
@@ -89,7 +117,11 @@ class Conditions:
 
 @dataclass(frozen=True, slots=True)
 class StepReport:
-    """What one step did. rows: that did work; forward_rows: of the forward, padding included."""
+    """What one step did.
+
+    rows: that did work; forward_rows: of the forward, padding included
+    seconds: what it took; predicted_s: what the cost model said that it would
+    """
 
     events: list[DenoiseEvent]
     num_requests: int
@@ -97,22 +129,24 @@ class StepReport:
     forward_rows: int
     latent_shape: LatentShape
     seconds: float
+    predicted_s: float
 
 
 class Engine:
     """Denoises any mix of requests on one device.
 
-    Its parts are given: the U-Net, the tables of its noise schedule, the pixels per latent, what forwards
-    cost, and a clock that counts as deadlines do (seconds since the epoch).
+    Its parts are given: the U-Net and who runs its steps, the tables of its noise schedule, the pixels per
+    latent, what forwards cost, and a clock that counts as deadlines do (seconds since the epoch).
     """
 
     def __init__(
         self,
         unet: UNet,
+        run_step: StepRunner,
         tables: SamplerTables,
         scale_factor: int,
         config: EngineConfig,
-        cost_model: CostModel,
+        cost: StageCost,
         clock: Callable[[], float] = time.time,
     ) -> None:
         self._unet = unet
@@ -122,16 +156,18 @@ class Engine:
         self._clock = clock
         self._denoisings: dict[str, Denoising] = {}
         self._turns_waited: dict[Group, int] = {}
-        self._cost_model = cost_model
+        self._cost = cost
+        self._run_step = run_step
         self._previous_step: torch.cuda.Event | None = None
 
     @property
     def num_requests(self) -> int:
         return len(self._denoisings)
 
-    def add(self, request: DenoiseRequest) -> None:
+    def add(self, request: DenoiseRequest, arrival: float | None = None) -> None:
         """Takes a request in; it joins the next forward that has room for it.
 
+        arrival: on the engine's clock, if it was not just now
         Raises UnsupportedSamplerError for a sampler that this model or step count cannot have, ValueError for
         an id that is here already. Noise is drawn in diffusers' order: the latents first, then step by step.
         """
@@ -143,14 +179,12 @@ class Engine:
         generator = torch.Generator().manual_seed(request.seed)
         state = torch.zeros(STATE_SLOTS, self._unet.in_channels, *shape)
         state[0] = table.initial_scale * self._draw_noise(generator, shape)
-        unloaded_s = table.num_rows * self._cost_model.seconds(shape, request.num_rows)
-        patient = patience_deadline(self._clock(), unloaded_s, request.priority)
         self._denoisings[request.request_id] = Denoising(
             request=request,
             table=table,
             group=group,
-            # A deadline that is far away is a time-out and no wish to be served last.
-            deadline=min(request.deadline or math.inf, patient),
+            arrival=self._clock() if arrival is None else arrival,
+            unloaded_s=table.num_rows * self._seconds(group, request.num_rows),
             generator=generator,
             conditions=self._conditions(request),
             state=state.to(self._unet.device),
@@ -170,27 +204,31 @@ class Engine:
         for item in self._denoisings.values():
             members.setdefault(item.group, []).append(item)
         now = self._clock()
-        slacks = {group: slack_s(items, self._cost_model, now) for group, items in members.items()}
+        slacks = {group: slack_s(items, now) for group, items in members.items()}
         chosen = pick_group(slacks, self._turns_waited)
         self._turns_waited = {
             group: 0 if group == chosen else self._turns_waited.get(group, 0) + 1 for group in members
         }
-        return pick_members(members[chosen], self._row_cap(chosen))
+        batch = pick_members(members[chosen], self._config.row_cap(chosen, self._cost))
+        return make_way(batch, lambda rows: self._seconds(chosen, rows), now)
 
     @torch.inference_mode()
     def run(self, batch: list[Denoising]) -> StepReport:
         """One step of every request in the batch: of one group, at whatever rows of whatever tables."""
         started = time.perf_counter()
-        model_outputs, forward_rows = self._forward(batch)
-        estimates = self._advance(batch, model_outputs)
-        events = self._retire(batch, estimates)
+        inputs = self._inputs(batch)
+        outputs = self._run_step(inputs)
+        self._advance(batch, outputs[:, :STATE_SLOTS])
+        events = self._retire(batch, outputs[:, STATE_SLOTS])
+        rows = sum(item.request.num_rows for item in batch)
         return StepReport(
             events=events,
             num_requests=len(batch),
-            rows=sum(item.request.num_rows for item in batch),
-            forward_rows=forward_rows,
+            rows=rows,
+            forward_rows=len(inputs.request_of_row),
             latent_shape=batch[0].group.latent_shape,
             seconds=time.perf_counter() - started,
+            predicted_s=self._seconds(batch[0].group, rows),
         )
 
     def fail(self, batch: list[Denoising], reason: str) -> list[DenoiseEvent]:
@@ -199,58 +237,57 @@ class Engine:
             self.abort(item.request.request_id)
         return [DenoiseFailed(item.request.request_id, reason) for item in batch]
 
-    def _forward(self, batch: list[Denoising]) -> tuple[torch.Tensor, int]:
-        """The guided model output of every request, [B, C, h, w], and how many rows the forward had.
+    def _inputs(self, batch: list[Denoising]) -> StepInputs:
+        """A request's rows lie side by side, the negative prompt's first; without guidance there is but one.
 
-        A request's rows lie side by side, the negative prompt's first; without guidance there is but one.
+        Padding repeats the first request: in rows, and where shapes are static in requests as well, of which
+        there are then as many as rows.
         """
         ends = list(accumulate(item.request.num_rows for item in batch))
-        last_rows = self._to_device([end - 1 for end in ends])
-        first_rows = self._to_device(
-            [end - item.request.num_rows for end, item in zip(ends, batch, strict=True)]
-        )
-        forward_rows = self._config.deterministic_rows if batch[0].group.deterministic else ends[-1]
+        forward_rows = self._config.forward_rows(batch[0].group, ends[-1])
         padding = forward_rows - ends[-1]
-        request_of_row = self._to_device(
-            [index for index, item in enumerate(batch) for _ in range(item.request.num_rows)] + padding * [0]
-        )
-
-        input_scales = torch.stack([item.table.input_scales[item.row] for item in batch]).float()
-        timesteps = torch.stack([item.table.timesteps[item.row] for item in batch])
-        latents = torch.stack([item.state[0] for item in batch])  # [B, C, h, w]
-        latents = latents * self._to_device(input_scales)[:, None, None, None]
+        filled = [*batch, *([batch[0]] * (forward_rows - len(batch)))] if self._config.row_counts else batch
+        last_rows = [end - 1 for end in ends]
+        first_rows = [end - item.request.num_rows for end, item in zip(ends, batch, strict=True)]
+        request_of_row = [index for index, item in enumerate(batch) for _ in range(item.request.num_rows)]
+        request_of_row += padding * [0]
+        timesteps = torch.stack([item.table.timesteps[item.row] for item in filled])
         conditions = [item.conditions for item in batch]
-        predictions = self._unet(
-            latents[request_of_row],
-            self._to_device(timesteps)[request_of_row],
-            _pad([condition.prompt_embeds for condition in conditions], padding),
-            _pad_optional([condition.pooled_prompt_embeds for condition in conditions], padding),
-            _pad_optional([condition.time_ids for condition in conditions], padding),
+        return StepInputs(
+            states=torch.stack([item.state for item in filled]),
+            noise=self._noise(batch, len(filled)),
+            weights=torch.stack([item.table.weights[item.row] for item in filled]).float(),
+            input_scales=torch.stack([item.table.input_scales[item.row] for item in filled]).float(),
+            guidance_scales=torch.tensor([item.request.guidance_scale for item in filled]),
+            first_rows=torch.tensor(first_rows + (len(filled) - len(batch)) * [0]),
+            last_rows=torch.tensor(last_rows + (len(filled) - len(batch)) * [0]),
+            request_of_row=torch.tensor(request_of_row),
+            timesteps=timesteps[request_of_row],
+            prompt_embeds=_pad([condition.prompt_embeds for condition in conditions], padding),
+            pooled_prompt_embeds=_pad_optional(
+                [condition.pooled_prompt_embeds for condition in conditions], padding
+            ),
+            time_ids=_pad_optional([condition.time_ids for condition in conditions], padding),
         )
-        negative, positive = predictions[first_rows], predictions[last_rows]
-        guidance = self._to_device([item.request.guidance_scale for item in batch])[:, None, None, None]
-        return negative + guidance * (positive - negative), forward_rows
 
-    def _advance(self, batch: list[Denoising], model_outputs: torch.Tensor) -> torch.Tensor:
-        """Moves every request one row on; returns the estimates of the clean latents, [B, C, h, w]."""
+    def _noise(self, batch: list[Denoising], num_requests: int) -> torch.Tensor:
+        """What samplers add at this step, [num_requests, C, h, w]; zeros for those that add none."""
         shape = batch[0].group.latent_shape
-        noise = torch.zeros(len(batch), self._unet.in_channels, *shape)
+        noise = torch.zeros(num_requests, self._unet.in_channels, *shape)
         for index, item in enumerate(batch):
             if item.table.draws_noise[item.row]:
                 noise[index] = self._draw_noise(item.generator, shape)
-        weights = torch.stack([item.table.weights[item.row] for item in batch]).float()
-        states = torch.stack([item.state for item in batch])
-        inputs = torch.cat([states, model_outputs[:, None], self._to_device(noise)[:, None]], dim=1)
-        outputs = advance(self._to_device(weights), inputs)
-        for item, state in zip(batch, outputs[:, :STATE_SLOTS], strict=True):
+        return noise
+
+    def _advance(self, batch: list[Denoising], states: torch.Tensor) -> None:
+        for item, state in zip(batch, states, strict=False):  # behind the batch comes padding
             item.state = state
             item.row += 1
-        return outputs[:, STATE_SLOTS]
 
     def _retire(self, batch: list[Denoising], estimates: torch.Tensor) -> list[DenoiseEvent]:
         """What there is to tell of this step; finished requests leave. Only here is the device waited for."""
         events: list[DenoiseEvent] = []
-        for item, estimate in zip(batch, estimates, strict=True):
+        for item, estimate in zip(batch, estimates, strict=False):
             request = item.request
             if item.rows_left == 0:
                 events.append(DenoisedLatents(request.request_id, item.state[0].to("cpu", copy=True)))
@@ -271,22 +308,13 @@ class Engine:
         self._previous_step = torch.cuda.Event()  # type: ignore[no-untyped-call]
         self._previous_step.record()
 
-    def _row_cap(self, group: Group) -> int:
-        if group.deterministic:
-            return self._config.deterministic_rows
-        usual = self._config.latent_shape
-        rows = self._config.rows_per_forward or self._cost_model.knee(usual)
-        return max(2, int(rows * min(1.0, math.prod(usual) / math.prod(group.latent_shape))))
+    def _seconds(self, group: Group, rows: int) -> float:
+        """What a forward of so many rows takes by the cost model."""
+        return self._cost.seconds(group.latent_shape, self._config.forward_rows(group, rows))
 
     def _draw_noise(self, generator: torch.Generator, shape: LatentShape) -> torch.Tensor:
         # Of the shape that diffusers draws for one image: the stream of a generator depends on it.
         return torch.randn(1, self._unet.in_channels, *shape, generator=generator)[0]
-
-    def _to_device(self, values: torch.Tensor | list[int] | list[float]) -> torch.Tensor:
-        values = torch.as_tensor(values)
-        if self._unet.device.type == "cuda":
-            values = values.pin_memory()  # else the copy waits for the device
-        return values.to(self._unet.device, non_blocking=True)
 
     def _conditions(self, request: DenoiseRequest) -> Conditions:
         embeds = request.embeds

@@ -24,6 +24,7 @@ MAX_BROKEN_STEPS = 3
 @dataclass(frozen=True, slots=True)
 class _Add:
     requests: Sequence[DenoiseRequest]
+    arrival: float  # in seconds since the epoch: a step may still run, and that wait counts
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +66,7 @@ class EngineThread:
         self._thread.join()
 
     def add(self, requests: Sequence[DenoiseRequest]) -> None:
-        self._inbox.put(_Add(requests))
+        self._inbox.put(_Add(requests, time.time()))
 
     def abort(self, request_id: str) -> None:
         self._inbox.put(_Abort(request_id))
@@ -107,15 +108,15 @@ class EngineThread:
             match message:
                 case None:
                     return False
-                case _Add(requests):
+                case _Add(requests, arrival):
                     for request in requests:
-                        self._add(request)
+                        self._add(request, arrival)
                 case _Abort(request_id):
                     self._engine.abort(request_id)
 
-    def _add(self, request: DenoiseRequest) -> None:
+    def _add(self, request: DenoiseRequest, arrival: float) -> None:
         try:
-            self._engine.add(request)
+            self._engine.add(request, arrival)
         except (UnsupportedSamplerError, ValueError, RuntimeError) as error:
             logger.exception("request %s could not be taken in", request.request_id)
             self._deliver([DenoiseFailed(request.request_id, str(error))], None)

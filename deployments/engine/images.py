@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from diffusers import AutoencoderKL
 from PIL import Image, PngImagePlugin
 
-from deployments.engine.messages import EncodedImage, ImageFormat
+from deployments.engine.messages import EncodedImage, ImageFormat, LatentShape
 
 Pixels = np.ndarray  # [height, width, 3] uint8
 DEFAULT_QUALITY = 95
@@ -30,6 +30,11 @@ class LatentDecoder:
         batch = (torch.stack(list(latents)) * scale + mean).to(self._vae.device, self._vae.dtype)
         images = self._vae.decode(batch, return_dict=False)[0]  # [B, 3, H, W] in -1..1
         return list(_to_pixels(images))
+
+    def rehearse(self, latent_shape: LatentShape, num_images: int) -> None:
+        """Decodes noise, waited for: to warm up and to be timed."""
+        channels = self._vae.config.latent_channels
+        self.decode(list(torch.randn(num_images, channels, *latent_shape)))
 
     def preview(self, latents: torch.Tensor) -> Pixels:
         """A rough picture of scaled latents [C, h, w] in full size, without the VAE."""

@@ -4,6 +4,7 @@ Stable Diffusion 1.x and 2.x (epsilon or v-prediction) and SDXL. What cannot be 
 start, with the reason.
 """
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import import_module
@@ -19,8 +20,6 @@ from diffusers import (
     UNet2DConditionModel,
 )
 from diffusers.models.attention_processor import AttnProcessor2_0, XFormersAttnProcessor
-
-from deployments.engine.messages import LatentShape
 
 DTYPES: Mapping[str, torch.dtype] = {
     "float32": torch.float32,
@@ -53,11 +52,16 @@ class ModelSource:
 
 @dataclass(frozen=True, slots=True)
 class Placement:
-    """Where and how a part of a model runs. device: auto, cpu or cuda; attention: sdpa or xformers."""
+    """Where and how a part of a model runs.
+
+    device: auto, cpu or cuda; attention: sdpa or xformers
+    compile_cache: a folder; where it is given the U-Net is compiled, and what was compiled is kept there
+    """
 
     device: str = "auto"
     dtype: str = "float32"
     attention: str = "sdpa"
+    compile_cache: str | None = None
 
     def torch_device(self) -> torch.device:
         available = torch.cuda.is_available()
@@ -128,7 +132,10 @@ def load_vae(source: ModelSource, placement: Placement) -> AutoencoderKL:
 
 
 class UNet:
-    """A U-Net as the engine calls it: rows in, predictions out, float32 whatever it computes in."""
+    """A U-Net as the engine calls it: rows in, predictions out, float32 whatever it computes in.
+
+    embeds_width, pooled_width: of the prompt embeddings that it takes
+    """
 
     def __init__(self, module: UNet2DConditionModel, device: torch.device, dtype: torch.dtype) -> None:
         self._module = module
@@ -136,8 +143,8 @@ class UNet:
         self.dtype = dtype
         self.in_channels: int = module.config.in_channels
         self.needs_time_ids = module.config.addition_embed_type == "text_time"
-        self._embeds_width: int = module.config.cross_attention_dim
-        self._pooled_width = self._width_of_pooled()
+        self.embeds_width: int = module.config.cross_attention_dim
+        self.pooled_width = self._width_of_pooled()
 
     def __call__(
         self,
@@ -164,19 +171,6 @@ class UNet:
         )[0]
         return prediction.float()
 
-    def rehearse(self, latent_shape: LatentShape, rows: int) -> None:
-        """One forward on random data, waited for: to warm up and to be timed."""
-        latents = torch.randn(rows, self.in_channels, *latent_shape, device=self.device)
-        embeds = torch.randn(rows, 77, self._embeds_width, device=self.device, dtype=self.dtype)
-        pooled = time_ids = None
-        if self.needs_time_ids:
-            pooled = torch.randn(rows, self._pooled_width, device=self.device, dtype=self.dtype)
-            time_ids = torch.ones(rows, 6, device=self.device, dtype=self.dtype)
-        with torch.inference_mode():
-            self(latents, torch.full((rows,), 500.0, device=self.device), embeds, pooled, time_ids)
-        if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)
-
     def _width_of_pooled(self) -> int:
         if not self.needs_time_ids:
             return 0
@@ -196,6 +190,9 @@ def load_unet(source: ModelSource, placement: Placement) -> UNet:
     )
     module.to(device, memory_format=torch.channels_last).eval().requires_grad_(False)
     _set_attention(module, placement.attention, device, dtype)
+    if placement.compile_cache:
+        os.environ["TORCHINDUCTOR_CACHE_DIR"] = placement.compile_cache  # read when it first compiles
+        module.compile(dynamic=False)
     return UNet(module, device, dtype)
 
 

@@ -65,6 +65,10 @@ class TextEncoder:
             for text, embeds, p in zip(texts, encoded[0].cpu(), pooled, strict=True)
         ]
 
+    def rehearse(self, num_texts: int) -> None:
+        """Encodes something, waited for: to warm up and to be timed."""
+        self.encode(["a rehearsal"] * num_texts)
+
     def texts(self, prompt: PromptText) -> list[str]:
         """What must be encoded for a prompt: the prompt itself and, where it is needed, its negative."""
         if not prompt.guided or self._zeroes_negative(prompt):

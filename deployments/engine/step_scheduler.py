@@ -2,20 +2,25 @@
 
 Rows share a forward when their latents have the same shape; deterministic requests keep to forwards of
 their own, which always have the same number of rows. Requests of one group go by deadline, so that a
-short request is not held up by long ones; groups go by slack, the time a group could still be left
-waiting before one of its requests is late. Nothing is moved to leave a request out of a forward: that
-is all that preemption is here.
+short request is not held up by long ones, and make way for a much shorter one that a full forward would
+make late; groups go by slack, the time a group could still be left waiting before one of its requests is
+late. Nothing is moved to leave a request out of a forward: that is all that preemption is here.
 """
 
-from collections.abc import Iterable, Mapping
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol, TypeVar
 
-from deployments.engine.cost import CostModel
 from deployments.engine.messages import DenoiseRequest, LatentShape
 
-# A request that names no deadline may take this many times what it would take alone.
-PATIENCE = 4.0
+# A request that names no deadline may take this many times what it would take alone. In a simulation of 4 to
+# 50 steps at 80% and 90% load, 10 gave means 1% to 4% below those of 3 or 4: it is nearer to shortest first.
+PATIENCE = 10.0
+# Within this many times a request is prompt. Others that have MUCH_LONGER times as long to go as it needs
+# make way for that. In the same simulation it concerned 1% of the forwards and left the mean as it was.
+PROMPTNESS = 3.0
+MUCH_LONGER = 4.0
 # A group that has been passed over this many times goes next, whatever the slack of the others.
 MAX_TURNS_WAITED = 8
 
@@ -41,27 +46,39 @@ class Schedulable(Protocol):
         ...
 
     @property
-    def deadline(self) -> float:
+    def num_model_calls(self) -> int:
+        """All of them."""
+        ...
+
+    @property
+    def arrival(self) -> float:
         """In seconds since the epoch."""
+        ...
+
+    @property
+    def unloaded_s(self) -> float:
+        """Seconds that all of it takes alone."""
         ...
 
 
 Item = TypeVar("Item", bound=Schedulable)
 
 
-def patience_deadline(arrival: float, unloaded_s: float, priority: int) -> float:
-    """The deadline of a request that names none: the longer it takes alone, the longer it can wait."""
-    return arrival + PATIENCE * unloaded_s * 2.0**-priority
+def deadline(item: Schedulable) -> float:
+    """The longer a request takes alone, the longer it can wait. Its own deadline counts where it is earlier:
+    one that is far away is a time-out and no wish to be served last."""
+    patient = item.arrival + PATIENCE * item.unloaded_s * 2.0**-item.request.priority
+    return min(item.request.deadline or math.inf, patient)
 
 
-def remaining_s(item: Schedulable, cost_model: CostModel) -> float:
+def remaining_s(item: Schedulable) -> float:
     """Seconds that a request would still take alone."""
-    return item.rows_left * cost_model.seconds(item.group.latent_shape, item.request.num_rows)
+    return item.unloaded_s * item.rows_left / item.num_model_calls
 
 
-def slack_s(items: Iterable[Schedulable], cost_model: CostModel, now: float) -> float:
+def slack_s(items: Iterable[Schedulable], now: float) -> float:
     """Seconds until the most urgent of these requests can no longer be on time."""
-    return min(item.deadline - now - remaining_s(item, cost_model) for item in items)
+    return min(deadline(item) - now - remaining_s(item) for item in items)
 
 
 def pick_group(slacks: Mapping[Group, float], turns_waited: Mapping[Group, int]) -> Group:
@@ -76,8 +93,36 @@ def pick_members(items: Iterable[Item], max_rows: int) -> list[Item]:
     """As many requests as fit into a forward of max_rows, the earliest deadline first."""
     members: list[Item] = []
     rows = 0
-    for item in sorted(items, key=lambda item: item.deadline):
+    for item in sorted(items, key=deadline):
         if rows + item.request.num_rows <= max_rows:
             members.append(item)
             rows += item.request.num_rows
     return members
+
+
+def make_way(batch: Sequence[Item], seconds: Callable[[int], float], now: float) -> list[Item]:
+    """The requests of a forward without those that step aside for the shortest that can still be prompt.
+
+    seconds: of a forward of so many rows. Nobody steps aside where the full forward is prompt enough, where a
+    smaller one would not be either, or for a request that is not much shorter than they are.
+    """
+    prompt = [item for item in batch if remaining_s(item) <= _time_to_be_prompt(item, now)]
+    if not prompt:
+        return list(batch)
+    shortest = min(prompt, key=remaining_s)
+
+    def needs_s(members: Sequence[Item]) -> float:
+        return shortest.rows_left * seconds(sum(item.request.num_rows for item in members))
+
+    staying = sorted(batch, key=remaining_s)
+    leaving: list[Item] = []
+    while needs_s(staying) > _time_to_be_prompt(shortest, now) and staying[-1] is not shortest:
+        leaving.append(staying.pop())
+    is_prompt = needs_s(staying) <= _time_to_be_prompt(shortest, now)
+    if is_prompt and all(remaining_s(item) >= MUCH_LONGER * needs_s(staying) for item in leaving):
+        return staying
+    return list(batch)
+
+
+def _time_to_be_prompt(item: Schedulable, now: float) -> float:
+    return item.arrival + PROMPTNESS * item.unloaded_s - now

@@ -9,7 +9,8 @@ from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route
 
 from deployments.engine.models import ModelInfo
-from serve.admission import Admission
+from deployments.engine.samplers import SamplerTables
+from serve.admission import Admission, Estimator
 from serve.api.images import ImagesRoute
 from serve.api.problems import on_fault, on_http_exception, on_midstep_error
 from serve.config import AppConfig
@@ -21,7 +22,10 @@ _READY_TIMEOUT_S = 2.0
 
 def build_http_app(config: AppConfig, info: ModelInfo, pipeline: Pipeline) -> Starlette:
     started = int(time.time())
-    images = ImagesRoute(config, info, pipeline, Admission(config.limits.max_queue))
+    tables = SamplerTables(info.scheduler_config)
+    num_denoisers = max(1, config.denoiser.autoscaling.min_replicas)
+    estimator = Estimator(config.engine_config(info), tables, info.scale_factor, num_denoisers)
+    images = ImagesRoute(config, info, tables, pipeline, Admission(config.limits.max_queue, estimator))
 
     async def models(_: Request) -> Response:
         model = {"id": config.model.id, "object": "model", "created": started, "owned_by": "midstep"}

@@ -33,10 +33,17 @@ _FORMAT_NAMES = {media_type: name for name, media_type in MEDIA_TYPES.items()}
 class ImagesRoute:
     """The route's handler and what it works with."""
 
-    def __init__(self, config: AppConfig, info: ModelInfo, pipeline: Pipeline, admission: Admission) -> None:
+    def __init__(
+        self,
+        config: AppConfig,
+        info: ModelInfo,
+        tables: SamplerTables,
+        pipeline: Pipeline,
+        admission: Admission,
+    ) -> None:
         self._config = config
         self._info = info
-        self._tables = SamplerTables(info.scheduler_config)
+        self._tables = tables
         self._pipeline = pipeline
         self._admission = admission
 
@@ -44,8 +51,10 @@ class ImagesRoute:
         body = await bounded_body(http_request)
         # In a thread, since a large body takes a while, and so does a sampler that is met for the first time.
         request, wants_stream = await asyncio.to_thread(self._accept, body, request_id(http_request))
+        if request.deadline is not None:  # else it need not be known yet what things cost
+            self._admission.check_deadline(request, await self._pipeline.cost_model())
         with ExitStack() as stack:
-            stack.enter_context(self._admission.admitted(request.num_images))
+            stack.enter_context(self._admission.admitted(request))
             if wants_stream:
                 return _StreamResponse(self._stream(request), stack.pop_all())
             return JSONResponse(await self._collect(request))

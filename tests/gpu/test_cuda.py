@@ -8,10 +8,11 @@ import torch
 from diffusers import UNet2DConditionModel
 
 from deployments.engine.denoising import Engine, EngineConfig
+from deployments.engine.device_step import step_runner
 from deployments.engine.messages import DenoiseRequest, PromptEmbeds
 from deployments.engine.models import UNet
 from deployments.engine.samplers import SamplerTables
-from tests.conftest import COST_MODEL, finish
+from tests.conftest import FORWARD_COST, finish
 from tests.unit.test_samplers import STABLE_DIFFUSION
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
@@ -42,13 +43,14 @@ class Model:
             self.module = UNet2DConditionModel(**config).eval().requires_grad_(False)
         self.module.to(dtype=dtype, memory_format=torch.channels_last)
         self.unet = UNet(self.module, device, dtype)
+        self.run_step = step_runner(self.unet)
         self.tables = SamplerTables(STABLE_DIFFUSION)
         self.size = config["sample_size"]
         self.width = config["cross_attention_dim"]
 
     def engine(self) -> Engine:
-        config = EngineConfig(8, 8, 8, (self.size, self.size))
-        return Engine(self.unet, self.tables, 8, config, COST_MODEL)
+        config = EngineConfig(8, 8, 8, (self.size, self.size), row_counts=(2, 4, 8))
+        return Engine(self.unet, self.run_step, self.tables, 8, config, FORWARD_COST)
 
     def request(
         self, request_id: str, seed: int, deterministic: bool = False, steps: int = 4

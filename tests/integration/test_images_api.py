@@ -4,6 +4,9 @@ import asyncio
 import base64
 import io
 import json
+import os
+import re
+import signal
 import time
 from collections.abc import Callable
 from typing import Any
@@ -19,6 +22,7 @@ from tests.integration.conftest import MAX_QUEUE
 from tests.shapes import evaluate, scenes
 
 ROUTE = "/v1/images/generations"
+DEADLINE_S = 6.0  # enough for a picture on any machine
 Metric = Callable[[str], float]
 
 
@@ -199,19 +203,20 @@ def test_a_replica_that_dies_costs_time_and_not_the_image(client: httpx.Client, 
             if line.startswith("data: "):
                 events.append(json.loads(line[6:]))
                 if len(events) == 1:
-                    kill_replica("Denoiser")
+                    # As a lost machine would: nothing is drained.
+                    ray.kill(replica("Denoiser"), no_restart=True)
     assert [event.get("partial_image_index") for event in events] == [0, 1, 2, None]
     assert events[-1]["b64_json"] == wanted["data"][0]["b64_json"]
 
 
-def kill_replica(deployment: str) -> None:
-    """As a lost machine would: nothing is drained."""
+def replica(deployment: str) -> Any:
+    """The actor of a deployment's only replica."""
     [name] = [
         actor["name"]
         for actor in ray.util.list_named_actors(all_namespaces=True)
         if f"#{deployment}#" in actor["name"]
     ]
-    ray.kill(ray.get_actor(name, namespace="serve"), no_restart=True)
+    return ray.get_actor(name, namespace="serve")
 
 
 def test_deterministic_images_are_the_same_bytes_alone_and_under_load(base_url: str) -> None:
@@ -257,8 +262,25 @@ def test_a_long_prompt_is_cut_and_the_answer_says_so(client: httpx.Client) -> No
     assert answer["usage"]["input_tokens"] == 77
 
 
-def test_a_deadline_that_passes_is_answered(client: httpx.Client) -> None:
+def test_a_deadline_that_cannot_be_met_is_refused_with_the_time_it_takes(client: httpx.Client) -> None:
     response = client.post(ROUTE, json={"prompt": "a star", "num_inference_steps": 100, "deadline_s": 0.05})
+    assert response.status_code == 422
+    error = response.json()["error"]
+    assert (error["code"], error["param"]) == ("deadline_too_early", "deadline_s")
+    [left_s, takes_s] = map(float, re.findall(r"[\d.]+(?= s\b)", error["message"]))
+    assert left_s <= 0.05 < takes_s
+
+
+def test_a_deadline_that_passes_is_answered(client: httpx.Client) -> None:
+    """The denoiser stands still, as a device does that hangs."""
+    pid = ray.get(replica("Denoiser").__ray_call__.remote(lambda _: os.getpid()))
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        response = client.post(
+            ROUTE, json={"prompt": "a star", "num_inference_steps": 1, "deadline_s": DEADLINE_S}
+        )
+    finally:
+        os.kill(pid, signal.SIGCONT)
     assert response.status_code == 504
     assert response.json()["error"]["code"] == "deadline_exceeded"
 

@@ -1,29 +1,111 @@
-"""Admission counts images and gives their places back, however a request ends."""
+"""Admission counts images and gives their places back; what cannot be in time is refused."""
+
+import time
+from typing import Any
 
 import pytest
 
-from serve.admission import Admission
-from serve.errors import QueueFullError
+from deployments.engine.cost import CostModel, Curve, StageCost
+from deployments.engine.denoising import EngineConfig
+from deployments.engine.messages import ImageFormat
+from deployments.engine.samplers import SamplerTables
+from serve.admission import Admission, Estimator
+from serve.errors import DeadlineTooEarlyError, DeadlineTooEarlyNowError, QueueFullError
+from serve.generation import GenerationRequest
 from serve.pipeline import preview_steps
+from tests.unit.test_samplers import STABLE_DIFFUSION
+
+SHAPE = (16, 16)
+# A call of two rows takes 0.1 s, of sixteen 0.8 s.
+COST = CostModel(
+    encode=Curve(0.0, 1, 0.0),
+    forward=StageCost(((SHAPE, Curve(0.1, 2, 0.05)),)),
+    decode=StageCost(((SHAPE, Curve(0.0, 1, 0.0)),)),
+)
+
+
+def admission(max_queue: int = 64, num_denoisers: int = 1) -> Admission:
+    engine = EngineConfig(max_rows=16, rows_per_forward=16, deterministic_rows=8, latent_shape=SHAPE)
+    return Admission(max_queue, Estimator(engine, SamplerTables(STABLE_DIFFUSION), 8, num_denoisers))
+
+
+def request(num_images: int = 1, deadline_s: float | None = None, **changes: Any) -> GenerationRequest:
+    fields: dict[str, Any] = {
+        "prompt": "a star",
+        "negative_prompt": None,
+        "height": 128,
+        "width": 128,
+        "num_inference_steps": 10,
+        "guidance_scale": 5.0,
+        "sampler": "DDIM",
+        "seed": 1,
+        "deterministic": False,
+        "image_format": ImageFormat(),
+        "deadline": None if deadline_s is None else time.time() + deadline_s,
+    }
+    return GenerationRequest(request_id="id", num_images=num_images, **(fields | changes))
 
 
 def test_a_full_queue_refuses_until_places_are_given_back() -> None:
-    admission = Admission(max_queue=3)
-    with admission.admitted(2):
+    door = admission(max_queue=3)
+    with door.admitted(request(2)):
         with (
             pytest.raises(
                 QueueFullError, match="2 images are queued and 2 more were asked for; at most 3"
             ) as refusal,
-            admission.admitted(2),
+            door.admitted(request(2)),
         ):
             pass
         assert refusal.value.retry_after_s == 1
-        with admission.admitted(1):
+        with door.admitted(request(1)):
             pass
-    with pytest.raises(ZeroDivisionError), admission.admitted(3):
+    with pytest.raises(ZeroDivisionError), door.admitted(request(3)):
         raise ZeroDivisionError
-    with admission.admitted(3):
+    with door.admitted(request(3)):
         pass
+
+
+def test_a_deadline_that_can_be_met_is_let_in() -> None:
+    admission().check_deadline(request(deadline_s=1.5), COST)
+    admission().check_deadline(request(), COST)
+
+
+@pytest.mark.parametrize(
+    ("changes", "takes"),
+    [
+        ({}, "1.00 s"),
+        ({"sampler": "Heun"}, "1.90 s"),  # two model calls a step, but for the last
+        ({"num_images": 4}, "4.00 s"),
+        ({"guidance_scale": 1.0, "num_images": 4}, "2.00 s"),
+        ({"num_images": 10}, "16.00 s"),  # sixteen rows, and then the other four
+    ],
+)
+def test_one_that_is_too_early_whatever_the_load_is_told_what_it_takes(
+    changes: dict[str, Any], takes: str
+) -> None:
+    with pytest.raises(DeadlineTooEarlyError, match=f"alone the request takes about {takes}") as refusal:
+        admission().check_deadline(request(deadline_s=0.5, **changes), COST)
+    assert refusal.value.param == "deadline_s"
+    assert refusal.value.status == 422
+
+
+def test_one_that_is_too_early_at_this_load_may_come_again() -> None:
+    door = admission()
+    with door.admitted(request(3)):
+        with pytest.raises(
+            DeadlineTooEarlyNowError, match=r"takes about 4\.00 s \(1\.00 s alone\)"
+        ) as refusal:
+            door.check_deadline(request(deadline_s=2.0), COST)
+        assert refusal.value.status == 429
+        assert refusal.value.retry_after_s is not None
+        door.check_deadline(request(deadline_s=4.5), COST)
+    door.check_deadline(request(deadline_s=2.0), COST)
+
+
+def test_the_load_is_shared_by_the_replicas() -> None:
+    door = admission(num_denoisers=3)
+    with door.admitted(request(3)):
+        door.check_deadline(request(deadline_s=2.5), COST)
 
 
 @pytest.mark.parametrize(

@@ -1,34 +1,118 @@
-"""The cost model: measured points, what lies between them, and the knee."""
+"""The cost model: what is fitted to timings, what lies between them, the knee, and estimates."""
+
+import random
 
 import pytest
 
-from deployments.engine.cost import CostModel, measure, row_counts
+from deployments.engine.cost import (
+    MAX_ROUNDS,
+    MIN_ROUNDS,
+    CostModel,
+    Curve,
+    StageCost,
+    counts_to_measure,
+    fit_curve,
+    measure,
+    measure_shapes,
+)
 
-CURVE = CostModel({(16, 16): ((1, 1.0), (2, 1.1), (4, 1.4), (8, 2.8), (16, 5.6))})
+COUNTS = [1, 2, 4, 8, 16]
+COST = CostModel(
+    encode=Curve(0.010, 1, 0.001),
+    forward=StageCost((((16, 16), Curve(0.020, 2, 0.010)),)),
+    decode=StageCost((((16, 16), Curve(0.030, 1, 0.030)),)),
+)
 
 
-@pytest.mark.parametrize(("rows", "seconds"), [(1, 1.0), (3, 1.25), (8, 2.8), (12, 4.2), (32, 11.2)])
-def test_seconds_are_linear_between_and_past_the_points(rows: int, seconds: float) -> None:
-    assert CURVE.seconds((16, 16), rows) == pytest.approx(seconds)
+@pytest.mark.parametrize(
+    "truth",
+    [Curve(0.01, 1, 0.004), Curve(0.02, 4, 0.005), Curve(0.02, 8, 0.001)],
+    ids=["rises at once", "flat up to 4", "flat up to 8"],
+)
+def test_the_fit_finds_the_curve_that_made_the_timings(truth: Curve) -> None:
+    fitted = fit_curve({count: truth.seconds(count) for count in COUNTS})
+    for count in range(1, 33):
+        assert fitted.seconds(count) == pytest.approx(truth.seconds(count))
+    assert max(abs(residual) for _, residual in fitted.residuals) < 1e-9
+
+
+def test_noise_is_averaged_and_reported() -> None:
+    truth, rng = Curve(0.006, 1, 0.004), random.Random(0)
+    noisy = {count: truth.seconds(count) * rng.uniform(0.95, 1.05) for count in range(1, 17)}
+    fitted = fit_curve(noisy)
+    for count in range(1, 17):
+        assert fitted.seconds(count) == pytest.approx(truth.seconds(count), rel=0.03)
+        assert dict(fitted.residuals)[count] == pytest.approx(noisy[count] / fitted.seconds(count) - 1)
+
+
+def test_a_device_is_never_said_to_be_faster_with_more_to_do() -> None:
+    fitted = fit_curve({1: 0.02, 2: 0.01, 4: 0.005})
+    assert fitted.slope_s == 0
+    assert fitted.seconds(100) == fitted.seconds(1) > 0
+
+
+def test_one_count_is_enough() -> None:
+    assert fit_curve({4: 0.02}).seconds(8) == pytest.approx(0.02)
 
 
 def test_a_shape_that_was_not_measured_counts_by_area() -> None:
-    assert CURVE.seconds((16, 32), 4) == pytest.approx(2 * 1.4)
+    assert COST.forward.seconds((16, 32), 4) == pytest.approx(2 * COST.forward.seconds((16, 16), 4))
 
 
 def test_the_knee_is_where_more_rows_stop_paying() -> None:
-    """4 rows take 1.4 s, 8 rows twice that: nothing is gained beyond four."""
-    assert CURVE.knee((16, 16)) == 4
+    """Up to 8 rows for the price of one, then each costs as much as in a full forward."""
+    assert Curve(0.08, 8, 0.01).knee(range(1, 17)) == 8
 
 
-def test_measuring_covers_every_shape_up_to_the_most_rows() -> None:
+def test_the_knee_is_one_of_the_counts_that_may_be() -> None:
+    assert Curve(0.08, 8, 0.01).knee([3, 6, 12]) == 12
+
+
+def test_the_most_that_fits_into_a_time() -> None:
+    curve = Curve(0.03, 2, 0.01)
+    assert [curve.most_within(seconds) for seconds in (0.001, 0.03, 0.045, 0.101)] == [1, 2, 3, 9]
+
+
+def test_measuring_takes_turns_and_stops_when_the_fit_is_close() -> None:
     calls: list[tuple[tuple[int, int], int]] = []
-    model = measure(
-        lambda shape, rows: calls.append((shape, rows)), [(16, 16), (32, 16)], max_rows=6, repeats=2
-    )
-    assert row_counts(6) == [1, 2, 4, 6]
-    assert {shape: [rows for rows, _ in curve] for shape, curve in model.curves.items()} == {
-        (16, 16): [1, 2, 4, 6],
-        (32, 16): [1, 2, 4, 6],
-    }
-    assert len(calls) == 2 * 4 * 3, "one call to warm up and two to time"
+    counts = counts_to_measure(6)
+    assert counts == [1, 2, 4, 6]
+    cost = measure_shapes(lambda shape, rows: calls.append((shape, rows)), [(16, 16), (32, 16)], counts)
+    assert [shape for shape, _ in cost.curves] == [(16, 16), (32, 16)]
+    for shape in [(16, 16), (32, 16)]:
+        rounds = [rows for called, rows in calls if called == shape]
+        assert rounds[:4] == counts, "each is warmed up first"
+        assert MIN_ROUNDS <= len(rounds) // 4 - 1 <= MAX_ROUNDS
+        assert all(sorted(rounds[start : start + 4]) == counts for start in range(0, len(rounds), 4))
+
+
+def test_a_disturbance_is_not_taken_for_the_cost() -> None:
+    """A machine that is busy for a while only adds to timings: the best of the rounds counts."""
+    spins = dict.fromkeys((1, 2), 0)
+
+    def work(count: int) -> None:
+        spins[count] += 1
+        sum(range(200_000 * count * (5 if spins[count] == 2 else 1)))
+
+    curve = measure(work, [1, 2])
+    assert curve.seconds(2) / curve.seconds(1) < 4
+
+
+def test_estimates() -> None:
+    """Ten calls of two rows alone; beside six rows of others; two images; eight where four rows fit."""
+
+    def estimate(num_images: int = 1, row_cap: int = 16, other_rows: int = 0) -> tuple[float, float]:
+        made = COST.estimate((16, 16), 10, 2, num_images, row_cap, other_rows)
+        return made.latency_s, made.device_s
+
+    around = 0.011 + 0.030
+    assert estimate() == pytest.approx((10 * 0.020 + around, 10 * 0.020 + around))
+    assert estimate(other_rows=6) == pytest.approx((10 * 0.080 + around, 10 * 0.080 / 4 + around))
+    assert estimate(num_images=2) == pytest.approx((10 * 0.040 + 0.071, 10 * 0.040 + 0.071))
+    assert estimate(num_images=8, row_cap=4)[0] == pytest.approx(4 * 10 * 0.040 + 0.011 + 0.240)
+
+
+def test_tables_are_for_people() -> None:
+    table = StageCost((((16, 24), fit_curve({1: 0.01, 2: 0.02})),)).table("rows")
+    assert table.splitlines()[0] == "latents 16x24:"
+    assert table.splitlines()[2].split() == ["1", "10.00", "100.0", "+0.0%"]

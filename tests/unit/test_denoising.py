@@ -11,7 +11,7 @@ from deployments.engine.denoising import Engine
 from deployments.engine.messages import DenoisedLatents, StepProgress
 from deployments.engine.samplers import SAMPLERS, UnsupportedSamplerError
 from deployments.engine.step_scheduler import MAX_TURNS_WAITED
-from tests.conftest import LoadedModel, finish
+from tests.conftest import FORWARD_COST, LoadedModel, finish
 
 Load = Callable[..., LoadedModel]
 FAMILIES = ("sd1", "sd2", "sdxl")
@@ -180,6 +180,37 @@ def test_previews_come_at_the_steps_asked_for_and_near_the_result(load_model: Lo
     errors = [float((preview.preview_latents - final.latents).square().mean()) for preview in previews]
     assert errors[1] < errors[0]
     assert errors[1] < float(final.latents.square().mean())
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_padding_to_static_shapes_does_not_show(load_model: Load, family: str) -> None:
+    """Three guided requests and a plain one are seven rows, padded to eight; then fewer."""
+    model = load_model(family)
+    requests = [
+        model.request(
+            f"{index}",
+            seed=index,
+            num_inference_steps=3 + index,
+            guidance_scale=[5.0, 1.0, 4.0, 7.0][index],
+            sampler="Euler a",
+        )
+        for index in range(4)
+    ]
+    images = []
+    for row_counts in ((), (2, 4, 8, 16)):
+        engine = model.engine(row_counts=row_counts)
+        for request in requests:
+            engine.add(request)
+        forward_rows, latents = [], {}
+        while engine.num_requests:
+            report = engine.step()
+            forward_rows.append(report.forward_rows)
+            assert report.predicted_s == FORWARD_COST.seconds((16, 16), report.forward_rows)
+            events = [event for event in report.events if isinstance(event, DenoisedLatents)]
+            latents |= {event.request_id: event.latents for event in events}
+        images.append(latents)
+        assert forward_rows == ([8, 8, 8, 8, 4, 2] if row_counts else [7, 7, 7, 5, 4, 2])
+    assert all(close(images[1][name], latents) for name, latents in images[0].items())
 
 
 def test_a_larger_shape_gets_fewer_rows(load_model: Load) -> None:

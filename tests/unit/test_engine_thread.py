@@ -4,8 +4,10 @@ import queue
 from collections.abc import Callable, Iterator, Sequence
 
 import pytest
+import torch
 
-from deployments.engine.denoising import Denoising, Engine, StepReport
+from deployments.engine.denoising import Engine, StepReport
+from deployments.engine.device_step import StepInputs
 from deployments.engine.engine_thread import MAX_BROKEN_STEPS, EngineThread
 from deployments.engine.messages import DenoisedLatents, DenoiseEvent, DenoiseFailed
 from deployments.engine.models import ModelLoadError
@@ -76,7 +78,7 @@ def test_broken_steps_are_told_and_end_in_ill_health(
     def broken(*_: object) -> None:
         raise RuntimeError("out of memory")
 
-    monkeypatch.setattr(running.engine, "_forward", broken)
+    monkeypatch.setattr(running.engine, "_run_step", broken)
     for index in range(MAX_BROKEN_STEPS):
         assert running.thread.problem(max_silence_s=60) is None
         running.thread.add([running.model.request(f"request {index}")])
@@ -88,14 +90,14 @@ def test_broken_steps_are_told_and_end_in_ill_health(
 
 def test_a_broken_step_ends_its_own_requests_only(running: Running, monkeypatch: pytest.MonkeyPatch) -> None:
     """Large images break, as where memory runs out; small ones that wait for their turns meanwhile do not."""
-    forward = running.engine._forward
+    run_step = running.engine._run_step
 
-    def breaks_on_large(batch: list[Denoising]) -> object:
-        if batch[0].group.latent_shape == (32, 32):
+    def breaks_on_large(inputs: StepInputs) -> torch.Tensor:
+        if inputs.states.shape[-1] == 32:
             raise RuntimeError("out of memory")
-        return forward(batch)
+        return run_step(inputs)
 
-    monkeypatch.setattr(running.engine, "_forward", breaks_on_large)
+    monkeypatch.setattr(running.engine, "_run_step", breaks_on_large)
     small = running.model.request("small", num_inference_steps=12)
     running.thread.add([small, running.model.request("large", height=64, width=64)])
     ends = {}

@@ -2,39 +2,77 @@
 
 from dataclasses import dataclass, field
 
-from deployments.engine.cost import CostModel
+import pytest
+
 from deployments.engine.messages import DenoiseRequest, PromptEmbeds
 from deployments.engine.step_scheduler import (
     MAX_TURNS_WAITED,
+    MUCH_LONGER,
+    PATIENCE,
+    PROMPTNESS,
     Group,
-    patience_deadline,
+    deadline,
+    make_way,
     pick_group,
     pick_members,
+    remaining_s,
     slack_s,
 )
 
-COST = CostModel({(16, 16): ((1, 0.1), (2, 0.2), (4, 0.4))})
 SMALL, LARGE = Group((16, 16), False), Group((32, 32), False)
+CALL_S = 0.02  # of one request's two rows
 
 
 @dataclass
 class Item:
     request: DenoiseRequest
-    deadline: float
+    arrival: float = 0.0
+    num_model_calls: int = 10
     rows_left: int = 10
     group: Group = field(default=SMALL)
 
+    @property
+    def unloaded_s(self) -> float:
+        return self.num_model_calls * CALL_S
 
-def item(name: str, deadline: float, num_rows: int = 2, **fields: int) -> Item:
+
+def item(name: str, calls: int = 10, *, num_rows: int = 2, arrival: float = 0.0, **fields: float) -> Item:
     # Rows are counted from the embeddings; what is in them does not matter here.
     negative = object() if num_rows == 2 else None
     embeds = PromptEmbeds(None, negative, None, None, 0, 0, 77)  # type: ignore[arg-type]
-    return Item(DenoiseRequest(name, embeds, 128, 128, "Euler", 10, 5.0, 0), deadline, **fields)
+    request = DenoiseRequest(name, embeds, 128, 128, "Euler", 10, 5.0, 0, **fields)  # type: ignore[arg-type]
+    return Item(request, arrival, calls, calls)
+
+
+def forward_s(rows: int) -> float:
+    return CALL_S * rows / 2
+
+
+def names(items: list[Item]) -> list[str]:
+    return [one.request.request_id for one in items]
+
+
+def test_what_remains_is_in_proportion_to_the_model_calls_left() -> None:
+    half = item("half")
+    half.rows_left = 5
+    assert remaining_s(half) == pytest.approx(half.unloaded_s / 2)
 
 
 def test_slack_is_of_the_most_urgent() -> None:
-    relaxed, urgent = item("relaxed", deadline=100.0), item("urgent", deadline=12.0, rows_left=30)
-    assert slack_s([relaxed, urgent], COST, now=10.0) == 12.0 - 10.0 - 30 * 0.2
+    relaxed, urgent = item("relaxed", deadline=1.9), item("urgent", 30, deadline=1.5)
+    assert slack_s([relaxed, urgent], now=0.5) == pytest.approx(1.5 - 0.5 - 30 * CALL_S)
+
+
+def test_a_deadline_counts_where_it_is_earlier_than_patience() -> None:
+    patient = 3.0 + PATIENCE * 10 * CALL_S
+    assert deadline(item("none", arrival=3.0)) == pytest.approx(patient)
+    assert deadline(item("far", arrival=3.0, deadline=99.0)) == pytest.approx(patient)
+    assert deadline(item("near", arrival=3.0, deadline=3.5)) == 3.5
+
+
+def test_priority_halves_the_wait() -> None:
+    assert deadline(item("high", priority=1)) == pytest.approx(deadline(item("plain")) / 2)
+    assert deadline(item("low", priority=-1)) == pytest.approx(deadline(item("plain")) * 2)
 
 
 def test_the_least_slack_goes_first() -> None:
@@ -51,9 +89,34 @@ def test_among_the_overdue_the_longest_waiting() -> None:
 
 
 def test_members_are_taken_by_deadline_as_long_as_there_is_room() -> None:
-    items = [item("c", 3.0), item("a", 1.0), item("b", 2.0), item("one row", 4.0, num_rows=1)]
-    assert [member.request.request_id for member in pick_members(items, 5)] == ["a", "b", "one row"]
+    items = [
+        item("c", deadline=0.3),
+        item("a", deadline=0.1),
+        item("b", deadline=0.2),
+        item("one row", num_rows=1),
+    ]
+    assert names(pick_members(items, 5)) == ["a", "b", "one row"]
 
 
-def test_priority_halves_the_wait() -> None:
-    assert patience_deadline(100.0, 2.0, 1) - 100.0 == (patience_deadline(100.0, 2.0, 0) - 100.0) / 2
+def test_the_much_longer_make_way_as_far_as_a_short_one_needs() -> None:
+    """A forward of two requests takes twice, of three three times what the short one takes alone."""
+    batch = [item("short", 4), *(item(f"long {index}", 100) for index in range(5))]
+    staying = make_way(batch, forward_s, now=0.0)
+    assert names(staying) == ["short", "long 0", "long 1"]
+    assert 4 * forward_s(6) <= PROMPTNESS * 4 * CALL_S < 4 * forward_s(8)
+
+
+def test_nobody_makes_way_for_one_that_is_not_much_shorter() -> None:
+    calls = int(MUCH_LONGER * PROMPTNESS * 4) - 1
+    batch = [item("short", 4), *(item(f"long {index}", calls) for index in range(5))]
+    assert make_way(batch, forward_s, now=0.0) == batch
+
+
+def test_nobody_makes_way_where_all_are_prompt_anyway() -> None:
+    batch = [item("short", 4), item("long", 100)]
+    assert make_way(batch, forward_s, now=0.0) == batch
+
+
+def test_nobody_makes_way_for_one_that_is_late_already() -> None:
+    batch = [item("short", 4), *(item(f"long {index}", 100) for index in range(5))]
+    assert make_way(batch, forward_s, now=PROMPTNESS * 4 * CALL_S) == batch

@@ -1,0 +1,153 @@
+"""What one denoising step is to the device: a function of tensors, without a branch on their values.
+
+Run as it is, or on CUDA captured once for every shape and replayed, since launching a U-Net's kernels one by
+one takes the CPU longer than a fast device takes to run them.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+
+import torch
+
+from deployments.engine.messages import LatentShape
+from deployments.engine.models import UNet
+from deployments.engine.samplers import NUM_INPUTS, NUM_OUTPUTS, STATE_SLOTS, advance
+
+MAX_TOKENS = 77  # of every Stable Diffusion text encoder
+
+
+@dataclass(frozen=True, slots=True)
+class StepInputs:
+    """One step of B requests that share a forward of R rows. Those on the CPU are sent along."""
+
+    states: torch.Tensor  # [B, STATE_SLOTS, C, h, w] float32
+    noise: torch.Tensor  # [B, C, h, w] float32
+    weights: torch.Tensor  # [B, NUM_OUTPUTS, NUM_INPUTS] float32
+    input_scales: torch.Tensor  # [B] float32
+    guidance_scales: torch.Tensor  # [B] float32
+    first_rows: torch.Tensor  # [B] int64, the negative prompt's row; without guidance the same as the last
+    last_rows: torch.Tensor  # [B] int64
+    request_of_row: torch.Tensor  # [R] int64
+    timesteps: torch.Tensor  # [R] float32
+    prompt_embeds: torch.Tensor  # [R, tokens, width]
+    pooled_prompt_embeds: torch.Tensor | None  # [R, width], SDXL only
+    time_ids: torch.Tensor | None  # [R, 6], SDXL only
+
+
+def denoise_step(unet: UNet, inputs: StepInputs) -> torch.Tensor:
+    """The next states and the estimates of the clean latents, [B, NUM_OUTPUTS, C, h, w] float32."""
+    latents = inputs.states[:, 0] * inputs.input_scales[:, None, None, None]
+    predictions = unet(
+        latents[inputs.request_of_row],
+        inputs.timesteps,
+        inputs.prompt_embeds,
+        inputs.pooled_prompt_embeds,
+        inputs.time_ids,
+    )
+    negative, positive = predictions[inputs.first_rows], predictions[inputs.last_rows]
+    outputs = negative + inputs.guidance_scales[:, None, None, None] * (positive - negative)
+    return advance(inputs.weights, torch.cat([inputs.states, outputs[:, None], inputs.noise[:, None]], dim=1))
+
+
+class EagerSteps:
+    """Launches every step's kernels anew."""
+
+    def __init__(self, unet: UNet) -> None:
+        self._unet = unet
+
+    def __call__(self, inputs: StepInputs) -> torch.Tensor:
+        return denoise_step(self._unet, _map(inputs, lambda tensor: _to_device(tensor, self._unet.device)))
+
+
+class CapturedSteps:
+    """Captures a CUDA graph for every shape of inputs that it meets, and replays it.
+
+    The graphs share one pool of memory: only one runs at a time, and its outputs are copied out of it.
+    """
+
+    def __init__(self, unet: UNet) -> None:
+        self._unet = unet
+        self._pool = torch.cuda.graph_pool_handle()
+        self._captured: dict[
+            tuple[torch.Size | None, ...], tuple[torch.cuda.CUDAGraph, StepInputs, torch.Tensor]
+        ]
+        self._captured = {}
+
+    def __call__(self, inputs: StepInputs) -> torch.Tensor:
+        shapes = tuple(None if tensor is None else tensor.shape for tensor in _tensors(inputs))
+        if shapes not in self._captured:
+            self._captured[shapes] = self._capture(inputs)
+        graph, held, outputs = self._captured[shapes]
+        for target, source in zip(_tensors(held), _tensors(inputs), strict=True):
+            if target is not None and source is not None:
+                target.copy_(_pinned(source), non_blocking=True)
+        graph.replay()
+        return outputs.clone()
+
+    def _capture(self, inputs: StepInputs) -> tuple[torch.cuda.CUDAGraph, StepInputs, torch.Tensor]:
+        held = _map(inputs, lambda tensor: tensor.to(self._unet.device, copy=True))
+        # Kernels are chosen and workspaces allocated outside of the capture, on the stream it will use.
+        stream = torch.cuda.Stream(self._unet.device)  # type: ignore[no-untyped-call]
+        stream.wait_stream(torch.cuda.current_stream(self._unet.device))
+        with torch.cuda.stream(stream):
+            for _ in range(2):
+                denoise_step(self._unet, held)
+        torch.cuda.current_stream(self._unet.device).wait_stream(stream)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, pool=self._pool, stream=stream):
+            outputs = denoise_step(self._unet, held)
+        return graph, held, outputs
+
+
+StepRunner = Callable[[StepInputs], torch.Tensor]  # EagerSteps, CapturedSteps, or a simulated device
+
+
+def step_runner(unet: UNet) -> StepRunner:
+    """What is fastest on the U-Net's device."""
+    return CapturedSteps(unet) if unet.device.type == "cuda" else EagerSteps(unet)
+
+
+def rehearse(unet: UNet, run: StepRunner, latent_shape: LatentShape, rows: int) -> None:
+    """One step on random data, waited for: to warm up and to be timed."""
+    device, dtype = unet.device, unet.dtype
+    pooled = time_ids = None
+    if unet.needs_time_ids:
+        pooled = torch.randn(rows, unet.pooled_width, device=device, dtype=dtype)
+        time_ids = torch.ones(rows, 6, device=device, dtype=dtype)
+    every_row = torch.arange(rows)
+    with torch.inference_mode():
+        run(
+            StepInputs(
+                states=torch.randn(rows, STATE_SLOTS, unet.in_channels, *latent_shape, device=device),
+                noise=torch.zeros(rows, unet.in_channels, *latent_shape),
+                weights=torch.ones(rows, NUM_OUTPUTS, NUM_INPUTS),
+                input_scales=torch.ones(rows),
+                guidance_scales=torch.ones(rows),
+                first_rows=every_row,
+                last_rows=every_row,
+                request_of_row=every_row,
+                timesteps=torch.full((rows,), 500.0),
+                prompt_embeds=torch.randn(rows, MAX_TOKENS, unet.embeds_width, device=device, dtype=dtype),
+                pooled_prompt_embeds=pooled,
+                time_ids=time_ids,
+            )
+        )
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def _tensors(inputs: StepInputs) -> list[torch.Tensor | None]:
+    return [getattr(inputs, field.name) for field in fields(StepInputs)]
+
+
+def _map(inputs: StepInputs, change: Callable[[torch.Tensor], torch.Tensor]) -> StepInputs:
+    return StepInputs(*(None if tensor is None else change(tensor) for tensor in _tensors(inputs)))  # type: ignore[arg-type]
+
+
+def _pinned(tensor: torch.Tensor) -> torch.Tensor:
+    """From pageable memory a copy to the device would wait for it."""
+    return tensor if tensor.is_cuda else tensor.pin_memory()
+
+
+def _to_device(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
+    return tensor.to(device) if device.type == "cpu" else _pinned(tensor).to(device, non_blocking=True)
