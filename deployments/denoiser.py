@@ -72,8 +72,8 @@ class Denoiser:
     ) -> None:
         info = load_model_info(source)
         self._tables = SamplerTables(info.scheduler_config)
-        # Samplers are compiled here and not on the engine's thread, where everyone would wait for it. One torch
-        # thread: a second team of OpenMP workers in this process would slow down the engine's (engine_thread).
+        # Samplers are compiled here, since on the engine's thread everyone would wait. With one torch thread:
+        # a second team of OpenMP workers in this process would slow down the engine's (see engine_thread).
         self._compiler = ThreadPoolExecutor(1, "sampler-tables", torch.set_num_threads, (1,))
 
         def build() -> Engine:
