@@ -114,7 +114,7 @@ class _Run:
         return outcome
 
     async def _exchange(self, request: PlannedRequest, body: bytes) -> Answer:
-        url = self._target.url.rstrip("/") + self._target.path
+        url = f"{self._target.url.rstrip('/')}/{self._target.path.lstrip('/')}"
         headers = {"content-type": "application/json"}
         async with self._session.post(url, data=body, headers=headers) as response:
             return await read_answer(response, request.num_images, self.now_s)

@@ -29,6 +29,7 @@ from cluster.bench.template import IMAGES_BODY, read_template
 
 T = TypeVar("T")
 PLOT_NAME = "latency_throughput.png"
+DESCRIPTION = "Load one or several image servers over HTTP, open loop, and report latency and throughput."
 DEFAULT_DURATION_S = 60.0
 # What a file of results tells of the command line: no paths, no hosts.
 SETTINGS = [
@@ -67,7 +68,7 @@ class Drawing:
 
 
 def _parser() -> OneLineParser:
-    parser = OneLineParser(prog="midstep bench", description=__doc__, allow_abbrev=False)
+    parser = OneLineParser(prog="midstep bench", description=DESCRIPTION, allow_abbrev=False)
     server = parser.add_argument_group("what is loaded").add_argument
     server("--url", type=told(read_url), help="a server, such as http://127.0.0.1:8000")
     server("--name", type=told(read_name), default="midstep", help="what to call it (%(default)s)")

@@ -121,7 +121,7 @@ def test_the_command_loads_reports_and_draws(
     words = [
         *("midstep", "bench", "--system", f"one={server.url}", "--system", f"other={server.url}"),
         *("--arrivals", "constant", "--rates", "10,20", "--duration", "0.5", "--warmup", "3"),
-        *("--steps", "4:1,8:1", "--slo-s", "1", "--path", "/make", "--body", str(template)),
+        *("--steps", "4:1,8:1", "--slo-s", "1", "--path", "make", "--body", str(template)),
     ]
     monkeypatch.setattr(sys, "argv", [*words, "--output", str(tmp_path / "out")])
     cli.main()
