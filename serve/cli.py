@@ -1,7 +1,8 @@
-"""`midstep check FILE`, `midstep run FILE`, `midstep profile FILE` and `midstep keys`.
+"""`midstep check FILE`, `midstep run FILE`, `midstep profile FILE`, `midstep keys` and `midstep bench`.
 
-A Serve configuration file, checked strictly, and then served, or its costs measured; and the table of the
-keys there are. Ray Serve ignores keys that it does not know; here each is an error that names the nearest.
+A Serve configuration file, checked strictly, and then served, or its costs measured; the table of the keys
+there are; and the load generator. Ray Serve ignores keys that it does not know; here each is an error that
+names the nearest.
 """
 
 import argparse
@@ -90,10 +91,26 @@ def write_profile(configs: list[AppConfig], output: Path) -> None:
     print(f"written to {output}; the key model.cost_model names it")
 
 
+def _bench(argv: list[str]) -> None:
+    try:
+        # Only here, since a server needs none of what it draws with.
+        from cluster.bench.command import main as bench  # noqa: PLC0415
+    except ModuleNotFoundError as error:
+        sys.exit(
+            f"midstep bench needs {error.name}, which is not installed: "
+            "pip install --constraint constraints.txt --editable '.[bench]'"
+        )
+    bench(argv)
+
+
 def main() -> None:
+    if sys.argv[1:2] == ["bench"]:
+        _bench(sys.argv[2:])  # has options of its own
+        return
     parser = argparse.ArgumentParser(prog="midstep", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
     commands.add_parser("keys", help="print the table of all keys")
+    commands.add_parser("bench", help="load a server and measure it")
     for name, text in (
         ("check", "check a file"),
         ("run", "check a file and serve it"),

@@ -1,0 +1,1 @@
+"""What stands around a cluster that serves: loading it and measuring it."""

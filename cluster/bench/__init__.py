@@ -1,0 +1,1 @@
+"""An open-loop load generator that speaks HTTP only, so that it can load any server."""

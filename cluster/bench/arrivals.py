@@ -1,0 +1,86 @@
+"""When requests fall due: sorted seconds from the start of a run, the same again for the same seed."""
+
+import csv
+import gzip
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO
+
+TRACE_COLUMNS = ("arrival_s", "num_images", "num_inference_steps")
+
+
+@dataclass(frozen=True)
+class TraceArrival:
+    """due_s: seconds from the start of the run; None where the trace does not say what was asked for."""
+
+    due_s: float
+    num_images: int | None
+    num_inference_steps: int | None
+
+
+def constant(rate: float, duration_s: float) -> list[float]:
+    """`rate` requests a second, evenly spaced, the first at 0."""
+    due, times = 0.0, []
+    while due < duration_s:
+        times.append(due)
+        due = len(times) / rate
+    return times
+
+
+def poisson(rate: float, duration_s: float, seed: int) -> list[float]:
+    """Independent clients: `rate` requests a second in the mean, gaps exponential."""
+    return steps([(rate, duration_s)], seed)
+
+
+def steps(plan: Sequence[tuple[float, float]], seed: int) -> list[float]:
+    """Poisson arrivals whose rate changes in steps: (requests a second, seconds) each. A rate of 0 pauses."""
+    rng = random.Random(seed)
+    start, times = 0.0, []
+    for rate, duration_s in plan:
+        end = start + duration_s
+        # Gaps have no memory, so a new rate may begin to count at its own start.
+        due = start + rng.expovariate(rate) if rate else end
+        while due < end:
+            times.append(due)
+            due += rng.expovariate(rate)
+        start = end
+    return times
+
+
+def trace(
+    path: Path, speed_up: float, duration_s: float | None = None, start_s: float = 0.0, seed: int = 0
+) -> list[TraceArrival]:
+    """The arrivals of a trace (CSV, also gzipped) from its second `start_s` on, `speed_up` times as fast.
+
+    duration_s: of the run, after the speed-up; None replays to the end. Traces tell whole seconds, so each
+    arrival is put at random within its own. Raises ValueError for a file that is no trace, OSError for one
+    that cannot be read.
+    """
+    rng = random.Random(seed)
+    arrivals = []
+    with _opened(path) as lines:
+        rows = csv.DictReader(lines)
+        if missing := [name for name in TRACE_COLUMNS if name not in (rows.fieldnames or ())]:
+            raise ValueError(f"{path}: has no column {missing[0]!r}")
+        for row in rows:
+            try:
+                second, num_images, num_steps = (_number(row[name]) for name in TRACE_COLUMNS)
+            except ValueError as error:
+                raise ValueError(f"{path}: line {rows.line_num}: {error}") from error
+            if second is None:
+                raise ValueError(f"{path}: line {rows.line_num}: arrival_s is empty")
+            due_s = (second + rng.random() - start_s) / speed_up
+            if second >= start_s and (duration_s is None or due_s < duration_s):
+                arrivals.append(TraceArrival(due_s, num_images, num_steps))
+    return sorted(arrivals, key=lambda arrival: arrival.due_s)
+
+
+def _opened(path: Path) -> IO[str]:
+    return gzip.open(path, "rt", newline="") if path.suffix == ".gz" else path.open(newline="")
+
+
+def _number(text: str | None) -> int | None:
+    """None for an empty field; a line that ends before it has none."""
+    return int(text) if text else None

@@ -1,0 +1,87 @@
+"""`midstep bench`: load one or several servers at one or several rates, and report."""
+
+import asyncio
+import itertools
+import sys
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import replace
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+from cluster.bench.answers import Kind
+from cluster.bench.load import Outcome, Target, run_load
+from cluster.bench.mix import PlannedRequest
+from cluster.bench.options import PLOT_NAME, Drawing, Load, read_options
+from cluster.bench.report import Summary, plot, summarize, table, warnings
+from cluster.bench.results import new_results, write_results
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    options = read_options(argv)
+    console = Console()
+    if isinstance(options, Drawing):
+        plot(options.results, options.output)
+        console.print(table(options.results))
+    else:
+        results = _measure(options, console)
+        for name, summaries in results.items():
+            write_results(new_results(name, options.settings, summaries), options.output / f"{name}.json")
+        plot(results, options.output / PLOT_NAME)
+        if not any(summary.num_images for summaries in results.values() for summary in summaries):
+            sys.exit("midstep bench: no request was completed")
+    console.print(f"Written to {options.output}", markup=False, highlight=False)
+
+
+def _measure(load: Load, console: Console) -> dict[str, list[Summary]]:
+    """Tells of progress on the way and of all that came out at the end."""
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    results: dict[str, list[Summary]] = {name: [] for name in load.targets}
+    problems: Counter[str] = Counter()
+    try:
+        with Progress(
+            *columns, TextColumn("{task.fields[counts]}"), console=Console(stderr=True), refresh_per_second=4
+        ) as progress:
+            # Systems take turns within each rate, so that a machine that changes its pace does so for all.
+            for planned in load.plans:
+                for name, target in load.targets.items():
+                    outcomes = _run(load, name, target, planned, progress)
+                    results[name].append(summarize(outcomes, load.slo_s))
+                    problems.update(_problem(name, outcome) for outcome in outcomes if outcome.answer.detail)
+    except KeyboardInterrupt:
+        sys.exit("midstep bench: interrupted, nothing was written")
+    console.print(table(results))
+    for problem, count in problems.most_common(5):
+        console.print(f"{count} times {problem}", markup=False, highlight=False)
+    for warning in warnings(results):
+        console.print(f"Warning: {warning}", style="bold red", markup=False, highlight=False)
+    return results
+
+
+def _problem(name: str, outcome: Outcome) -> str:
+    return f"{name}: {outcome.answer.kind}: {outcome.answer.detail}"
+
+
+def _run(
+    load: Load, name: str, target: Target, planned: Sequence[PlannedRequest], progress: Progress
+) -> list[Outcome]:
+    task = progress.add_task(name, total=len(planned), counts="")
+    counts: Counter[Kind] = Counter()
+
+    def on_outcome(outcome: Outcome) -> None:
+        counts[outcome.answer.kind] += 1
+        shown = ", ".join(f"{count} {kind}" for kind, count in counts.items())
+        progress.update(task, advance=1, counts=shown)
+
+    # Of other seeds than the run's, so that nothing of the run is made already.
+    first = [
+        replace(request, due_s=0.0, seed=request.seed + 1)
+        for request in itertools.islice(itertools.cycle(planned), load.warmup)
+    ]
+    asyncio.run(run_load(target, first, load.timeout_s))
+    return asyncio.run(run_load(target, planned, load.timeout_s, on_outcome))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,68 @@
+"""Bodies of requests: JSON with placeholders such as "{prompt}", filled from a planned request."""
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import asdict, fields
+from pathlib import Path
+from typing import Any
+
+from cluster.bench.mix import PlannedRequest
+
+PLACEHOLDERS = tuple(field.name for field in fields(PlannedRequest) if field.name != "due_s")
+# OpenAI's images dialect and the extensions that image servers share.
+IMAGES_BODY: Mapping[str, Any] = {
+    "prompt": "{prompt}",
+    "n": "{num_images}",
+    "size": "{width}x{height}",
+    "seed": "{seed}",
+    "num_inference_steps": "{num_inference_steps}",
+    "guidance_scale": "{guidance_scale}",
+    "sampler": "{sampler}",
+}
+_PLACEHOLDER = re.compile(r"\{(\w+)\}")
+
+
+def fill(template: Any, request: PlannedRequest) -> Any:
+    """The template with its placeholders filled in.
+
+    A text that is one placeholder becomes the value with its type; within a longer text it becomes text. What
+    needs a value that is None is left out of its object or list, so that the server chooses.
+    """
+    return _filled(template, asdict(request))
+
+
+def _filled(template: Any, values: Mapping[str, Any]) -> Any:
+    match template:
+        case str():
+            return _filled_text(template, values)
+        case dict():
+            items = {key: (item, _filled(item, values)) for key, item in template.items()}
+            return {key: new for key, (old, new) in items.items() if new is not None or old is None}
+        case list():
+            pairs = [(item, _filled(item, values)) for item in template]
+            return [new for old, new in pairs if new is not None or old is None]
+    return template
+
+
+def _filled_text(text: str, values: Mapping[str, Any]) -> Any:
+    names = _PLACEHOLDER.findall(text)
+    if any(values[name] is None for name in names):
+        return None
+    if len(names) == 1 and text == f"{{{names[0]}}}":
+        return values[names[0]]
+    return _PLACEHOLDER.sub(lambda match: str(values[match[1]]), text)
+
+
+def read_template(path: Path) -> dict[str, Any]:
+    """Raises ValueError for what is no JSON object or has an unknown placeholder, and OSError."""
+    try:
+        template = json.loads(path.read_text())
+    except ValueError as error:
+        raise ValueError(f"{path}: is not JSON: {error}") from error
+    if not isinstance(template, dict):
+        raise ValueError(f"{path}: is not a JSON object")
+    for name in _PLACEHOLDER.findall(json.dumps(template)):
+        if name not in PLACEHOLDERS:
+            raise ValueError(f"{path}: unknown placeholder {{{name}}}; there are {', '.join(PLACEHOLDERS)}")
+    return template

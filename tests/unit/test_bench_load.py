@@ -1,0 +1,223 @@
+"""The load generator against real servers on this machine, whose delays, errors and stalls are known."""
+
+import asyncio
+import json
+import time
+from collections import Counter
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager
+
+import pytest
+from aiohttp import web
+
+from cluster.bench.answers import Kind, images_in
+from cluster.bench.arrivals import constant
+from cluster.bench.load import Outcome, Target, run_load
+from cluster.bench.mix import Mix, PlannedRequest, plan
+from cluster.bench.report import summarize, warnings
+
+Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+PICTURE = {"data": [{"b64_json": "AAAA"}]}
+
+
+@asynccontextmanager
+async def serving(handler: Handler) -> AsyncIterator[str]:
+    """The URL of a server whose every POST the handler answers."""
+    application = web.Application()
+    application.router.add_post("/{path:.*}", handler)
+    runner = web.AppRunner(application)
+    await runner.setup()
+    try:
+        site = web.TCPSite(runner, "127.0.0.1", 0)
+        await site.start()
+        yield f"http://127.0.0.1:{runner.addresses[0][1]}"
+    finally:
+        await runner.cleanup()
+
+
+def load(
+    handler: Handler,
+    planned: Sequence[PlannedRequest],
+    stream: bool = False,
+    timeout_s: float = 30,
+    on_outcome: Callable[[Outcome], None] | None = None,
+) -> list[Outcome]:
+    async def run() -> list[Outcome]:
+        async with serving(handler) as url:
+            return await run_load(Target(url, stream=stream), planned, timeout_s, on_outcome)
+
+    return asyncio.run(run())
+
+
+def requests(rate: float, duration_s: float) -> list[PlannedRequest]:
+    return plan(constant(rate, duration_s), Mix(), seed=0)
+
+
+def test_a_known_delay_and_error_rate_are_reported_within_two_percent() -> None:
+    """Of 150 requests that all wait at once, more than a client with a limit on connections sends."""
+    delay_s, served = 2.0, 0
+
+    async def handler(_: web.Request) -> web.Response:
+        nonlocal served
+        served += 1
+        fails = served % 5 == 0
+        await asyncio.sleep(delay_s)
+        return web.json_response({"error": "a fault"}, status=500) if fails else web.json_response(PICTURE)
+
+    summary = summarize(load(handler, requests(75, 2)))
+    assert summary.counts["server error"] / summary.num_requests == pytest.approx(0.2, rel=0.02)
+    assert summary.latency_mean_s == pytest.approx(delay_s, rel=0.02)
+    assert summary.latency_p50_s == pytest.approx(delay_s, rel=0.02)
+    assert summary.offered_requests_per_s == pytest.approx(75)
+    assert summary.images_per_s == pytest.approx(120 / (2 - 1 / 75 + delay_s), rel=0.05)
+
+
+def test_a_stall_does_not_slow_the_arrivals_and_shows_in_the_latencies() -> None:
+    """Nothing is answered from second 0.5 to 1.5; a closed loop would ask nothing meanwhile."""
+    start = stall_end = 0.0
+    arrived = []
+
+    async def handler(_: web.Request) -> web.Response:
+        nonlocal start, stall_end
+        now = time.monotonic()
+        if not arrived:
+            start, stall_end = now, now + 1.5
+        arrived.append(now - start)
+        if now - start >= 0.5:
+            await asyncio.sleep(stall_end - now)
+        return web.json_response(PICTURE)
+
+    outcomes = load(handler, requests(50, 2))
+    in_stall = [due_s for due_s in arrived if 0.6 <= due_s < 1.4]
+    assert len(in_stall) == pytest.approx(40, abs=5)
+    for outcome in outcomes:
+        if 0.6 <= outcome.request.due_s < 1.4:
+            assert outcome.latency_s == pytest.approx(1.5 - outcome.request.due_s, abs=0.2)
+    summary = summarize(outcomes)
+    assert summary.latency_p90_s == pytest.approx(0.8, abs=0.15), "half of all waited 0 to 1 s"
+    assert summary.latency_p99_s == pytest.approx(1.0, abs=0.15)
+
+
+def test_a_generator_that_lags_counts_it_as_latency_and_says_so() -> None:
+    async def handler(_: web.Request) -> web.Response:
+        return web.json_response(PICTURE)
+
+    outcomes = load(handler, requests(20, 0.5), on_outcome=lambda _: time.sleep(0.1))
+    lags = [outcome.lag_s for outcome in outcomes]
+    assert max(lags) > 0.1
+    assert all(outcome.latency_s >= outcome.lag_s for outcome in outcomes)
+    summary = summarize(outcomes)
+    assert not summary.trusted
+    [warning] = warnings({"slow": [summary]})
+    assert "slow at 20.00 requests/s: the generator sent late" in warning
+
+
+def test_each_way_to_fail_is_counted_as_what_it_is() -> None:
+    async def handler(request: web.Request) -> web.Response:
+        body = await request.json()
+        match body["n"]:
+            case 1:
+                return web.json_response({"error": "full"}, status=429)
+            case 2:
+                return web.json_response({}, status=503)
+            case 3:
+                return web.json_response({}, status=400)
+            case 4:
+                await asyncio.sleep(1)
+            case 5:
+                assert request.transport is not None
+                request.transport.abort()
+            case 6:
+                return web.json_response({"data": []})
+            case 7:
+                return web.json_response({"data": [{}] * 3})
+        return web.json_response({}, status=502)
+
+    planned = [PlannedRequest(0, "a star", seed=1, num_images=number) for number in range(1, 9)]
+    outcomes = load(handler, planned, timeout_s=0.5)
+    assert [outcome.answer.kind for outcome in outcomes] == [
+        Kind.BUSY,
+        Kind.BUSY,
+        Kind.REJECTED,
+        Kind.TIMEOUT,
+        Kind.TRANSPORT_ERROR,
+        Kind.SERVER_ERROR,
+        Kind.COMPLETED,
+        Kind.SERVER_ERROR,
+    ]
+    assert outcomes[0].answer.detail == '429 {"error": "full"}'
+    assert outcomes[3].latency_s == pytest.approx(0.5, abs=0.3)
+    assert outcomes[6].answer.num_images == 3, "what came, not what was asked for"
+
+
+def test_a_server_that_is_not_there_is_a_transport_error() -> None:
+    [outcome] = asyncio.run(run_load(Target("http://127.0.0.1:1"), requests(1, 1)))
+    assert outcome.answer.kind is Kind.TRANSPORT_ERROR
+    assert "ClientConnectorError" in outcome.answer.detail
+
+
+def test_a_stream_tells_when_its_first_preview_came() -> None:
+    async def handler(request: web.Request) -> web.StreamResponse:
+        body = await request.json()
+        assert (body["stream"], body["partial_images"]) == (True, 1)
+        response = web.StreamResponse(headers={"content-type": "text/event-stream"})
+        await response.prepare(request)
+
+        async def send(kind: str, named: bool = True, **fields: str) -> None:
+            name = f"event: {kind}\n" if named else ""
+            await response.write(f"{name}data: {json.dumps({'type': kind} | fields)}\n\n".encode())
+
+        await response.write(b": a comment\n\n")
+        await asyncio.sleep(0.2)
+        await send("image_generation.partial_image", b64_json="A" * (3_000_000 if body["n"] == 1 else 3))
+        await asyncio.sleep(0.2)
+        match body["n"]:
+            case 1:
+                await send("image_generation.completed", named=False, b64_json="A" * 3_000_000)
+                await response.write(b"data: [DONE]\n\n")
+            case 2:
+                await send("error", error="out of memory")
+            case 4:
+                assert request.transport is not None
+                request.transport.abort()
+        return response
+
+    planned = [PlannedRequest(0, "a star", seed=1, num_images=number) for number in (1, 2, 3, 4)]
+    done, failed, empty, cut = load(handler, planned, stream=True)
+    assert (done.answer.kind, done.answer.num_images) == (Kind.COMPLETED, 1)
+    summary = summarize([done])
+    assert summary.first_preview_p50_s is not None
+    assert summary.latency_p50_s is not None
+    assert 0.2 <= summary.first_preview_p50_s < summary.latency_p50_s - 0.1
+    assert 0.4 <= summary.latency_p50_s < 1
+    assert failed.answer.kind is Kind.SERVER_ERROR
+    assert "out of memory" in failed.answer.detail
+    assert empty.answer.detail == "the stream ended without a picture"
+    assert cut.answer.kind is Kind.TRANSPORT_ERROR
+
+
+@pytest.mark.parametrize(
+    ("content", "content_type", "expected"),
+    [
+        (b'{"data": [{}, {}]}', "application/json", 2),
+        (b'{"images": ["a"]}', "application/json", 1),
+        (b'{"task": "done"}', "application/json", 4),
+        (b"\x89PNG", "image/png", 1),
+        (b"ok", "text/plain", 4),
+    ],
+)
+def test_pictures_in_an_answer_are_counted(content: bytes, content_type: str, expected: int) -> None:
+    assert images_in(content, content_type, asked=4) == expected
+
+
+def test_outcomes_are_told_as_they_come_and_returned_in_order() -> None:
+    async def handler(request: web.Request) -> web.Response:
+        body = await request.json()
+        await asyncio.sleep(0.3 if body["n"] == 1 else 0)
+        return web.json_response(PICTURE)
+
+    told: Counter[int] = Counter()
+    planned = [PlannedRequest(0.05 * number, "a star", number, num_images=number) for number in (1, 2)]
+    outcomes = load(handler, planned, on_outcome=lambda outcome: told.update([outcome.request.seed]))
+    assert list(told) == [2, 1]
+    assert [outcome.request.seed for outcome in outcomes] == [1, 2]

@@ -1,0 +1,200 @@
+"""Due times, mixes and bodies of the load generator: right in number, the same again for the same seed."""
+
+import gzip
+import json
+import math
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from cluster.bench.arrivals import TraceArrival, constant, poisson, steps, trace
+from cluster.bench.mix import Mix, PlannedRequest, plan, plan_trace, read_mix, read_weights
+from cluster.bench.template import IMAGES_BODY, fill, read_template
+from serve.api.images_schema import read_body
+
+
+def test_constant_arrivals_are_evenly_spaced() -> None:
+    assert constant(4, 1) == [0, 0.25, 0.5, 0.75]
+    assert len(constant(0.1, 3600)) == 360, "no error adds up"
+
+
+def test_poisson_arrivals_have_their_rate_and_their_spread() -> None:
+    times = poisson(20, 1000, seed=1)
+    assert times == sorted(times)
+    assert times[0] > 0
+    assert times[-1] < 1000
+    assert len(times) == pytest.approx(20_000, abs=4 * math.sqrt(20_000))
+    in_each_second = Counter(int(due_s) for due_s in times)
+    mean = len(times) / 1000
+    variance = sum((in_each_second[second] - mean) ** 2 for second in range(1000)) / 1000
+    assert variance == pytest.approx(mean, rel=0.2), "as a Poisson variable has it"
+    assert times == poisson(20, 1000, seed=1)
+    assert times != poisson(20, 1000, seed=2)
+
+
+def test_steps_change_the_rate_where_they_say() -> None:
+    times = steps([(10, 100), (0, 100), (40, 100)], seed=0)
+    counts = Counter(int(due_s // 100) for due_s in times)
+    assert set(counts) == {0, 2}
+    assert counts[0] == pytest.approx(1000, rel=0.15)
+    assert counts[2] == pytest.approx(4000, rel=0.15)
+
+
+TRACE = """arrival_s,task,num_images,num_inference_steps
+10,txt2img,1,30
+10,txt2img,8,40
+12,txt2img,,
+30,txt2img,2,20
+"""
+
+
+def test_a_trace_is_replayed_faster_from_where_it_is_said(tmp_path: Path) -> None:
+    plain, packed = tmp_path / "trace.csv", tmp_path / "trace.csv.gz"
+    plain.write_text(TRACE)
+    packed.write_bytes(gzip.compress(TRACE.encode()))
+    arrivals = trace(plain, speed_up=2, start_s=10, duration_s=5)
+    assert arrivals == trace(packed, speed_up=2, start_s=10, duration_s=5)
+    assert {arrival.num_images for arrival in arrivals[:2]} == {1, 8}
+    assert all(0 <= arrival.due_s < 0.5 for arrival in arrivals[:2])
+    assert arrivals[0].due_s < arrivals[1].due_s
+    assert (arrivals[2].num_images, arrivals[2].num_inference_steps) == (None, None)
+    assert 1 <= arrivals[2].due_s < 1.5
+    assert len(arrivals) == 3, "the fourth is due after the end"
+    assert len(trace(plain, speed_up=1, start_s=11)) == 2
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("arrival_s,num_images\n1,2\n", "has no column 'num_inference_steps'"),
+        (TRACE + "x,txt2img,1,30\n", "line 6: invalid literal"),
+        (TRACE + ",txt2img,1,30\n", "line 6: arrival_s is empty"),
+        ("", "has no column 'arrival_s'"),
+    ],
+)
+def test_what_is_no_trace_is_told(tmp_path: Path, text: str, message: str) -> None:
+    path = tmp_path / "trace.csv"
+    path.write_text(text)
+    with pytest.raises(ValueError, match=message):
+        trace(path, speed_up=1)
+
+
+MIX = Mix(
+    prompts=("a star", "a circle"),
+    sizes={(512, 512): 3, (768, 512): 1},
+    num_inference_steps={4: 20, 20: 40, 30: 30, 50: 10},
+    samplers={"Euler": 1, None: 1},
+)
+
+
+def test_a_plan_is_drawn_by_weight_and_is_the_same_again() -> None:
+    planned = plan([0.01 * index for index in range(4000)], MIX, seed=3)
+    assert planned == plan([0.01 * index for index in range(4000)], MIX, seed=3)
+    counts = Counter(request.num_inference_steps for request in planned)
+    for value, weight in MIX.num_inference_steps.items():
+        assert counts[value] == pytest.approx(4000 * weight / 100, rel=0.15)
+    widths = Counter(request.width for request in planned)
+    assert widths[768] == pytest.approx(1000, rel=0.15)
+    assert len({request.seed for request in planned}) > 3990
+    other = plan([0.01 * index for index in range(4000)], MIX, seed=4)
+    assert [request.seed for request in other] != [request.seed for request in planned]
+
+
+def test_a_trace_says_what_is_asked_for_where_it_does() -> None:
+    arrivals = [TraceArrival(0.5, 8, 40), TraceArrival(1.5, None, None)]
+    mix = Mix(num_inference_steps={7: 1}, num_images={2: 1})
+    asked = [
+        (request.num_images, request.num_inference_steps) for request in plan_trace(arrivals, mix, seed=0)
+    ]
+    assert asked == [(8, 40), (2, 7)]
+
+
+def test_weights_are_read() -> None:
+    assert read_weights("4:20, 20:40.5,30", int) == {4: 20, 20: 40.5, 30: 1}
+    assert read_weights("DPM++ 2M:2", str) == {"DPM++ 2M": 2}
+    for text, message in [
+        ("4:0", "'4:0': a weight must be above 0"),
+        ("x", "'x' is not VALUE or VALUE:WEIGHT"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            read_weights(text, int)
+
+
+def test_a_mix_is_read_from_yaml_and_json(tmp_path: Path) -> None:
+    path = tmp_path / "mix.yaml"
+    path.write_text("sizes: {512x512: 3, 768x512: 1}\nsamplers: {Euler: 1}\nprompts: [a star]\n")
+    expected = Mix(prompts=["a star"], sizes={(512, 512): 3, (768, 512): 1}, samplers={"Euler": 1})
+    assert read_mix(path) == expected
+    path.write_text('{"num_inference_steps": {"4": 20, "20": 80}}')
+    assert read_mix(path) == Mix(num_inference_steps={4: 20, 20: 80})
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("prompt: [a]", "mix.yaml: prompt: unknown key; there are prompts, sizes, num_inference_steps"),
+        ("sizes: {512: 1}", 'mix.yaml: sizes.512: 512 is not "WIDTHxHEIGHT"'),
+        ("num_inference_steps: {4: -1}", "mix.yaml: num_inference_steps.4: Input should be greater than 0"),
+        ("prompts: []", "mix.yaml: prompts: List should have at least 1 item"),
+        ("- a", "mix.yaml: the file: Input should be a valid dictionary"),
+        ("a: [", "mix.yaml: is not YAML"),
+    ],
+)
+def test_what_is_wrong_in_a_mix_is_named(tmp_path: Path, text: str, message: str) -> None:
+    path = tmp_path / "mix.yaml"
+    path.write_text(text)
+    with pytest.raises(ValueError, match=message):
+        read_mix(path)
+
+
+REQUEST = PlannedRequest(
+    due_s=0,
+    prompt='a {width} "star"',
+    seed=7,
+    num_images=2,
+    width=512,
+    height=768,
+    num_inference_steps=20,
+    guidance_scale=2.5,
+)
+
+
+def test_a_body_is_filled_with_types() -> None:
+    template = {
+        "text": "{prompt}",
+        "options": [{"w": "{width}", "cfg": "{guidance_scale}", "sampler": "{sampler}"}, "{sampler}", None],
+        "size": "{width}x{height}",
+        "fixed": 5,
+        "empty": None,
+    }
+    assert fill(template, REQUEST) == {
+        "text": 'a {width} "star"',
+        "options": [{"w": 512, "cfg": 2.5}, None],
+        "size": "512x768",
+        "fixed": 5,
+        "empty": None,
+    }
+
+
+@pytest.mark.parametrize("request_", [REQUEST, PlannedRequest(due_s=0, prompt="a star", seed=1)])
+def test_the_default_body_is_one_that_midstep_takes(request_: PlannedRequest) -> None:
+    body = read_body(json.dumps(fill(IMAGES_BODY, request_)).encode())
+    assert (body.prompt, body.n, body.seed) == (request_.prompt, request_.num_images, request_.seed)
+    assert body.size == ("512x768" if request_.width else None)
+    assert body.num_inference_steps == request_.num_inference_steps
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ('{"p": "{promt}"}', r"unknown placeholder \{promt\}; there are prompt, seed, num_images"),
+        ("[1]", "is not a JSON object"),
+        ("{", "is not JSON"),
+    ],
+)
+def test_what_is_no_template_is_told(tmp_path: Path, text: str, message: str) -> None:
+    path = tmp_path / "body.json"
+    path.write_text(text)
+    with pytest.raises(ValueError, match=message):
+        read_template(path)
