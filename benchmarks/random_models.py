@@ -1,0 +1,169 @@
+"""U-Nets and VAEs of real size with random weights, which cost what trained ones do."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from diffusers import (
+    AutoencoderKL,
+    DPMSolverMultistepScheduler,
+    StableDiffusionPipeline,
+    StableDiffusionXLPipeline,
+    UNet2DConditionModel,
+)
+
+from deployments.engine.cost import Curve, StageCost
+from deployments.engine.denoising import Engine, EngineConfig
+from deployments.engine.device_step import StepRunner, step_runner
+from deployments.engine.messages import DenoiseRequest, PromptEmbeds
+from deployments.engine.models import UNet
+from deployments.engine.samplers import SamplerTables
+
+# What every Stable Diffusion was trained with.
+NOISE_SCHEDULE: dict[str, Any] = {
+    "_class_name": "DDIMScheduler",
+    "beta_start": 0.00085,
+    "beta_end": 0.012,
+    "beta_schedule": "scaled_linear",
+    "clip_sample": False,
+    "set_alpha_to_one": False,
+    "steps_offset": 1,
+    "num_train_timesteps": 1000,
+}
+SAMPLER = "DPM++ 2M"
+GUIDANCE_SCALE = 5.0
+SD15: dict[str, Any] = {"cross_attention_dim": 768, "attention_head_dim": 8, "sample_size": 64}
+SDXL: dict[str, Any] = {
+    "sample_size": 128,
+    "block_out_channels": (320, 640, 1280),
+    "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+    "up_block_types": ("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+    "transformer_layers_per_block": (1, 2, 10),
+    "attention_head_dim": (5, 10, 20),
+    "cross_attention_dim": 2048,
+    "use_linear_projection": True,
+    "addition_embed_type": "text_time",
+    "addition_time_embed_dim": 256,
+    "projection_class_embeddings_input_dim": 2816,
+}
+# For a machine without a GPU: the same code, none of the size.
+TINY: dict[str, Any] = {
+    "sample_size": 16,
+    "block_out_channels": (16, 32),
+    "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D"),
+    "up_block_types": ("CrossAttnUpBlock2D", "UpBlock2D"),
+    "layers_per_block": 1,
+    "norm_num_groups": 8,
+    "cross_attention_dim": 32,
+    "attention_head_dim": 4,
+}
+U_NETS = {"sd15": SD15, "sdxl": SDXL, "tiny": TINY}
+
+
+@dataclass(frozen=True)
+class RandomModel:
+    """side: of the latents; width: of the prompt embeddings."""
+
+    unet: UNet
+    module: UNet2DConditionModel
+    tables: SamplerTables
+    side: int
+    width: int
+
+    @classmethod
+    def build(cls, family: str, device: torch.device, dtype: torch.dtype) -> "RandomModel":
+        """Of U_NETS; its weights come from a fixed seed."""
+        torch.manual_seed(0)
+        config = U_NETS[family]
+        with device:
+            module = UNet2DConditionModel(**config).eval().requires_grad_(False)
+        module.to(dtype=dtype, memory_format=torch.channels_last)
+        unet = UNet(module, device, dtype)
+        tables = SamplerTables(NOISE_SCHEDULE)
+        return cls(unet, module, tables, config["sample_size"], config["cross_attention_dim"])
+
+    def engine(self, max_rows: int, run_step: StepRunner | None = None) -> Engine:
+        """Its row counts are few, as on CUDA, whatever the device. One group only: costs decide nothing."""
+        shape = (self.side, self.side)
+        config = EngineConfig(max_rows, max_rows, max_rows, shape, row_counts=(2, 4, 8, 16))
+        cost = StageCost(((shape, Curve(0.01, 1, 0.0)),))
+        return Engine(self.unet, run_step or step_runner(self.unet), self.tables, 8, config, cost)
+
+    def embeds(self, seed: int) -> PromptEmbeds:
+        generator = torch.Generator().manual_seed(seed)
+        positive, negative = (torch.randn(77, self.width, generator=generator) for _ in range(2))
+        pooled = [
+            torch.randn(self.unet.pooled_width, generator=generator) if self.unet.needs_time_ids else None
+            for _ in range(2)
+        ]
+        return PromptEmbeds(positive, negative, pooled[0], pooled[1], 10, 2, 77)
+
+    def request(self, request_id: str, seed: int, steps: int, deterministic: bool = False) -> DenoiseRequest:
+        return DenoiseRequest(
+            request_id=request_id,
+            embeds=self.embeds(seed),
+            height=8 * self.side,
+            width=8 * self.side,
+            sampler=SAMPLER,
+            num_inference_steps=steps,
+            guidance_scale=GUIDANCE_SCALE,
+            seed=seed,
+            deterministic=deterministic,
+        )
+
+    def pipeline(self) -> StableDiffusionPipeline | StableDiffusionXLPipeline:
+        """diffusers' own around the same U-Net; it takes embeddings and gives latents."""
+        parts: dict[str, Any] = {
+            "vae": AutoencoderKL(block_out_channels=(32, 32, 32, 32)),  # gives it its scale factor, no more
+            "text_encoder": None,
+            "tokenizer": None,
+            "unet": self.module,
+            "scheduler": DPMSolverMultistepScheduler.from_config(NOISE_SCHEDULE),
+        }
+        if self.unet.needs_time_ids:
+            pipeline = StableDiffusionXLPipeline(**parts, text_encoder_2=None, tokenizer_2=None)
+        else:
+            parts |= {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
+            pipeline = StableDiffusionPipeline(**parts)
+        pipeline.to(self.unet.device)
+        pipeline.set_progress_bar_config(disable=True)
+        return pipeline
+
+    def run_pipeline(self, pipeline: Any, batch_size: int, steps: int) -> torch.Tensor:
+        """Latents [batch_size, 4, h, w]."""
+        all_embeds = [self.embeds(seed) for seed in range(batch_size)]
+        named = ["prompt_embeds", "negative_prompt_embeds"]
+        if self.unet.needs_time_ids:
+            named += ["pooled_prompt_embeds", "negative_pooled_prompt_embeds"]
+        given = {
+            name: torch.stack([getattr(embeds, name) for embeds in all_embeds]).to(
+                self.unet.device, self.unet.dtype
+            )
+            for name in named
+        }
+        latents: torch.Tensor = pipeline(
+            **given,
+            height=8 * self.side,
+            width=8 * self.side,
+            num_inference_steps=steps,
+            guidance_scale=GUIDANCE_SCALE,
+            generator=[torch.Generator().manual_seed(seed) for seed in range(batch_size)],
+            output_type="latent",
+        ).images
+        return latents
+
+
+def build_vae(family: str, device: torch.device, dtype: torch.dtype) -> AutoencoderKL:
+    """Of Stable Diffusion's shape, which is SDXL's as well, or a tiny one."""
+    torch.manual_seed(0)
+    channels = (16, 16, 16, 16) if family == "tiny" else (128, 256, 512, 512)
+    groups = 8 if family == "tiny" else 32
+    with device:
+        vae = AutoencoderKL(
+            block_out_channels=channels,
+            down_block_types=("DownEncoderBlock2D",) * 4,
+            up_block_types=("UpDecoderBlock2D",) * 4,
+            layers_per_block=2,
+            norm_num_groups=groups,
+        )
+    return vae.to(dtype=dtype, memory_format=torch.channels_last).eval().requires_grad_(False)
