@@ -1,0 +1,113 @@
+"""Midstep against what a user would pick instead: same weights, same machine, same arrivals, one run.
+
+    python -m benchmarks.peers                     all systems, each at all rates
+    python -m benchmarks.peers --systems midstep litserve --base-rate 4.2
+
+Each system in turn is started, warmed up, given a burst that saturates it (its capacity), then loaded open
+loop at multiples of the capacity of `@serve.batch`, which is therefore measured first, and stopped. Nothing
+else should run on the machine meanwhile: torch's threads wait for each other, so that one that must share its
+core holds up all.
+"""
+
+import argparse
+import asyncio
+import random
+from collections.abc import Mapping
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from benchmarks.peers.environment import REQUIREMENTS, ROOT
+from benchmarks.peers.report import COMPARED_AT, REFERENCE, Measured, ratios, table, write_json
+from benchmarks.peers.systems import SYSTEMS, running
+from cluster.bench.arrivals import poisson
+from cluster.bench.load import Outcome, Target, run_load
+from cluster.bench.mix import Mix, PlannedRequest, plan
+from cluster.bench.report import Summary, plot, summarize
+from models.shapes.scenes import random_scene
+
+STEPS = {4: 0.2, 20: 0.4, 30: 0.3, 50: 0.1}
+GUIDANCE_SCALE = 5.0
+NUM_PROMPTS = 200
+TIMEOUT_S = 1800.0
+
+
+def mix(seed: int) -> Mix:
+    rng = random.Random(seed)
+    prompts = [random_scene(rng).prompt() for _ in range(NUM_PROMPTS)]
+    return Mix(prompts=prompts, num_inference_steps=STEPS, guidance_scales={GUIDANCE_SCALE: 1.0})
+
+
+def load(url: str, requests: list[PlannedRequest]) -> Summary:
+    outcomes: list[Outcome] = asyncio.run(run_load(Target(url), requests, timeout_s=TIMEOUT_S))
+    return summarize(outcomes)
+
+
+def measure(name: str, base_rate: float | None, arguments: argparse.Namespace) -> Measured:
+    """base_rate: requests/s of which the loads are multiples; this system's own capacity if None."""
+    system, asked = SYSTEMS[name], mix(arguments.seed)
+    with running(system, arguments.threads) as url:
+        load(url, plan([0.0] * arguments.warm_up, asked, arguments.seed + 1))
+        capacity = load(url, plan([0.0] * arguments.burst, asked, arguments.seed))
+        print(f"{system.title}: capacity {capacity.images_per_s:.2f} images/s", flush=True)
+        base_rate = base_rate or capacity.images_per_s
+        loads = {}
+        for multiple in arguments.rates:
+            due = poisson(multiple * base_rate, arguments.duration, arguments.seed)
+            loads[multiple] = load(url, plan(due, asked, arguments.seed))
+            print(f"{system.title}: {multiple:.0%} done", flush=True)
+    return Measured(system.title, capacity, loads)
+
+
+def measure_all(arguments: argparse.Namespace) -> dict[str, Measured]:
+    """In the order of SYSTEMS; the reference goes first, since its capacity sets the rates of all."""
+    base_rate = arguments.base_rate
+    measured = {}
+    for name in sorted(arguments.systems, key=lambda name: name != REFERENCE):
+        measured[name] = measure(name, base_rate, arguments)
+        base_rate = base_rate or measured[name].capacity.images_per_s
+    return {name: measured[name] for name in SYSTEMS if name in measured}
+
+
+def settings(arguments: argparse.Namespace) -> Mapping[str, Any]:
+    asked = {"num_inference_steps": STEPS, "guidance_scale": GUIDANCE_SCALE}
+    options = ("threads", "warm_up", "burst", "rates", "duration", "seed")
+    packages = {name: version(name) for name in ("diffusers", "transformers")}
+    pins = REQUIREMENTS.read_text().splitlines()
+    peers = dict(line.partition(" ")[0].split("==") for line in pins if "==" in line.partition("#")[0])
+    return asked | {name: getattr(arguments, name) for name in options} | {"versions": packages | peers}
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--systems", nargs="+", choices=SYSTEMS, default=list(SYSTEMS))
+    parser.add_argument("--rates", type=float, nargs="+", default=[0.3, 0.5, 0.7, COMPARED_AT, 0.9])
+    parser.add_argument(
+        "--base-rate", type=float, help="requests/s, in place of the capacity of @serve.batch"
+    )
+    parser.add_argument("--duration", type=float, default=120.0, help="seconds of arrivals at each rate")
+    parser.add_argument("--burst", type=int, default=120, help="requests at once, for the capacity")
+    # BentoML learns from its first dozen requests, run alone; Midstep compiles a sampler per step count.
+    parser.add_argument("--warm-up", type=int, default=30, help="requests at once, before those that count")
+    parser.add_argument("--threads", type=int, default=2, help="of torch, in each system")
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--json", type=Path, default=ROOT / "benchmarks" / "results" / "peers.json")
+    parser.add_argument("--plot", type=Path, default=ROOT / "docs" / "latency.png")
+    arguments = parser.parse_args()
+    if REFERENCE not in arguments.systems and arguments.base_rate is None:
+        parser.error(f"--base-rate is needed without {REFERENCE}, whose capacity sets the rates")
+    return arguments
+
+
+def main() -> None:
+    arguments = parse_arguments()
+    measured = measure_all(arguments)
+    print("", table(measured), "", ratios(measured), sep="\n")
+    write_json(measured, settings(arguments), arguments.json)
+    plot({system.title: list(system.loads.values()) for system in measured.values()}, arguments.plot)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,59 @@
+"""LitServe with dynamic batching around the pipeline.
+
+Its worker takes what has gathered while the last batch ran, so it needs no long wait: `batch_timeout` is only
+more than zero because at zero an idle worker polls without pause. A batch is answered when the last of its
+groups is done. It may be larger than a pipeline call, because that makes the groups in it larger: in a
+simulation of this mix 32 has more throughput than 8 or 16, and the latency of 16.
+
+    python -m benchmarks.peers.litserve_server --port 8001 --threads 2
+"""
+
+import argparse
+import signal
+from collections.abc import Sequence
+from typing import Any
+
+import litserve
+from PIL import Image
+
+from benchmarks.peers.diffusers_pipeline import DiffusersPipeline
+from benchmarks.peers.images_api import PATH, ImageRequest, answer, png, read_body
+
+MAX_BATCH_SIZE = 32
+BATCH_TIMEOUT_S = 0.01
+
+
+class StableDiffusion(litserve.LitAPI):
+    def __init__(self, num_threads: int) -> None:
+        super().__init__(max_batch_size=MAX_BATCH_SIZE, batch_timeout=BATCH_TIMEOUT_S, api_path=PATH)
+        self._num_threads = num_threads
+
+    def setup(self, device: str) -> None:
+        self._pipeline = DiffusersPipeline(self._num_threads)
+
+    def decode_request(self, request: dict[str, Any]) -> list[ImageRequest]:
+        return read_body(request)
+
+    def predict(self, batch: Sequence[Sequence[ImageRequest]]) -> list[list[Image.Image]]:
+        images = iter(self._pipeline.generate([request for requests in batch for request in requests]))
+        return [[next(images) for _ in requests] for requests in batch]
+
+    def encode_response(self, images: Sequence[Image.Image]) -> dict[str, Any]:
+        return answer(map(png, images))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--port", type=int, required=True)
+    parser.add_argument("--threads", type=int, default=2)
+    arguments = parser.parse_args()
+    # LitServe ends its workers on an interrupt only.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    server = litserve.LitServer(StableDiffusion(arguments.threads), accelerator="cpu", timeout=False)
+    server.run(host="127.0.0.1", port=arguments.port, log_level="warning", generate_client_file=False)
+
+
+if __name__ == "__main__":
+    main()

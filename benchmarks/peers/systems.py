@@ -1,0 +1,105 @@
+"""The systems that are compared, and how each is started and stopped."""
+
+import os
+import subprocess
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+import httpx
+import psutil
+
+from benchmarks.peers.environment import ROOT, peers_python, project_python
+from benchmarks.peers.images_api import PATH
+from benchmarks.peers.ports import free_port
+
+START_TIMEOUT_S = 600.0
+STOP_TIMEOUT_S = 60.0
+_FIRST_IMAGE = {"prompt": "a red star on a blue background", "seed": 1, "num_inference_steps": 4}
+
+
+@dataclass(frozen=True)
+class System:
+    """title: in tables. python: of the environment that it runs in. arguments: after it."""
+
+    title: str
+    python: Callable[[], Path]
+    arguments: tuple[str, ...]
+
+
+def _on_ray(title: str, module: str) -> System:
+    arguments = ("-m", "benchmarks.peers.ray_host", module, "--threads", "{threads}", "--port", "{port}")
+    return System(title, project_python, arguments)
+
+
+_LITSERVE = ("-m", "benchmarks.peers.litserve_server", "--threads", "{threads}", "--port", "{port}")
+_BENTOML = ("-m", "bentoml", "serve", "benchmarks.peers.bentoml_service:Images", "--host", "127.0.0.1")
+
+SYSTEMS: Mapping[str, System] = {
+    "midstep": _on_ray("Midstep", "benchmarks.peers.midstep_app"),
+    "ray_serve_pipeline": _on_ray("Ray Serve, a pipeline", "benchmarks.peers.ray_serve_pipeline"),
+    "ray_serve_batch": _on_ray("Ray Serve, @serve.batch", "benchmarks.peers.ray_serve_batch"),
+    "litserve": System("LitServe", peers_python, _LITSERVE),
+    "bentoml": System("BentoML", peers_python, (*_BENTOML, "--port", "{port}")),
+}
+
+
+@contextmanager
+def running(system: System, num_threads: int) -> Iterator[str]:
+    """Its URL, once it answers. Raises RuntimeError, with the end of its log, if it does not come to that."""
+    port = free_port()
+    arguments = [text.format(port=port, threads=num_threads) for text in system.arguments]
+    environment = os.environ | {
+        "PYTHONPATH": str(ROOT),
+        "RAY_AUTH_MODE": "disabled",
+        "PEER_THREADS": str(num_threads),
+        "BENTOML_DO_NOT_TRACK": "True",
+    }
+    # Of the environment's, those that would decide on threads in place of us.
+    environment.pop("OMP_NUM_THREADS", None)
+    environment.pop("RAY_ADDRESS", None)
+    with tempfile.TemporaryFile() as log:
+        process = subprocess.Popen(
+            [system.python(), *arguments],
+            cwd=ROOT,
+            env=environment,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+        url = f"http://127.0.0.1:{port}"
+        try:
+            if not _answers(url, process):
+                log.seek(0)
+                raise RuntimeError(f"{system.title} did not start:\n{log.read()[-4000:].decode()}")
+            yield url
+        finally:
+            _stop(process)
+
+
+def _answers(url: str, process: "subprocess.Popen[bytes]") -> bool:
+    deadline = time.monotonic() + START_TIMEOUT_S
+    while process.poll() is None and time.monotonic() < deadline:
+        try:
+            if httpx.post(url + PATH, json=_FIRST_IMAGE, timeout=120).status_code == 200:
+                return True
+        except httpx.TransportError:
+            pass
+        time.sleep(0.5)
+    return False
+
+
+def _stop(process: "subprocess.Popen[bytes]") -> None:
+    process.terminate()
+    try:
+        process.wait(STOP_TIMEOUT_S)
+    except subprocess.TimeoutExpired:
+        print("did not stop in time and is killed", flush=True)
+    for left in psutil.process_iter():  # Ray's workers lead groups of their own, but stay in the session
+        with suppress(ProcessLookupError, psutil.NoSuchProcess):
+            if os.getsid(left.pid) == process.pid:
+                left.kill()
+    process.wait()

@@ -1,0 +1,51 @@
+"""The parts of benchmarks/peers that decide what is compared; the servers themselves run in the benchmark."""
+
+import asyncio
+from collections.abc import Iterator
+
+import pytest
+
+from benchmarks.peers.diffusers_pipeline import MAX_IMAGES_PER_CALL
+from benchmarks.peers.images_api import ImageRequest, Settings, read_body
+from benchmarks.peers.ray_serve_batch import Waiting, next_group
+
+
+@pytest.fixture
+def loop() -> Iterator[asyncio.AbstractEventLoop]:
+    opened = asyncio.new_event_loop()
+    yield opened
+    opened.close()
+
+
+def waiting(loop: asyncio.AbstractEventLoop, *steps: int) -> list[Waiting]:
+    """In the order of arrival; the seed of each is its place."""
+    return [
+        Waiting(ImageRequest("a star", "", seed, Settings(count, 5.0, None, None)), loop.create_future())
+        for seed, count in enumerate(steps)
+    ]
+
+
+def seeds(group: list[Waiting]) -> list[int]:
+    return [item.request.seed for item in group]
+
+
+def test_the_largest_group_goes_next(loop: asyncio.AbstractEventLoop) -> None:
+    assert seeds(next_group(waiting(loop, 50, 20, 4, 20))) == [1, 3]
+
+
+def test_of_equal_groups_the_oldest_goes_next(loop: asyncio.AbstractEventLoop) -> None:
+    assert seeds(next_group(waiting(loop, 20, 4, 4, 20))) == [0, 3]
+
+
+def test_a_group_that_does_not_fit_into_a_call_counts_as_far_as_it_fits(
+    loop: asyncio.AbstractEventLoop,
+) -> None:
+    older = [20] * MAX_IMAGES_PER_CALL
+    newer = [4] * (MAX_IMAGES_PER_CALL + 1)
+    assert seeds(next_group(waiting(loop, *older, *newer))) == list(range(MAX_IMAGES_PER_CALL))
+
+
+def test_each_image_of_a_request_has_a_seed_of_its_own() -> None:
+    body = {"prompt": "a star", "n": 2, "seed": 7, "size": "64x128", "num_inference_steps": 4}
+    settings = Settings(4, 5.0, 64, 128)
+    assert read_body(body) == [ImageRequest("a star", "", seed, settings) for seed in (7, 8)]
