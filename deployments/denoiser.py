@@ -16,12 +16,13 @@ from ray import serve
 from ray.serve import metrics
 
 from deployments.batching import Batching
+from deployments.devices import unet_and_steps
 from deployments.engine.cost import StageCost
 from deployments.engine.denoising import Engine, EngineConfig, StepReport
-from deployments.engine.device_step import rehearse, step_runner
+from deployments.engine.device_step import rehearse
 from deployments.engine.engine_thread import EngineThread
 from deployments.engine.messages import DenoiseEvent, DenoiseRequest, StepProgress
-from deployments.engine.models import ModelSource, Placement, load_model_info, load_unet
+from deployments.engine.models import ModelSource, Placement, load_model_info
 from deployments.engine.samplers import SamplerTables
 from deployments.profiling import Profiling
 
@@ -89,8 +90,7 @@ class Denoiser:
 
         def build() -> Engine:
             torch.set_num_threads(num_threads)
-            unet = load_unet(source, placement)
-            run_step = step_runner(unet)
+            unet, run_step = unet_and_steps(source, placement, profiling.known)
             config = engine.for_device(unet.device)
             self._cost = profiling.forward_cost(partial(rehearse, unet, run_step), config)
             return Engine(unet, run_step, self._tables, info.scale_factor, config, self._cost)

@@ -9,10 +9,11 @@ import torch
 from ray import serve
 
 from deployments.batching import Batching
+from deployments.devices import text_encoder
 from deployments.engine.cost import Curve
 from deployments.engine.messages import PromptEmbeds
-from deployments.engine.models import ModelSource, Placement, load_text_pipeline
-from deployments.engine.prompts import EncodedText, PromptText, TextEncoder
+from deployments.engine.models import ModelSource, Placement
+from deployments.engine.prompts import EncodedText, PromptText
 from deployments.profiling import Profiling
 
 
@@ -28,7 +29,7 @@ class PromptEncoder:
         cache_size: int,
         profiling: Profiling,
     ) -> None:
-        self._encoder = TextEncoder(load_text_pipeline(source, placement))
+        self._encoder = text_encoder(source, placement, profiling.known)
         # Embeddings made alone and in a batch are kept apart: their bits may differ.
         self._cache: OrderedDict[tuple[str, bool], EncodedText] = OrderedDict()
         self._cache_size = cache_size

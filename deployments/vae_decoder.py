@@ -8,10 +8,11 @@ import torch
 from ray import serve
 
 from deployments.batching import Batching
+from deployments.devices import latent_decoder
 from deployments.engine.cost import StageCost
-from deployments.engine.images import LatentDecoder, Pixels, encode_image
+from deployments.engine.images import Pixels, encode_image
 from deployments.engine.messages import EncodedImage, ImageFormat
-from deployments.engine.models import ModelSource, Placement, load_vae
+from deployments.engine.models import ModelSource, Placement
 from deployments.profiling import Profiling
 
 
@@ -32,7 +33,7 @@ class VaeDecoder:
     ) -> None:
         # One thread, so that what the VAE needs of the device's memory is needed once.
         self._executor = ThreadPoolExecutor(1, "vae-decoder", torch.set_num_threads, (num_threads,))
-        self._decoder = LatentDecoder(load_vae(source, placement))
+        self._decoder = latent_decoder(source, placement, profiling.known)
         self._max_hold_s = max_hold_s
         # On the thread that will decode, for torch counts its threads by thread.
         self._cost = self._executor.submit(

@@ -57,7 +57,11 @@ class ModelConfig(_Section):
     path: str = Field("models/shapes", description="a folder in diffusers format, or a hub id")
     revision: str | None = Field(None, description="a hub revision")
     variant: str | None = Field(None, description="a weight variant, for example `fp16`")
-    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="`auto` takes CUDA where there is one")
+    device: Literal["auto", "cpu", "cuda", "simulated"] = Field(
+        "auto",
+        description="`auto` takes CUDA where there is one; `simulated` makes grey pictures in the time that "
+        "`model.cost_model` says",
+    )
     dtype: Literal["float32", "bfloat16", "float16"] = Field(
         "float32", description="what the model computes in"
     )
@@ -70,6 +74,17 @@ class ModelConfig(_Section):
     cost_model: str | None = Field(
         None, description="a file of `midstep profile`, so that nothing is measured at start"
     )
+
+    @model_validator(mode="after")
+    def _check_device(self) -> "ModelConfig":
+        if self.device == "simulated" and self.cost_model is None:
+            raise ValueError("device: simulated needs cost_model, a file of `midstep profile`")
+        return self
+
+    @property
+    def shown_id(self) -> str:
+        """For what people look at."""
+        return f"{self.id} (simulated device)" if self.device == "simulated" else self.id
 
     def source(self) -> ModelSource:
         """A relative path is looked for where the process runs and in the project; else it is a hub id."""
@@ -169,10 +184,12 @@ class DenoiserConfig(_DeviceStage):
 
     num_threads: PositiveInt = Field(2, description="torch's threads in a replica")
     max_ongoing_requests: PositiveInt = Field(
-        16, description="images that a replica has at once: what the engine steps, and a little more"
+        64,
+        description="images that a replica has at once: the engine orders them by deadline; what is past it "
+        "waits in order of arrival for whichever replica is free first",
     )
     max_rows: PositiveInt = Field(
-        16, description="most U-Net rows in a forward (guidance takes two per image)"
+        32, description="most U-Net rows in a forward (guidance takes two per image)"
     )
     rows_per_forward: PositiveInt | Literal["auto"] = Field(
         "auto", description="the row cap; `auto` measures where more rows stop paying"

@@ -22,7 +22,7 @@ class Ingress:
     ) -> None:
         self._config = config
         self._info = info
-        self._pipeline = Pipeline(config.model.id, encoder, denoiser, decoder)
+        self._pipeline = Pipeline(config.model.shown_id, encoder, denoiser, decoder)
 
     def __serve_build_asgi_app__(self) -> Starlette:
         """Called by Serve once the replica is constructed."""

@@ -4,32 +4,36 @@ from functools import partial
 
 import torch
 
+from deployments.devices import latent_decoder, text_encoder, unet_and_steps
 from deployments.engine.cost import CostModel
-from deployments.engine.device_step import rehearse, step_runner
-from deployments.engine.images import LatentDecoder
-from deployments.engine.models import load_model_info, load_text_pipeline, load_unet, load_vae
-from deployments.engine.prompts import TextEncoder
+from deployments.engine.device_step import rehearse
+from deployments.engine.models import load_model_info
 from deployments.profiling import Profiling
-from serve.config import AppConfig
+from serve.config import AppConfig, ConfigError
 
 
 def profile(config: AppConfig) -> CostModel:
-    """Stage by stage, each with the threads that it is configured to have. Raises ModelLoadError."""
+    """Stage by stage, each with the threads that it is configured to have.
+
+    Raises ModelLoadError and ConfigError.
+    """
     source, placement = config.model.source(), config.model.placement()
+    if placement.is_simulated:
+        raise ConfigError("model.device: there is nothing to measure on a simulated device")
     info = load_model_info(source)
     config.check_for(info)
     profiling = Profiling(config.latent_shapes(info))
 
     torch.set_num_threads(config.encoder.num_threads)
-    encoder = TextEncoder(load_text_pipeline(source, placement))
+    encoder = text_encoder(source, placement, None)
     encode = profiling.encode_cost(encoder.rehearse, config.encoder.max_batch_size)
 
     torch.set_num_threads(config.denoiser.num_threads)
-    unet = load_unet(source, placement)
+    unet, run_step = unet_and_steps(source, placement, None)
     engine = config.engine_config(info).for_device(unet.device)
-    forward = profiling.forward_cost(partial(rehearse, unet, step_runner(unet)), engine)
+    forward = profiling.forward_cost(partial(rehearse, unet, run_step), engine)
 
     torch.set_num_threads(config.decoder.num_threads)
-    decoder = LatentDecoder(load_vae(source, placement))
+    decoder = latent_decoder(source, placement, None)
     decode = profiling.decode_cost(decoder.rehearse, config.decoder.max_batch_size)
     return CostModel(encode, forward, decode)

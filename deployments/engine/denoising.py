@@ -17,7 +17,7 @@ from itertools import accumulate
 import torch
 
 from deployments.engine.cost import StageCost, counts_to_measure
-from deployments.engine.device_step import StepInputs, StepRunner
+from deployments.engine.device_step import StepInputs, StepRunner, UNetInterface
 from deployments.engine.messages import (
     DenoisedLatents,
     DenoiseEvent,
@@ -26,7 +26,6 @@ from deployments.engine.messages import (
     LatentShape,
     StepProgress,
 )
-from deployments.engine.models import UNet
 from deployments.engine.samplers import STATE_SLOTS, SamplerTable, SamplerTables
 from deployments.engine.step_scheduler import Group, make_way, pick_group, pick_members, slack_s
 
@@ -141,7 +140,7 @@ class Engine:
 
     def __init__(
         self,
-        unet: UNet,
+        unet: UNetInterface,
         run_step: StepRunner,
         tables: SamplerTables,
         scale_factor: int,

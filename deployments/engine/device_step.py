@@ -6,6 +6,7 @@ one takes the CPU longer than a fast device takes to run them.
 
 from collections.abc import Callable
 from dataclasses import dataclass, fields
+from typing import Protocol
 
 import torch
 
@@ -14,6 +15,23 @@ from deployments.engine.models import UNet
 from deployments.engine.samplers import NUM_INPUTS, NUM_OUTPUTS, STATE_SLOTS, advance
 
 MAX_TOKENS = 77  # of every Stable Diffusion text encoder
+
+
+class UNetInterface(Protocol):
+    """What one must know of a U-Net, real or simulated, to make its inputs; see `models.UNet`."""
+
+    @property
+    def device(self) -> torch.device: ...
+    @property
+    def dtype(self) -> torch.dtype: ...
+    @property
+    def in_channels(self) -> int: ...
+    @property
+    def needs_time_ids(self) -> bool: ...
+    @property
+    def embeds_width(self) -> int: ...
+    @property
+    def pooled_width(self) -> int: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,7 +125,7 @@ def step_runner(unet: UNet) -> StepRunner:
     return CapturedSteps(unet) if unet.device.type == "cuda" else EagerSteps(unet)
 
 
-def rehearse(unet: UNet, run: StepRunner, latent_shape: LatentShape, rows: int) -> None:
+def rehearse(unet: UNetInterface, run: StepRunner, latent_shape: LatentShape, rows: int) -> None:
     """One step on random data, waited for: to warm up and to be timed."""
     device, dtype = unet.device, unet.dtype
     pooled = time_ids = None

@@ -54,7 +54,7 @@ class ModelSource:
 class Placement:
     """Where and how a part of a model runs.
 
-    device: auto, cpu or cuda; attention: sdpa or xformers
+    device: auto, cpu, cuda or simulated; attention: sdpa or xformers
     compile_cache: a folder; where it is given the U-Net is compiled, and what was compiled is kept there
     """
 
@@ -63,7 +63,12 @@ class Placement:
     attention: str = "sdpa"
     compile_cache: str | None = None
 
+    @property
+    def is_simulated(self) -> bool:
+        return self.device == "simulated"
+
     def torch_device(self) -> torch.device:
+        """Raises ModelLoadError where there is none such."""
         available = torch.cuda.is_available()
         if self.device == "cuda" and not available:
             raise ModelLoadError("device: cuda was asked for, but torch sees no CUDA device here")
@@ -85,12 +90,21 @@ class ModelInfo:
 
 def load_model_info(source: ModelSource) -> ModelInfo:
     """Reads no weights. Raises ModelLoadError."""
-    _pipeline_class(source)
+    unet_config = load_unet_config(source)
     scheduler_config = DDIMScheduler.load_config(source.path, subfolder="scheduler", **source.hub_kwargs())
     vae_config = AutoencoderKL.load_config(source.path, subfolder="vae", **source.hub_kwargs())
-    unet_config = UNet2DConditionModel.load_config(source.path, subfolder="unet", **source.hub_kwargs())
     scale_factor = 2 ** (len(vae_config["block_out_channels"]) - 1)
     return ModelInfo(scheduler_config, scale_factor, unet_config["sample_size"] * scale_factor)
+
+
+def load_unet_config(source: ModelSource) -> Mapping[str, Any]:
+    """Raises ModelLoadError for a U-Net that needs more than a prompt."""
+    _pipeline_class(source)
+    config: Mapping[str, Any] = UNet2DConditionModel.load_config(
+        source.path, subfolder="unet", **source.hub_kwargs()
+    )
+    _refuse_unserved(config, source)
+    return config
 
 
 def _pipeline_class(source: ModelSource) -> type[DiffusionPipeline]:
@@ -180,10 +194,7 @@ class UNet:
 
 def load_unet(source: ModelSource, placement: Placement) -> UNet:
     """Raises ModelLoadError for a U-Net that needs more than a prompt, or an attention that cannot run."""
-    _pipeline_class(source)
-    _refuse_unserved(
-        UNet2DConditionModel.load_config(source.path, subfolder="unet", **source.hub_kwargs()), source
-    )
+    load_unet_config(source)
     device, dtype = placement.torch_device(), placement.torch_dtype()
     module = UNet2DConditionModel.from_pretrained(
         source.path, subfolder="unet", dtype=dtype, **source.hub_kwargs()

@@ -28,7 +28,13 @@ def build_http_app(config: AppConfig, info: ModelInfo, pipeline: Pipeline) -> St
     images = ImagesRoute(config, info, tables, pipeline, Admission(config.limits.max_queue, estimator))
 
     async def models(_: Request) -> Response:
-        model = {"id": config.model.id, "object": "model", "created": started, "owned_by": "midstep"}
+        model = {
+            "id": config.model.id,
+            "object": "model",
+            "created": started,
+            "owned_by": "midstep",
+            "device": config.model.device,
+        }
         return JSONResponse({"object": "list", "data": [model]})
 
     async def livez(_: Request) -> Response:

@@ -6,9 +6,10 @@ import pytest
 import yaml
 from pydantic import ValidationError
 
+from deployments.engine.cost import CostModel, Curve, StageCost
 from deployments.engine.models import load_model_info
 from serve.cli import check, keys_table
-from serve.config import PROJECT_FOLDER, AppConfig, ConfigError
+from serve.config import COST_MODEL_JSON, PROJECT_FOLDER, AppConfig, ConfigError
 
 
 def test_the_empty_configuration_serves_the_embedded_model() -> None:
@@ -26,10 +27,13 @@ def test_the_empty_configuration_serves_the_embedded_model() -> None:
             {"decoder": {"autoscaling": {"max_replica": 4}}},
             "decoder.autoscaling.max_replica: unknown key; the nearest one is 'max_replicas'",
         ),
+        ({"model": {"device": "simulated"}}, "simulated needs cost_model, a file of `midstep profile`"),
+        ({"model": {"sizes": ["big"]}}, r"model\.sizes|should match pattern"),
+        ({"denoiser": {"row_counts": [2, 8]}}, r"the largest \(8\) is less than max_rows \(32\)"),
         ({"model": {"dtype": "float8"}}, "'float32', 'bfloat16' or 'float16'"),
         (
             {"denoiser": {"rows_per_forward": 64}},
-            r"rows_per_forward \(64\) is not within 2 and max_rows \(16\)",
+            r"rows_per_forward \(64\) is not within 2 and max_rows \(32\)",
         ),
         (
             {"encoder": {"max_batch_size": 99}},
@@ -57,6 +61,22 @@ def test_a_model_folder_that_is_none_is_named() -> None:
     config = AppConfig.model_validate({"model": {"path": "./nowhere"}})
     with pytest.raises(ConfigError, match=r"model.path: './nowhere' is no folder"):
         config.model.source()
+
+
+def test_a_cost_model_that_is_none_is_named(tmp_path: Path) -> None:
+    (tmp_path / "empty.json").write_text("{}")
+    for path in ("nowhere.json", str(tmp_path / "empty.json")):
+        config = AppConfig.model_validate({"model": {"cost_model": path}})
+        with pytest.raises(ConfigError, match=f"model.cost_model: '{path}' is no file of `midstep profile`"):
+            config.model.known_cost()
+
+
+def test_a_cost_model_comes_back_as_it_was_written(tmp_path: Path) -> None:
+    curve = Curve(0.01, 2, 0.001, ((1, 0.5), (2, -0.25)))
+    cost = CostModel(curve, StageCost((((16, 16), curve), ((16, 24), curve))), StageCost((((8, 8), curve),)))
+    path = tmp_path / "cost_model.json"
+    path.write_bytes(COST_MODEL_JSON.dump_json(cost))
+    assert AppConfig.model_validate({"model": {"cost_model": str(path)}}).model.known_cost() == cost
 
 
 @pytest.mark.parametrize(

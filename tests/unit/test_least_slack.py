@@ -1,87 +1,107 @@
-"""Latency under load on a simulated device, whose clock moves only by what forwards cost: exact figures."""
+"""Latency under load on the simulated device, whose clock moves only by what forwards cost: exact figures."""
 
-from collections.abc import Callable
+from typing import Any
 
 import pytest
-import torch
 
 from deployments.engine.cost import Curve, StageCost
 from deployments.engine.denoising import Engine, EngineConfig
-from deployments.engine.device_step import StepInputs
-from deployments.engine.messages import DenoisedLatents
-from deployments.engine.samplers import NUM_OUTPUTS
+from deployments.engine.messages import DenoisedLatents, DenoiseRequest
+from deployments.engine.prompts import PromptText
+from deployments.engine.samplers import SamplerTables
+from deployments.engine.simulated import SimulatedSteps, SimulatedTextEncoder, SimulatedUNet
 from deployments.engine.step_scheduler import PROMPTNESS
-from tests.conftest import LoadedModel
+from tests.unit.test_samplers import STABLE_DIFFUSION
 
 SHAPE = (16, 16)
 CPU_LIKE = Curve(base_s=0.010, flat_count=1, slope_s=0.00375)
 GPU_LIKE = Curve(base_s=0.040, flat_count=2, slope_s=0.018)
 
 
-class Simulated:
-    """An engine whose forwards take the time that their curve says and give zeros."""
+class Simulation:
+    """An engine on a simulated device, and when each request was finished."""
 
-    def __init__(self, model: LoadedModel, curve: Curve) -> None:
+    def __init__(self, curve: Curve) -> None:
         self.now = 1000.0
-        self.curve = curve
+        self.finished: dict[str, float] = {}
         self.rows: list[int] = []
-        config = EngineConfig(16, 16, 8, SHAPE)
         cost = StageCost(((SHAPE, curve),))
         self.engine = Engine(
-            model.unet, self._run, model.tables, model.info.scale_factor, config, cost, lambda: self.now
+            SimulatedUNet({"in_channels": 4}),
+            SimulatedSteps(cost, self._sleep),
+            SamplerTables(STABLE_DIFFUSION),
+            8,
+            EngineConfig(16, 16, 8, SHAPE),
+            cost,
+            lambda: self.now,
         )
-        self.finished: dict[str, float] = {}
+        self._encoder = SimulatedTextEncoder(Curve(0.0, 1, 0.0), is_xl=False)
 
-    def _run(self, inputs: StepInputs) -> torch.Tensor:
-        rows = len(inputs.request_of_row)
-        self.rows.append(rows)
-        self.now += self.curve.seconds(rows)
-        return torch.zeros(len(inputs.states), NUM_OUTPUTS, *inputs.states.shape[2:])
+    def _sleep(self, seconds: float) -> None:
+        self.now += seconds
+
+    def add(self, name: str, steps: int, arrival: float | None = None, **changes: Any) -> None:
+        text = PromptText("a star", None, guided=True, deterministic=False)
+        embeds = self._encoder.assemble(text, self._encoder.encode(self._encoder.texts(text)))
+        request = DenoiseRequest(name, embeds, 128, 128, "DPM++ 2M", steps, 5.0, seed=1, **changes)
+        self.engine.add(request, arrival)
 
     def step(self) -> None:
-        for event in self.engine.step().events:
+        report = self.engine.step()
+        self.rows.append(report.rows)
+        for event in report.events:
             if isinstance(event, DenoisedLatents):
                 self.finished[event.request_id] = self.now
 
+    def finish(self) -> None:
+        while self.engine.num_requests:
+            self.step()
+
 
 @pytest.mark.parametrize("curve", [CPU_LIKE, GPU_LIKE], ids=["CPU-like", "GPU-like"])
-@pytest.mark.parametrize("steps", [2, 4, 8])
-def test_a_burst_of_long_requests_does_not_make_a_short_one_slow(
-    load_model: Callable[..., LoadedModel], curve: Curve, steps: int
-) -> None:
-    """It arrives just after a full forward has begun, behind forty that take 50 steps each."""
-    model = load_model("sd1")
-    simulated = Simulated(model, curve)
+@pytest.mark.parametrize("steps", [4, 8, 12])
+def test_a_burst_of_long_requests_does_not_make_a_short_one_slow(curve: Curve, steps: int) -> None:
+    """It arrives just after a full forward has begun, among forty that take 50 steps each."""
+    simulation = Simulation(curve)
     for index in range(40):
-        simulated.engine.add(model.request(f"long {index}", num_inference_steps=50))
+        simulation.add(f"long {index}", 50)
     for _ in range(5):
-        simulated.step()
-    arrival = simulated.now
-    simulated.step()
-    assert simulated.rows == [16] * 6
-    simulated.engine.add(model.request("short", num_inference_steps=steps), arrival)
-    while "short" not in simulated.finished:
-        simulated.step()
-    unloaded_s = steps * curve.seconds(2)
-    latency_s = simulated.finished["short"] - arrival
-    if steps == 2:
-        # One forward that had begun and two of its own, at least two rows wide: all that can be done.
-        assert latency_s == pytest.approx(curve.seconds(16) + 2 * curve.seconds(simulated.rows[-1]))
-    else:
-        assert latency_s <= PROMPTNESS * unloaded_s
+        simulation.step()
+    arrival = simulation.now
+    simulation.step()
+    assert simulation.rows == [16] * 6
+    simulation.add("short", steps, arrival)
+    simulation.finish()
+    assert simulation.finished["short"] - arrival <= PROMPTNESS * steps * curve.seconds(2)
 
 
-def test_the_long_ones_lose_little_by_it(load_model: Callable[..., LoadedModel]) -> None:
-    model = load_model("sd1")
+def test_the_long_ones_lose_no_more_than_the_short_one_takes() -> None:
     finished = []
     for with_short in (False, True):
-        simulated = Simulated(model, GPU_LIKE)
+        simulation = Simulation(GPU_LIKE)
         for index in range(8):
-            simulated.engine.add(model.request(f"long {index}", num_inference_steps=50))
+            simulation.add(f"long {index}", 50)
         if with_short:
-            simulated.engine.add(model.request("short", num_inference_steps=4))
-        while simulated.engine.num_requests:
-            simulated.step()
-        finished.append(max(time for name, time in simulated.finished.items() if name != "short"))
-    unloaded_s = 4 * GPU_LIKE.seconds(2)
-    assert finished[1] - finished[0] <= PROMPTNESS * unloaded_s
+            simulation.add("short", 4)
+        simulation.finish()
+        finished.append(max(time for name, time in simulation.finished.items() if name != "short"))
+    assert finished[1] - finished[0] <= PROMPTNESS * 4 * GPU_LIKE.seconds(2)
+
+
+def test_a_request_with_a_deadline_overtakes_those_without() -> None:
+    simulation = Simulation(GPU_LIKE)
+    for index in range(16):
+        simulation.add(f"patient {index}", 20)
+    deadline = simulation.now + 20.5 * GPU_LIKE.seconds(16)  # in the first batch, or it is late
+    simulation.add("urgent", 20, deadline=deadline)
+    simulation.finish()
+    assert simulation.finished["urgent"] <= deadline < simulation.finished["patient 15"]
+
+
+def test_priority_goes_first_among_equals() -> None:
+    simulation = Simulation(GPU_LIKE)
+    for index in range(16):
+        simulation.add(f"plain {index}", 20)
+    simulation.add("high", 20, priority=1)
+    simulation.finish()
+    assert simulation.finished["high"] == min(simulation.finished.values())

@@ -1,0 +1,99 @@
+"""A simulated device: every stage takes the time that its cost curve says and gives values that cost nothing.
+
+It reads a model's configuration and no weights. What it makes are no pictures of anything; whoever shows its
+figures says that they are simulated.
+"""
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from deployments.engine.cost import Curve, StageCost
+from deployments.engine.device_step import MAX_TOKENS, StepInputs
+from deployments.engine.images import Pixels
+from deployments.engine.messages import LatentShape, PromptEmbeds
+from deployments.engine.prompts import EncodedText, PromptText
+from deployments.engine.samplers import NUM_OUTPUTS
+
+
+class SimulatedUNet:
+    """As UNet, without its forward, from the model's own configuration of one. Embeddings are one wide."""
+
+    embeds_width = 1
+    pooled_width = 1
+
+    def __init__(self, unet_config: Mapping[str, Any]) -> None:
+        self.device = torch.device("cpu")
+        self.dtype = torch.float32
+        self.in_channels: int = unet_config["in_channels"]
+        self.needs_time_ids = unet_config.get("addition_embed_type") == "text_time"
+
+
+class SimulatedSteps:
+    """Runs a step by sleeping; the states stay the noise that they began as.
+
+    sleep: takes seconds; another one than time's for a clock of one's own
+    """
+
+    def __init__(self, forward: StageCost, sleep: Callable[[float], None] = time.sleep) -> None:
+        self._forward = forward
+        self._sleep = sleep
+
+    def __call__(self, inputs: StepInputs) -> torch.Tensor:
+        shape = inputs.states.shape  # [B, STATE_SLOTS, C, h, w]
+        self._sleep(self._forward.seconds((shape[3], shape[4]), len(inputs.request_of_row)))
+        return inputs.states[:, :1].expand(-1, NUM_OUTPUTS, -1, -1, -1)
+
+
+class SimulatedTextEncoder:
+    """As TextEncoder, with embeddings of zeros, which hold no more than the engine looks at."""
+
+    def __init__(self, encode: Curve, is_xl: bool) -> None:
+        self._encode = encode
+        self._is_xl = is_xl
+
+    def encode(self, texts: Sequence[str]) -> list[EncodedText]:
+        time.sleep(self._encode.seconds(len(texts)))
+        pooled = torch.zeros(1) if self._is_xl else None
+        return [EncodedText(torch.zeros(MAX_TOKENS, 1), pooled, len(text.split()) + 2) for text in texts]
+
+    def rehearse(self, num_texts: int) -> None:
+        self.encode([""] * num_texts)
+
+    def texts(self, prompt: PromptText) -> list[str]:
+        return [prompt.prompt, prompt.negative_prompt or ""] if prompt.guided else [prompt.prompt]
+
+    def assemble(self, prompt: PromptText, encoded: Sequence[EncodedText]) -> PromptEmbeds:
+        positive, negative = encoded[0], encoded[1] if prompt.guided else None
+        return PromptEmbeds(
+            prompt_embeds=positive.embeds,
+            negative_prompt_embeds=negative.embeds if negative else None,
+            pooled_prompt_embeds=positive.pooled,
+            negative_pooled_prompt_embeds=negative.pooled if negative else None,
+            num_tokens=positive.num_tokens,
+            negative_num_tokens=negative.num_tokens if negative else 0,
+            max_tokens=MAX_TOKENS,
+        )
+
+
+class SimulatedDecoder:
+    """As LatentDecoder, with pictures of one grey."""
+
+    def __init__(self, decode: StageCost, scale_factor: int) -> None:
+        self._decode = decode
+        self._scale_factor = scale_factor
+
+    def decode(self, latents: Sequence[torch.Tensor]) -> list[Pixels]:
+        height, width = latents[0].shape[1:]
+        time.sleep(self._decode.seconds((height, width), len(latents)))
+        return [self.preview(item) for item in latents]
+
+    def rehearse(self, latent_shape: LatentShape, num_images: int) -> None:
+        self.decode([torch.zeros(1, *latent_shape)] * num_images)
+
+    def preview(self, latents: torch.Tensor) -> Pixels:
+        height, width = (self._scale_factor * side for side in latents.shape[1:])
+        return np.full((height, width, 3), 128, np.uint8)
