@@ -30,7 +30,7 @@ class System:
     arguments: tuple[str, ...]
 
 
-def _on_ray(title: str, module: str) -> System:
+def on_ray(title: str, module: str) -> System:
     arguments = ("-m", "benchmarks.peers.ray_host", module, "--threads", "{threads}", "--port", "{port}")
     return System(title, project_python, arguments)
 
@@ -39,9 +39,9 @@ _LITSERVE = ("-m", "benchmarks.peers.litserve_server", "--threads", "{threads}",
 _BENTOML = ("-m", "bentoml", "serve", "benchmarks.peers.bentoml_service:Images", "--host", "127.0.0.1")
 
 SYSTEMS: Mapping[str, System] = {
-    "midstep": _on_ray("Midstep", "benchmarks.peers.midstep_app"),
-    "ray_serve_pipeline": _on_ray("Ray Serve, a pipeline", "benchmarks.peers.ray_serve_pipeline"),
-    "ray_serve_batch": _on_ray("Ray Serve, @serve.batch", "benchmarks.peers.ray_serve_batch"),
+    "midstep": on_ray("Midstep", "benchmarks.peers.midstep_app"),
+    "ray_serve_pipeline": on_ray("Ray Serve, a pipeline", "benchmarks.peers.ray_serve_pipeline"),
+    "ray_serve_batch": on_ray("Ray Serve, @serve.batch", "benchmarks.peers.ray_serve_batch"),
     "litserve": System("LitServe", peers_python, _LITSERVE),
     "bentoml": System("BentoML", peers_python, (*_BENTOML, "--port", "{port}")),
 }

@@ -1,0 +1,143 @@
+"""What serving costs at saturation: the whole application's images per second against the bare engine's.
+
+    python -m benchmarks.saturation                  the embedded model
+    python -m benchmarks.saturation --simulated      a device that only sleeps: all that is lost is ours
+
+The same requests at the same row cap, all there from the start: over HTTP through every stage, and by an engine
+in this process without Ray. The engine decodes as well, but for the simulated device, of which every stage has
+one of its own. In turns; the server idles meanwhile.
+"""
+
+import argparse
+import asyncio
+import os
+import statistics
+import tempfile
+from functools import partial
+from pathlib import Path
+
+import torch
+from ray.serve import Application
+
+from benchmarks.engine import GUIDANCE_SCALE, PROMPTS, SAMPLER, seconds
+from benchmarks.peers.systems import on_ray, running
+from cluster.bench.load import Target, run_load
+from cluster.bench.mix import Mix, PlannedRequest, plan
+from cluster.bench.report import summarize
+from deployments.devices import latent_decoder, text_encoder, unet_and_steps
+from deployments.engine.cost import CostModel, Curve, StageCost
+from deployments.engine.denoising import Engine
+from deployments.engine.messages import DenoisedLatents, DenoiseRequest
+from deployments.engine.models import load_model_info
+from deployments.engine.prompts import PromptText
+from deployments.engine.samplers import SamplerTables
+from serve.app import build_app as build_midstep
+from serve.config import COST_MODEL_JSON, AppConfig
+
+MAX_ROWS = 16
+STEPS = 20
+SHAPE = (16, 16)
+# Modelled, not measured: steps as short as those of a fast GPU, which is what serving has to keep up with.
+SLEEPING = CostModel(
+    encode=Curve(0.005, 8, 0.0005),
+    forward=StageCost(((SHAPE, Curve(0.018, 2, 0.006)),)),
+    decode=StageCost(((SHAPE, Curve(0.010, 1, 0.010)),)),
+)
+_COST_MODEL = "MIDSTEP_BENCHMARK_COST_MODEL"  # how the server's process is told of the simulated device
+
+
+def config(num_threads: int) -> AppConfig:
+    cost_model = os.environ.get(_COST_MODEL)
+    model = {"device": "simulated", "cost_model": cost_model} if cost_model else {"device": "cpu"}
+    return AppConfig.model_validate(
+        {
+            "model": model,
+            "denoiser": {
+                "num_threads": num_threads,
+                "max_rows": MAX_ROWS,
+                "rows_per_forward": MAX_ROWS,
+            },
+            "limits": {"max_queue": 4096},
+        }
+    )
+
+
+def build_app(num_threads: int) -> Application:
+    return build_midstep(config(num_threads))
+
+
+class BareEngine:
+    """Prompts to pixels in this process."""
+
+    def __init__(self, app: AppConfig) -> None:
+        source, placement, known = app.model.source(), app.model.placement(), app.model.known_cost()
+        info = load_model_info(source)
+        self._decodes = not placement.is_simulated
+        self._encoder = text_encoder(source, placement, known)
+        self._decoder = latent_decoder(source, placement, known)
+        self._tables = SamplerTables(info.scheduler_config)
+        unet, run_step = unet_and_steps(source, placement, known)
+        # One group only, so that costs decide nothing.
+        cost = known.forward if known else SLEEPING.forward
+        self._engine = Engine(unet, run_step, self._tables, info.scale_factor, app.engine_config(info), cost)
+        self._side = info.default_size
+
+    def run(self, requests: list[PlannedRequest]) -> None:
+        for index, planned in enumerate(requests):
+            text = PromptText(planned.prompt, "", guided=True, deterministic=False)
+            embeds = self._encoder.assemble(text, self._encoder.encode(self._encoder.texts(text)))
+            self._engine.add(
+                DenoiseRequest(
+                    request_id=str(index),
+                    embeds=embeds,
+                    height=self._side,
+                    width=self._side,
+                    sampler=SAMPLER,
+                    num_inference_steps=STEPS,
+                    guidance_scale=GUIDANCE_SCALE,
+                    seed=index,
+                )
+            )
+        while self._engine.num_requests:
+            events = self._engine.step().events
+            latents = [event.latents for event in events if isinstance(event, DenoisedLatents)]
+            if latents and self._decodes:
+                self._decoder.decode(latents)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--simulated", action="store_true")
+    parser.add_argument("--requests", type=int, default=96)
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--threads", type=int, default=2)
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    mix = Mix(prompts=PROMPTS, num_inference_steps={STEPS: 1.0}, guidance_scales={GUIDANCE_SCALE: 1.0})
+    requests = plan([0.0] * args.requests, mix, seed=1)
+
+    with tempfile.TemporaryDirectory() as folder:
+        if args.simulated:
+            path = Path(folder) / "cost_model.json"
+            path.write_bytes(COST_MODEL_JSON.dump_json(SLEEPING))
+            os.environ[_COST_MODEL] = str(path)
+        bare = BareEngine(config(args.threads))
+        bare.run(requests[:8])  # warms up
+        with running(on_ray("Midstep", "benchmarks.saturation"), args.threads) as url:
+            asyncio.run(run_load(Target(url), requests[:16]))
+            pairs = []
+            for _ in range(args.repeats):
+                outcomes = asyncio.run(run_load(Target(url), requests))
+                served = summarize(outcomes).images_per_s
+                alone = len(requests) / seconds(partial(bare.run, requests))
+                pairs.append((served, alone))
+    served, alone = (statistics.median(column) for column in zip(*pairs, strict=True))
+    ratio = statistics.median(one / other for one, other in pairs)
+    device = "a device that only sleeps" if args.simulated else "the embedded model"
+    print(f"{device}: served {served:.2f} images/s, bare engine {alone:.2f} images/s, {100 * ratio:.1f}%")
+
+
+if __name__ == "__main__":
+    main()
