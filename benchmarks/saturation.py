@@ -3,9 +3,9 @@
     python -m benchmarks.saturation                  the embedded model
     python -m benchmarks.saturation --simulated      a device that only sleeps: all that is lost is ours
 
-The same requests at the same row cap, all there from the start: over HTTP through every stage, and by an engine
-in this process without Ray. The engine decodes as well, but for the simulated device, of which every stage has
-one of its own. In turns; the server idles meanwhile.
+The same requests at the same row cap, all there from the start: over HTTP through every stage, and by an
+engine in this process without Ray. The engine decodes as well, but for the simulated device, of which every
+stage has one of its own. In turns; the server idles meanwhile.
 """
 
 import argparse

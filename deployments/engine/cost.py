@@ -15,7 +15,7 @@ import numpy as np
 from deployments.engine.messages import LatentShape
 
 # The knee has this much of the best throughput. With the embedded model's curve a cap at 90% of it lost 8% of
-# the capacity and at 90% load, simulated, had twice the latency: what does not fit has to wait outside, which
+# the capacity and at 90% load, simulated, had three times the latency: what does not fit waits outside, which
 # costs more than a slower forward.
 KNEE_THROUGHPUT = 0.98
 # Measuring goes on until the fit is this close at every point, relative, or for MAX_ROUNDS: whatever else a
