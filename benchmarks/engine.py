@@ -58,7 +58,7 @@ class Ours:
         unet = load_unet(source, placement)
         self.engine = Engine(
             unet,
-            step_runner(unet),
+            step_runner(unet, [(latents, latents)]),
             self.tables,
             info.scale_factor,
             EngineConfig(rows, rows, rows, (latents, latents), None).for_device(unet.device),

@@ -64,15 +64,15 @@ class Bench:
         return 2 * side**3 / self.seconds(lambda: left @ right)
 
 
-def forwards(bench: Bench, model: RandomModel, run_step: StepRunner, peak: float) -> list[dict[str, float]]:
-    """Seconds of a step over its rows, and its share of the matrix peak."""
+def forwards(
+    bench: Bench, model: RandomModel, run_step: StepRunner, peak: float, flops: int
+) -> list[dict[str, float]]:
+    """Seconds of a step over its rows, and its share of the matrix peak. flops: of a row."""
     shape = (model.side, model.side)
-    with FlopCounterMode(display=False) as counter:
-        rehearse(model.unet, EagerSteps(model.unet), shape, 1)
     results = []
-    for rows in ROWS:
+    for rows in sorted(ROWS, reverse=True):
         seconds = bench.seconds(lambda rows=rows: rehearse(model.unet, run_step, shape, rows))  # type: ignore[misc]
-        share = rows * counter.get_total_flops() / seconds / peak
+        share = rows * flops / seconds / peak
         results.append({"rows": rows, "seconds": seconds, "share_of_peak": share})
         say(f"    {rows:>2} rows {1000 * seconds:8.2f} ms, {100 * share:5.1f}% of the matrix peak")
     return results
@@ -82,15 +82,20 @@ def curves(bench: Bench, family: str, peak: float) -> dict[str, Any]:
     """Every way to run a step. One that cannot run here says why instead of figures."""
     ways: dict[str, Callable[[], StepRunner]] = {}
     model = RandomModel.build(family, bench.device, bench.dtype)
+    shapes = [(model.side, model.side)]
+    # Counted before anything is compiled: what dynamo meets under a counter stays eager for good.
+    with FlopCounterMode(display=False) as counter:
+        rehearse(model.unet, EagerSteps(model.unet), shapes[0], 1)
+    flops = counter.get_total_flops()
 
     def with_attention(processor: Any) -> StepRunner:
         model.module.set_attn_processor(processor)
-        return step_runner(model.unet)
+        return step_runner(model.unet, shapes)
 
     def compiled() -> StepRunner:
         model.module.set_attn_processor(AttnProcessor2_0())
         model.module.compile(dynamic=False)
-        return step_runner(model.unet)
+        return step_runner(model.unet, shapes)
 
     ways["eager, sdpa"] = lambda: EagerSteps(model.unet)
     ways["captured, sdpa"] = lambda: with_attention(AttnProcessor2_0())
@@ -100,7 +105,7 @@ def curves(bench: Bench, family: str, peak: float) -> dict[str, Any]:
     for name, way in ways.items():
         say(f"  {name}")
         try:
-            results[name] = forwards(bench, model, way(), peak)
+            results[name] = forwards(bench, model, way(), peak, flops)
         except (ImportError, NotImplementedError, RuntimeError) as error:
             results[name] = f"cannot run here: {' '.join(str(error).split())[:200]}"
             say(f"    {results[name]}")
@@ -122,7 +127,7 @@ def denoise(model: RandomModel, run_step: StepRunner, requests: Sequence[Any]) -
 def against_pipeline(bench: Bench, family: str, steps: int) -> list[dict[str, float]]:
     """Seconds of a whole denoising, ours and diffusers' eager and compiled pipeline's, at equal batch."""
     model = RandomModel.build(family, bench.device, bench.dtype)
-    pipeline, run_step = model.pipeline(), step_runner(model.unet)
+    pipeline, run_step = model.pipeline(), step_runner(model.unet, [(model.side, model.side)])
     results = []
     for batch_size in BATCH_SIZES:
         requests = [model.request(str(seed), seed, steps) for seed in range(batch_size)]
@@ -146,7 +151,7 @@ def against_pipeline(bench: Bench, family: str, steps: int) -> list[dict[str, fl
 def _denoise_until(stop: Any, counted: Any, family: str, device: str, dtype: torch.dtype) -> None:
     """In a process of its own: U-Net steps of eight rows, counted, until told to stop."""
     model = RandomModel.build(family, torch.device(device), dtype)
-    run_step = step_runner(model.unet)
+    run_step = step_runner(model.unet, [(model.side, model.side)])
     while not stop.is_set():
         rehearse(model.unet, run_step, (model.side, model.side), 8)
         with counted.get_lock():
@@ -173,7 +178,9 @@ def vae_beside_unet(bench: Bench, family: str, side: int) -> list[dict[str, floa
     process.start()
     results = []
     try:
-        while counted.value < 10 and process.is_alive():
+        while counted.value < 10:
+            if not process.is_alive():
+                raise RuntimeError(f"the process beside has ended with {process.exitcode}")
             time.sleep(0.1)
         undisturbed = _rate(counted, lambda: time.sleep(2.0))
         for size in BATCH_SIZES:
@@ -212,7 +219,7 @@ def _rate(counted: Any, work: Callable[[], object]) -> float:
 def fingerprints(family: str, device: str, dtype: torch.dtype, steps: int) -> list[str]:
     """Of one deterministic request's latents: at every slot, among other neighbours each time."""
     model = RandomModel.build(family, torch.device(device), dtype)
-    run_step = step_runner(model.unet)
+    run_step = step_runner(model.unet, [(model.side, model.side)])
     found = []
     for slot in range(4):
         requests = [
@@ -271,6 +278,7 @@ def main() -> None:
         torch.bfloat16 if on_cuda else torch.float32,
         args.repeats,
     )
+    torch._dynamo.config.recompile_limit = 256  # one of each row count; past it dynamo quietly runs eagerly
     results: dict[str, Any] = environment(bench.device) | {"dtype": str(bench.dtype).removeprefix("torch.")}
     say(json.dumps(results))
     peak = bench.matrix_peak()
@@ -286,6 +294,7 @@ def main() -> None:
         results[family] = {}
         for name, part in parts.items():
             say(f"{family}: {name.replace('_', ' ')}")
+            torch._dynamo.reset()
             results[family][name] = part()
             if args.json:  # after every part: what is measured is kept, whatever comes after it
                 args.json.parent.mkdir(parents=True, exist_ok=True)

@@ -87,7 +87,7 @@ class RandomModel:
         shape = (self.side, self.side)
         config = EngineConfig(max_rows, max_rows, max_rows, shape, row_counts=(2, 4, 8, 16))
         cost = StageCost(((shape, Curve(0.01, 1, 0.0)),))
-        return Engine(self.unet, run_step or step_runner(self.unet), self.tables, 8, config, cost)
+        return Engine(self.unet, run_step or step_runner(self.unet, [shape]), self.tables, 8, config, cost)
 
     def embeds(self, seed: int) -> PromptEmbeds:
         generator = torch.Generator().manual_seed(seed)

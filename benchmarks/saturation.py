@@ -27,12 +27,12 @@ from cluster.bench.report import summarize
 from deployments.devices import latent_decoder, text_encoder, unet_and_steps
 from deployments.engine.cost import CostModel, Curve, StageCost
 from deployments.engine.denoising import Engine
-from deployments.engine.messages import DenoisedLatents, DenoiseRequest
+from deployments.engine.messages import DenoisedLatents, DenoiseRequest, PromptEmbeds
 from deployments.engine.models import load_model_info
 from deployments.engine.prompts import PromptText
 from deployments.engine.samplers import SamplerTables
 from serve.app import build_app as build_midstep
-from serve.config import COST_MODEL_JSON, AppConfig
+from serve.config import AppConfig, CostModelFile
 
 MAX_ROWS = 16
 STEPS = 20
@@ -76,16 +76,25 @@ class BareEngine:
         self._encoder = text_encoder(source, placement, known)
         self._decoder = latent_decoder(source, placement, known)
         self._tables = SamplerTables(info.scheduler_config)
-        unet, run_step = unet_and_steps(source, placement, known)
-        # One group only, so that costs decide nothing.
-        cost = known.forward if known else SLEEPING.forward
-        self._engine = Engine(unet, run_step, self._tables, info.scale_factor, app.engine_config(info), cost)
+        profiling = app.profiling(info)
+        unet, run_step, engine = unet_and_steps(source, placement, profiling, app.engine_config(info))
+        cost = known.forward if known else SLEEPING.forward  # one group only: it decides nothing
+        self._engine = Engine(unet, run_step, self._tables, info.scale_factor, engine, cost)
         self._side = info.default_size
+        self._encoded: dict[str, PromptEmbeds] = {}
+
+    def _embeds(self, prompt: str) -> PromptEmbeds:
+        """Encoded once, as the server's cache does."""
+        if prompt not in self._encoded:
+            text = PromptText(prompt, "", guided=True, deterministic=False)
+            self._encoded[prompt] = self._encoder.assemble(
+                text, self._encoder.encode(self._encoder.texts(text))
+            )
+        return self._encoded[prompt]
 
     def run(self, requests: list[PlannedRequest]) -> None:
         for index, planned in enumerate(requests):
-            text = PromptText(planned.prompt, "", guided=True, deterministic=False)
-            embeds = self._encoder.assemble(text, self._encoder.encode(self._encoder.texts(text)))
+            embeds = self._embeds(planned.prompt)
             self._engine.add(
                 DenoiseRequest(
                     request_id=str(index),
@@ -121,7 +130,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         if args.simulated:
             path = Path(folder) / "cost_model.json"
-            path.write_bytes(COST_MODEL_JSON.dump_json(SLEEPING))
+            file = CostModelFile(path="any", dtype="any", device="modelled", cost_model=SLEEPING)
+            path.write_text(file.model_dump_json())
             os.environ[_COST_MODEL] = str(path)
         bare = BareEngine(config(args.threads))
         bare.run(requests[:8])  # warms up
@@ -130,7 +140,9 @@ def main() -> None:
             pairs = []
             for _ in range(args.repeats):
                 outcomes = asyncio.run(run_load(Target(url), requests))
-                served = summarize(outcomes).images_per_s
+                summary = summarize(outcomes)
+                assert summary.counts == {"completed": len(requests)}, summary.counts
+                served = summary.images_per_s
                 alone = len(requests) / seconds(partial(bare.run, requests))
                 pairs.append((served, alone))
     served, alone = (statistics.median(column) for column in zip(*pairs, strict=True))

@@ -90,9 +90,11 @@ class Denoiser:
 
         def build() -> Engine:
             torch.set_num_threads(num_threads)
-            unet, run_step = unet_and_steps(source, placement, profiling.known)
-            config = engine.for_device(unet.device)
+            unet, run_step, config = unet_and_steps(source, placement, profiling, engine)
             self._cost = profiling.forward_cost(partial(rehearse, unet, run_step), config)
+            if placement.compile_cache:
+                # What was compiled by now is all that ever is: no request waits for a compiler.
+                torch.compiler.set_stance("eager_on_recompile")
             return Engine(unet, run_step, self._tables, info.scale_factor, config, self._cost)
 
         self._streams: dict[str, _Stream] = {}

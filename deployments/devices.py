@@ -1,6 +1,9 @@
 """A model's parts on the device that its placement names: a real one, or a simulated one."""
 
+from dataclasses import replace
+
 from deployments.engine.cost import CostModel
+from deployments.engine.denoising import EngineConfig
 from deployments.engine.device_step import StepRunner, UNetInterface, step_runner
 from deployments.engine.images import LatentDecoder
 from deployments.engine.models import (
@@ -19,6 +22,7 @@ from deployments.engine.simulated import (
     SimulatedTextEncoder,
     SimulatedUNet,
 )
+from deployments.profiling import Profiling
 
 
 def text_encoder(
@@ -26,17 +30,21 @@ def text_encoder(
 ) -> TextEncoder | SimulatedTextEncoder:
     if not placement.is_simulated:
         return TextEncoder(load_text_pipeline(source, placement))
-    is_xl = SimulatedUNet(load_unet_config(source)).needs_time_ids
+    is_xl = load_unet_config(source).get("addition_embed_type") == "text_time"
     return SimulatedTextEncoder(_of_device(known).encode, is_xl)
 
 
 def unet_and_steps(
-    source: ModelSource, placement: Placement, known: CostModel | None
-) -> tuple[UNetInterface, StepRunner]:
+    source: ModelSource, placement: Placement, profiling: Profiling, engine: EngineConfig
+) -> tuple[UNetInterface, StepRunner, EngineConfig]:
+    """Warm, and with what the engine's configuration comes to on that device."""
     if placement.is_simulated:
-        return SimulatedUNet(load_unet_config(source)), SimulatedSteps(_of_device(known).forward)
+        forward = _of_device(profiling.known).forward
+        config = replace(engine, row_counts=forward.padded_to)
+        return SimulatedUNet(load_unet_config(source)), SimulatedSteps(forward), config
     unet = load_unet(source, placement)
-    return unet, step_runner(unet)
+    config = engine.for_device(unet.device)
+    return unet, step_runner(unet, profiling.shapes if config.row_counts else ()), config
 
 
 def latent_decoder(

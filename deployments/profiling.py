@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from deployments.engine.cost import CostModel, Curve, StageCost, counts_to_measure, measure, measure_shapes
 from deployments.engine.denoising import EngineConfig
@@ -26,11 +26,12 @@ class Profiling:
         )
         if self.known:
             for shape in self.shapes:
-                for count in counts:
+                for count in reversed(counts):
                     rehearse(shape, count)
             cost = self.known.forward
         else:
             cost = measure_shapes(rehearse, self.shapes, counts)
+        cost = replace(cost, padded_to=config.row_counts or cost.padded_to)
         caps = ", ".join(
             f"{config.row_cap(Group(shape, False), cost)} at {shape[0]}x{shape[1]}" for shape in self.shapes
         )

@@ -14,6 +14,7 @@ from deployments.engine.cost import Curve
 from deployments.engine.messages import PromptEmbeds
 from deployments.engine.models import ModelSource, Placement
 from deployments.engine.prompts import EncodedText, PromptText
+from deployments.health import Health
 from deployments.profiling import Profiling
 
 
@@ -35,6 +36,7 @@ class PromptEncoder:
         self._cache_size = cache_size
         # One thread, since the tokenizers are not safe in several.
         self._executor = ThreadPoolExecutor(1, "prompt-encoder", torch.set_num_threads, (num_threads,))
+        self._health = Health()
         batching.apply_to(self._encode_together)
         # On the thread that will encode, for torch counts its threads by thread.
         self._cost = self._executor.submit(
@@ -66,9 +68,15 @@ class PromptEncoder:
             self._cache.popitem(last=False)
         return encoded
 
+    def check_health(self) -> None:
+        """Called by Serve, which replaces the replica when this raises."""
+        self._health.check()
+
     @serve.batch  # type: ignore[untyped-decorator]
     async def _encode_together(self, texts: list[str]) -> list[EncodedText]:
         return await self._run(texts)
 
     async def _run(self, texts: Sequence[str]) -> list[EncodedText]:
-        return await asyncio.get_running_loop().run_in_executor(self._executor, self._encoder.encode, texts)
+        loop = asyncio.get_running_loop()
+        with self._health.watching():
+            return await loop.run_in_executor(self._executor, self._encoder.encode, texts)

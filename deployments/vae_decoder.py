@@ -13,6 +13,7 @@ from deployments.engine.cost import StageCost
 from deployments.engine.images import Pixels, encode_image
 from deployments.engine.messages import EncodedImage, ImageFormat
 from deployments.engine.models import ModelSource, Placement
+from deployments.health import Health
 from deployments.profiling import Profiling
 
 
@@ -34,6 +35,7 @@ class VaeDecoder:
         # One thread, so that what the VAE needs of the device's memory is needed once.
         self._executor = ThreadPoolExecutor(1, "vae-decoder", torch.set_num_threads, (num_threads,))
         self._decoder = latent_decoder(source, placement, profiling.known)
+        self._health = Health()
         self._max_hold_s = max_hold_s
         # On the thread that will decode, for torch counts its threads by thread.
         self._cost = self._executor.submit(
@@ -64,14 +66,18 @@ class VaeDecoder:
         """Of VAE decoding, by images."""
         return self._cost
 
+    def check_health(self) -> None:
+        """Called by Serve, which replaces the replica when this raises."""
+        self._health.check()
+
     @serve.batch  # type: ignore[untyped-decorator]
     async def _decode_together(self, latents: list[torch.Tensor]) -> list[Pixels]:
         return await self._run(latents)
 
     async def _run(self, latents: Sequence[torch.Tensor]) -> list[Pixels]:
-        return await asyncio.get_running_loop().run_in_executor(
-            self._executor, self._decode_by_shape, latents
-        )
+        loop = asyncio.get_running_loop()
+        with self._health.watching():
+            return await loop.run_in_executor(self._executor, self._decode_by_shape, latents)
 
     def _decode_by_shape(self, latents: Sequence[torch.Tensor]) -> list[Pixels]:
         decoded: dict[int, Pixels] = {}

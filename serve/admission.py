@@ -42,6 +42,7 @@ class Estimator:
             num_images=request.num_images,
             row_cap=self._engine.row_cap(group, cost.forward),
             other_rows=math.ceil(other_rows / self._num_denoisers),
+            fixed_rows=self._engine.deterministic_rows if request.deterministic else None,
         )
 
 
@@ -56,12 +57,15 @@ class Admission:
         self._mean_s = 1.0
 
     def check_deadline(self, request: GenerationRequest, cost: CostModel) -> None:
-        """Raises DeadlineTooEarlyError, or DeadlineTooEarlyNowError where less load would help."""
-        if request.deadline is None:
-            return
+        """Of an admitted request with a deadline.
+
+        Raises DeadlineTooEarlyError, or DeadlineTooEarlyNowError where less load would help.
+        """
+        assert request.deadline is not None, "only deadlines are checked"
         left_s = request.deadline - time.time()
+        other_rows = self._queued_rows - request.num_images * request.rows_per_image
         alone_s = self._estimator.estimate(request, cost).latency_s
-        now_s = self._estimator.estimate(request, cost, self._queued_rows).latency_s
+        now_s = self._estimator.estimate(request, cost, other_rows).latency_s
         if alone_s > left_s:
             raise DeadlineTooEarlyError(
                 f"deadline_s: {left_s:.2f} s are left, and alone the request takes about {alone_s:.2f} s.",

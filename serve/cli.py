@@ -19,7 +19,7 @@ from pydantic import BaseModel, ValidationError
 from ray.serve.schema import ServeDeploySchema
 
 from deployments.engine.models import ModelLoadError
-from serve.config import COST_MODEL_JSON, AppConfig, ConfigError, unknown_keys
+from serve.config import AppConfig, ConfigError, unknown_keys
 from serve.profile import profile
 
 IMPORT_PATH = "serve.app:build_app"
@@ -86,8 +86,11 @@ def write_profile(configs: list[AppConfig], output: Path) -> None:
         )
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     logging.getLogger("ray.serve").setLevel(logging.INFO)
-    cost_model = profile(configs[0])
-    output.write_bytes(COST_MODEL_JSON.dump_json(cost_model, indent=2))
+    try:
+        output.open("a").close()  # before the minutes that measuring takes
+    except OSError as error:
+        raise ConfigError(f"--output {output}: {error.strerror}") from error
+    output.write_text(profile(configs[0]).model_dump_json(indent=2) + "\n")
     print(f"written to {output}; the key model.cost_model names it")
 
 

@@ -17,7 +17,6 @@ from pydantic import (
     NonNegativeInt,
     PositiveFloat,
     PositiveInt,
-    TypeAdapter,
     ValidationError,
     model_validator,
 )
@@ -33,7 +32,6 @@ from deployments.profiling import Profiling
 PROJECT_FOLDER = Path(__file__).parents[1]
 
 
-COST_MODEL_JSON = TypeAdapter(CostModel)
 Size = Annotated[str, Field(pattern=r"^[1-9]\d{0,4}x[1-9]\d{0,4}$")]  # WIDTHxHEIGHT in pixels
 
 
@@ -48,6 +46,15 @@ def _project_path(path: str) -> Path:
 
 class _Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+
+
+class CostModelFile(_Section):
+    """What `midstep profile` writes. path, dtype: the model's; device: for people."""
+
+    path: str
+    dtype: str
+    device: str
+    cost_model: CostModel
 
 
 class ModelConfig(_Section):
@@ -106,11 +113,17 @@ class ModelConfig(_Section):
         if self.cost_model is None:
             return None
         try:
-            return COST_MODEL_JSON.validate_json(_project_path(self.cost_model).read_bytes())
+            file = CostModelFile.model_validate_json(_project_path(self.cost_model).read_bytes())
         except (OSError, ValidationError) as error:
             raise ConfigError(
                 f"model.cost_model: {self.cost_model!r} is no file of `midstep profile`: {error}"
             ) from error
+        if self.device != "simulated" and (file.path, file.dtype) != (self.path, self.dtype):
+            raise ConfigError(
+                f"model.cost_model: {self.cost_model!r} was measured with {file.path!r} in {file.dtype}, "
+                f"and {self.path!r} in {self.dtype} is to be served"
+            )
+        return file.cost_model
 
 
 class AutoscalingSection(_Section):
@@ -217,8 +230,6 @@ class DenoiserConfig(_DeviceStage):
             raise ValueError(
                 f"row_counts: the largest ({max(self.row_counts)}) is less than max_rows ({self.max_rows})"
             )
-        if self.max_rows < 2:
-            raise ValueError("max_rows (1) is less than the 2 that an image with guidance takes")
         return self
 
 
@@ -297,6 +308,17 @@ class AppConfig(_Section):
         return data
 
     @model_validator(mode="after")
+    def _check_gpus(self) -> "AppConfig":
+        stages = {"encoder": self.encoder, "denoiser": self.denoiser, "decoder": self.decoder}
+        without = [name for name, stage in stages.items() if stage.num_gpus == 0]
+        if self.model.device == "cuda" and without:
+            raise ValueError(
+                f"model.device: cuda needs a share of a GPU for each stage, else all would be on one; "
+                f"set {', '.join(f'{name}.num_gpus' for name in without)}"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _check_defaults(self) -> "AppConfig":
         steps, most = self.defaults.num_inference_steps, self.limits.max_num_inference_steps
         if steps > most:
@@ -320,8 +342,14 @@ class AppConfig(_Section):
                     f"from limits.min_size ({self.limits.min_size}) to limits.max_{name} ({limit})"
                 )
         for size in self.model.sizes:
-            if any(int(pixels) % info.scale_factor for pixels in size.split("x")):
+            width, height = map(int, size.split("x"))
+            if width % info.scale_factor or height % info.scale_factor:
                 raise ConfigError(f"model.sizes: {size} is not of multiples of {info.scale_factor}")
+            if width > self.limits.max_width or height > self.limits.max_height:
+                raise ConfigError(
+                    f"model.sizes: {size} is larger than limits.max_width ({self.limits.max_width}) "
+                    f"and limits.max_height ({self.limits.max_height}) allow"
+                )
         height, width = self.default_size(info)
         if height * width > self.limits.max_pixels:
             raise ConfigError(

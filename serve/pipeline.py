@@ -74,10 +74,15 @@ class Pipeline:
         except RayError as error:
             raise NotReadyError("A stage has just lost its replica.", retry_after_s=1) from error
 
-    async def cost_model(self) -> CostModel:
-        """What each stage's work costs, as its replicas know it; asked once."""
+    async def cost_model(self, deadline: float) -> CostModel:
+        """What each stage's work costs, as its replicas know it; asked once.
+
+        Raises DeadlineExceededError and GenerationFailedError.
+        """
         if self._cost_model is None:
-            self._cost_model = await self._ask_cost_model()
+            self._cost_model = await _until(
+                deadline, _retried("that asks what work costs", self._ask_cost_model)
+            )
         return self._cost_model
 
     async def _ask_cost_model(self) -> CostModel:

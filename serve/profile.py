@@ -9,10 +9,10 @@ from deployments.engine.cost import CostModel
 from deployments.engine.device_step import rehearse
 from deployments.engine.models import load_model_info
 from deployments.profiling import Profiling
-from serve.config import AppConfig, ConfigError
+from serve.config import AppConfig, ConfigError, CostModelFile
 
 
-def profile(config: AppConfig) -> CostModel:
+def profile(config: AppConfig) -> CostModelFile:
     """Stage by stage, each with the threads that it is configured to have.
 
     Raises ModelLoadError and ConfigError.
@@ -29,11 +29,17 @@ def profile(config: AppConfig) -> CostModel:
     encode = profiling.encode_cost(encoder.rehearse, config.encoder.max_batch_size)
 
     torch.set_num_threads(config.denoiser.num_threads)
-    unet, run_step = unet_and_steps(source, placement, None)
-    engine = config.engine_config(info).for_device(unet.device)
+    unet, run_step, engine = unet_and_steps(source, placement, profiling, config.engine_config(info))
     forward = profiling.forward_cost(partial(rehearse, unet, run_step), engine)
 
     torch.set_num_threads(config.decoder.num_threads)
     decoder = latent_decoder(source, placement, None)
     decode = profiling.decode_cost(decoder.rehearse, config.decoder.max_batch_size)
-    return CostModel(encode, forward, decode)
+    device = placement.torch_device()
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"
+    return CostModelFile(
+        path=config.model.path,
+        dtype=config.model.dtype,
+        device=name,
+        cost_model=CostModel(encode, forward, decode),
+    )

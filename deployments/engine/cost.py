@@ -37,6 +37,12 @@ class Curve:
     slope_s: float
     residuals: tuple[tuple[int, float], ...] = ()
 
+    def __post_init__(self) -> None:
+        if self.base_s <= 0 or self.slope_s < 0 or self.flat_count < 1:
+            raise ValueError(
+                f"no device takes base_s={self.base_s}, slope_s={self.slope_s}, flat_count={self.flat_count}"
+            )
+
     def seconds(self, count: int) -> float:
         return self.base_s + self.slope_s * max(0, count - self.flat_count)
 
@@ -86,9 +92,17 @@ def fit_curve(timings: Mapping[int, float]) -> Curve:
 
 @dataclass(frozen=True, slots=True)
 class StageCost:
-    """A stage's curve for every latent shape that was measured."""
+    """A stage's curve for every latent shape that was measured, at least one.
+
+    padded_to: counts, rising, that calls are padded to; empty: none are
+    """
 
     curves: tuple[tuple[LatentShape, Curve], ...]
+    padded_to: tuple[int, ...] = ()
+
+    def __post_init__(self) -> None:
+        if not self.curves:
+            raise ValueError("a stage's cost needs the curve of one latent shape at least")
 
     def curve(self, shape: LatentShape) -> Curve:
         """One that was not measured is taken from the nearest, in proportion to the area."""
@@ -97,7 +111,10 @@ class StageCost:
         return Curve(curve.base_s * factor, curve.flat_count, curve.slope_s * factor, curve.residuals)
 
     def seconds(self, shape: LatentShape, count: int) -> float:
-        return self.curve(shape).seconds(count)
+        """Of a call, padding included."""
+        return self.curve(shape).seconds(
+            next((padded for padded in self.padded_to if padded >= count), count)
+        )
 
     def table(self, unit: str) -> str:
         """For people."""
@@ -130,13 +147,15 @@ class CostModel:
         num_images: int,
         row_cap: int,
         other_rows: int,
+        fixed_rows: int | None = None,
     ) -> Estimate:
         """Of a request whose images take num_calls model calls of num_rows rows each.
 
-        It shares forwards of up to row_cap rows with other_rows of others; it goes first where not all fit.
+        It shares forwards of up to row_cap rows with other_rows of others, and goes first where not all fit.
+        fixed_rows: what its forwards have in any case
         """
         own_rows = num_rows * num_images
-        forward_rows = min(own_rows + other_rows, max(row_cap, num_rows))
+        forward_rows = fixed_rows or min(own_rows + other_rows, max(row_cap, num_rows))
         turns = math.ceil(own_rows / forward_rows)
         denoise_s = num_calls * self.forward.seconds(shape, forward_rows)
         around_s = self.encode.seconds(num_rows) + self.decode.seconds(shape, num_images)
@@ -150,20 +169,22 @@ def counts_to_measure(most: int) -> list[int]:
     return sorted({*(2**power for power in range(most.bit_length())), most})
 
 
-def measure(work: Callable[[int], None], counts: Sequence[int]) -> Curve:
+def measure(
+    work: Callable[[int], None], counts: Sequence[int], clock: Callable[[], float] = time.perf_counter
+) -> Curve:
     """Times `work(count)`, which must return only when the device is done, and fits its curve.
 
     All counts take turns, so that a disturbance does not hit one alone.
     """
-    for count in counts:
-        work(count)  # warms up: kernels are chosen and memory is allocated at the first call
+    for count in sorted(counts, reverse=True):
+        work(count)  # warms up: kernels are chosen, memory is allocated, the most first
     best = dict.fromkeys(counts, math.inf)
     order = random.Random(0)
     for done in range(1, MAX_ROUNDS + 1):
         for count in order.sample(list(counts), len(counts)):
-            started = time.perf_counter()
+            started = clock()
             work(count)
-            best[count] = min(best[count], time.perf_counter() - started)
+            best[count] = min(best[count], clock() - started)
         curve = fit_curve(best)
         if done >= MIN_ROUNDS and all(abs(residual) < CLOSE_FIT for _, residual in curve.residuals):
             break

@@ -17,7 +17,7 @@ from itertools import accumulate
 import torch
 
 from deployments.engine.cost import StageCost, counts_to_measure
-from deployments.engine.device_step import StepInputs, StepRunner, UNetInterface
+from deployments.engine.device_step import StepInputs, StepRunner, UNetInterface, send
 from deployments.engine.messages import (
     DenoisedLatents,
     DenoiseEvent,
@@ -62,8 +62,10 @@ class EngineConfig:
         if group.deterministic:
             return self.deterministic_rows
         usual = self.latent_shape
-        rows = self.rows_per_forward or cost.curve(usual).knee(range(2, self.max_rows + 1, 2))
-        return max(2, int(rows * min(1.0, math.prod(usual) / math.prod(group.latent_shape))))
+        counts = self.row_counts or range(2, self.max_rows + 1, 2)
+        rows = self.rows_per_forward or cost.curve(usual).knee([count for count in counts if count >= 2])
+        allowed = int(rows * min(1.0, math.prod(usual) / math.prod(group.latent_shape)))
+        return max(2, *(count for count in counts if count <= allowed), 2)
 
     def forward_rows(self, group: Group, rows: int) -> int:
         """How many rows the forward of so many has, padding included."""
@@ -119,7 +121,8 @@ class StepReport:
     """What one step did.
 
     rows: that did work; forward_rows: of the forward, padding included
-    seconds: what it took; predicted_s: what the cost model said that it would
+    seconds: what it took (where the device lags one step behind, the step before it: right on average)
+    predicted_s: what the cost model said that it would take
     """
 
     events: list[DenoiseEvent]
@@ -163,6 +166,11 @@ class Engine:
     def num_requests(self) -> int:
         return len(self._denoisings)
 
+    @property
+    def requests(self) -> list[Denoising]:
+        """All that are here."""
+        return list(self._denoisings.values())
+
     def add(self, request: DenoiseRequest, arrival: float | None = None) -> None:
         """Takes a request in; it joins the next forward that has room for it.
 
@@ -186,7 +194,7 @@ class Engine:
             unloaded_s=table.num_rows * self._seconds(group, request.num_rows),
             generator=generator,
             conditions=self._conditions(request),
-            state=state.to(self._unet.device),
+            state=send(state, self._unet.device),
         )
 
     def abort(self, request_id: str) -> None:
@@ -284,7 +292,10 @@ class Engine:
             item.row += 1
 
     def _retire(self, batch: list[Denoising], estimates: torch.Tensor) -> list[DenoiseEvent]:
-        """What there is to tell of this step; finished requests leave. Only here is the device waited for."""
+        """What there is to tell of this step; finished requests leave.
+
+        Only here is the device waited for: for latents that leave it, and for the step before this one.
+        """
         events: list[DenoiseEvent] = []
         for item, estimate in zip(batch, estimates, strict=False):
             request = item.request
@@ -327,12 +338,12 @@ class Engine:
             pooled_prompt_embeds=None
             if embeds.pooled_prompt_embeds is None
             else self._condition(embeds.negative_pooled_prompt_embeds, embeds.pooled_prompt_embeds),
-            time_ids=None if time_ids is None else time_ids.to(self._unet.device, self._unet.dtype),
+            time_ids=None if time_ids is None else send(time_ids.to(self._unet.dtype), self._unet.device),
         )
 
     def _condition(self, negative: torch.Tensor | None, positive: torch.Tensor) -> torch.Tensor:
         rows = torch.stack([positive] if negative is None else [negative, positive])
-        return rows.to(self._unet.device, self._unet.dtype)
+        return send(rows.to(self._unet.dtype), self._unet.device)
 
 
 def _pad(parts: list[torch.Tensor], padding: int) -> torch.Tensor:

@@ -4,7 +4,7 @@ Run as it is, or on CUDA captured once for every shape and replayed, since launc
 one takes the CPU longer than a fast device takes to run them.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, fields
 from typing import Protocol
 
@@ -74,24 +74,33 @@ class EagerSteps:
         self._unet = unet
 
     def __call__(self, inputs: StepInputs) -> torch.Tensor:
-        return denoise_step(self._unet, _map(inputs, lambda tensor: _to_device(tensor, self._unet.device)))
+        return denoise_step(self._unet, _map(inputs, lambda tensor: send(tensor, self._unet.device)))
 
 
 class CapturedSteps:
     """Captures a CUDA graph for every shape of inputs that it meets, and replays it.
 
-    The graphs share one pool of memory: only one runs at a time, and its outputs are copied out of it.
+    latent_shapes: what is captured; steps of others, which would each cost memory and a pause, run eagerly
+
+    The graphs share one pool of memory, since only one runs at a time and its outputs are copied out of it.
+    Memory is only reused on one stream and in blocks that are large enough: the largest should come first.
     """
 
-    def __init__(self, unet: UNet) -> None:
+    def __init__(self, unet: UNet, latent_shapes: Collection[LatentShape]) -> None:
         self._unet = unet
+        self._latent_shapes = frozenset(latent_shapes)
+        self._eager = EagerSteps(unet)
         self._pool = torch.cuda.graph_pool_handle()
+        self._stream = torch.cuda.Stream(unet.device)  # type: ignore[no-untyped-call]
         self._captured: dict[
             tuple[torch.Size | None, ...], tuple[torch.cuda.CUDAGraph, StepInputs, torch.Tensor]
         ]
         self._captured = {}
 
     def __call__(self, inputs: StepInputs) -> torch.Tensor:
+        height, width = inputs.states.shape[-2:]
+        if (height, width) not in self._latent_shapes:
+            return self._eager(inputs)
         shapes = tuple(None if tensor is None else tensor.shape for tensor in _tensors(inputs))
         if shapes not in self._captured:
             self._captured[shapes] = self._capture(inputs)
@@ -105,14 +114,13 @@ class CapturedSteps:
     def _capture(self, inputs: StepInputs) -> tuple[torch.cuda.CUDAGraph, StepInputs, torch.Tensor]:
         held = _map(inputs, lambda tensor: tensor.to(self._unet.device, copy=True))
         # Kernels are chosen and workspaces allocated outside of the capture, on the stream it will use.
-        stream = torch.cuda.Stream(self._unet.device)  # type: ignore[no-untyped-call]
-        stream.wait_stream(torch.cuda.current_stream(self._unet.device))
-        with torch.cuda.stream(stream):
+        self._stream.wait_stream(torch.cuda.current_stream(self._unet.device))
+        with torch.cuda.stream(self._stream):
             for _ in range(2):
                 denoise_step(self._unet, held)
-        torch.cuda.current_stream(self._unet.device).wait_stream(stream)
+        torch.cuda.current_stream(self._unet.device).wait_stream(self._stream)
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=self._pool, stream=stream):
+        with torch.cuda.graph(graph, pool=self._pool, stream=self._stream):
             outputs = denoise_step(self._unet, held)
         return graph, held, outputs
 
@@ -120,9 +128,11 @@ class CapturedSteps:
 StepRunner = Callable[[StepInputs], torch.Tensor]  # EagerSteps, CapturedSteps, or a simulated device
 
 
-def step_runner(unet: UNet) -> StepRunner:
-    """What is fastest on the U-Net's device."""
-    return CapturedSteps(unet) if unet.device.type == "cuda" else EagerSteps(unet)
+def step_runner(unet: UNet, static_shapes: Collection[LatentShape]) -> StepRunner:
+    """What is fastest on the U-Net's device. static_shapes: whose forwards are padded to a few row counts."""
+    if unet.device.type == "cuda" and static_shapes:
+        return CapturedSteps(unet, static_shapes)
+    return EagerSteps(unet)
 
 
 def rehearse(unet: UNetInterface, run: StepRunner, latent_shape: LatentShape, rows: int) -> None:
@@ -167,5 +177,6 @@ def _pinned(tensor: torch.Tensor) -> torch.Tensor:
     return tensor if tensor.is_cuda else tensor.pin_memory()
 
 
-def _to_device(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
+def send(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """To the device, without waiting for what it is doing."""
     return tensor.to(device) if device.type == "cpu" else _pinned(tensor).to(device, non_blocking=True)

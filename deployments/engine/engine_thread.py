@@ -13,7 +13,6 @@ from dataclasses import dataclass
 
 from deployments.engine.denoising import Engine, StepReport
 from deployments.engine.messages import DenoiseEvent, DenoiseFailed, DenoiseRequest
-from deployments.engine.samplers import UnsupportedSamplerError
 
 logger = logging.getLogger(__name__)
 
@@ -117,13 +116,14 @@ class EngineThread:
     def _add(self, request: DenoiseRequest, arrival: float) -> None:
         try:
             self._engine.add(request, arrival)
-        except (UnsupportedSamplerError, ValueError, RuntimeError) as error:
+        except Exception as error:  # a boundary as in _step: this request is told, the others go on
             logger.exception("request %s could not be taken in", request.request_id)
             self._deliver([DenoiseFailed(request.request_id, str(error))], None)
 
     def _step(self) -> None:
-        batch = self._engine.admit()
+        batch = self._engine.requests
         try:
+            batch = self._engine.admit()
             report = self._engine.run(batch)
         except Exception as error:  # the boundary of the loop: whatever broke, its requests are told
             self._broken_steps += 1

@@ -13,6 +13,7 @@ from deployments.engine.messages import EncodedImage, ImageFormat, LatentShape
 
 Pixels = np.ndarray  # [height, width, 3] uint8
 DEFAULT_QUALITY = 95
+_LOSSY = {"image/webp": "WEBP", "image/jpeg": "JPEG"}
 
 
 class LatentDecoder:
@@ -92,14 +93,9 @@ def encode_image(pixels: Pixels, image_format: ImageFormat, metadata: Mapping[st
             text.add_text(key, value)
         # Level 1: a quarter less time than the default for a few percent more bytes.
         image.save(file, "PNG", compress_level=1, pnginfo=text)
-    elif image_format.media_type == "image/webp":
-        image.save(
-            file, "WEBP", quality=DEFAULT_QUALITY if image_format.quality is None else image_format.quality
-        )
-    elif image_format.media_type == "image/jpeg":
-        image.save(
-            file, "JPEG", quality=DEFAULT_QUALITY if image_format.quality is None else image_format.quality
-        )
+    elif image_format.media_type in _LOSSY:
+        quality = DEFAULT_QUALITY if image_format.quality is None else image_format.quality
+        image.save(file, _LOSSY[image_format.media_type], quality=quality)
     else:
         raise ValueError(f"unknown media type {image_format.media_type!r}")
     height, width = pixels.shape[:2]

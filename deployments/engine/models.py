@@ -203,6 +203,8 @@ def load_unet(source: ModelSource, placement: Placement) -> UNet:
     _set_attention(module, placement.attention, device, dtype)
     if placement.compile_cache:
         os.environ["TORCHINDUCTOR_CACHE_DIR"] = placement.compile_cache  # read when it first compiles
+        # Each row count of each size is compiled by itself; past its limit dynamo would quietly run eagerly.
+        torch._dynamo.config.recompile_limit = 256
         module.compile(dynamic=False)
     return UNet(module, device, dtype)
 

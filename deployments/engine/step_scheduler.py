@@ -104,9 +104,9 @@ def make_way(batch: Sequence[Item], seconds: Callable[[int], float], now: float)
     """The requests of a forward without those that step aside for the shortest that can still be prompt.
 
     seconds: of a forward of so many rows. Nobody steps aside where the full forward is prompt enough, where a
-    smaller one would not be either, or for a request that is not much shorter than they are.
+    smaller one would not be either, where it would make them late, or for a request that is not much shorter.
     """
-    prompt = [item for item in batch if remaining_s(item) <= _time_to_be_prompt(item, now)]
+    prompt = [item for item in batch if remaining_s(item) <= _time_to_be_prompt_s(item, now)]
     if not prompt:
         return list(batch)
     shortest = min(prompt, key=remaining_s)
@@ -116,13 +116,15 @@ def make_way(batch: Sequence[Item], seconds: Callable[[int], float], now: float)
 
     staying = sorted(batch, key=remaining_s)
     leaving: list[Item] = []
-    while needs_s(staying) > _time_to_be_prompt(shortest, now) and staying[-1] is not shortest:
+    while needs_s(staying) > _time_to_be_prompt_s(shortest, now) and staying[-1] is not shortest:
         leaving.append(staying.pop())
-    is_prompt = needs_s(staying) <= _time_to_be_prompt(shortest, now)
-    if is_prompt and all(remaining_s(item) >= MUCH_LONGER * needs_s(staying) for item in leaving):
+    turn_s = needs_s(staying)
+    if turn_s <= _time_to_be_prompt_s(shortest, now) and all(
+        remaining_s(item) >= MUCH_LONGER * turn_s and slack_s([item], now) >= turn_s for item in leaving
+    ):
         return staying
     return list(batch)
 
 
-def _time_to_be_prompt(item: Schedulable, now: float) -> float:
+def _time_to_be_prompt_s(item: Schedulable, now: float) -> float:
     return item.arrival + PROMPTNESS * item.unloaded_s - now

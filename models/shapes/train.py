@@ -339,8 +339,15 @@ def train_denoiser(
                 "ema": ema.module.state_dict(),
                 "optimizer": optimizer.state_dict(),
             }
-            torch.save({**parts, "step": step + 1}, checkpoint)
+            save_whole({**parts, "step": step + 1}, checkpoint)
     return ema.module
+
+
+def save_whole(value: object, path: Path) -> None:
+    """A run that is cut off in the middle leaves what was there before."""
+    unfinished = path.with_suffix(".tmp")
+    torch.save(value, unfinished)
+    unfinished.replace(path)
 
 
 def save(vae: AutoencoderKL, tokenizer: CLIPTokenizer, model: torch.nn.ModuleDict, output: Path) -> None:
@@ -374,7 +381,7 @@ def main() -> None:
     args.work.mkdir(parents=True, exist_ok=True)
 
     vae_folder, text_folder = args.work / "vae", args.work / "text_encoder"
-    latents_file = args.work / "latents.pt"
+    latents_file = args.work / f"latents-{args.scenes}-{args.seed}.pt"
     if vae_folder.exists():
         vae = AutoencoderKL.from_pretrained(vae_folder)
     else:
@@ -390,7 +397,7 @@ def main() -> None:
         text_encoder.save_pretrained(text_folder)
     if not latents_file.exists():
         print("3/4 encoding the scenes", flush=True)
-        torch.save(encode_scenes(vae, args.scenes, args.seed), latents_file)
+        save_whole(encode_scenes(vae, args.scenes, args.seed), latents_file)
     latents, prompts = torch.load(latents_file)
     vae.register_to_config(scaling_factor=1 / latents.std().item())
     print("4/4 text encoder and U-Net learn to denoise")

@@ -51,10 +51,10 @@ class ImagesRoute:
         body = await bounded_body(http_request)
         # In a thread, since a large body takes a while, and so does a sampler that is met for the first time.
         request, wants_stream = await asyncio.to_thread(self._accept, body, request_id(http_request))
-        if request.deadline is not None:  # else it need not be known yet what things cost
-            self._admission.check_deadline(request, await self._pipeline.cost_model())
         with ExitStack() as stack:
             stack.enter_context(self._admission.admitted(request))
+            if request.deadline is not None:
+                self._admission.check_deadline(request, await self._pipeline.cost_model(request.deadline))
             if wants_stream:
                 return _StreamResponse(self._stream(request), stack.pop_all())
             return JSONResponse(await self._collect(request))

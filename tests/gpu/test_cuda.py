@@ -12,6 +12,10 @@ from tests.conftest import finish
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 
 
+def captured_steps(model: RandomModel) -> CapturedSteps:
+    return CapturedSteps(model.unet, [(model.side, model.side)])
+
+
 @pytest.fixture(params=["sd15", "sdxl"], scope="module")
 def model(request: pytest.FixtureRequest) -> Iterator[RandomModel]:
     yield RandomModel.build(request.param, torch.device("cuda"), torch.bfloat16)
@@ -19,8 +23,10 @@ def model(request: pytest.FixtureRequest) -> Iterator[RandomModel]:
 
 
 def test_deterministic_latents_are_the_same_bytes_among_any_neighbours(model: RandomModel) -> None:
-    results = []
-    run_step = CapturedSteps(model.unet)
+    run_step = captured_steps(model)
+    engine = model.engine(8, run_step)
+    engine.add(model.request("alone", 7, steps=4, deterministic=True))
+    results = list(finish(engine).values())
     for place in range(4):
         engine = model.engine(8, run_step)
         for index in range(4):
@@ -32,7 +38,7 @@ def test_deterministic_latents_are_the_same_bytes_among_any_neighbours(model: Ra
 
 
 def test_a_late_joiner_is_near_what_it_is_alone(model: RandomModel) -> None:
-    run_step = CapturedSteps(model.unet)
+    run_step = captured_steps(model)
     engine = model.engine(8, run_step)
     engine.add(model.request("wanted", 7, steps=4))
     [alone] = finish(engine).values()
@@ -45,33 +51,37 @@ def test_a_late_joiner_is_near_what_it_is_alone(model: RandomModel) -> None:
 
 
 def test_a_captured_step_gives_what_an_eager_one_gives(model: RandomModel) -> None:
-    """Three times over, so that what one replay leaves behind would show in the next."""
-    captured, eager = CapturedSteps(model.unet), EagerSteps(model.unet)
+    """As requests finish the graphs of 8, 4 and 2 rows take turns, three times over: what one that shares its
+    memory with the others leaves behind would show."""
+    captured, eager = captured_steps(model), EagerSteps(model.unet)
     for seed in range(3):
         latents = []
         for run_step in (captured, eager):
             engine = model.engine(8, run_step)
-            for index in range(3):
-                engine.add(model.request(str(index), 10 * seed + index, steps=3))
+            for index in range(4):
+                engine.add(model.request(str(index), 10 * seed + index, steps=2 + index))
             latents.append(finish(engine))
         for name, expected in latents[1].items():
             assert (latents[0][name] - expected).abs().mean() < 0.02 * expected.abs().mean()
 
 
 def test_a_step_does_not_wait_for_the_device(model: RandomModel) -> None:
-    """All but the last, which brings the latents back."""
+    """Newcomers included; all but the last, which brings the latents back."""
     engine = model.engine(8)
     for index in range(3):
         engine.add(model.request(str(index), index, steps=6))
+    newcomer = model.request("newcomer", 9, steps=6)
     engine.step()
     engine.step()
     torch.cuda.set_sync_debug_mode("error")
     try:
-        for _ in range(3):
-            engine.step()
+        engine.step()
+        engine.add(newcomer)
+        engine.step()
+        engine.step()
     finally:
         torch.cuda.set_sync_debug_mode("default")
-    assert len(finish(engine)) == 3
+    assert len(finish(engine)) == 4
 
 
 def test_float32_latents_are_those_of_the_stock_scheduler() -> None:

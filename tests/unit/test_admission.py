@@ -1,6 +1,7 @@
 """Admission counts images and gives their places back; what cannot be in time is refused."""
 
 import time
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -18,9 +19,9 @@ from tests.unit.test_samplers import STABLE_DIFFUSION
 SHAPE = (16, 16)
 # A call of two rows takes 0.1 s, of sixteen 0.8 s.
 COST = CostModel(
-    encode=Curve(0.0, 1, 0.0),
+    encode=Curve(1e-9, 1, 0.0),
     forward=StageCost(((SHAPE, Curve(0.1, 2, 0.05)),)),
-    decode=StageCost(((SHAPE, Curve(0.0, 1, 0.0)),)),
+    decode=StageCost(((SHAPE, Curve(1e-9, 1, 0.0)),)),
 )
 
 
@@ -46,6 +47,13 @@ def request(num_images: int = 1, deadline_s: float | None = None, **changes: Any
     return GenerationRequest(request_id="id", num_images=num_images, **(fields | changes))
 
 
+def check(asked: GenerationRequest, cost: CostModel = COST, door: Admission | None = None) -> None:
+    """As the route does: what is asked has its places already."""
+    door = door or admission()
+    with door.admitted(asked):
+        door.check_deadline(asked, cost)
+
+
 def test_a_full_queue_refuses_until_places_are_given_back() -> None:
     door = admission(max_queue=3)
     with door.admitted(request(2)):
@@ -66,8 +74,7 @@ def test_a_full_queue_refuses_until_places_are_given_back() -> None:
 
 
 def test_a_deadline_that_can_be_met_is_let_in() -> None:
-    admission().check_deadline(request(deadline_s=1.5), COST)
-    admission().check_deadline(request(), COST)
+    check(request(deadline_s=1.5))
 
 
 @pytest.mark.parametrize(
@@ -84,9 +91,22 @@ def test_one_that_is_too_early_whatever_the_load_is_told_what_it_takes(
     changes: dict[str, Any], takes: str
 ) -> None:
     with pytest.raises(DeadlineTooEarlyError, match=f"alone the request takes about {takes}") as refusal:
-        admission().check_deadline(request(deadline_s=0.5, **changes), COST)
+        check(request(deadline_s=0.5, **changes))
     assert refusal.value.param == "deadline_s"
     assert refusal.value.status == 422
+
+
+def test_a_deterministic_request_takes_what_its_fixed_forwards_take() -> None:
+    """Eight rows, 0.4 s a call, though it fills but two."""
+    with pytest.raises(DeadlineTooEarlyError, match=r"alone the request takes about 4\.00 s"):
+        check(request(deadline_s=3.0, deterministic=True))
+
+
+def test_padding_counts() -> None:
+    """Three images are six rows, in forwards of eight."""
+    padded = CostModel(COST.encode, replace(COST.forward, padded_to=(2, 4, 8, 16)), COST.decode)
+    with pytest.raises(DeadlineTooEarlyError, match=r"alone the request takes about 4\.00 s"):
+        check(request(3, deadline_s=3.5), padded)
 
 
 def test_one_that_is_too_early_at_this_load_may_come_again() -> None:
@@ -95,17 +115,17 @@ def test_one_that_is_too_early_at_this_load_may_come_again() -> None:
         with pytest.raises(
             DeadlineTooEarlyNowError, match=r"takes about 4\.00 s \(1\.00 s alone\)"
         ) as refusal:
-            door.check_deadline(request(deadline_s=2.0), COST)
+            check(request(deadline_s=2.0), door=door)
         assert refusal.value.status == 429
         assert refusal.value.retry_after_s is not None
-        door.check_deadline(request(deadline_s=4.5), COST)
-    door.check_deadline(request(deadline_s=2.0), COST)
+        check(request(deadline_s=4.5), door=door)
+    check(request(deadline_s=2.0), door=door)
 
 
 def test_the_load_is_shared_by_the_replicas() -> None:
     door = admission(num_denoisers=3)
     with door.admitted(request(3)):
-        door.check_deadline(request(deadline_s=2.5), COST)
+        check(request(deadline_s=2.5), door=door)
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ from pydantic import ValidationError
 from deployments.engine.cost import CostModel, Curve, StageCost
 from deployments.engine.models import load_model_info
 from serve.cli import check, keys_table
-from serve.config import COST_MODEL_JSON, PROJECT_FOLDER, AppConfig, ConfigError
+from serve.config import PROJECT_FOLDER, AppConfig, ConfigError, CostModelFile
 
 
 def test_the_empty_configuration_serves_the_embedded_model() -> None:
@@ -26,6 +26,10 @@ def test_the_empty_configuration_serves_the_embedded_model() -> None:
         (
             {"decoder": {"autoscaling": {"max_replica": 4}}},
             "decoder.autoscaling.max_replica: unknown key; the nearest one is 'max_replicas'",
+        ),
+        (
+            {"model": {"device": "cuda"}, "denoiser": {"num_gpus": 1}},
+            r"each stage, else all would be on one; set encoder\.num_gpus, decoder\.num_gpus",
         ),
         ({"model": {"device": "simulated"}}, "simulated needs cost_model, a file of `midstep profile`"),
         ({"model": {"sizes": ["big"]}}, r"model\.sizes|should match pattern"),
@@ -75,14 +79,20 @@ def test_a_cost_model_comes_back_as_it_was_written(tmp_path: Path) -> None:
     curve = Curve(0.01, 2, 0.001, ((1, 0.5), (2, -0.25)))
     cost = CostModel(curve, StageCost((((16, 16), curve), ((16, 24), curve))), StageCost((((8, 8), curve),)))
     path = tmp_path / "cost_model.json"
-    path.write_bytes(COST_MODEL_JSON.dump_json(cost))
+    file = CostModelFile(path="models/shapes", dtype="float32", device="CPU", cost_model=cost)
+    path.write_text(file.model_dump_json())
     assert AppConfig.model_validate({"model": {"cost_model": str(path)}}).model.known_cost() == cost
+    other = AppConfig.model_validate({"model": {"cost_model": str(path), "dtype": "bfloat16"}})
+    with pytest.raises(ConfigError, match="was measured with 'models/shapes' in float32"):
+        other.model.known_cost()
 
 
 @pytest.mark.parametrize(
     ("args", "message"),
     [
         ({"defaults": {"sampler": "Elephant"}}, "defaults.sampler: unknown sampler 'Elephant'"),
+        ({"model": {"sizes": ["100x128"]}}, "model.sizes: 100x128 is not of multiples of 8"),
+        ({"model": {"sizes": ["2048x128"]}}, r"2048x128 is larger than limits.max_width \(1024\)"),
         ({"defaults": {"width": 100}}, "defaults.width: 100 is not a multiple of 8"),
         ({"limits": {"max_pixels": 9000}}, "128x128 has more pixels than limits.max_pixels"),
         ({"limits": {"max_height": 64}}, r"defaults.height: 128 is not .* to limits.max_height \(64\)"),

@@ -24,6 +24,24 @@ COST = CostModel(
 )
 
 
+class Device:
+    """Takes so many seconds of its own clock, and ten times as many in the calls that are disturbed."""
+
+    def __init__(self, seconds: dict[int, float], disturbed: dict[int, set[int]] | None = None) -> None:
+        self._seconds = seconds
+        self._disturbed = disturbed or {}
+        self._now = 0.0
+        self.calls = dict.fromkeys(seconds, 0)
+
+    def __call__(self, count: int) -> None:
+        slow = self.calls[count] in self._disturbed.get(count, ())
+        self.calls[count] += 1
+        self._now += self._seconds[count] * (10 if slow else 1)
+
+    def clock(self) -> float:
+        return self._now
+
+
 @pytest.mark.parametrize(
     "truth",
     [Curve(0.01, 1, 0.004), Curve(0.02, 4, 0.005), Curve(0.02, 8, 0.001)],
@@ -73,7 +91,7 @@ def test_the_most_that_fits_into_a_time() -> None:
     assert [curve.most_within(seconds) for seconds in (0.001, 0.03, 0.045, 0.101)] == [1, 2, 3, 9]
 
 
-def test_measuring_takes_turns_and_stops_when_the_fit_is_close() -> None:
+def test_measuring_takes_turns() -> None:
     calls: list[tuple[tuple[int, int], int]] = []
     counts = counts_to_measure(6)
     assert counts == [1, 2, 4, 6]
@@ -81,21 +99,39 @@ def test_measuring_takes_turns_and_stops_when_the_fit_is_close() -> None:
     assert [shape for shape, _ in cost.curves] == [(16, 16), (32, 16)]
     for shape in [(16, 16), (32, 16)]:
         rounds = [rows for called, rows in calls if called == shape]
-        assert rounds[:4] == counts, "each is warmed up first"
-        assert MIN_ROUNDS <= len(rounds) // 4 - 1 <= MAX_ROUNDS
+        assert rounds[:4] == counts[::-1], "each is warmed up first, the largest before all"
         assert all(sorted(rounds[start : start + 4]) == counts for start in range(0, len(rounds), 4))
 
 
 def test_a_disturbance_is_not_taken_for_the_cost() -> None:
     """A machine that is busy for a while only adds to timings: the best of the rounds counts."""
-    spins = dict.fromkeys((1, 2), 0)
+    device = Device({1: 1.0, 2: 2.0}, disturbed={2: {1, 2}})
+    curve = measure(device, [1, 2], device.clock)
+    assert curve.seconds(2) == pytest.approx(2.0)
 
-    def work(count: int) -> None:
-        spins[count] += 1
-        sum(range(200_000 * count * (5 if spins[count] == 2 else 1)))
 
-    curve = measure(work, [1, 2])
-    assert curve.seconds(2) / curve.seconds(1) < 4
+@pytest.mark.parametrize(
+    ("seconds", "rounds"),
+    [({1: 1.0, 2: 2.0, 4: 4.0}, MIN_ROUNDS), ({1: 1.0, 2: 3.0, 4: 3.1, 8: 9.0}, MAX_ROUNDS)],
+    ids=["a line", "no line"],
+)
+def test_measuring_stops_when_the_fit_is_close(seconds: dict[int, float], rounds: int) -> None:
+    device = Device(seconds)
+    measure(device, list(seconds), device.clock)
+    assert device.calls == dict.fromkeys(seconds, 1 + rounds)
+
+
+def test_padded_calls_cost_what_they_are_padded_to() -> None:
+    padded = StageCost(COST.forward.curves, padded_to=(2, 8))
+    assert padded.seconds((16, 16), 3) == COST.forward.seconds((16, 16), 8)
+    assert padded.seconds((16, 16), 9) == COST.forward.seconds((16, 16), 9)
+
+
+def test_no_cost_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"no device takes base_s=0\.0"):
+        Curve(0.0, 1, 0.1)
+    with pytest.raises(ValueError, match="one latent shape at least"):
+        StageCost(())
 
 
 def test_estimates() -> None:

@@ -35,7 +35,7 @@ class Simulation:
             cost,
             lambda: self.now,
         )
-        self._encoder = SimulatedTextEncoder(Curve(0.0, 1, 0.0), is_xl=False)
+        self._encoder = SimulatedTextEncoder(Curve(1e-9, 1, 0.0), is_xl=False)
 
     def _sleep(self, seconds: float) -> None:
         self.now += seconds

@@ -112,6 +112,11 @@ def test_nobody_makes_way_for_one_that_is_not_much_shorter() -> None:
     assert make_way(batch, forward_s, now=0.0) == batch
 
 
+def test_nobody_makes_way_who_would_be_late_for_it() -> None:
+    batch = [item("short", 4), *(item(f"long {index}", 100, deadline=2.05) for index in range(5))]
+    assert make_way(batch, forward_s, now=0.0) == batch
+
+
 def test_nobody_makes_way_where_all_are_prompt_anyway() -> None:
     batch = [item("short", 4), item("long", 100)]
     assert make_way(batch, forward_s, now=0.0) == batch

@@ -1,0 +1,75 @@
+"""`midstep profile` and what a stage does with a cost that is known."""
+
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+from deployments.batching import Batching
+from deployments.engine.cost import CostModel, Curve, StageCost
+from deployments.engine.models import ModelSource, Placement
+from deployments.profiling import Profiling
+from deployments.vae_decoder import VaeDecoder
+from serve.cli import main
+from serve.config import AppConfig
+from tests.tiny_models import SHAPES_MODEL
+
+ONE_MS = Curve(0.001, 1, 0.001)
+COST = CostModel(ONE_MS, StageCost((((16, 16), ONE_MS),)), StageCost((((16, 16), ONE_MS),)))
+
+
+def test_a_profile_is_measured_once_and_then_known(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    args = {"model": {"device": "cpu", "sizes": ["192x128"]}, "denoiser": {"max_rows": 8}}
+    config, output = tmp_path / "config.yaml", tmp_path / "cost_model.json"
+    application = {"name": "midstep", "import_path": "serve.app:build_app", "args": args}
+    config.write_text(yaml.safe_dump({"applications": [application]}))
+    monkeypatch.setattr(sys, "argv", ["midstep", "profile", str(config), "--output", str(output)])
+    main()
+    assert str(output) in capsys.readouterr().out
+    known = AppConfig.model_validate({"model": {"cost_model": str(output)}}).model.known_cost()
+    assert known is not None
+    assert [shape for shape, _ in known.forward.curves] == [(16, 16), (16, 24)]
+    assert known.forward.seconds((16, 16), 8) > known.forward.seconds((16, 16), 1)
+
+    def must_not_run(*_: object) -> None:
+        raise AssertionError("measured although it is known")
+
+    profiling = Profiling(((16, 16),), known)
+    assert profiling.decode_cost(must_not_run, 4) == known.decode
+    assert profiling.encode_cost(must_not_run, 4) == known.encode
+
+
+def test_an_output_that_cannot_be_written_is_told_before_measuring(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    output = tmp_path / "nowhere" / "cost_model.json"
+    monkeypatch.setattr(sys, "argv", ["midstep", "profile", "serve_config.yaml", "--output", str(output)])
+    with pytest.raises(SystemExit, match=r"cost_model\.json: No such file or directory"):
+        main()
+
+
+def test_the_decoder_holds_the_device_no_longer_than_it_may(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Five images of one size and one of another, where three images take the longest time allowed."""
+    decoder = VaeDecoder(
+        ModelSource(str(SHAPES_MODEL)),
+        Placement(device="simulated"),
+        Batching(8, 0.005),
+        num_threads=1,
+        max_hold_s=0.0035,
+        profiling=Profiling(((16, 16),), COST),
+    )
+    decode, sizes = decoder._decoder.decode, []
+
+    def recorded(latents: list[torch.Tensor]) -> list[object]:
+        sizes.append(len(latents))
+        return decode(latents)
+
+    monkeypatch.setattr(decoder._decoder, "decode", recorded)
+    latents = [*torch.zeros(5, 8, 16, 16), torch.zeros(8, 16, 24)]
+    shapes = [pixels.shape for pixels in decoder._decode_by_shape(latents)]
+    assert shapes == [(128, 128, 3)] * 5 + [(128, 192, 3)]
+    assert sorted(sizes) == [1, 2, 3]
