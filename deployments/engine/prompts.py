@@ -38,6 +38,19 @@ class EncodedText:
     num_tokens: int  # of the text as given, start and end included; what is past max_tokens was not read
 
 
+def join_embeds(positive: EncodedText, negative: EncodedText | None, max_tokens: int) -> PromptEmbeds:
+    """max_tokens: how many of a text the encoder reads."""
+    return PromptEmbeds(
+        prompt_embeds=positive.embeds,
+        negative_prompt_embeds=negative.embeds if negative else None,
+        pooled_prompt_embeds=positive.pooled,
+        negative_pooled_prompt_embeds=negative.pooled if negative else None,
+        num_tokens=positive.num_tokens,
+        negative_num_tokens=negative.num_tokens if negative else 0,
+        max_tokens=max_tokens,
+    )
+
+
 class TextEncoder:
     """Texts to embeddings. Keeps nothing; not thread-safe (its tokenizers are not)."""
 
@@ -81,15 +94,7 @@ class TextEncoder:
         if prompt.guided and self._zeroes_negative(prompt):
             assert positive.pooled is not None, "SDXL always has a pooled embedding"
             negative = EncodedText(torch.zeros_like(positive.embeds), torch.zeros_like(positive.pooled), 0)
-        return PromptEmbeds(
-            prompt_embeds=positive.embeds,
-            negative_prompt_embeds=negative.embeds if negative else None,
-            pooled_prompt_embeds=positive.pooled,
-            negative_pooled_prompt_embeds=negative.pooled if negative else None,
-            num_tokens=positive.num_tokens,
-            negative_num_tokens=negative.num_tokens if negative else 0,
-            max_tokens=self._pipeline.tokenizer.model_max_length,
-        )
+        return join_embeds(positive, negative, self._pipeline.tokenizer.model_max_length)
 
     def _zeroes_negative(self, prompt: PromptText) -> bool:
         zeroes = self._is_xl and self._pipeline.config.force_zeros_for_empty_prompt

@@ -15,7 +15,7 @@ from deployments.engine.cost import Curve, StageCost
 from deployments.engine.device_step import MAX_TOKENS, StepInputs
 from deployments.engine.images import Pixels
 from deployments.engine.messages import LatentShape, PromptEmbeds
-from deployments.engine.prompts import EncodedText, PromptText
+from deployments.engine.prompts import EncodedText, PromptText, join_embeds
 from deployments.engine.samplers import NUM_OUTPUTS
 
 
@@ -67,16 +67,7 @@ class SimulatedTextEncoder:
         return [prompt.prompt, prompt.negative_prompt or ""] if prompt.guided else [prompt.prompt]
 
     def assemble(self, prompt: PromptText, encoded: Sequence[EncodedText]) -> PromptEmbeds:
-        positive, negative = encoded[0], encoded[1] if prompt.guided else None
-        return PromptEmbeds(
-            prompt_embeds=positive.embeds,
-            negative_prompt_embeds=negative.embeds if negative else None,
-            pooled_prompt_embeds=positive.pooled,
-            negative_pooled_prompt_embeds=negative.pooled if negative else None,
-            num_tokens=positive.num_tokens,
-            negative_num_tokens=negative.num_tokens if negative else 0,
-            max_tokens=MAX_TOKENS,
-        )
+        return join_embeds(encoded[0], encoded[1] if prompt.guided else None, MAX_TOKENS)
 
 
 class SimulatedDecoder:
