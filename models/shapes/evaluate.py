@@ -18,8 +18,9 @@ import torch
 from PIL import Image, ImageDraw
 from scenes import COLOURS, SHAPES, Scene, outline, random_scene
 
-from deployments.engine.cost import CostModel
+from deployments.engine.cost import Curve, StageCost
 from deployments.engine.denoising import Engine, EngineConfig
+from deployments.engine.device_step import step_runner
 from deployments.engine.images import LatentDecoder
 from deployments.engine.messages import DenoisedLatents, DenoiseRequest
 from deployments.engine.models import (
@@ -168,15 +169,17 @@ class Painter:
         source, placement = ModelSource(str(folder)), Placement()
         info = load_model_info(source)
         config = EngineConfig(2 * batch_size, 2 * batch_size, 2 * batch_size, (16, 16))
-        cost_model = CostModel({(16, 16): ((1, 0.01),)})  # one group only: no turns to decide
+        cost = StageCost((((16, 16), Curve(0.01, 1, 0.0)),))  # one group only: no turns to decide
         self._encoder = TextEncoder(load_text_pipeline(source, placement))
         self._decoder = LatentDecoder(load_vae(source, placement))
+        unet = load_unet(source, placement)
         self._engine = Engine(
-            load_unet(source, placement),
+            unet,
+            step_runner(unet, ()),
             SamplerTables(info.scheduler_config),
             info.scale_factor,
             config,
-            cost_model,
+            cost,
         )
         self._size = info.default_size
         self._batch_size = batch_size
