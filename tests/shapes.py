@@ -21,3 +21,4 @@ def _module(name: str) -> ModuleType:
 
 scenes = _module("scenes")
 evaluate = _module("evaluate")
+train = _module("train")

@@ -65,7 +65,7 @@ class EngineConfig:
         counts = self.row_counts or range(2, self.max_rows + 1, 2)
         rows = self.rows_per_forward or cost.curve(usual).knee([count for count in counts if count >= 2])
         allowed = int(rows * min(1.0, math.prod(usual) / math.prod(group.latent_shape)))
-        return max(2, *(count for count in counts if count <= allowed), 2)
+        return max((count for count in counts if 2 <= count <= allowed), default=2)
 
     def forward_rows(self, group: Group, rows: int) -> int:
         """How many rows the forward of so many has, padding included."""
