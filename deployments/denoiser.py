@@ -9,6 +9,7 @@ import logging
 import os
 from collections.abc import AsyncIterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AsyncExitStack
 from functools import partial
 
 import torch
@@ -21,7 +22,13 @@ from deployments.engine.cost import StageCost
 from deployments.engine.denoising import Engine, EngineConfig, StepReport
 from deployments.engine.device_step import rehearse
 from deployments.engine.engine_thread import EngineThread
-from deployments.engine.messages import DenoiseEvent, DenoiseRequest, StepProgress
+from deployments.engine.messages import (
+    LAST_EVENTS,
+    Checkpoint,
+    DenoiseEvent,
+    DenoiseRequest,
+    DenoisingStarted,
+)
 from deployments.engine.models import ModelSource, Placement, load_model_info
 from deployments.engine.samplers import SamplerTables
 from deployments.profiling import Profiling
@@ -31,6 +38,8 @@ logger = logging.getLogger("ray.serve")
 _Stream = asyncio.Queue[DenoiseEvent]
 # A step takes milliseconds to seconds; one that takes longer than this never ends.
 _MAX_SILENCE_S = 120.0
+# What DenoisingStarted needs to reach its reader, who must know of it if the process dies in the next step.
+_ANNOUNCEMENT_S = 0.1
 
 
 class _StepMetrics:
@@ -98,6 +107,7 @@ class Denoiser:
             return Engine(unet, run_step, self._tables, info.scale_factor, config, self._cost)
 
         self._streams: dict[str, _Stream] = {}
+        self._isolation = asyncio.Lock()
         self._metrics = _StepMetrics()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread = EngineThread(build, self._deliver)
@@ -105,19 +115,30 @@ class Denoiser:
         batching.apply_to(self._admit)
 
     async def denoise(self, request: DenoiseRequest) -> AsyncIterator[DenoiseEvent]:
-        """The request's events; the last is DenoisedLatents or DenoiseFailed. To leave is to abort."""
+        """The request's events; the last is DenoisedLatents or DenoiseFailed. To leave is to abort.
+
+        Isolated requests come one at a time, and each says when it begins, so that whoever sees this replica
+        die knows which of them was under way. The first checkpoint ends isolation, as it does in the engine.
+        """
         self._loop = asyncio.get_running_loop()
         table = partial(self._tables.table, request.sampler, request.num_inference_steps)
         await self._loop.run_in_executor(self._compiler, table)
         stream = self._streams[request.request_id] = _Stream()
         self._metrics.set_running(len(self._streams))
         try:
-            await self._admit(request)
-            while True:
-                event = await stream.get()
-                yield event
-                if not isinstance(event, StepProgress):
-                    return
+            async with AsyncExitStack() as isolation:
+                if request.isolated:
+                    await isolation.enter_async_context(self._isolation)
+                    yield DenoisingStarted(request.request_id)
+                    await asyncio.sleep(_ANNOUNCEMENT_S)
+                await self._admit(request)
+                while True:
+                    event = await stream.get()
+                    yield event
+                    if isinstance(event, LAST_EVENTS):
+                        return
+                    if isinstance(event, Checkpoint):
+                        await isolation.aclose()
         finally:
             del self._streams[request.request_id]
             self._metrics.set_running(len(self._streams))

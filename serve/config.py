@@ -215,6 +215,10 @@ class DenoiserConfig(_DeviceStage):
     deterministic_rows: Annotated[int, Field(ge=2)] = Field(
         8, description="rows of every deterministic forward; changing it changes the bytes of images"
     )
+    checkpoint_interval_s: PositiveFloat = Field(
+        2.0,
+        description="seconds between an image's checkpoints: what it loses when its replica dies",
+    )
 
     @model_validator(mode="after")
     def _check_rows(self) -> "DenoiserConfig":
@@ -370,6 +374,7 @@ class AppConfig(_Section):
             deterministic_rows=self.denoiser.deterministic_rows,
             latent_shape=self.latent_shapes(info)[0],
             row_counts=None if row_counts == "auto" else tuple(sorted(row_counts)),
+            checkpoint_interval_s=self.denoiser.checkpoint_interval_s,
         )
 
     def profiling(self, info: ModelInfo) -> Profiling:

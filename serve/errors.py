@@ -61,3 +61,9 @@ class DeadlineExceededError(MidstepError):
 
 class GenerationFailedError(MidstepError):
     """A fault of ours in the middle of an image; the log has it under the request id."""
+
+
+class PoisonousRequestError(GenerationFailedError):
+    """Replicas die of this request. To send it again would only kill more of them."""
+
+    code, title = "poisonous_request", "Poisonous request"

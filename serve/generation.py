@@ -61,10 +61,18 @@ class ImagePreview:
 
 
 @dataclass(frozen=True, slots=True)
+class ImageProgress:
+    """So many steps of image image_index are done and will not be done again."""
+
+    image_index: int
+    step: int
+
+
+@dataclass(frozen=True, slots=True)
 class ImageDone:
     image_index: int
     seed: int
     image: EncodedImage
 
 
-GenerationEvent = PromptEncoded | ImagePreview | ImageDone
+GenerationEvent = PromptEncoded | ImageProgress | ImagePreview | ImageDone

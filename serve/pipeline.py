@@ -1,18 +1,18 @@
 """Encode, denoise, decode as one stream of events: the only file that knows the order of the stages."""
 
 import asyncio
-import logging
 import time
 import uuid
-from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Sequence
 from contextlib import aclosing
 from typing import Any, TypeVar
 
-from ray.exceptions import ObjectLostError, RayActorError, RayError, RayTaskError
+from ray.exceptions import RayError
 from ray.serve.handle import DeploymentHandle
 
 from deployments.engine.cost import CostModel
 from deployments.engine.messages import (
+    Checkpoint,
     DenoisedLatents,
     DenoiseFailed,
     DenoiseRequest,
@@ -23,15 +23,18 @@ from deployments.engine.messages import (
 )
 from deployments.engine.prompts import PromptText
 from serve.errors import DeadlineExceededError, GenerationFailedError, NotReadyError
-from serve.generation import GenerationEvent, GenerationRequest, ImageDone, ImagePreview, PromptEncoded
+from serve.failover import call, denoise, retried
+from serve.generation import (
+    GenerationEvent,
+    GenerationRequest,
+    ImageDone,
+    ImagePreview,
+    ImageProgress,
+    PromptEncoded,
+)
 
-logger = logging.getLogger("ray.serve")
 Result = TypeVar("Result")
 
-# Ray does not retry a request whose replica died; an image that met this many deaths is given up.
-MAX_ATTEMPTS = 3
-# What a call raises whose replica, or whose node with a result on it, is gone; and whose handler raised.
-_REPLICA_ERRORS = (RayActorError, ObjectLostError, RayTaskError)
 PREVIEW_FORMAT = ImageFormat("image/jpeg", quality=80)
 
 
@@ -81,59 +84,52 @@ class Pipeline:
         """
         if self._cost_model is None:
             self._cost_model = await _until(
-                deadline, _retried("that asks what work costs", self._ask_cost_model)
+                deadline, retried("that asks what work costs", self._ask_cost_model)
             )
         return self._cost_model
 
     async def _ask_cost_model(self) -> CostModel:
         stages = (self._encoder, self._denoiser, self._decoder)
-        return CostModel(*await asyncio.gather(*(_call(handle.cost.remote) for handle in stages)))
+        return CostModel(*await asyncio.gather(*(call(handle.cost.remote) for handle in stages)))
 
     async def _encode(self, request: GenerationRequest) -> PromptEmbeds:
         text = PromptText(request.prompt, request.negative_prompt, request.is_guided, request.deterministic)
-        return await _retried(request.request_id, lambda: _call(self._encoder.encode.remote, text))
+        return await retried(request.request_id, lambda: call(self._encoder.encode.remote, text))
 
     async def _image(
         self, request: GenerationRequest, index: int, embeds: PromptEmbeds
     ) -> AsyncGenerator[GenerationEvent, None]:
         """Every image is a request of its own to the denoiser, so that they can spread over replicas."""
+        wanted = _denoise_request(request, index, embeds)
         num_previews = 0
         latents = None
-        for attempt in range(1, MAX_ATTEMPTS + 1):
-            wanted = _denoise_request(request, index, embeds)
-            response = self._denoiser.options(stream=True).denoise.remote(wanted)
-            try:
-                async for event in response:
-                    match event:
-                        case StepProgress(_, step, preview_latents):
-                            # After a restart the steps come again; what was shown is not shown twice.
-                            if step in sorted(wanted.preview_steps)[num_previews:]:
-                                preview = await self._preview(request.request_id, preview_latents)
-                                yield ImagePreview(index, num_previews, step, preview)
-                                num_previews += 1
-                        case DenoisedLatents():
-                            latents = event.latents
-                        case DenoiseFailed():
-                            raise GenerationFailedError(f"Denoising image {index} failed: a fault of ours.")
-                break
-            except _REPLICA_ERRORS as error:
-                _raise_unless_replica_died(error, request.request_id, attempt)
-            finally:
-                response.cancel()
+        async with aclosing(denoise(self._denoiser, wanted)) as events:
+            async for event in events:
+                match event:
+                    case StepProgress(_, step, preview_latents):
+                        # After a restart the steps come again; what was shown is not shown twice.
+                        if step in sorted(wanted.preview_steps)[num_previews:]:
+                            preview = await self._preview(request.request_id, preview_latents)
+                            yield ImagePreview(index, num_previews, step, preview)
+                            num_previews += 1
+                    case Checkpoint(_, step):
+                        yield ImageProgress(index, step)
+                    case DenoisedLatents():
+                        latents = event.latents
+                    case DenoiseFailed():
+                        raise GenerationFailedError(f"Denoising image {index} failed: a fault of ours.")
         seed = request.seed + index
         metadata = _metadata(request, seed, self._model_id)
-        image: EncodedImage = await _retried(
+        image: EncodedImage = await retried(
             request.request_id,
-            lambda: _call(
+            lambda: call(
                 self._decoder.decode.remote, latents, request.image_format, metadata, request.deterministic
             ),
         )
         yield ImageDone(index, seed, image)
 
     async def _preview(self, request_id: str, latents: Any) -> EncodedImage:
-        return await _retried(
-            request_id, lambda: _call(self._decoder.preview.remote, latents, PREVIEW_FORMAT)
-        )
+        return await retried(request_id, lambda: call(self._decoder.preview.remote, latents, PREVIEW_FORMAT))
 
 
 def _denoise_request(request: GenerationRequest, index: int, embeds: PromptEmbeds) -> DenoiseRequest:
@@ -215,34 +211,3 @@ async def _until(deadline: float | None, awaitable: Awaitable[Result]) -> Result
         raise DeadlineExceededError(
             "The deadline that the request set has passed; nothing more is done for it."
         ) from error
-
-
-async def _call(remote: Callable[..., Any], *arguments: Any) -> Any:
-    """A unary call that is cancelled downstream whenever it is left here, which Serve does not see to."""
-    response = remote(*arguments)
-    try:
-        return await response
-    except asyncio.CancelledError:
-        response.cancel()
-        raise
-
-
-async def _retried(request_id: str, call: Callable[[], Awaitable[Result]]) -> Result:
-    """Calls again where a replica died under the call: encoding and decoding change nothing."""
-    for attempt in range(1, MAX_ATTEMPTS + 1):
-        try:
-            return await call()
-        except _REPLICA_ERRORS as error:
-            _raise_unless_replica_died(error, request_id, attempt)
-    raise AssertionError("the last attempt returns or raises")
-
-
-def _raise_unless_replica_died(error: RayError, request_id: str, attempt: int) -> None:
-    """A call through another deployment reports a dead replica as a RayTaskError with that cause."""
-    cause = error.cause if isinstance(error, RayTaskError) else error
-    died = isinstance(cause, RayActorError | ObjectLostError)
-    if not died or attempt == MAX_ATTEMPTS:
-        raise GenerationFailedError(f"A stage failed: {type(error).__name__}.") from error
-    logger.warning(
-        "request %s: a replica died, attempt %d of %d follows", request_id, attempt + 1, MAX_ATTEMPTS
-    )

@@ -19,6 +19,7 @@ import torch
 from deployments.engine.cost import StageCost, counts_to_measure
 from deployments.engine.device_step import StepInputs, StepRunner, UNetInterface, send
 from deployments.engine.messages import (
+    Checkpoint,
     DenoisedLatents,
     DenoiseEvent,
     DenoiseFailed,
@@ -40,6 +41,7 @@ class EngineConfig:
     latent_shape: the usual one, that the row cap is meant for; larger ones get fewer rows
     row_counts: what forwards are padded to, rising, so that few shapes must be captured; empty: no padding;
         None: what suits the device
+    checkpoint_interval_s: how often a request that runs gives a checkpoint; None: never
     """
 
     max_rows: int
@@ -47,6 +49,7 @@ class EngineConfig:
     deterministic_rows: int
     latent_shape: LatentShape
     row_counts: tuple[int, ...] | None = ()
+    checkpoint_interval_s: float | None = None
 
     def for_device(self, device: torch.device) -> "EngineConfig":
         """With row_counts filled in: a few on CUDA, where each one captured costs memory and start-up; none
@@ -82,6 +85,7 @@ class Denoising:
     unloaded_s: what it would take alone
     state: [STATE_SLOTS, C, h, w] float32, the latents first
     row: the row of the table that comes next
+    checkpointed_at: when it last could be resumed from where it was, in seconds since the epoch
     """
 
     request: DenoiseRequest
@@ -92,7 +96,8 @@ class Denoising:
     generator: torch.Generator
     conditions: "Conditions"
     state: torch.Tensor
-    row: int = 0
+    row: int
+    checkpointed_at: float
 
     @property
     def num_model_calls(self) -> int:
@@ -182,19 +187,28 @@ class Engine:
             raise ValueError(f"request {request.request_id!r} is being denoised already")
         table = self._tables.table(request.sampler, request.num_inference_steps)
         shape = (request.height // self._scale_factor, request.width // self._scale_factor)
-        group = Group(shape, request.deterministic)
+        group = Group(shape, request.deterministic, request.request_id if request.isolated else None)
         generator = torch.Generator().manual_seed(request.seed)
         state = torch.zeros(STATE_SLOTS, self._unet.in_channels, *shape)
         state[0] = table.initial_scale * self._draw_noise(generator, shape)
+        row = 0
+        if checkpoint := request.resume_from:
+            row = checkpoint.row
+            state[: len(checkpoint.state)] = checkpoint.state
+            for _ in range(sum(table.draws_noise[:row])):
+                self._draw_noise(generator, shape)
+        now = self._clock()
         self._denoisings[request.request_id] = Denoising(
             request=request,
             table=table,
             group=group,
-            arrival=self._clock() if arrival is None else arrival,
+            arrival=now if arrival is None else arrival,
             unloaded_s=table.num_rows * self._seconds(group, request.num_rows),
             generator=generator,
             conditions=self._conditions(request),
             state=send(state, self._unet.device),
+            row=row,
+            checkpointed_at=now,
         )
 
     def abort(self, request_id: str) -> None:
@@ -297,6 +311,7 @@ class Engine:
         Only here is the device waited for: for latents that leave it, and for the step before this one.
         """
         events: list[DenoiseEvent] = []
+        interval_s, now = self._config.checkpoint_interval_s, self._clock()
         for item, estimate in zip(batch, estimates, strict=False):
             request = item.request
             if item.rows_left == 0:
@@ -306,6 +321,13 @@ class Engine:
             step = item.steps_done(item.row)
             if step in request.preview_steps and step > item.steps_done(item.row - 1):
                 events.append(StepProgress(request.request_id, step, estimate.to("cpu", copy=True)))
+            if interval_s is not None and now - item.checkpointed_at >= interval_s:
+                item.checkpointed_at = now
+                # Alone it has by now come at least as far as it had among others when an engine died under
+                # them: what killed that engine was not this request.
+                item.group = replace(item.group, isolated=None)
+                state = item.state[: item.table.num_slots(item.row)].to("cpu", copy=True)
+                events.append(Checkpoint(request.request_id, step, item.row, state))
         self._wait_for_previous_step()
         return events
 

@@ -35,6 +35,8 @@ class DenoiseRequest:
     preview_steps: after which steps (counted from 1) it wants to hear of its progress, with a preview
     deadline: in seconds since the epoch, None where the client set none
     priority: each level up halves the time that the request will wait while others are served
+    resume_from: where another engine left off; None to begin
+    isolated: shares no forward with others before its first checkpoint, since an engine died under it
     """
 
     request_id: str
@@ -49,6 +51,8 @@ class DenoiseRequest:
     preview_steps: frozenset[int] = frozenset()
     deadline: float | None = None
     priority: int = 0
+    resume_from: "Checkpoint | None" = None
+    isolated: bool = False
 
     @property
     def num_rows(self) -> int:
@@ -67,6 +71,27 @@ class StepProgress:
 
 
 @dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """All that it takes, beside the request, to go on with an image elsewhere after `step` of its steps.
+
+    row: of the sampler's table, the one that comes next
+    state: [slots, C, h, w] float32 on the CPU, those slots that the rows to come read
+    """
+
+    request_id: str
+    step: int
+    row: int
+    state: torch.Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class DenoisingStarted:
+    """The first event of an isolated request: what the engine does next, it does for this request."""
+
+    request_id: str
+
+
+@dataclass(frozen=True, slots=True)
 class DenoisedLatents:
     """The last event of an image. latents: [C, h, w] float32 on the CPU, still scaled."""
 
@@ -82,7 +107,8 @@ class DenoiseFailed:
     reason: str
 
 
-DenoiseEvent = StepProgress | DenoisedLatents | DenoiseFailed
+DenoiseEvent = DenoisingStarted | StepProgress | Checkpoint | DenoisedLatents | DenoiseFailed
+LAST_EVENTS = (DenoisedLatents, DenoiseFailed)
 
 
 @dataclass(frozen=True, slots=True)

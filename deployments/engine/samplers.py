@@ -133,6 +133,11 @@ class SamplerTable:
     def num_rows(self) -> int:
         return len(self.draws_noise)
 
+    def num_slots(self, row: int) -> int:
+        """How many state slots, from the first on, the rows from `row` to the end read."""
+        read = self.weights[row:, :, :STATE_SLOTS].ne(0).any(dim=0).any(dim=0)  # [STATE_SLOTS]
+        return int(read.nonzero().max()) + 1
+
 
 def advance(weights: torch.Tensor, inputs: torch.Tensor) -> torch.Tensor:
     """One weighted sum per request.

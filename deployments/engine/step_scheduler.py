@@ -27,10 +27,14 @@ MAX_TURNS_WAITED = 8
 
 @dataclass(frozen=True, slots=True)
 class Group:
-    """What must be equal for requests to share a forward."""
+    """What must be equal for requests to share a forward.
+
+    isolated: the id of a request that shares none, None for all others
+    """
 
     latent_shape: LatentShape
     deterministic: bool
+    isolated: str | None = None
 
 
 class Schedulable(Protocol):

@@ -106,3 +106,13 @@ def metric(ray_address: str) -> Callable[[str], float]:
         return sum(float(value) for value in pattern.findall(httpx.get(url, timeout=10).text))
 
     return read
+
+
+def replica(deployment: str) -> Any:
+    """The actor of a deployment's only replica."""
+    [name] = [
+        actor["name"]
+        for actor in ray.util.list_named_actors(all_namespaces=True)
+        if f"#{deployment}#" in actor["name"]
+    ]
+    return ray.get_actor(name, namespace="serve")

@@ -18,7 +18,7 @@ import pytest
 import ray
 from PIL import Image
 
-from tests.integration.conftest import MAX_QUEUE
+from tests.integration.conftest import MAX_QUEUE, replica
 from tests.shapes import evaluate, scenes
 
 ROUTE = "/v1/images/generations"
@@ -207,16 +207,6 @@ def test_a_replica_that_dies_costs_time_and_not_the_image(client: httpx.Client, 
                     ray.kill(replica("Denoiser"), no_restart=True)
     assert [event.get("partial_image_index") for event in events] == [0, 1, 2, None]
     assert events[-1]["b64_json"] == wanted["data"][0]["b64_json"]
-
-
-def replica(deployment: str) -> Any:
-    """The actor of a deployment's only replica."""
-    [name] = [
-        actor["name"]
-        for actor in ray.util.list_named_actors(all_namespaces=True)
-        if f"#{deployment}#" in actor["name"]
-    ]
-    return ray.get_actor(name, namespace="serve")
 
 
 def test_deterministic_images_are_the_same_bytes_alone_and_under_load(base_url: str) -> None:

@@ -21,7 +21,7 @@ GPU_LIKE = Curve(base_s=0.040, flat_count=2, slope_s=0.018)
 class Simulation:
     """An engine on a simulated device, and when each request was finished."""
 
-    def __init__(self, curve: Curve) -> None:
+    def __init__(self, curve: Curve, **changes: Any) -> None:
         self.now = 1000.0
         self.finished: dict[str, float] = {}
         self.rows: list[int] = []
@@ -31,7 +31,7 @@ class Simulation:
             SimulatedSteps(cost, self._sleep),
             SamplerTables(STABLE_DIFFUSION),
             8,
-            EngineConfig(16, 16, 8, SHAPE),
+            EngineConfig(16, 16, 8, SHAPE, **changes),
             cost,
             lambda: self.now,
         )

@@ -1,0 +1,116 @@
+"""Denoising through the deaths of replicas, on a denoiser of the tests' own that can be made to die."""
+
+import asyncio
+import os
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from contextlib import aclosing
+from dataclasses import replace
+
+import pytest
+import ray
+import torch
+from ray import serve
+from ray.serve.handle import DeploymentHandle
+
+from deployments.batching import Batching
+from deployments.denoiser import Denoiser
+from deployments.engine.cost import CostModel, Curve
+from deployments.engine.denoising import EngineConfig, StepReport
+from deployments.engine.messages import Checkpoint, DenoisedLatents, DenoiseEvent, DenoiseRequest
+from deployments.engine.models import ModelSource, Placement
+from deployments.profiling import Profiling
+from serve import failover
+from serve.errors import PoisonousRequestError
+from tests.conftest import FORWARD_COST, LoadedModel
+from tests.integration.conftest import replica
+
+POISONOUS_SEED = 666
+APPLICATION = "mortal"
+
+
+class MortalDenoiser(Denoiser):
+    """Its process ends with the first step of a request of POISONOUS_SEED, as of a fault on the device."""
+
+    def _deliver(self, events: Sequence[DenoiseEvent], report: StepReport | None) -> None:
+        under_way = (item for item in self._thread._engine.requests if item.row > 0)
+        if any(item.request.seed == POISONOUS_SEED for item in under_way):
+            os._exit(1)
+        super()._deliver(events, report)
+
+
+@pytest.fixture(scope="module")
+def denoiser(base_url: str, load_model: Callable[[str], LoadedModel]) -> Iterator[DeploymentHandle]:
+    config = EngineConfig(16, 16, 8, (16, 16), checkpoint_interval_s=0.3)
+    cost = CostModel(Curve(0.01, 1, 0.0), FORWARD_COST, FORWARD_COST)
+    options = {"ray_actor_options": {"num_cpus": 0.25}, "max_ongoing_requests": 32}
+    application = serve.deployment(MortalDenoiser, **options).bind(
+        ModelSource(str(load_model("shapes").folder)),
+        Placement("cpu"),
+        config,
+        Batching(8, 0.005),
+        2,
+        Profiling(((16, 16),), cost),
+    )
+    yield serve.run(application, name=APPLICATION, route_prefix=None)
+    serve.delete(APPLICATION)
+
+
+async def watch(denoiser: DeploymentHandle, request: DenoiseRequest) -> AsyncIterator[DenoiseEvent]:
+    # One request is sent more than once: the replica must not take it for one that it has.
+    request = replace(request, request_id=f"{request.request_id}-{os.urandom(4).hex()}")
+    async with aclosing(failover.denoise(denoiser, request)) as events:
+        async for event in events:
+            yield event
+
+
+async def latents(denoiser: DeploymentHandle, request: DenoiseRequest) -> torch.Tensor:
+    async for event in watch(denoiser, request):
+        if isinstance(event, DenoisedLatents):
+            return event.latents
+    raise AssertionError("the events ended without latents")
+
+
+def test_a_dead_replica_costs_steps_and_not_the_image(
+    denoiser: DeploymentHandle, load_model: Callable[[str], LoadedModel]
+) -> None:
+    wanted = load_model("shapes").request("wanted", num_inference_steps=60, deterministic=True)
+
+    async def disturbed() -> tuple[list[int], torch.Tensor]:
+        rows: list[int] = []
+        async for event in watch(denoiser, wanted):
+            match event:
+                case Checkpoint():
+                    rows.append(event.row)
+                    if len(rows) == 2:
+                        ray.kill(replica("MortalDenoiser"), no_restart=True)
+                case DenoisedLatents():
+                    return rows, event.latents
+        raise AssertionError("the events ended without latents")
+
+    undisturbed = asyncio.run(latents(denoiser, wanted))
+    rows, resumed = asyncio.run(disturbed())
+    assert len(rows) > 2
+    assert rows == sorted(set(rows)), "it went back to before its last checkpoint"
+    assert torch.equal(resumed, undisturbed)
+
+
+def test_a_request_of_which_replicas_die_fails_and_takes_no_other_with_it(
+    denoiser: DeploymentHandle, load_model: Callable[[str], LoadedModel]
+) -> None:
+    model = load_model("shapes")
+    others = [
+        model.request(f"other {seed}", seed=seed, num_inference_steps=30, deterministic=True)
+        for seed in range(3)
+    ]
+    poisonous = model.request("poisonous", seed=POISONOUS_SEED, deterministic=True)
+
+    async def run() -> None:
+        alone = [await latents(denoiser, other) for other in others]
+        beside = [asyncio.create_task(latents(denoiser, other)) for other in others]
+        await asyncio.sleep(0.3)
+        with pytest.raises(PoisonousRequestError, match="2 replicas have died"):
+            await latents(denoiser, poisonous)
+        for expected, got in zip(alone, await asyncio.gather(*beside), strict=True):
+            assert torch.equal(expected, got)
+
+    asyncio.run(run())
