@@ -34,7 +34,11 @@ TEXT_WIDTH = 128
 LATENT_CHANNELS = 8  # with four, as in Stable Diffusion, so small a VAE blurs the corners of small stars
 MAX_TOKENS = 77  # what every Stable Diffusion text encoder takes
 CROP_SIZE = 64
-UNCONDITIONAL_SHARE = 0.1  # prompts left empty in training, for classifier-free guidance
+# Of a batch of 32 rows, 22 are scenes with their prompts and 10 the first of these without, for guidance.
+NUM_SCENES, NUM_UNPROMPTED = 22, 10
+MAX_GUIDANCE_SCALE = 8.0
+DECIDED_TIMESTEP = 600  # below it the noise hides so little that a scene is known without its prompt
+GUIDED_WEIGHT = 0.3  # of the guided prediction's loss beside that of the plain ones
 
 
 def build_tokenizer() -> CLIPTokenizer:
@@ -269,6 +273,11 @@ def train_text_encoder(tokenizer: CLIPTokenizer, steps: int, batch_size: int, se
     return text_encoder
 
 
+def with_unprompted(rows: torch.Tensor) -> torch.Tensor:
+    """A batch [NUM_SCENES, ...] followed by those of its rows that are seen without their prompts as well."""
+    return torch.cat([rows, rows[:NUM_UNPROMPTED]])
+
+
 class Ema:
     """Exponential moving average of weights, slow only once there is something worth keeping."""
 
@@ -288,7 +297,6 @@ def train_denoiser(
     tokenizer: CLIPTokenizer,
     text_encoder: CLIPTextModel,
     steps: int,
-    batch_size: int,
     seed: int,
     checkpoint: Path,
 ) -> UNet2DConditionModel:
@@ -315,25 +323,32 @@ def train_denoiser(
         torch.manual_seed(seed + 2 + first)
     losses = []
     for step in training_steps(optimizer, first, steps, 8e-4):
-        chosen = torch.randint(len(prompts), (batch_size,))
+        chosen = torch.randint(len(prompts), (NUM_SCENES,))
         clean = latents[chosen]
-        ids = torch.where(torch.rand(batch_size, 1) < UNCONDITIONAL_SHARE, empty_ids, token_ids[chosen])
         # Logit-normal (Esser et al. 2024): most often in the middle, where the scene is decided.
-        timesteps = (len(alphas_cumprod) * torch.sigmoid(0.6 + 1.1 * torch.randn(batch_size))).long()
+        timesteps = (len(alphas_cumprod) * torch.sigmoid(0.6 + 1.1 * torch.randn(NUM_SCENES))).long()
         alpha = alphas_cumprod[timesteps].sqrt().view(-1, 1, 1, 1)
         sigma = (1 - alpha**2).sqrt()
         noise = torch.randn_like(clean)
-        noisy = (alpha * clean + sigma * noise).contiguous(memory_format=torch.channels_last)
+        noisy = with_unprompted(alpha * clean + sigma * noise).contiguous(memory_format=torch.channels_last)
+        target = alpha * noise - sigma * clean
         with torch.autocast("cpu", torch.bfloat16):
+            ids = torch.cat([token_ids[chosen], empty_ids.expand(NUM_UNPROMPTED, -1)])
             prompt_embeds = text_encoder(ids).last_hidden_state
-            prediction = unet(noisy, timesteps, prompt_embeds).sample
-        loss = F.mse_loss(prediction.float(), alpha * noise - sigma * clean)
+            prediction = unet(noisy, with_unprompted(timesteps), prompt_embeds).sample.float()
+        plain_loss = F.mse_loss(prediction, with_unprompted(target))
+        loss = plain_loss + GUIDED_WEIGHT * guided_loss(
+            prediction[:NUM_UNPROMPTED],
+            prediction[NUM_SCENES:],
+            target[:NUM_UNPROMPTED],
+            timesteps[:NUM_UNPROMPTED],
+        )
         optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(unet.parameters(), 1.0)
         optimizer.step()
         ema.update(unet, step)
-        losses.append(loss.item())
+        losses.append(plain_loss.item())
         if step % 100 == 99:
             print(f"  denoising loss {sum(losses[-100:]) / 100:.4f}", flush=True)
         if step % 500 == 499:
@@ -344,6 +359,20 @@ def train_denoiser(
             }
             save_whole({**parts, "step": step + 1}, checkpoint)
     return ema.module
+
+
+def guided_loss(
+    conditional: torch.Tensor, unconditional: torch.Tensor, target: torch.Tensor, timesteps: torch.Tensor
+) -> torch.Tensor:
+    """Of what guidance makes of both predictions [n, 8, 16, 16], at random scales, once the scene is decided.
+
+    There both should say the same. Guidance multiplies what little they differ by, and at scale 7 that gave
+    one picture in seven a wrong colour; guidance before that point did no harm.
+    """
+    scales = 1 + (MAX_GUIDANCE_SCALE - 1) * torch.rand(len(target), 1, 1, 1)
+    guided = unconditional + scales * (conditional - unconditional)
+    squares = (guided - target).square().mean(dim=(1, 2, 3))
+    return (squares * (timesteps < DECIDED_TIMESTEP)).mean()
 
 
 def save_whole(value: object, path: Path) -> None:
@@ -416,7 +445,6 @@ def main() -> None:
         tokenizer,
         text_encoder,
         args.denoiser_steps,
-        32,
         args.seed,
         args.work / "denoiser.pt",
     )

@@ -21,7 +21,7 @@ def test_the_last_stage_trains_the_unet_alone_and_goes_on_from_its_checkpoint(tm
     checkpoint = tmp_path / "denoiser.pt"
     latents, prompts = torch.randn(4, 8, 16, 16), ["a red star on a blue background"] * 4
     arguments = (latents, prompts, tokenizer, text_encoder)
-    trained = train.train_denoiser(*arguments, steps=2, batch_size=2, seed=0, checkpoint=checkpoint)
+    trained = train.train_denoiser(*arguments, steps=2, seed=0, checkpoint=checkpoint)
     torch.manual_seed(2)
     fresh = train.build_unet().state_dict()
     assert any(not torch.equal(value, fresh[name]) for name, value in trained.state_dict().items())
@@ -31,5 +31,5 @@ def test_the_last_stage_trains_the_unet_alone_and_goes_on_from_its_checkpoint(tm
     optimizer = torch.optim.AdamW(model.parameters(), betas=(0.9, 0.99))
     parts = {"unet": model.state_dict(), "ema": model.state_dict(), "optimizer": optimizer.state_dict()}
     train.save_whole({**parts, "step": 2}, checkpoint)
-    resumed = train.train_denoiser(*arguments, steps=2, batch_size=2, seed=0, checkpoint=checkpoint)
+    resumed = train.train_denoiser(*arguments, steps=2, seed=0, checkpoint=checkpoint)
     assert all(torch.equal(value, parts["ema"][name]) for name, value in resumed.state_dict().items())
