@@ -22,7 +22,7 @@ class JobState(StrEnum):
         return not TRANSITIONS[self]
 
 
-# From processing back to starting: given back by a runner that stops. To itself: taken over from one that died.
+# From processing back to starting: given back by a runner that stops. To itself: taken over from a dead one.
 TRANSITIONS: Mapping[JobState, frozenset[JobState]] = {
     JobState.STARTING: frozenset({JobState.PROCESSING, JobState.FAILED, JobState.CANCELED}),
     JobState.PROCESSING: frozenset(JobState),
@@ -80,7 +80,7 @@ class Job:
 
     attempt: how often it was begun, and the fencing token of whoever runs it now
     steps_done: denoising steps of all its images together, of num_steps
-    output: the object store's keys of the images that are done, in the order of their seeds
+    output: the object store's keys of the images that are done, by the index of the image
     data_removed: input and output were deleted when their time was over
     """
 
@@ -97,7 +97,7 @@ class Job:
     started_at: float | None
     completed_at: float | None
     steps_done: int
-    output: tuple[str, ...]
+    output: Mapping[int, str]
     error: str | None
     data_removed: bool
 
