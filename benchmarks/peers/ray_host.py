@@ -13,7 +13,7 @@ from importlib import import_module
 import ray
 from ray import serve
 
-from benchmarks.peers.ports import free_port
+from benchmarks.ports import free_port
 
 
 def main() -> None:
