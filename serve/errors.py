@@ -27,12 +27,36 @@ class RouteNotFoundError(MidstepError):
     status, code, title = 404, "route_not_found", "Route not found"
 
 
+class JobNotFoundError(MidstepError):
+    status, code, title = 404, "prediction_not_found", "Prediction not found"
+
+
+class ObjectNotFoundError(MidstepError):
+    status, code, title = 404, "file_not_found", "File not found"
+
+
 class MethodNotAllowedError(MidstepError):
     status, code, title = 405, "method_not_allowed", "Method not allowed"
 
 
 class BodyTooLargeError(MidstepError):
     status, code, title = 413, "body_too_large", "Body too large"
+
+
+class InvalidInputError(MidstepError):
+    """Of a job that could never be run: said when it is handed in, not when its turn has come."""
+
+    status, code, title = 422, "invalid_input", "Invalid input"
+
+
+class IdempotencyKeyReusedError(MidstepError):
+    """An idempotency key came again with another payload."""
+
+    status, code, title = 422, "idempotency_key_reused", "Idempotency key reused"
+
+
+class RangeNotSatisfiableError(MidstepError):
+    status, code, title = 416, "range_not_satisfiable", "Range not satisfiable"
 
 
 class QueueFullError(MidstepError):
@@ -55,8 +79,27 @@ class NotReadyError(MidstepError):
     status, code, title = 503, "not_ready", "Not ready"
 
 
+class JobStoreUnavailableError(MidstepError):
+    """Its database is locked or away. What was accepted is safe; nothing new is accepted."""
+
+    status, code, title = 503, "job_store_unavailable", "Job store unavailable"
+
+
+class ObjectStoreUnavailableError(MidstepError):
+    """The object store is away or refuses us; what was to be done can be done again."""
+
+    status, code, title = 503, "object_store_unavailable", "Object store unavailable"
+
+    def __init__(self, detail: str) -> None:
+        super().__init__(detail, retry_after_s=1)
+
+
 class DeadlineExceededError(MidstepError):
     status, code, title = 504, "deadline_exceeded", "Deadline exceeded"
+
+
+class StorageFullError(MidstepError):
+    status, code, title = 507, "storage_full", "Storage full"
 
 
 class GenerationFailedError(MidstepError):

@@ -1,0 +1,180 @@
+"""The database under the job store: which one it is, how it is spoken to, and what its errors mean."""
+
+import asyncio
+import sqlite3
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager, nullcontext
+from pathlib import Path
+from typing import Any
+
+from alembic import command
+from alembic.config import Config
+from sqlalchemy import URL, Connection, Table, event, func, make_url, select
+from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy.exc import ArgumentError, DBAPIError
+from sqlalchemy.exc import TimeoutError as PoolTimeoutError
+from sqlalchemy.ext.asyncio import AsyncConnection, create_async_engine
+
+from serve.errors import JobStoreUnavailableError, MidstepError, StorageFullError
+
+MIGRATIONS_FOLDER = Path(__file__).parent / "migrations"
+# How long a write waits for those of other processes, unless the URL says `?timeout=`.
+SQLITE_TIMEOUT_S = 5
+# For a server to answer at all, and to answer a statement.
+POSTGRESQL_TIMEOUTS_S = {"timeout": 5, "command_timeout": 30}
+# At opening, for a database that is locked or that is only coming up itself.
+OPENING_PAUSES_S = (0.1, 0.2, 0.4, 0.8, 1.6, 3.2)
+# Whoever holds this advisory lock of PostgreSQL's migrates; "midstep" in ASCII.
+MIGRATION_LOCK = int.from_bytes(b"midstep")
+
+
+def parse_database_url(url: str) -> URL:
+    """With its asyncio driver. Raises ValueError for what is neither SQLite in a file nor PostgreSQL."""
+    try:
+        parsed = make_url(url)
+    except ArgumentError as error:
+        raise ValueError(f"{url!r} is not the URL of a database.") from error
+    match parsed.get_backend_name():
+        case "sqlite" if parsed.database not in (None, "", ":memory:"):
+            with_timeout = {"timeout": str(SQLITE_TIMEOUT_S)} | dict(parsed.query)
+            return parsed.set(drivername="sqlite+aiosqlite", query=with_timeout)
+        case "postgresql" | "postgres":
+            return parsed.set(drivername="postgresql+asyncpg")
+    shown = parsed.render_as_string(hide_password=True)
+    raise ValueError(f"Jobs go to sqlite:///<file> or postgresql://..., not to {shown!r}.")
+
+
+class Database:
+    """Transactions on SQLite or PostgreSQL.
+
+    Whatever goes wrong with the database itself is raised as JobStoreUnavailableError or StorageFullError.
+    Nothing of the transaction is written then, unless the connection was lost in the moment of the commit.
+    Both pass without a restart.
+    """
+
+    def __init__(self, url: str) -> None:
+        self._url = parse_database_url(url)
+        self._is_sqlite = self._url.get_backend_name() == "sqlite"
+        if self._is_sqlite:
+            self.engine = create_async_engine(self._url)
+            event.listen(self.engine.sync_engine, "connect", _prepare_sqlite)
+            event.listen(self.engine.sync_engine, "begin", _begin_on_sqlite)
+        else:
+            self.engine = create_async_engine(
+                self._url, pool_pre_ping=True, connect_args=dict(POSTGRESQL_TIMEOUTS_S)
+            )
+        # SQLite has one writer at a time and makes others ask again and again: within a process they queue.
+        self._turn = asyncio.Lock() if self._is_sqlite else nullcontext()
+
+    async def open(self) -> None:
+        """Makes the tables, or brings them up to date; of several processes that do so at once, one does."""
+        if self._is_sqlite:
+            assert self._url.database is not None
+            Path(self._url.database).parent.mkdir(parents=True, exist_ok=True)
+        for pause_s in OPENING_PAUSES_S:
+            try:
+                return await self._migrate()
+            except JobStoreUnavailableError:
+                await asyncio.sleep(pause_s)
+        await self._migrate()
+
+    async def close(self) -> None:
+        await self.engine.dispose()
+
+    @asynccontextmanager
+    async def read(self) -> AsyncIterator[AsyncConnection]:
+        """For one statement that changes nothing."""
+        with _translated_errors():
+            async with self.engine.connect() as connection:
+                await connection.execution_options(reads_only=True)
+                yield connection
+
+    @asynccontextmanager
+    async def write(self) -> AsyncIterator[AsyncConnection]:
+        """A transaction: when it is left without an exception, it is on disk."""
+        async with self._turn:
+            with _translated_errors():
+                async with self.engine.begin() as connection:
+                    yield connection
+
+    def insert(self, table: Table) -> sqlite.Insert | postgresql.Insert:
+        """With ON CONFLICT, which SQL has no standard for."""
+        return sqlite.insert(table) if self._is_sqlite else postgresql.insert(table)
+
+    async def _migrate(self) -> None:
+        if self._is_sqlite:
+            async with self.read() as connection:
+                await connection.exec_driver_sql("PRAGMA journal_mode=WAL")  # kept in the file
+        async with self.write() as connection:
+            if not self._is_sqlite:
+                await connection.execute(select(func.pg_advisory_xact_lock(MIGRATION_LOCK)))
+            await connection.run_sync(_upgrade)
+
+
+def _upgrade(connection: Connection) -> None:
+    config = Config()
+    config.set_main_option("script_location", str(MIGRATIONS_FOLDER).replace("%", "%%"))
+    config.attributes["connection"] = connection
+    command.upgrade(config, "head")
+
+
+def _prepare_sqlite(connection: Any, _record: Any) -> None:
+    connection.isolation_level = None  # Python's driver begins no transactions: we do, below
+    cursor = connection.cursor()
+    cursor.execute("PRAGMA synchronous=FULL")  # in WAL mode, less would lose what was committed last
+    cursor.execute("PRAGMA foreign_keys=ON")
+    cursor.close()
+
+
+def _begin_on_sqlite(connection: Connection) -> None:
+    if not connection.get_execution_options().get("reads_only"):
+        # One that begins as a reader and comes to write beside another does not wait for it: it fails.
+        connection.exec_driver_sql("BEGIN IMMEDIATE")
+
+
+@contextmanager
+def _translated_errors() -> Iterator[None]:
+    try:
+        yield
+    except DBAPIError as error:
+        translated = _translate(error)
+        if translated is None:
+            raise
+        raise translated from error
+    except (PoolTimeoutError, OSError) as error:  # of asyncpg's, as it connects or waits
+        raise _unavailable() from error
+
+
+def _translate(error: DBAPIError) -> MidstepError | None:
+    """None for what is a mistake of ours."""
+    match error.orig:
+        case sqlite3.Error() as sqlite_error:
+            code = getattr(sqlite_error, "sqlite_errorcode", sqlite3.SQLITE_OK)
+            is_full = code in (sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR_SHMSIZE)
+            is_away = code & 0xFF in _SQLITE_AWAY
+        case _:
+            state = getattr(error.orig, "sqlstate", None) or ""
+            is_full = state == "53100"
+            is_away = state.startswith(_POSTGRESQL_AWAY)
+    if is_full:
+        return StorageFullError("There is no room for the job on the server's disk.")
+    return _unavailable() if is_away or error.connection_invalidated else None
+
+
+def _unavailable() -> JobStoreUnavailableError:
+    return JobStoreUnavailableError("The job store does not answer; please try again.", retry_after_s=1)
+
+
+_SQLITE_AWAY = frozenset(
+    {
+        sqlite3.SQLITE_BUSY,
+        sqlite3.SQLITE_LOCKED,
+        sqlite3.SQLITE_IOERR,
+        sqlite3.SQLITE_CANTOPEN,
+        sqlite3.SQLITE_READONLY,
+        sqlite3.SQLITE_PROTOCOL,
+    }
+)
+# Classes of SQLSTATE: connection, rolled back for others, resources, in use, operator (shutdown), system.
+# The last one is of a server that has become a standby.
+_POSTGRESQL_AWAY = ("08", "40", "53", "55", "57", "58", "25006")

@@ -1,0 +1,64 @@
+"""Files that outlive a loss of power: how the object store writes into a local folder."""
+
+import errno
+import logging
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from secrets import token_hex
+
+from serve.errors import ObjectStoreUnavailableError, StorageFullError
+
+logger = logging.getLogger("ray.serve")
+
+
+def write_durably(root: Path, key: str, data: bytes) -> None:
+    """Whole or not at all, and on the disk when this returns: the file, then its name and its folders'."""
+    target = root / key
+    part = target.with_name(f".{target.name}.{token_hex(8)}")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        with part.open("xb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        part.replace(target)
+    except BaseException:
+        part.unlink(missing_ok=True)
+        raise
+    # Those above too: another thread may have made them a moment ago, and not be there yet.
+    for folder in target.parents:
+        _synchronise(folder)
+        if folder == root:
+            break
+
+
+def _synchronise(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def unlink_all(root: Path, keys: Sequence[str]) -> None:
+    """Those that there are, and the folders that they leave empty."""
+    for key in keys:
+        path = root / key
+        path.unlink(missing_ok=True)
+        if path.parent != root:
+            with suppress(OSError):  # there are others in it, or somebody was faster
+                path.parent.rmdir()
+
+
+@contextmanager
+def disk_errors() -> Iterator[None]:
+    """Turns what the operating system says into StorageFullError and ObjectStoreUnavailableError."""
+    try:
+        yield
+    except OSError as error:
+        logger.warning("object store: %s", error)
+        if error.errno in {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}:
+            raise StorageFullError(f"The object store has no room left: {error.strerror}.") from error
+        raise ObjectStoreUnavailableError(f"The object store cannot be used: {error.strerror}.") from error

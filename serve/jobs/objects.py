@@ -1,0 +1,259 @@
+"""The object store: images and checkpoints by key, in a local folder or in a bucket."""
+
+import asyncio
+import logging
+import re
+import shutil
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from pathlib import Path
+from secrets import token_urlsafe
+from typing import TYPE_CHECKING, Any, cast
+from urllib.parse import unquote, urlsplit
+
+import obstore
+from obstore.exceptions import BaseError, UnknownConfigurationKeyError
+from obstore.store import LocalStore, from_url
+
+from serve.errors import ObjectNotFoundError, ObjectStoreUnavailableError
+from serve.jobs.durable_files import disk_errors, unlink_all, write_durably
+
+if TYPE_CHECKING:
+    from obstore import GetResult, SignCapableStore
+    from obstore.store import ClientConfig, RetryConfig
+    from obstore.store import ObjectStore as Backend
+
+logger = logging.getLogger("ray.serve")
+_SUFFIXES = {"image/png": ".png", "image/webp": ".webp", "image/jpeg": ".jpg"}
+_MEDIA_TYPES = {suffix: media_type for media_type, suffix in _SUFFIXES.items()}
+_NAME = r"[A-Za-z0-9_-][A-Za-z0-9._-]*"  # no dot in front: no way up, and nothing that is still being written
+_KEY = re.compile(rf"{_NAME}(/{_NAME})*")
+_IMAGE_KEY = re.compile(r"images/[A-Za-z0-9_-]+/[0-9]+-[A-Za-z0-9_-]{22}\.(png|webp|jpg)")
+_CHUNK_BYTES = 256 * 1024
+
+IMAGE_CACHE_CONTROL = "private, max-age=31536000, immutable"
+
+# A store that is away is reported in seconds; whoever needs it comes again.
+_RETRIES: "RetryConfig" = {
+    "max_retries": 4,
+    "backoff": {"init_backoff": timedelta(seconds=0.1), "max_backoff": timedelta(seconds=2), "base": 2},
+    "retry_timeout": timedelta(seconds=10),
+}
+_TIMEOUTS: "ClientConfig" = {"connect_timeout": "5s", "read_timeout": "15s", "timeout": "2min"}
+# obstore wants these apart from the store's own options, and panics where they are among them.
+_CLIENT_OPTIONS = frozenset(
+    [
+        "allow_http",
+        "allow_invalid_certificates",
+        "connect_timeout",
+        "default_content_type",
+        "http1_only",
+        "http2_only",
+        "http2_keep_alive_interval",
+        "http2_keep_alive_timeout",
+        "http2_keep_alive_while_idle",
+        "pool_idle_timeout",
+        "pool_max_idle_per_host",
+        "proxy_ca_certificate",
+        "proxy_excludes",
+        "proxy_url",
+        "randomize_addresses",
+        "read_timeout",
+        "root_certificate",
+        "timeout",
+        "user_agent",
+    ]
+)
+
+
+@dataclass(frozen=True, slots=True)
+class StoredObject:
+    """What is known of an object. etag: as it is in HTTP, in quotes; media_type: by the key's suffix."""
+
+    key: str
+    size_bytes: int
+    last_modified: datetime
+    etag: str
+    media_type: str
+
+
+class ObjectStore:
+    """Bytes by key. Keys are names between slashes; an object is never seen half written.
+
+    A local folder keeps what was put through a loss of power: the file and the folders above it are
+    synchronised before `put` returns. A bucket promises what its service does.
+
+    Every method raises ObjectStoreUnavailableError if the store is away or refuses us, and ValueError for
+    what is no key at all.
+    """
+
+    def __init__(self, url: str, options: Mapping[str, str] | None = None) -> None:
+        """url: the path of a folder, which is made if need be, or file://, s3://bucket/prefix, gs:// or az://
+
+        options: of a bucket, as obstore names them: endpoint, region, access_key_id, ...
+
+        Raises ValueError for a store that there cannot be.
+        """
+        self._folder = _local_folder(url)
+        if self._folder is None:
+            self._backend: Backend = _bucket(url, options or {})
+        elif options:
+            raise ValueError(
+                f"{url} is a local folder, and such take no options: {', '.join(sorted(options))}"
+            )
+        else:
+            self._backend = LocalStore(self._folder, mkdir=True)
+
+    async def put(self, key: str, data: bytes, media_type: str = "application/octet-stream") -> None:
+        """Stores an object, in place of what had the key. Raises StorageFullError."""
+        _check_key(key)
+        if self._folder is not None:
+            with disk_errors():
+                await asyncio.to_thread(write_durably, self._folder, key, data)
+            return
+        attributes = {"Content-Type": media_type}
+        if is_image_key(key):
+            attributes["Cache-Control"] = IMAGE_CACHE_CONTROL
+        with _bucket_errors():
+            try:
+                # In one part: a part of several that is left behind would be seen nowhere, and paid for.
+                await obstore.put_async(self._backend, key, data, attributes=attributes, use_multipart=False)
+            except FileNotFoundError as error:
+                raise ObjectStoreUnavailableError("There is no such bucket.") from error
+
+    async def get(self, key: str) -> StoredObject:
+        """What is known of an object, without its bytes. Raises ObjectNotFoundError."""
+        _check_key(key)
+        with _bucket_errors(), _missing(key):
+            meta = await obstore.head_async(self._backend, key)
+        modified, size_bytes = meta["last_modified"], meta["size"]
+        etag = meta["e_tag"] or f'"{modified.timestamp():.6f}-{size_bytes}"'
+        media_type = _MEDIA_TYPES.get(Path(key).suffix, "application/octet-stream")
+        return StoredObject(key, size_bytes, modified, etag, media_type)
+
+    async def read(self, key: str, start: int = 0, end: int | None = None) -> bytes:
+        """The bytes from `start` to before `end`. Raises ObjectNotFoundError."""
+        with _bucket_errors(), _missing(key):
+            return bytes(await (await self._opened(key, start, end)).bytes_async())
+
+    async def stream(self, key: str, start: int = 0, end: int | None = None) -> AsyncIterator[bytes]:
+        """Likewise in parts, so that no more than one is in memory. Raises ObjectNotFoundError at once."""
+        with _bucket_errors(), _missing(key):
+            opened = await self._opened(key, start, end)
+        return opened.stream(_CHUNK_BYTES)
+
+    async def delete(self, keys: Sequence[str]) -> None:
+        """Deletes what there is of these."""
+        for key in keys:
+            _check_key(key)
+        if self._folder is not None:
+            with disk_errors():
+                await asyncio.to_thread(unlink_all, self._folder, keys)
+        elif keys:
+            with _bucket_errors():
+                await self._delete_from_bucket(keys)
+
+    async def delete_folder(self, folder: str) -> None:
+        """Deletes all keys that begin with `folder` and a slash: also those that nobody has written down."""
+        _check_key(folder)
+        if self._folder is not None:
+            with disk_errors(), suppress(FileNotFoundError):
+                await asyncio.to_thread(shutil.rmtree, self._folder / folder)
+            return
+        with _bucket_errors():
+            async for found in obstore.list(self._backend, f"{folder}/"):
+                await self._delete_from_bucket([meta["path"] for meta in found])
+
+    async def presigned_url(self, key: str, expires_in_s: float) -> str | None:
+        """A URL that gives the object to whoever has it, for so long; None: a local folder has none."""
+        _check_key(key)
+        if self._folder is not None:
+            return None
+        with _bucket_errors():
+            signing = cast("SignCapableStore", self._backend)
+            return await obstore.sign_async(signing, "GET", key, timedelta(seconds=expires_in_s))
+
+    async def _opened(self, key: str, start: int, end: int | None) -> "GetResult":
+        _check_key(key)
+        if end is not None:
+            return await obstore.get_async(self._backend, key, options={"range": (start, end)})
+        if start:
+            return await obstore.get_async(self._backend, key, options={"range": {"offset": start}})
+        return await obstore.get_async(self._backend, key)
+
+    async def _delete_from_bucket(self, keys: Sequence[str]) -> None:
+        try:
+            await obstore.delete_async(self._backend, keys)
+        except FileNotFoundError:  # some services say so, and leave the others where they are
+            for key in keys:
+                with suppress(FileNotFoundError):
+                    await obstore.delete_async(self._backend, key)
+
+
+def image_key(job_id: str, index: int, media_type: str) -> str:
+    """A new key for an image of a job; who has not been given it cannot guess it."""
+    return f"images/{job_id}/{index}-{token_urlsafe(16)}{_SUFFIXES[media_type]}"
+
+
+def is_image_key(key: str) -> bool:
+    return _IMAGE_KEY.fullmatch(key) is not None
+
+
+def _check_key(key: str) -> None:
+    if not _KEY.fullmatch(key):
+        raise ValueError(f"{key!r} is no key of an object")
+
+
+def _local_folder(url: str) -> Path | None:
+    """None: it is not one."""
+    if "://" not in url:
+        return Path(url).expanduser().absolute()
+    parts = urlsplit(url)
+    if parts.scheme != "file":
+        return None
+    if parts.netloc not in {"", "localhost"}:
+        raise ValueError(f"{url}: the folder is on {parts.netloc!r}; write file:///path with three slashes")
+    return Path(unquote(parts.path))
+
+
+def _bucket(url: str, options: Mapping[str, str]) -> "Backend":
+    if urlsplit(url).scheme not in {"s3", "gs", "az"}:
+        raise ValueError(f"{url} is neither a folder nor an s3://, gs:// or az:// URL")
+    plain_http = any(
+        "endpoint" in name.lower() and value.startswith("http://") for name, value in options.items()
+    )
+    # Any: obstore's types know which names there are, and it is asked instead.
+    config: Any = {name: value for name, value in options.items() if name not in _CLIENT_OPTIONS}
+    client: Any = {name: value for name, value in options.items() if name in _CLIENT_OPTIONS}
+    client = {**_TIMEOUTS, "allow_http": str(plain_http).lower(), **client}
+    try:
+        backend: Backend = from_url(url, config=config, client_options=client, retry_config=_RETRIES)
+        return backend
+    except UnknownConfigurationKeyError as error:
+        raise ValueError(f"{url}: {_first_line(error)}") from error
+    except (BaseError, ValueError) as error:
+        raise ValueError(f"{url} cannot be used: {_first_line(error)}") from error
+
+
+def _first_line(error: Exception) -> str:
+    """obstore adds a page of its own internals."""
+    return str(error).partition("\n")[0]
+
+
+@contextmanager
+def _bucket_errors() -> Iterator[None]:
+    try:
+        yield
+    except BaseError as error:
+        logger.warning("object store: %s", _first_line(error))
+        raise ObjectStoreUnavailableError("The object store cannot be reached, or refuses us.") from error
+
+
+@contextmanager
+def _missing(key: str) -> Iterator[None]:
+    try:
+        yield
+    except FileNotFoundError as error:
+        raise ObjectNotFoundError(f"There is no {key}; files are deleted when their time is over.") from error

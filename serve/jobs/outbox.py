@@ -1,0 +1,99 @@
+"""What webhooks are to be told: written with the change it tells of, kept until delivered or given up."""
+
+import json
+import secrets
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from sqlalchemy import and_, delete, insert, select, update
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from serve.jobs.database import Database
+from serve.jobs.job import Job, WebhookEvent
+from serve.jobs.tables import deliveries, now_s
+
+
+@dataclass(frozen=True, slots=True)
+class Delivery:
+    """A message to a webhook, leased to whoever has it.
+
+    id: the same over all attempts, unguessable
+    payload: JSON
+    attempt: 1 for the first
+    due: when the lease runs out and it is given to another, on the database's clock
+    """
+
+    id: str
+    job_id: str
+    event: WebhookEvent
+    url: str
+    payload: bytes
+    attempt: int
+    due: float
+
+
+class Outbox:
+    """describe: what a webhook is told of a job; if it fails, so does the change that it was to tell of."""
+
+    def __init__(self, database: Database, describe: Callable[[Job], Mapping[str, Any]]) -> None:
+        self._database = database
+        self._describe = describe
+
+    async def add(self, connection: AsyncConnection, event: WebhookEvent, changed: Iterable[Job]) -> None:
+        """In the transaction of the change. Those jobs are told of that have a webhook for such events."""
+        rows = [
+            {
+                "id": f"msg_{secrets.token_urlsafe(24)}",
+                "job_id": job.id,
+                "event": event,
+                "url": job.webhook.url,
+                "payload": json.dumps(self._describe(job)).encode(),
+                "attempt": 0,
+            }
+            for job in changed
+            if job.webhook is not None and event in job.webhook.events
+        ]
+        if rows:
+            await connection.execute(insert(deliveries).values(created_at=now_s(), due=now_s()), rows)
+
+    async def due_deliveries(self, limit: int, lease_s: float) -> list[Delivery]:
+        """Leases them: nobody else is given them before lease_s have passed. Those longest due come first."""
+        columns = deliveries.c
+        due = (
+            select(columns.seq)
+            .where(columns.due <= now_s())
+            .order_by(columns.due, columns.seq)
+            .limit(limit)
+            .with_for_update(skip_locked=True)
+            .cte("due_deliveries")
+        )
+        statement = (
+            update(deliveries)
+            .where(columns.seq.in_(select(due.c.seq)))
+            .values(attempt=columns.attempt + 1, due=now_s() + lease_s)
+            .returning(deliveries)
+        )
+        async with self._database.write() as connection:
+            rows = (await connection.execute(statement)).all()
+        return [
+            Delivery(row.id, row.job_id, WebhookEvent(row.event), row.url, row.payload, row.attempt, row.due)
+            for row in sorted(rows, key=lambda row: row.seq)
+        ]
+
+    async def delivered(self, delivery: Delivery) -> None:
+        async with self._database.write() as connection:
+            await connection.execute(delete(deliveries).where(deliveries.c.id == delivery.id))
+
+    async def postpone(self, delivery: Delivery, in_s: float) -> None:
+        """Another attempt in so many seconds; of no effect if there was another attempt."""
+        await self._update(delivery, {"due": now_s() + in_s})
+
+    async def give_up(self, delivery: Delivery, reason: str) -> None:
+        """It is kept, with the reason but without its payload; of no effect if there was another attempt."""
+        await self._update(delivery, {"due": None, "payload": b"", "reason": reason})
+
+    async def _update(self, delivery: Delivery, values: Mapping[str, Any]) -> None:
+        leased = and_(deliveries.c.id == delivery.id, deliveries.c.attempt == delivery.attempt)
+        async with self._database.write() as connection:
+            await connection.execute(update(deliveries).where(leased).values(values))

@@ -1,0 +1,51 @@
+"""Pages of jobs, newest first. A cursor stays where it is, whatever is created meanwhile."""
+
+from dataclasses import dataclass
+
+from sqlalchemy import select
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from serve.errors import InvalidRequestError
+from serve.jobs.job import Job
+from serve.jobs.records import read_job
+from serve.jobs.tables import jobs
+
+
+@dataclass(frozen=True, slots=True)
+class Page:
+    """next: the cursor of the page of older jobs, if there are any; previous: of newer ones."""
+
+    jobs: tuple[Job, ...]
+    next: str | None
+    previous: str | None
+
+
+async def read_page(connection: AsyncConnection, limit: int, cursor: str | None) -> Page:
+    """cursor: of another page, None for the newest. Raises InvalidRequestError for what is no cursor."""
+    if cursor is None:
+        goes_back, bound = True, None
+    else:
+        goes_back, bound = _parse_cursor(cursor)
+    seq = jobs.c.seq
+    statement = select(jobs).order_by(seq.desc() if goes_back else seq).limit(limit + 1)
+    if bound is not None:
+        statement = statement.where(seq < bound if goes_back else seq > bound)
+    rows = (await connection.execute(statement)).all()
+    is_more = len(rows) > limit
+    rows = rows[:limit] if goes_back else rows[:limit][::-1]
+    newest, oldest = (rows[0].seq, rows[-1].seq) if rows else (bound, bound)
+    has_older = is_more if goes_back else True  # the page that it was reached from
+    has_newer = bound is not None if goes_back else is_more
+    return Page(
+        tuple(read_job(row) for row in rows),
+        next=f"before-{oldest}" if has_older else None,
+        previous=f"after-{newest}" if has_newer else None,
+    )
+
+
+def _parse_cursor(cursor: str) -> tuple[bool, int]:
+    """Whether to older jobs, and from which one."""
+    direction, _, seq = cursor.partition("-")
+    if direction not in ("before", "after") or not (seq.isascii() and seq.isdigit() and len(seq) < 19):
+        raise InvalidRequestError("cursor is not one that a page of this list gave.", param="cursor")
+    return direction == "before", int(seq)

@@ -1,0 +1,102 @@
+"""Jobs to and from the rows of the tables, and what else the job store answers with."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from pydantic import TypeAdapter
+from sqlalchemy import Row
+
+from serve.generation import GenerationRequest
+from serve.jobs.job import Job, JobState, NewJob, Webhook, WebhookEvent
+
+_REQUEST = TypeAdapter(GenerationRequest)
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """The right to run a job until another attempt is begun or it is over. attempt: the fencing token."""
+
+    job_id: str
+    attempt: int
+
+    @classmethod
+    def of(cls, job: Job) -> "Claim":
+        """Of a job as it was claimed."""
+        return cls(job.id, job.attempt)
+
+
+@dataclass(frozen=True, slots=True)
+class Transition:
+    """A job came into a state, at a time on the database's clock. reason: where it is not the usual one."""
+
+    state: JobState
+    attempt: int
+    at: float
+    reason: str | None
+
+
+def new_row(new: NewJob) -> dict[str, Any]:
+    """All but the times."""
+    return {
+        "id": new.request.request_id,
+        "model": new.model,
+        "request": _REQUEST.dump_python(new.request, mode="json"),
+        "input": dict(new.input),
+        "base_url": new.base_url,
+        "webhook_url": new.webhook.url if new.webhook else None,
+        "webhook_events": sorted(new.webhook.events) if new.webhook else None,
+        "deadline": new.deadline,
+        "idempotency_key": new.idempotency_key.key if new.idempotency_key else None,
+        "fingerprint": new.idempotency_key.fingerprint if new.idempotency_key else None,
+        "priority": new.request.priority,
+        "num_steps": new.request.num_images * new.request.num_inference_steps,
+        "state": JobState.STARTING,
+        "attempt": 0,
+        "given_back": 0,
+        "steps_done": 0,
+        "output": {},
+        "data_removed": False,
+    }
+
+
+def read_job(row: Row[Any]) -> Job:
+    return Job(
+        id=row.id,
+        model=row.model,
+        request=_REQUEST.validate_python(row.request),
+        input=row.input,
+        base_url=row.base_url,
+        webhook=_read_webhook(row),
+        deadline=row.deadline,
+        state=JobState(row.state),
+        attempt=row.attempt,
+        created_at=row.created_at,
+        started_at=row.started_at,
+        completed_at=row.completed_at,
+        steps_done=row.steps_done,
+        output={int(index): key for index, key in row.output.items()},
+        error=row.error,
+        data_removed=row.data_removed,
+    )
+
+
+def _read_webhook(row: Row[Any]) -> Webhook | None:
+    if row.webhook_url is None:
+        return None
+    return Webhook(row.webhook_url, frozenset(WebhookEvent(event) for event in row.webhook_events))
+
+
+def output_column(output: Mapping[int, str]) -> dict[str, str]:
+    return {str(index): key for index, key in sorted(output.items())}
+
+
+def columns_without_data(job: Job) -> dict[str, Any]:
+    """What is left of a job when its time is over: nothing that its client wrote or that was made of it."""
+    request = replace(job.request, prompt="", negative_prompt=None)
+    return {
+        "request": _REQUEST.dump_python(request, mode="json"),
+        "input": {},
+        "output": {},
+        "data_removed": True,
+    }

@@ -1,0 +1,139 @@
+"""The job store's tables. They change by migrations: see `serve.jobs.migrations`."""
+
+import json
+from typing import Any
+
+from sqlalchemy import (
+    BigInteger,
+    Boolean,
+    Column,
+    Dialect,
+    Double,
+    ForeignKey,
+    Index,
+    Integer,
+    LargeBinary,
+    MetaData,
+    Table,
+    Text,
+    TypeDecorator,
+)
+from sqlalchemy.ext.compiler import compiles
+from sqlalchemy.sql.compiler import SQLCompiler
+from sqlalchemy.sql.functions import FunctionElement
+
+
+class now_s(FunctionElement[float]):
+    """Seconds since the epoch on the database's clock, which is the one that all runners share."""
+
+    type = Double()
+    inherit_cache = True
+
+
+@compiles(now_s, "sqlite")
+def _now_on_sqlite(element: now_s, compiler: SQLCompiler, **options: Any) -> str:
+    # unixepoch('subsec') only came with SQLite 3.42. 2440587.5 is the epoch's Julian day.
+    return "((julianday('now') - 2440587.5) * 86400.0)"
+
+
+@compiles(now_s, "postgresql")
+def _now_on_postgresql(element: now_s, compiler: SQLCompiler, **options: Any) -> str:
+    return "CAST(extract(epoch FROM clock_timestamp()) AS double precision)"
+
+
+class JsonText(TypeDecorator[Any]):
+    """JSON in ASCII: PostgreSQL's text has neither NUL nor half a surrogate pair; clients may send both."""
+
+    impl = Text
+    cache_ok = True
+
+    def process_bind_param(self, value: Any, dialect: Dialect) -> str | None:
+        return None if value is None else json.dumps(value)
+
+    def process_result_value(self, value: str | None, dialect: Dialect) -> Any:
+        return None if value is None else json.loads(value)
+
+
+metadata = MetaData()
+# SQLite counts up by itself only in a column of exactly this type.
+_Sequence = BigInteger().with_variant(Integer, "sqlite")
+
+# seq: age, where created_at may be the same for two
+# given_back: how many of its attempts do not count, as their runners gave it back
+# lease_until: what is processing then is free to be taken over
+# notified_at: when its webhook was last told of output or logs
+jobs = Table(
+    "jobs",
+    metadata,
+    Column("seq", _Sequence, primary_key=True),
+    Column("id", Text, nullable=False, unique=True),
+    Column("model", Text, nullable=False),
+    Column("request", JsonText, nullable=False),
+    Column("input", JsonText, nullable=False),
+    Column("base_url", Text, nullable=False),
+    Column("webhook_url", Text),
+    Column("webhook_events", JsonText),
+    Column("deadline", Double),
+    Column("idempotency_key", Text, unique=True),
+    Column("fingerprint", Text),
+    Column("priority", Integer, nullable=False),
+    Column("num_steps", Integer, nullable=False),
+    Column("state", Text, nullable=False),
+    Column("attempt", Integer, nullable=False),
+    Column("given_back", Integer, nullable=False),
+    Column("lease_until", Double),
+    Column("created_at", Double, nullable=False),
+    Column("started_at", Double),
+    Column("completed_at", Double),
+    Column("steps_done", Integer, nullable=False),
+    Column("output", JsonText, nullable=False),
+    Column("error", Text),
+    Column("notified_at", Double),
+    Column("data_removed", Boolean, nullable=False),
+)
+
+# Most jobs are finished ones, which those who look for work must not have to walk through.
+_unfinished = jobs.c.completed_at.is_(None)
+Index(
+    "ix_jobs_queue",
+    jobs.c.priority.desc(),
+    jobs.c.seq,
+    sqlite_where=_unfinished,
+    postgresql_where=_unfinished,
+)
+Index("ix_jobs_deadline", jobs.c.deadline, sqlite_where=_unfinished, postgresql_where=_unfinished)
+Index("ix_jobs_lease_until", jobs.c.lease_until, sqlite_where=_unfinished, postgresql_where=_unfinished)
+_finished = jobs.c.completed_at.is_not(None)
+# Not of the unfinished: SQLite would rather find those by their state and then sort the whole queue.
+Index("ix_jobs_finished", jobs.c.state, sqlite_where=_finished, postgresql_where=_finished)
+Index("ix_jobs_retention", jobs.c.data_removed, jobs.c.completed_at)
+_has_key = jobs.c.idempotency_key.is_not(None)
+Index("ix_jobs_key_age", jobs.c.created_at, sqlite_where=_has_key, postgresql_where=_has_key)
+
+# Every state that a job was ever in, in the order of seq.
+transitions = Table(
+    "transitions",
+    metadata,
+    Column("seq", _Sequence, primary_key=True),
+    Column("job_id", Text, ForeignKey("jobs.id", ondelete="CASCADE"), nullable=False, index=True),
+    Column("state", Text, nullable=False),
+    Column("attempt", Integer, nullable=False),
+    Column("at", Double, nullable=False),
+    Column("reason", Text),
+)
+
+# What webhooks are still to be told. due: empty where it was given up, for the reason beside it.
+deliveries = Table(
+    "deliveries",
+    metadata,
+    Column("seq", _Sequence, primary_key=True),
+    Column("id", Text, nullable=False, unique=True),
+    Column("job_id", Text, ForeignKey("jobs.id", ondelete="CASCADE"), nullable=False, index=True),
+    Column("event", Text, nullable=False),
+    Column("url", Text, nullable=False),
+    Column("payload", LargeBinary, nullable=False),
+    Column("attempt", Integer, nullable=False),
+    Column("created_at", Double, nullable=False),
+    Column("due", Double, index=True),
+    Column("reason", Text),
+)

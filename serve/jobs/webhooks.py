@@ -1,0 +1,257 @@
+"""Webhooks on the wire: one attempt at a time, signed by Standard Webhooks, to public addresses only.
+
+Which message is due, and what becomes of it then, is the outbox's.
+"""
+
+import base64
+import os
+import re
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
+from ipaddress import ip_address
+from random import Random
+from secrets import token_bytes
+from typing import Self
+
+from aiohttp import (
+    ClientConnectorDNSError,
+    ClientConnectorError,
+    ClientError,
+    ClientSession,
+    ClientSSLError,
+    ClientTimeout,
+    DummyCookieJar,
+    TCPConnector,
+)
+from aiohttp.abc import AbstractResolver
+from standardwebhooks import Webhook as Signer
+from yarl import URL
+
+from serve.errors import InvalidRequestError
+from serve.jobs.addresses import PrivateAddressError, is_public, public_socket
+
+MAX_URL_LENGTH = 2048
+_HOST_NAME = re.compile(r"(?=.{1,253}$)([a-z0-9_-]{1,63}\.)*[a-z0-9_-]{1,63}")
+_NUMBER = re.compile(
+    r"([^.]*\.)*(0x[0-9a-f]*|[0-9]+)"
+)  # C libraries read 127.1, 0x7f.1 and 2130706433 as 127.0.0.1
+_SECRET_PREFIX = "whsec_"
+
+_HOUR_S = 3600.0
+# Standard Webhooks 1.0, "deliverability and reliability": each from the failure before it.
+_RETRY_DELAYS_S = (5.0, 300.0, 1800.0, *(hours * _HOUR_S for hours in (2, 5, 10, 14, 20, 24)))
+MAX_ATTEMPTS = 1 + len(_RETRY_DELAYS_S)
+_MAX_RETRY_AFTER_S = 24 * _HOUR_S
+
+
+@dataclass(frozen=True, slots=True)
+class Delivered:
+    """The receiver has it."""
+
+    status: int
+
+
+@dataclass(frozen=True, slots=True)
+class RetryIn:
+    """The receiver does not have it, or has not said so."""
+
+    seconds: float
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class GaveUp:
+    """There is nothing to be gained from another attempt."""
+
+    reason: str
+
+
+Outcome = Delivered | RetryIn | GaveUp
+
+
+class WebhookSender:
+    """Sends signed messages, one attempt a call; opened and closed by `async with`.
+
+    secrets: as `check_secret` takes them, at least one; messages are signed with each, the first one first
+    allow_private: also to addresses that are not public, for development
+    """
+
+    def __init__(
+        self,
+        secrets: Sequence[str],
+        allow_private: bool,
+        timeout_s: float = 15.0,
+        resolver: AbstractResolver | None = None,
+    ) -> None:
+        """Raises ValueError for secrets that cannot be used."""
+        if not secrets:
+            raise ValueError("webhooks need at least one secret to be signed with")
+        for secret in secrets:
+            check_secret(secret)
+        self._signers = [Signer(secret) for secret in secrets]
+        self._allow_private = allow_private
+        self._timeout_s = timeout_s
+        self._resolver = resolver
+        self._random = Random()
+        self._session: ClientSession | None = None
+
+    async def __aenter__(self) -> Self:
+        # Each message looks its receiver up and connects anew, so that what is checked is what is used.
+        connector = TCPConnector(
+            socket_factory=None if self._allow_private else public_socket,
+            resolver=self._resolver,
+            use_dns_cache=False,
+            force_close=True,
+            limit=0,
+        )
+        self._session = ClientSession(
+            connector=connector,
+            cookie_jar=DummyCookieJar(),
+            trust_env=False,
+            timeout=ClientTimeout(total=self._timeout_s),
+        )
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        assert self._session is not None
+        await self._session.close()
+
+    async def send(self, message_id: str, url: str, payload: bytes, attempt: int) -> Outcome:
+        """One attempt to deliver a message; returns within `timeout_s`, whatever the receiver does.
+
+        message_id: the same in each attempt
+        payload: JSON; the standard asks for less than 20 kB
+        attempt: 1 for the first
+        """
+        assert self._session is not None, "a sender is entered before it sends"
+        try:
+            target = check_webhook_url(url, self._allow_private)
+        except InvalidRequestError as error:
+            return GaveUp(error.detail)
+        try:
+            async with self._session.post(
+                target, data=payload, headers=self._headers(message_id, payload), allow_redirects=False
+            ) as response:  # the body is not read: the connection is closed with it
+                status, retry_after = response.status, response.headers.get("retry-after", "")
+        except (TimeoutError, ClientError, OSError) as error:
+            return self._failed(attempt, _reason(error), 0.0)
+        if 200 <= status < 300:
+            return Delivered(status)
+        if status == 410:
+            return GaveUp("the receiver answered 410: it is gone")
+        redirect = ", and redirects are not followed" if 300 <= status < 400 else ""
+        reason = f"the receiver answered {status}{redirect}"
+        return self._failed(attempt, reason, retry_after_s(retry_after, time.time()))
+
+    def _headers(self, message_id: str, payload: bytes) -> dict[str, str]:
+        now = datetime.now(UTC)
+        body = payload.decode()
+        return {
+            "content-type": "application/json",
+            "user-agent": "Midstep-Webhooks",
+            "webhook-id": message_id,
+            "webhook-timestamp": str(int(now.timestamp())),
+            "webhook-signature": " ".join(signer.sign(message_id, now, body) for signer in self._signers),
+        }
+
+    def _failed(self, attempt: int, reason: str, at_least_s: float) -> Outcome:
+        delay_s = retry_delay_s(attempt, self._random)
+        if delay_s is None:
+            return GaveUp(f"{reason}; that was the last of {MAX_ATTEMPTS} attempts")
+        return RetryIn(max(delay_s, at_least_s), reason)
+
+
+def retry_delay_s(attempt: int, random: Random) -> float | None:
+    """How long after this attempt has failed the next one is made; None: there is none.
+
+    Up to a tenth later than the standard says, so that receivers that were down are not all called at once.
+    """
+    if attempt >= MAX_ATTEMPTS:
+        return None
+    return _RETRY_DELAYS_S[attempt - 1] * random.uniform(1.0, 1.1)
+
+
+def retry_after_s(value: str, now: float) -> float:
+    """What a `Retry-After` asks for, in seconds or as a date, at most a day; 0 where it asks for nothing.
+
+    now: in seconds since the epoch
+    """
+    if re.fullmatch(r"[0-9]+", value):
+        return min(float(value), _MAX_RETRY_AFTER_S)
+    try:
+        date = parsedate_to_datetime(value)
+    except (ValueError, OverflowError):
+        return 0.0
+    # Dates of HTTP are in GMT; one without a zone would be taken as local time.
+    return min(max(0.0, date.replace(tzinfo=date.tzinfo or UTC).timestamp() - now), _MAX_RETRY_AFTER_S)
+
+
+def check_webhook_url(url: str, allow_private: bool) -> URL:
+    """The URL, parsed, if a webhook could be sent there; the address of a name is seen when it is dialled.
+
+    Raises InvalidRequestError.
+    """
+
+    def refused(why: str) -> InvalidRequestError:
+        return InvalidRequestError(f"webhook: {why}.", "webhook")
+
+    if len(url) > MAX_URL_LENGTH:
+        raise refused(f"must have at most {MAX_URL_LENGTH} characters")
+    if not url.isprintable() or " " in url:
+        raise refused("must not contain white space or control characters")
+    try:
+        parsed = URL(url)
+    except (ValueError, IndexError) as error:  # yarl 1.25 stumbles over "http://@]"
+        raise refused(f"is no URL: {error}") from error
+    if parsed.scheme not in {"http", "https"}:
+        raise refused("must be a URL that begins with https:// or http://")
+    if not parsed.raw_host:
+        raise refused("has no host")
+    if parsed.raw_user is not None or parsed.raw_password is not None:
+        raise refused("must not contain a user or a password")
+    host = parsed.raw_host.removesuffix(".").lower()
+    try:
+        is_local = not is_public(ip_address(host))
+    except ValueError:
+        if _NUMBER.fullmatch(host) or not _HOST_NAME.fullmatch(host):
+            raise refused("has a host that is neither a name nor an address in its usual form") from None
+        is_local = host == "localhost" or host.endswith(".localhost")
+    if is_local and not allow_private:
+        raise refused("must not be at an address that is not public")
+    return parsed
+
+
+def new_secret() -> str:
+    """Of 32 bytes, in the standard's form."""
+    return _SECRET_PREFIX + base64.b64encode(token_bytes(32)).decode()
+
+
+def check_secret(secret: str) -> None:
+    """Raises ValueError, which does not repeat the secret, if it has not the standard's form."""
+    if not secret.startswith(_SECRET_PREFIX):
+        raise ValueError(f"a webhook secret must begin with {_SECRET_PREFIX}")
+    try:
+        key = base64.b64decode(secret.removeprefix(_SECRET_PREFIX), validate=True)
+    except ValueError as error:
+        raise ValueError(f"a webhook secret is not base64 after {_SECRET_PREFIX}: {error}") from error
+    if not 24 <= len(key) <= 64:
+        raise ValueError(f"a webhook secret must be of 24 to 64 bytes, and one has {len(key)}")
+
+
+def _reason(error: TimeoutError | ClientError | OSError) -> str:
+    """A sentence for the client's eyes: it does not say what our own network looks like."""
+    match error:
+        case TimeoutError():
+            return "the receiver did not answer in time"
+        case ClientConnectorDNSError():
+            return "the host's name does not resolve"
+        case ClientSSLError():
+            return f"no TLS connection: {error}"
+        case ClientConnectorError(os_error=PrivateAddressError() as refusal):
+            return str(refusal)
+        case ClientConnectorError(os_error=OSError(errno=number)):
+            return f"no connection: {os.strerror(number) if number else 'none of the addresses answers'}"
+    return f"the connection broke: {type(error).__name__}"

@@ -1,0 +1,222 @@
+"""The databases under the job store: made once, full, locked or away, and back again."""
+
+import asyncio
+import itertools
+import os
+import sqlite3
+import tempfile
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import pytest
+from alembic.autogenerate import compare_metadata
+from alembic.migration import MigrationContext
+from sqlalchemy import event, make_url, text
+
+from serve.errors import JobStoreUnavailableError, StorageFullError
+from serve.jobs.database import parse_database_url
+from serve.jobs.job import IdempotencyKey, JobState
+from serve.jobs.store import JobStore
+from serve.jobs.tables import metadata
+from tests.job_stores import (
+    LONG,
+    claim_one,
+    describe,
+    execute,
+    in_loop,
+    new_job,
+    opened,
+    state_of,
+    states_of,
+    told,
+    webhook,
+)
+
+STARTING = JobState.STARTING
+
+
+@in_loop
+async def test_the_migrations_make_the_tables_that_the_code_has(url: str) -> None:
+    async with opened(url) as store, store.database.engine.connect() as connection:
+
+        def differences(sync_connection: Any) -> list[Any]:
+            return compare_metadata(MigrationContext.configure(sync_connection), metadata)
+
+        assert await connection.run_sync(differences) == []
+
+
+@in_loop
+async def test_several_that_open_a_new_database_at_once_agree(url: str) -> None:
+    stores = [JobStore(url, describe) for _ in range(4)]
+    try:
+        await asyncio.gather(*(store.open() for store in stores))
+        for number, store in enumerate(stores):
+            await store.create(new_job(str(number)))
+        assert len((await stores[0].page(10)).jobs) == 4
+    finally:
+        for store in stores:
+            await store.close()
+
+
+@pytest.mark.parametrize(
+    "url", ["jobs.db", "sqlite://", "sqlite:///:memory:", "mysql://u:secret@host/jobs", ""]
+)
+def test_what_is_no_database_for_jobs_is_refused(url: str) -> None:
+    with pytest.raises(ValueError, match=r"database|sqlite") as raised:
+        parse_database_url(url)
+    assert "secret" not in str(raised.value)
+
+
+@in_loop
+async def test_sqlite_is_set_to_lose_nothing(sqlite_url: str) -> None:
+    async with opened(sqlite_url) as store, store.database.read() as connection:
+        settings = {
+            name: (await connection.execute(text(f"PRAGMA {name}"))).scalar_one()
+            for name in ("journal_mode", "synchronous", "foreign_keys", "busy_timeout")
+        }
+        assert settings == {"journal_mode": "wal", "synchronous": 2, "foreign_keys": 1, "busy_timeout": 5000}
+
+
+@in_loop
+async def test_sqlite_walks_through_no_jobs_that_it_is_not_asked_for(sqlite_url: str) -> None:
+    """Neither all jobs nor, sorting them, the whole queue: its planner is easily led to either."""
+    statements: dict[str, Any] = {}
+
+    def keep(_c: Any, _u: Any, statement: str, parameters: Any, _x: Any, executemany: bool) -> None:
+        if statement.startswith(("SELECT", "WITH", "UPDATE", "DELETE")):
+            statements[statement] = parameters[0] if executemany else parameters
+
+    async with opened(sqlite_url) as store:
+        event.listen(store.database.engine.sync_engine, "before_cursor_execute", keep)
+        job = await store.create(new_job("a", webhook=webhook(), key=IdempotencyKey("k", "f")))
+        await store.create(new_job("b", key=IdempotencyKey("k", "f")))
+        await store.get("a")
+        await store.queue_position(job)
+        await store.counts()
+        claim = await claim_one(store)
+        await store.renew([claim], LONG)
+        await store.record_progress({claim: 1})
+        await store.record_image(claim, 0, "key")
+        await store.retry(claim, "error")
+        await store.succeed(await claim_one(store))
+        await store.history("a")
+        await told(store)
+        await store.sweep(key_age_s=-60)
+        await store.remove_data(await store.expired(-60, 10))
+        await store.forget(-60, 10)
+        event.remove(store.database.engine.sync_engine, "before_cursor_execute", keep)
+        assert len(statements) > 15
+        async with store.database.read() as connection:
+            for statement, parameters in statements.items():
+                plan = await connection.exec_driver_sql(f"EXPLAIN QUERY PLAN {statement}", parameters)
+                steps = [row.detail for row in plan]
+                assert not {"SCAN jobs", "SCAN transitions", "SCAN deliveries"} & set(steps), statement
+                if "ORDER BY jobs.priority DESC" in statement:
+                    assert "SCAN jobs USING INDEX ix_jobs_queue" in steps
+                    assert not any("TEMP B-TREE" in step for step in steps)
+
+
+@in_loop
+async def test_sqlite_locked_by_another_is_unavailable_until_it_is_free(sqlite_url: str) -> None:
+    async with opened(f"{sqlite_url}?timeout=0.05") as store:
+        await store.create(new_job("a"))
+        with closing(sqlite3.connect(make_url(sqlite_url).database or "", isolation_level=None)) as other:
+            other.execute("BEGIN IMMEDIATE")
+            for _ in range(20):  # more often than there are connections to lose
+                with pytest.raises(JobStoreUnavailableError) as raised:
+                    await store.create(new_job("b"))
+            assert (raised.value.status, raised.value.retry_after_s) == (503, 1)
+            assert await state_of(store, "a") is STARTING  # readers do not mind
+            other.execute("ROLLBACK")
+        assert await store.get("b") is None
+        await store.create(new_job("b"))
+        assert await states_of(store, "b") == [(STARTING, 0)]
+
+
+@in_loop
+async def test_a_full_disk_under_sqlite_loses_nothing_that_was_accepted(sqlite_url: str) -> None:
+    async with opened(sqlite_url) as store:
+        accepted: list[str] = []
+
+        async def fill() -> None:
+            for number in itertools.count():
+                new = new_job(f"job {len(accepted)} {number}", input={"prompt": "long " * 2000})
+                accepted.append((await store.create(new)).id)
+
+        async def limit_pages(pages: int) -> None:
+            async with store.database.read() as connection:
+                await connection.execute(text(f"PRAGMA max_page_count = {pages}"))
+
+        await limit_pages(200)
+        with pytest.raises(StorageFullError) as raised:
+            await fill()
+        assert raised.value.status == 507
+        assert len(accepted) > 3
+        await limit_pages(1_000_000)
+        accepted.append((await store.create(new_job("after"))).id)
+        assert [job.id for job in reversed((await store.page(1000)).jobs)] == accepted
+        assert [await states_of(store, job_id) for job_id in accepted] == [[(STARTING, 0)]] * len(accepted)
+
+
+@in_loop
+async def test_a_full_disk_under_postgresql_is_told_apart(postgresql_url: str) -> None:
+    async with opened(postgresql_url) as store:
+        await store.create(new_job("a"))
+        await execute(
+            postgresql_url,
+            """
+            CREATE FUNCTION full_disk() RETURNS trigger LANGUAGE plpgsql AS
+            $$ BEGIN RAISE EXCEPTION 'No space left on device' USING ERRCODE = '53100'; END $$;
+            CREATE TRIGGER full_disk BEFORE INSERT ON transitions EXECUTE FUNCTION full_disk();
+            """,
+        )
+        for change in (store.create(new_job("b")), store.cancel("a"), store.claim(1, LONG)):
+            with pytest.raises(StorageFullError):
+                await change
+        await execute(postgresql_url, "DROP TRIGGER full_disk ON transitions")
+        assert await state_of(store, "a") is STARTING
+        assert await store.get("b") is None
+        await store.create(new_job("b"))
+
+
+@in_loop
+async def test_postgresql_that_goes_away_is_unavailable_until_it_is_back(postgresql_url: str) -> None:
+    server = make_url(postgresql_url)
+    with tempfile.TemporaryDirectory() as folder:
+        way = Path(folder) / ".s.PGSQL.5432"
+        way.symlink_to(Path(str(server.query["host"])) / way.name)
+        url = server.update_query_dict({"host": folder}).render_as_string(hide_password=False)
+
+        async def disconnect() -> None:
+            await execute(
+                postgresql_url,
+                "SELECT pg_terminate_backend(pid, 10000) FROM pg_stat_activity "
+                "WHERE datname = current_database() AND pid <> pg_backend_pid()",
+            )
+
+        async with opened(url) as store:
+            await store.create(new_job("a"))
+            os.rename(way, way.with_name("closed"))
+            await disconnect()
+            for _ in range(20):
+                with pytest.raises(JobStoreUnavailableError):
+                    await store.create(new_job("b"))
+                with pytest.raises(JobStoreUnavailableError):
+                    await store.get("a")
+            os.rename(way.with_name("closed"), way)
+            assert await state_of(store, "a") is STARTING
+            await store.create(new_job("b"))
+            # Disconnected while idle it does not even notice; in a transaction nothing is written.
+            await disconnect()
+            await store.create(new_job("c"))
+
+            async def change_and_lose() -> None:
+                async with store.database.write() as connection:
+                    await connection.execute(text("UPDATE jobs SET state = 'failed'"))
+                    await disconnect()
+                    await connection.execute(text("UPDATE jobs SET error = 'lost'"))
+
+            with pytest.raises(JobStoreUnavailableError):
+                await change_and_lose()
+            assert await store.counts() == dict.fromkeys(JobState, 0) | {STARTING: 3}

@@ -1,0 +1,205 @@
+"""Images by URL: whole, in parts, or not at all."""
+
+import asyncio
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.routing import Route
+from starlette.testclient import TestClient
+
+from serve.api.files import FilesRoute, byte_range
+from serve.api.problems import on_fault, on_http_exception, on_midstep_error
+from serve.errors import MidstepError, RangeNotSatisfiableError
+from serve.jobs.objects import ObjectStore, is_image_key
+from tests.buckets import s3_bucket
+
+DATA = bytes(range(256)) * 4000
+KEY = "images/job/2-AAAAAAAAAAAAAAAAAAAAAA.png"
+MISSING = "images/job/2-BBBBBBBBBBBBBBBBBBBBBB.png"
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> ObjectStore:
+    store = ObjectStore(str(tmp_path))
+    asyncio.run(store.put(KEY, DATA, "image/png"))
+    asyncio.run(store.put("checkpoints/job/2", DATA))
+    return store
+
+
+@pytest.fixture
+def client(store: ObjectStore) -> Iterator[TestClient]:
+    with client_of(FilesRoute(store)) as client:
+        yield client
+
+
+def client_of(files: FilesRoute) -> TestClient:
+    routes = [Route("/v1/files/{key:path}", files.get)]
+    handlers: dict[Any, Any] = {
+        MidstepError: on_midstep_error,
+        HTTPException: on_http_exception,
+        Exception: on_fault,
+    }
+    app = Starlette(routes=routes, exception_handlers=handlers)
+    app.state.route_paths = [route.path for route in routes]
+    return TestClient(app, follow_redirects=False)
+
+
+def test_an_image_comes_whole(client: TestClient) -> None:
+    answer = client.get(f"/v1/files/{KEY}")
+    assert answer.status_code == 200
+    assert answer.content == DATA
+    assert answer.headers["content-type"] == "image/png"
+    assert answer.headers["content-length"] == str(len(DATA))
+    assert answer.headers["cache-control"] == "private, max-age=31536000, immutable"
+    assert answer.headers["accept-ranges"] == "bytes"
+    assert answer.headers["x-content-type-options"] == "nosniff"
+    assert answer.headers["content-disposition"] == 'inline; filename="job-2.png"'
+    assert answer.headers["etag"].startswith('"')
+    assert answer.headers["last-modified"].endswith(" GMT")
+
+
+def test_head_is_the_same_without_the_image(client: TestClient) -> None:
+    whole, head = client.get(f"/v1/files/{KEY}"), client.head(f"/v1/files/{KEY}")
+    assert head.status_code == 200
+    assert head.content == b""
+    assert dict(head.headers) == dict(whole.headers)
+
+
+def test_other_methods_are_not_possible(client: TestClient) -> None:
+    answer = client.delete(f"/v1/files/{KEY}")
+    assert answer.status_code == 405
+    assert answer.json()["error"]["code"] == "method_not_allowed"
+
+
+@pytest.mark.parametrize(
+    ("range_header", "start", "end"),
+    [
+        ("bytes=0-0", 0, 1),
+        ("bytes=10-19", 10, 20),
+        ("bytes=1000-", 1000, len(DATA)),
+        ("bytes=-100", len(DATA) - 100, len(DATA)),
+        ("bytes=-99999999", 0, len(DATA)),
+        ("bytes=0-99999999", 0, len(DATA)),
+        ("BYTES=300000-900000", 300000, 900001),
+    ],
+)
+def test_a_part_is_given(client: TestClient, range_header: str, start: int, end: int) -> None:
+    answer = client.get(f"/v1/files/{KEY}", headers={"range": range_header})
+    assert answer.status_code == 206
+    assert answer.content == DATA[start:end]
+    assert answer.headers["content-range"] == f"bytes {start}-{end - 1}/{len(DATA)}"
+    assert answer.headers["content-length"] == str(end - start)
+    assert answer.headers["content-type"] == "image/png"
+
+
+@pytest.mark.parametrize(
+    "range_header", ["bytes=-", "bytes=5-2", "bytes=0-1,5-6", "lines=1-2", "bytes=a-b", "x"]
+)
+def test_other_ranges_are_ignored(client: TestClient, range_header: str) -> None:
+    answer = client.get(f"/v1/files/{KEY}", headers={"range": range_header})
+    assert answer.status_code == 200
+    assert answer.content == DATA
+
+
+@pytest.mark.parametrize("range_header", [f"bytes={len(DATA)}-", "bytes=99999999-", "bytes=-0"])
+def test_what_is_past_the_end_cannot_be_given(client: TestClient, range_header: str) -> None:
+    answer = client.get(f"/v1/files/{KEY}", headers={"range": range_header})
+    assert answer.status_code == 416
+    assert answer.headers["content-range"] == f"bytes */{len(DATA)}"
+    assert answer.json()["error"]["code"] == "range_not_satisfiable"
+
+
+def test_an_empty_file_has_no_parts() -> None:
+    for header in ("bytes=0-", "bytes=-5", "bytes=0-0"):
+        with pytest.raises(RangeNotSatisfiableError):
+            byte_range(header, 0)
+
+
+def test_who_has_the_image_is_told_so(client: TestClient) -> None:
+    etag = client.get(f"/v1/files/{KEY}").headers["etag"]
+    for known in (etag, f"W/{etag}", f'"other", {etag}', "*"):
+        for method in ("GET", "HEAD"):
+            answer = client.request(method, f"/v1/files/{KEY}", headers={"if-none-match": known})
+            assert answer.status_code == 304
+            assert answer.content == b""
+            assert answer.headers["etag"] == etag
+    assert client.get(f"/v1/files/{KEY}", headers={"if-none-match": '"other"'}).status_code == 200
+
+
+def test_a_part_of_another_version_is_not_wanted(client: TestClient) -> None:
+    whole = client.get(f"/v1/files/{KEY}")
+    for known in (whole.headers["etag"], whole.headers["last-modified"]):
+        headers = {"range": "bytes=0-9", "if-range": known}
+        assert client.get(f"/v1/files/{KEY}", headers=headers).status_code == 206
+    headers = {"range": "bytes=0-9", "if-range": '"other"'}
+    assert client.get(f"/v1/files/{KEY}", headers=headers).status_code == 200
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        MISSING,
+        "images/job",
+        "images/job/",
+        "images",
+        "",
+        "checkpoints/job/2",
+        "images/../checkpoints/job/2",
+        "images/%2e%2e/checkpoints/job/2",
+        "images%2f..%2f..%2f..%2fetc%2fpasswd",
+        "../../etc/passwd",
+        "/etc/passwd",
+        KEY.upper(),
+        f"{KEY}/",
+        f"/{KEY}",
+        f"{KEY}%00",
+        KEY.replace("/", "%5c"),
+    ],
+)
+def test_nothing_else_is_given(client: TestClient, path: str) -> None:
+    answer = client.get(f"/v1/files/{path}")
+    assert answer.status_code == 404
+    assert answer.headers["content-type"] == "application/problem+json"
+    assert answer.json()["error"]["code"] in {"file_not_found", "route_not_found"}
+
+
+def test_these_were_keys_of_images() -> None:
+    assert is_image_key(KEY)
+    assert is_image_key(MISSING)
+
+
+def test_a_deleted_image_is_not_found(store: ObjectStore, client: TestClient) -> None:
+    asyncio.run(store.delete([KEY]))
+    answer = client.get(f"/v1/files/{KEY}")
+    assert answer.status_code == 404
+    assert answer.json()["error"]["code"] == "file_not_found"
+    assert answer.headers["x-should-retry"] == "false"
+
+
+def test_a_folder_is_served_even_where_urls_are_to_be_presigned(store: ObjectStore) -> None:
+    with client_of(FilesRoute(store, presign_s=60)) as client:
+        assert client.get(f"/v1/files/{KEY}").content == DATA
+
+
+def test_from_a_bucket_through_us_or_by_a_presigned_url() -> None:
+    with s3_bucket() as bucket:
+        store = ObjectStore(bucket.url, bucket.options)
+        asyncio.run(store.put(KEY, DATA, "image/png"))
+        with client_of(FilesRoute(store)) as client:
+            whole = client.get(f"/v1/files/{KEY}")
+            assert (whole.status_code, whole.content) == (200, DATA)
+            part = client.get(f"/v1/files/{KEY}", headers={"range": "bytes=5-9"})
+            assert (part.status_code, part.content) == (206, DATA[5:10])
+            known = client.get(f"/v1/files/{KEY}", headers={"if-none-match": whole.headers["etag"]})
+            assert known.status_code == 304
+        with client_of(FilesRoute(store, presign_s=60)) as client:
+            answer = client.get(f"/v1/files/{KEY}")
+            assert (answer.status_code, answer.headers["cache-control"]) == (302, "no-store")
+            assert httpx.get(answer.headers["location"], trust_env=False).content == DATA
+            assert client.head(f"/v1/files/{KEY}").headers["content-length"] == str(len(DATA))
+            assert client.get(f"/v1/files/{MISSING}").status_code == 404

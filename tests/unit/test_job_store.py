@@ -1,0 +1,481 @@
+"""The job store, on SQLite and on a real PostgreSQL: no job is lost, and none is run twice."""
+
+import asyncio
+import itertools
+import random
+from dataclasses import replace
+
+import pytest
+from sqlalchemy import update
+
+from serve.errors import IdempotencyKeyReusedError, InvalidRequestError
+from serve.jobs.job import TRANSITIONS, IdempotencyKey, Job, JobState, WebhookEvent
+from serve.jobs.records import Claim, Transition
+from serve.jobs.store import JobStore
+from serve.jobs.tables import jobs
+from tests.job_stores import (
+    DEAD,
+    LONG,
+    claim_one,
+    in_loop,
+    new_job,
+    opened,
+    state_of,
+    states_of,
+    told,
+    webhook,
+)
+
+STARTING, PROCESSING = JobState.STARTING, JobState.PROCESSING
+SUCCEEDED, FAILED, CANCELED = JobState.SUCCEEDED, JobState.FAILED, JobState.CANCELED
+
+
+def check_history(history: list[Transition]) -> None:
+    """It starts, goes only ways that there are, and has a new token for each attempt."""
+    assert history[0].state is STARTING
+    assert history[0].attempt == 0
+    for before, after in itertools.pairwise(history):
+        assert after.state in TRANSITIONS[before.state]
+        assert after.attempt == before.attempt + (after.state is PROCESSING)
+
+
+# What is accepted.
+
+
+@in_loop
+async def test_a_job_is_read_as_it_was_created(url: str) -> None:
+    hook, key = webhook(WebhookEvent.COMPLETED, WebhookEvent.LOGS), IdempotencyKey("k", "f")
+    async with opened(url) as store:
+        created = await store.create(new_job("a", webhook=hook, key=key, deadline=4e9))
+    async with opened(url) as store:  # as after a restart
+        job = await store.get("a")
+        assert job == created
+        assert job.request == new_job("a").request
+        assert (job.state, job.attempt, job.steps_done, job.num_steps) == (STARTING, 0, 0, 20)
+        assert (job.webhook, job.deadline, job.output, job.error) == (hook, 4e9, {}, None)
+        assert (job.started_at, job.completed_at, job.data_removed) == (None, None, False)
+        [transition] = await store.history("a")
+        assert transition.at == pytest.approx(job.created_at, abs=60)
+        assert await store.get("b") is None
+        assert await store.history("b") == []
+        assert await store.cancel("b") is None
+
+
+@in_loop
+async def test_any_text_that_json_can_hold_is_kept(url: str) -> None:
+    odd = "\x00 \ud800 \u2028 \U0001f984 '; DROP TABLE jobs; --"
+    new = new_job("a", input={"prompt": odd, "nested": [None, 1.5, {"x": True}]})
+    async with opened(url) as store:
+        await store.create(replace(new, request=replace(new.request, prompt=odd, negative_prompt="")))
+        job = await store.get("a")
+    assert job is not None
+    assert job.input == new.input
+    assert (job.request.prompt, job.request.negative_prompt) == (odd, "")
+
+
+@in_loop
+async def test_an_idempotency_key_makes_one_job(url: str) -> None:
+    async with opened(url) as store:
+        first = await store.create(new_job("a", key=IdempotencyKey("k", "f")))
+        assert await store.create(new_job("b", key=IdempotencyKey("k", "f"))) == first
+        assert await store.get("b") is None
+        assert (await store.create(new_job("c", key=IdempotencyKey("other", "f")))).id == "c"
+        with pytest.raises(IdempotencyKeyReusedError) as raised:
+            await store.create(new_job("d", key=IdempotencyKey("k", "another payload")))
+        assert (raised.value.status, raised.value.param) == (422, "Idempotency-Key")
+        assert await store.get("d") is None
+        await store.cancel("a")
+        again = await store.create(new_job("e", key=IdempotencyKey("k", "f")))
+        assert (again.id, again.state) == ("a", CANCELED)
+
+
+@in_loop
+async def test_of_creations_at_once_with_one_key_one_makes_the_job(url: str) -> None:
+    async with opened(url) as one, opened(url) as other:
+        created = await asyncio.gather(
+            *(
+                [one, other][number // 20 % 2].create(
+                    new_job(f"job {number}", key=IdempotencyKey(f"key {number % 20}", "f"))
+                )
+                for number in range(200)
+            )
+        )
+        ids = [{job.id for job in created[key::20]} for key in range(20)]
+        assert all(len(of_key) == 1 for of_key in ids)
+        assert len(set.union(*ids)) == 20
+        assert await one.counts() == dict.fromkeys(JobState, 0) | {STARTING: 20}
+
+
+@in_loop
+async def test_a_key_is_free_again_when_it_is_old(url: str) -> None:
+    async with opened(url) as store:
+        await store.create(new_job("a", key=IdempotencyKey("k", "f")))
+        await store.sweep()
+        assert (await store.create(new_job("b", key=IdempotencyKey("k", "f")))).id == "a"
+        await store.sweep(key_age_s=-1)
+        assert (await store.create(new_job("c", key=IdempotencyKey("k", "another")))).id == "c"
+        assert await state_of(store, "a") is STARTING
+
+
+@in_loop
+async def test_pages_go_both_ways_and_do_not_shift(url: str) -> None:
+    async with opened(url) as store:
+
+        def ids(jobs: tuple[Job, ...]) -> str:
+            return "".join(job.id for job in jobs)
+
+        empty = await store.page(2)
+        assert (empty.jobs, empty.next, empty.previous) == ((), None, None)
+        for job_id in "abcde":
+            await store.create(new_job(job_id))
+        newest = await store.page(2)
+        assert (ids(newest.jobs), newest.previous) == ("ed", None)
+        await store.create(new_job("f"))
+        middle = await store.page(2, newest.next)
+        assert ids(middle.jobs) == "cb"
+        oldest = await store.page(2, middle.next)
+        assert (ids(oldest.jobs), oldest.next) == ("a", None)
+        back = await store.page(2, oldest.previous)
+        assert ids(back.jobs) == "cb"
+        assert ids((await store.page(2, back.next)).jobs) == "a"
+        newer = await store.page(2, back.previous)
+        assert ids(newer.jobs) == "ed"
+        newer = await store.page(2, newer.previous)
+        assert (ids(newer.jobs), newer.previous) == ("f", None)
+        assert ids((await store.page(6)).jobs) == "fedcba"
+        assert (await store.page(6)).next is None
+        for cursor in ("", "before-", "after-x", "before-٣", "sideways-1", "before-" + "9" * 30):
+            with pytest.raises(InvalidRequestError) as raised:
+                await store.page(2, cursor)
+            assert raised.value.param == "cursor"
+
+
+# Who runs what.
+
+
+@in_loop
+async def test_claims_go_by_priority_and_then_by_age(url: str) -> None:
+    async with opened(url) as store:
+        for job_id, priority in [("a", 0), ("b", -1), ("c", 2), ("d", 0), ("e", 2), ("f", 0)]:
+            await store.create(new_job(job_id, priority))
+        jobs = [job for job_id in "abcdef" if (job := await store.get(job_id))]
+        assert [await store.queue_position(job) for job in jobs] == [2, 5, 0, 3, 1, 4]
+        assert [job.id for job in await store.claim(3, LONG)] == ["c", "e", "a"]
+        # Those that are begun are before nobody any more.
+        assert [await store.queue_position(job) for job in jobs if job.id in "dfb"] == [2, 0, 1]
+        taken = await store.get("c")
+        assert taken is not None
+        assert await store.queue_position(taken) is None
+        assert [job.id for job in await store.claim(10, LONG)] == ["d", "f", "b"]
+        assert await store.claim(10, LONG) == []
+
+
+@in_loop
+async def test_a_job_from_creation_to_success(url: str) -> None:
+    async with opened(url) as store:
+        await store.create(new_job("a"))
+        [job] = await store.claim(5, LONG)
+        claim = Claim.of(job)
+        assert (job.state, job.attempt) == (PROCESSING, 1)
+        assert job.started_at is not None
+        assert job.started_at >= job.created_at
+        assert await store.record_progress({claim: 12}) == {"a"}
+        assert await store.record_image(claim, 1, "a/1.webp")
+        assert await store.record_image(claim, 0, "a/0.webp")
+        now = await store.get("a")
+        assert now is not None
+        assert (now.steps_done, now.output) == (12, {0: "a/0.webp", 1: "a/1.webp"})
+        assert await store.renew([claim], LONG) == {"a"}
+        assert await store.succeed(claim)
+        done = await store.get("a")
+        assert done is not None
+        assert (done.state, done.steps_done, done.started_at) == (SUCCEEDED, 20, job.started_at)
+        assert done.completed_at is not None
+        assert done.completed_at >= job.started_at
+        history = await store.history("a")
+        check_history(history)
+        assert [transition.state for transition in history] == [STARTING, PROCESSING, SUCCEEDED]
+        assert await store.cancel("a") == done
+
+
+@in_loop
+async def test_what_an_old_token_writes_is_refused(url: str) -> None:
+    async with opened(url) as store, opened(url) as other:
+        await store.create(new_job("a"))
+        old = await claim_one(store, DEAD)
+        # Nobody has taken over yet: a slow runner may go on.
+        assert await store.renew([old], DEAD) == {"a"}
+        assert await store.record_progress({old: 3}) == {"a"}
+        new = await claim_one(other)
+        assert new.attempt == old.attempt + 1
+        before = await store.get("a")
+        assert await refused(store, old)
+        assert await store.get("a") == before
+        assert await other.succeed(new)
+        assert await refused(other, new)
+        assert await refused(store, Claim("no such job", 1))
+        assert await states_of(store, "a") == [
+            (STARTING, 0),
+            (PROCESSING, 1),
+            (PROCESSING, 2),
+            (SUCCEEDED, 2),
+        ]
+        check_history(await store.history("a"))
+
+
+async def refused(store: JobStore, claim: Claim) -> bool:
+    """Whether nothing at all can be done with it."""
+    return not any(
+        [
+            await store.renew([claim], LONG),
+            await store.record_progress({claim: 20}),
+            await store.record_image(claim, 0, "key"),
+            await store.succeed(claim),
+            await store.fail(claim, "error"),
+            await store.retry(claim, "error"),
+            await store.give_back(claim),
+        ]
+    )
+
+
+@in_loop
+async def test_several_are_renewed_and_recorded_at_once(url: str) -> None:
+    async with opened(url) as store:
+        for job_id in "abc":
+            await store.create(new_job(job_id))
+        a, b, c = [Claim.of(job) for job in await store.claim(3, LONG)]
+        await store.cancel("b")
+        assert await store.renew([a, b, c], DEAD) == {"a", "c"}
+        assert await store.renew([], LONG) == set()
+        assert await store.record_progress({a: 1, b: 2, c: 3}) == {"a", "c"}
+        assert await store.record_progress({}) == set()
+        done = [job.steps_done for job_id in "abc" if (job := await store.get(job_id))]
+        assert done == [1, 0, 3]
+        assert [job.id for job in await store.claim(3, LONG)] == ["a", "c"]  # their leases have run out
+
+
+@in_loop
+async def test_images_that_are_recorded_at_once_are_all_kept(url: str) -> None:
+    async with opened(url) as store:
+        await store.create(new_job("a"))
+        claim = await claim_one(store)
+        keys = {index: f"a/{index}.webp" for index in range(10)}
+        assert all(
+            await asyncio.gather(*(store.record_image(claim, index, key) for index, key in keys.items()))
+        )
+        job = await store.get("a")
+        assert job is not None
+        assert job.output == keys
+
+
+@in_loop
+async def test_a_job_whose_runners_die_is_failed_with_the_reason(url: str) -> None:
+    async with opened(url) as store:
+        await store.create(new_job("a"))
+        for attempt in (1, 2, 3):
+            assert (await claim_one(store, DEAD)).attempt == attempt
+        await store.create(new_job("b"))
+        assert [job.id for job in await store.claim(5, LONG)] == ["b"]
+        job = await store.get("a")
+        assert job is not None
+        assert job.state is FAILED
+        assert "begun 3 times" in (job.error or "")
+        history = await store.history("a")
+        check_history(history)
+        assert history[-1].reason == job.error
+        assert await store.sweep() == []
+
+
+@in_loop
+async def test_a_sweep_fails_what_no_claim_comes_for(url: str) -> None:
+    async with opened(url, max_attempts=1) as store:
+        await store.create(new_job("a"))
+        await store.create(new_job("b"))
+        await store.claim(1, LONG)
+        await store.claim(1, DEAD)
+        assert [(job.id, job.state) for job in await store.sweep()] == [("b", FAILED)]
+        assert await state_of(store, "a") is PROCESSING
+
+
+@in_loop
+async def test_given_back_a_job_waits_as_before_and_the_token_is_spent(url: str) -> None:
+    async with opened(url) as store:
+        await store.create(new_job("a"))
+        for attempt in range(1, 6):  # more often than it may be begun
+            claim = await claim_one(store)
+            assert claim.attempt == attempt
+            assert await store.give_back(claim)
+            assert await refused(store, claim)
+            assert await state_of(store, "a") is STARTING
+        for _ in range(3):
+            await claim_one(store, DEAD)
+        assert await store.claim(1, LONG) == []
+        assert await state_of(store, "a") is FAILED
+        check_history(await store.history("a"))
+
+
+@in_loop
+async def test_a_retry_is_another_attempt_until_there_are_none(url: str) -> None:
+    async with opened(url) as store:
+        await store.create(new_job("a"))
+        for attempt in (1, 2):
+            claim = await claim_one(store)
+            assert await store.retry(claim, f"error {attempt}")
+            assert await refused(store, claim)
+            assert await state_of(store, "a") is STARTING
+        assert await store.retry(await claim_one(store), "the last error")
+        job = await store.get("a")
+        assert job is not None
+        assert (job.state, job.error) == (FAILED, "the last error")
+        history = await store.history("a")
+        check_history(history)
+        reasons = [transition.reason for transition in history]
+        assert reasons == [None, None, "error 1", None, "error 2", None, "the last error"]
+
+
+@in_loop
+async def test_a_failure_is_final_at_once(url: str) -> None:
+    async with opened(url) as store:
+        await store.create(new_job("a"))
+        claim = await claim_one(store)
+        assert await store.fail(claim, "it is poisonous")
+        assert await refused(store, claim)
+        job = await store.cancel("a")
+        assert job is not None
+        assert (job.state, job.error) == (FAILED, "it is poisonous")
+
+
+@in_loop
+async def test_canceled_whether_it_is_begun_or_not(url: str) -> None:
+    async with opened(url) as store:
+        await store.create(new_job("a"))
+        claim = await claim_one(store)
+        await store.create(new_job("b"))
+        for job_id in "ab":
+            job = await store.cancel(job_id)
+            assert job is not None
+            assert job.state is CANCELED
+            assert job.completed_at is not None
+            assert await store.cancel(job_id) == job
+        assert await refused(store, claim)
+        assert await store.claim(5, LONG) == []
+        assert await states_of(store, "a") == [(STARTING, 0), (PROCESSING, 1), (CANCELED, 1)]
+        assert await states_of(store, "b") == [(STARTING, 0), (CANCELED, 0)]
+
+
+@in_loop
+async def test_past_its_deadline_a_job_is_not_begun_and_is_canceled(url: str) -> None:
+    async with opened(url) as store:
+        await store.create(new_job("late", deadline=1.0))
+        await store.create(new_job("in time", deadline=4e9))
+        assert [job.id for job in await store.claim(5, LONG)] == ["in time"]
+        [ended] = await store.sweep()
+        assert (ended.id, ended.state) == ("late", CANCELED)
+        assert "deadline" in (ended.error or "")
+        assert await store.sweep() == []
+        async with store.database.write() as connection:  # time goes by
+            await connection.execute(update(jobs).values(deadline=1.0))
+        [ended] = await store.sweep()
+        assert (ended.id, ended.state) == ("in time", CANCELED)
+        assert await refused(store, Claim("in time", 1))
+
+
+@in_loop
+async def test_two_runners_that_race_begin_each_job_once(url: str) -> None:
+    num_jobs = 1000
+    async with opened(url) as one, opened(url) as other:
+        for start in range(0, num_jobs, 100):
+            await asyncio.gather(
+                *(
+                    [one, other][number % 2].create(new_job(f"job {number}", priority=number % 3))
+                    for number in range(start, start + 100)
+                )
+            )
+        begun: list[str] = []
+
+        async def work(store: JobStore, limit: int) -> None:
+            while claimed := await store.claim(limit, LONG):
+                begun.extend(job.id for job in claimed)
+                for job in claimed:
+                    assert await store.succeed(Claim.of(job))
+
+        await asyncio.gather(*(work(store, limit) for store in (one, other) for limit in (1, 7, 30)))
+        assert sorted(begun) == sorted(f"job {number}" for number in range(num_jobs))
+        assert await one.counts() == dict.fromkeys(JobState, 0) | {SUCCEEDED: num_jobs}
+        for job_id in random.Random(1).sample(begun, 20):
+            assert await states_of(one, job_id) == [(STARTING, 0), (PROCESSING, 1), (SUCCEEDED, 1)]
+
+
+@in_loop
+async def test_whatever_runners_do_at_once_each_job_ends_once(url: str) -> None:
+    """They die, fail, give back and are late with what they write, while clients cancel."""
+    chance = random.Random(3)
+    job_ids = [f"job {number}" for number in range(60)]
+    ends: list[str] = []  # of those that a runner was told it had ended
+
+    async def run(store: JobStore, late: list[Claim]) -> None:
+        while (counts := await store.counts())[STARTING] + counts[PROCESSING] > 0:
+            lease_s = chance.choice([DEAD, LONG])
+            late += [Claim.of(job) for job in await store.claim(chance.randint(1, 5), lease_s)]
+            await store.record_progress({claim: chance.randint(0, 20) for claim in late})
+            await store.renew(chance.sample(late, len(late) // 2), chance.choice([DEAD, LONG]))
+            for claim in chance.sample(late, min(3, len(late))):
+                match chance.randint(0, 4):
+                    case 0:
+                        ends += [claim.job_id] * await store.succeed(claim)
+                    case 1:
+                        ends += [claim.job_id] * await store.fail(claim, "error")
+                    case 2:
+                        await store.retry(claim, "error")
+                    case 3:
+                        await store.give_back(claim)
+                    case _:
+                        await store.record_image(claim, 0, "key")
+            if chance.random() < 0.1:
+                await store.cancel(chance.choice(job_ids))
+
+    async with opened(url) as one, opened(url) as other:
+        for job_id in job_ids:
+            await one.create(new_job(job_id, webhook=webhook(WebhookEvent.COMPLETED)))
+        await asyncio.gather(*(run(store, []) for store in (one, other, one, other)))
+        for job_id in job_ids:
+            history = await one.history(job_id)
+            check_history(history)
+            assert history[-1].state is await state_of(one, job_id)
+            assert history[-1].state.is_final
+        assert len(ends) == len(set(ends))
+        # Each webhook is told of the one end there was.
+        deliveries = await told(one)
+        assert sorted(job_id for job_id, _, _ in deliveries) == sorted(job_ids)
+        for job_id, _, payload in deliveries:
+            assert payload["status"] == await state_of(one, job_id)
+
+
+# Retention.
+
+
+@in_loop
+async def test_what_is_over_for_long_loses_its_data_and_then_goes(url: str) -> None:
+    async with opened(url) as store:
+        for job_id in "abc":
+            new = new_job(job_id, webhook=webhook())
+            await store.create(replace(new, request=replace(new.request, negative_prompt="blue")))
+        for claim in [Claim.of(job) for job in await store.claim(2, LONG)]:
+            await store.record_image(claim, 0, f"{claim.job_id}/0.webp")
+            await store.succeed(claim)
+        assert await store.expired(LONG, 10) == []
+        expired = await store.expired(-60, 10)  # over for longer than until in a minute
+        assert [(job.id, job.output) for job in expired] == [("a", {0: "a/0.webp"}), ("b", {0: "b/0.webp"})]
+        assert [job.id for job in await store.expired(-60, 1)] == ["a"]
+        await store.remove_data(expired[:1])
+        assert [job.id for job in await store.expired(-60, 10)] == ["b"]
+        job = await store.get("a")
+        assert job is not None
+        assert (job.state, job.data_removed, job.input, job.output) == (SUCCEEDED, True, {}, {})
+        assert (job.request.prompt, job.request.negative_prompt) == ("", None)
+        assert await store.forget(LONG, 10) == 0
+        assert await store.forget(-60, 10) == 1
+        assert await store.get("a") is None
+        assert await store.history("a") == []
+        assert {job_id for job_id, _, _ in await told(store)} == {"b"}
+        assert await state_of(store, "c") is STARTING

@@ -1,0 +1,137 @@
+"""What webhooks are told, on both databases: what happened and nothing else, each message by one sender."""
+
+import asyncio
+from collections.abc import Mapping
+from typing import Any
+
+import pytest
+
+from serve.jobs.job import Job, JobState, WebhookEvent
+from serve.jobs.records import Claim
+from serve.jobs.store import JobStore
+from tests.job_stores import (
+    DEAD,
+    LONG,
+    claim_one,
+    describe,
+    in_loop,
+    new_job,
+    opened,
+    states_of,
+    told,
+    webhook,
+)
+
+
+@in_loop
+async def test_webhooks_are_told_of_what_they_asked_for(url: str) -> None:
+    async with opened(url, event_interval_s=0.0) as store:
+        await store.create(new_job("all", webhook=webhook()))
+        await store.create(new_job("end", webhook=webhook(WebhookEvent.COMPLETED)))
+        await store.create(new_job("none"))
+        assert await told(store) == []
+        claims = [Claim.of(job) for job in await store.claim(3, LONG)]
+        assert [(job_id, event) for job_id, event, _ in await told(store)] == [("all", WebhookEvent.START)]
+        await store.record_progress(dict.fromkeys(claims, 5))
+        for claim in claims:
+            await store.record_image(claim, 0, "a key")
+        assert await told(store) == [
+            ("all", WebhookEvent.LOGS, {"id": "all", "status": "processing", "steps": 5, "output": []}),
+            (
+                "all",
+                WebhookEvent.OUTPUT,
+                {"id": "all", "status": "processing", "steps": 5, "output": ["a key"]},
+            ),
+        ]
+        assert await store.give_back(claims[0])
+        await store.claim(1, LONG)
+        assert await told(store) == []  # it had been begun before
+        await store.cancel("all")
+        await store.cancel("all")
+        await store.fail(claims[1], "error")
+        await store.succeed(claims[2])
+        assert [(job_id, payload["status"]) for job_id, _, payload in await told(store)] == [
+            ("all", "canceled"),
+            ("end", "failed"),
+        ]
+
+
+@in_loop
+async def test_what_comes_often_is_told_of_once_in_an_interval(url: str) -> None:
+    async with opened(url, event_interval_s=3600.0) as store:
+        await store.create(new_job("a", webhook=webhook()))
+        claim = await claim_one(store)
+        for steps in (1, 2, 3):
+            await store.record_progress({claim: steps})
+            await store.record_image(claim, 0, "key")
+        await store.succeed(claim)
+        events = [event for _, event, _ in await told(store)]
+        assert events == [WebhookEvent.START, WebhookEvent.LOGS, WebhookEvent.COMPLETED]
+
+
+@in_loop
+async def test_a_change_and_what_is_told_of_it_are_one(url: str) -> None:
+    def describe_or_fail(job: Job) -> Mapping[str, Any]:
+        if job.state.is_final:
+            raise RuntimeError("cannot be told")
+        return describe(job)
+
+    async with opened(url, describe=describe_or_fail) as store:
+        await store.create(new_job("a", webhook=webhook()))
+        claim = await claim_one(store)
+        before = await store.get("a")
+        for end in (store.succeed(claim), store.fail(claim, "error"), store.cancel("a")):
+            with pytest.raises(RuntimeError, match="cannot be told"):
+                await end
+        assert await store.get("a") == before
+        assert await states_of(store, "a") == [(JobState.STARTING, 0), (JobState.PROCESSING, 1)]
+        assert [event for _, event, _ in await told(store)] == [WebhookEvent.START]
+
+
+@in_loop
+async def test_a_delivery_is_leased_until_it_is_made_or_given_up(url: str) -> None:
+    async with opened(url) as store:
+        outbox = store.outbox
+        for job_id in "abcd":
+            await store.create(new_job(job_id, webhook=webhook(WebhookEvent.COMPLETED)))
+            await store.cancel(job_id)
+        dead = await outbox.due_deliveries(2, DEAD)
+        assert [(delivery.job_id, delivery.attempt) for delivery in dead] == [("a", 1), ("b", 1)]
+        assert len({delivery.id for delivery in dead}) == 2
+        assert all(delivery.id.startswith("msg_") for delivery in dead)
+        again = await outbox.due_deliveries(10, LONG)
+        assert {(delivery.job_id, delivery.attempt) for delivery in again} == {
+            ("a", 2),
+            ("b", 2),
+            ("c", 1),
+            ("d", 1),
+        }
+        assert await outbox.due_deliveries(10, LONG) == []
+        # Those whose lease ran out come too late to put off what another has by now.
+        await outbox.postpone(dead[0], 0.0)
+        await outbox.give_up(dead[1], "too late")
+        assert await outbox.due_deliveries(10, LONG) == []
+        a, b, c, d = sorted(again, key=lambda delivery: delivery.job_id)
+        assert a.id == dead[0].id
+        await outbox.delivered(a)
+        await outbox.give_up(b, "410 Gone")
+        await outbox.postpone(c, -1.0)
+        await outbox.postpone(d, LONG)
+        [last] = await outbox.due_deliveries(10, LONG)
+        assert (last.id, last.attempt, last.url) == (c.id, 2, "https://example.com/hook")
+
+
+@in_loop
+async def test_two_that_deliver_are_given_different_deliveries(url: str) -> None:
+    async with opened(url) as one, opened(url) as other:
+        for number in range(60):
+            await one.create(new_job(str(number), webhook=webhook()))
+            await one.cancel(str(number))
+        leased: list[str] = []
+
+        async def deliver(store: JobStore) -> None:
+            while due := await store.outbox.due_deliveries(4, LONG):
+                leased.extend(delivery.job_id for delivery in due)
+
+        await asyncio.gather(*(deliver(store) for store in (one, other, one, other)))
+        assert sorted(leased) == sorted(str(number) for number in range(60))
