@@ -3,7 +3,7 @@ PYTHON ?= python3.11
 VENV := .venv
 BIN := $(VENV)/bin
 CONFIG ?= serve_config.yaml
-.PHONY: install serve test check train
+.PHONY: install serve test check chaos train
 
 install: $(VENV)/installed
 
@@ -23,6 +23,10 @@ check: install
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+# Takes about an hour and a half.
+chaos: install
+	MIDSTEP_KILLS=50 $(BIN)/python -m pytest tests/integration/test_kills.py
 
 train: install
 	$(BIN)/python models/shapes/train.py

@@ -9,6 +9,7 @@ from deployments.prompt_encoder import PromptEncoder
 from deployments.vae_decoder import VaeDecoder
 from serve.config import AppConfig
 from serve.ingress import Ingress
+from serve.runner import Runner
 
 
 def build_app(config: AppConfig) -> Application:
@@ -20,6 +21,9 @@ def build_app(config: AppConfig) -> Application:
     info = load_model_info(source)
     config.check_for(info)
     profiling = config.profiling(info)
+    jobs = config.jobs.resolved()
+    jobs.job_store(), jobs.object_store()  # said now rather than by replicas that cannot start
+    config = config.model_copy(update={"jobs": jobs})
     encoder, denoiser, decoder = config.encoder, config.denoiser, config.decoder
     encoder_stage = serve.deployment(PromptEncoder, **encoder.deployment_options()).bind(
         source, placement, encoder.batching(), encoder.num_threads, encoder.cache_size, profiling
@@ -30,8 +34,10 @@ def build_app(config: AppConfig) -> Application:
     decoder_stage = serve.deployment(VaeDecoder, **decoder.deployment_options()).bind(
         source, placement, decoder.batching(), decoder.num_threads, decoder.max_hold_s, profiling
     )
+    stages = (encoder_stage, denoiser_stage, decoder_stage)
+    runner = serve.deployment(Runner, **config.jobs.runner_options()).bind(config, *stages)
     ingress = serve.deployment(Ingress, **config.ingress.deployment_options())
-    return ingress.bind(config, info, encoder_stage, denoiser_stage, decoder_stage)
+    return ingress.bind(config, info, *stages, runner)
 
 
 def __getattr__(name: str) -> Application:

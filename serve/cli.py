@@ -1,8 +1,9 @@
-"""`midstep check FILE`, `midstep run FILE`, `midstep profile FILE`, `midstep keys` and `midstep bench`.
+"""`midstep check FILE`, `midstep run FILE`, `midstep profile FILE`, `midstep keys`, `midstep bench`,
+`midstep generate PROMPT` and `midstep jobs`.
 
 A Serve configuration file, checked strictly, and then served, or its costs measured; the table of the keys
-there are; and the load generator. Ray Serve ignores keys that it does not know; here each is an error that
-names the nearest.
+there are; the load generator; and the jobs of a server that runs. Ray Serve ignores keys that it does not
+know; here each is an error that names the nearest.
 """
 
 import argparse
@@ -18,9 +19,11 @@ import yaml
 from pydantic import BaseModel, ValidationError
 from ray.serve.schema import ServeDeploySchema
 
+from cluster.client.command import main as client
 from deployments.engine.models import ModelLoadError
-from serve.config import AppConfig, ConfigError, unknown_keys
+from serve.config import AppConfig
 from serve.profile import profile
+from serve.section import ConfigError, unknown_keys
 
 IMPORT_PATH = "serve.app:build_app"
 
@@ -110,10 +113,15 @@ def main() -> None:
     if sys.argv[1:2] == ["bench"]:
         _bench(sys.argv[2:])  # has options of its own
         return
+    if sys.argv[1:2] in (["generate"], ["jobs"]):
+        client(sys.argv[1:])
+        return
     parser = argparse.ArgumentParser(prog="midstep", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
     commands.add_parser("keys", help="print the table of all keys")
     commands.add_parser("bench", help="load a server and measure it")
+    commands.add_parser("generate", help="make an image on a server and wait for it")
+    commands.add_parser("jobs", help="submit|get|wait|cancel|list: work with a server's jobs")
     for name, text in (
         ("check", "check a file"),
         ("run", "check a file and serve it"),

@@ -1,8 +1,9 @@
 """What is asked of the pipeline and what comes out of it. All are frozen: what is of such a type is valid."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
-from deployments.engine.messages import EncodedImage, ImageFormat
+from deployments.engine.messages import Checkpoint, EncodedImage, ImageFormat
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +43,14 @@ class GenerationRequest:
 
 
 @dataclass(frozen=True, slots=True)
+class Resume:
+    """Where to go on with a request: the images that are done, and checkpoints of those that were begun."""
+
+    done: frozenset[int] = frozenset()
+    checkpoints: Mapping[int, Checkpoint] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
 class PromptEncoded:
     """The first event. Of the tokens that either text has the model reads no more than max_tokens."""
 
@@ -62,10 +71,10 @@ class ImagePreview:
 
 @dataclass(frozen=True, slots=True)
 class ImageProgress:
-    """So many steps of image image_index are done and will not be done again."""
+    """Image image_index has come to its checkpoint; what is behind that will not be done again."""
 
     image_index: int
-    step: int
+    checkpoint: Checkpoint
 
 
 @dataclass(frozen=True, slots=True)

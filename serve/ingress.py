@@ -19,7 +19,9 @@ class Ingress:
         encoder: DeploymentHandle,
         denoiser: DeploymentHandle,
         decoder: DeploymentHandle,
+        runner: DeploymentHandle,
     ) -> None:
+        """config: its section `jobs` resolved; runner: never called, but so it is part of the application."""
         self._config = config
         self._info = info
         self._pipeline = Pipeline(config.model.shown_id, encoder, denoiser, decoder)

@@ -31,10 +31,12 @@ from serve.generation import (
     ImagePreview,
     ImageProgress,
     PromptEncoded,
+    Resume,
 )
 
 Result = TypeVar("Result")
 
+FROM_THE_START = Resume()
 PREVIEW_FORMAT = ImageFormat("image/jpeg", quality=80)
 
 
@@ -50,14 +52,20 @@ class Pipeline:
         self._decoder = decoder
         self._cost_model: CostModel | None = None
 
-    async def generate(self, request: GenerationRequest) -> AsyncGenerator[GenerationEvent, None]:
-        """PromptEncoded, then per image its previews and ImageDone; images come as they are done.
+    async def generate(
+        self, request: GenerationRequest, resume: Resume = FROM_THE_START
+    ) -> AsyncGenerator[GenerationEvent, None]:
+        """PromptEncoded, then per image progress, previews and ImageDone; images come as they are done.
 
         Leaving it cancels what is under way. Raises DeadlineExceededError and GenerationFailedError.
         """
         embeds = await _until(request.deadline, self._encode(request))
         yield PromptEncoded(embeds.num_tokens, embeds.negative_num_tokens, embeds.max_tokens)
-        images = [self._image(request, index, embeds) for index in range(request.num_images)]
+        images = [
+            self._image(request, index, embeds, resume.checkpoints.get(index))
+            for index in range(request.num_images)
+            if index not in resume.done
+        ]
         async with aclosing(_merge(images, request.deadline)) as events:
             async for event in events:
                 yield event
@@ -76,6 +84,11 @@ class Pipeline:
                 ) from error
         except RayError as error:
             raise NotReadyError("A stage has just lost its replica.", retry_after_s=1) from error
+
+    @property
+    def known_cost_model(self) -> CostModel | None:
+        """None before every stage has said what its work costs."""
+        return self._cost_model
 
     async def cost_model(self, deadline: float) -> CostModel:
         """What each stage's work costs, as its replicas know it; asked once.
@@ -97,10 +110,10 @@ class Pipeline:
         return await retried(request.request_id, lambda: call(self._encoder.encode.remote, text))
 
     async def _image(
-        self, request: GenerationRequest, index: int, embeds: PromptEmbeds
+        self, request: GenerationRequest, index: int, embeds: PromptEmbeds, resume_from: Checkpoint | None
     ) -> AsyncGenerator[GenerationEvent, None]:
         """Every image is a request of its own to the denoiser, so that they can spread over replicas."""
-        wanted = _denoise_request(request, index, embeds)
+        wanted = _denoise_request(request, index, embeds, resume_from)
         num_previews = 0
         latents = None
         async with aclosing(denoise(self._denoiser, wanted)) as events:
@@ -112,8 +125,8 @@ class Pipeline:
                             preview = await self._preview(request.request_id, preview_latents)
                             yield ImagePreview(index, num_previews, step, preview)
                             num_previews += 1
-                    case Checkpoint(_, step):
-                        yield ImageProgress(index, step)
+                    case Checkpoint():
+                        yield ImageProgress(index, event)
                     case DenoisedLatents():
                         latents = event.latents
                     case DenoiseFailed():
@@ -132,7 +145,9 @@ class Pipeline:
         return await retried(request_id, lambda: call(self._decoder.preview.remote, latents, PREVIEW_FORMAT))
 
 
-def _denoise_request(request: GenerationRequest, index: int, embeds: PromptEmbeds) -> DenoiseRequest:
+def _denoise_request(
+    request: GenerationRequest, index: int, embeds: PromptEmbeds, resume_from: Checkpoint | None
+) -> DenoiseRequest:
     return DenoiseRequest(
         # Clients choose request ids and may use one twice at once; the engine's must differ.
         request_id=f"{request.request_id}/{index}/{uuid.uuid4().hex[:8]}",
@@ -147,6 +162,7 @@ def _denoise_request(request: GenerationRequest, index: int, embeds: PromptEmbed
         preview_steps=preview_steps(request.num_inference_steps, request.num_previews),
         deadline=request.deadline,
         priority=request.priority,
+        resume_from=resume_from,
     )
 
 

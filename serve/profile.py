@@ -9,7 +9,8 @@ from deployments.engine.cost import CostModel
 from deployments.engine.device_step import rehearse
 from deployments.engine.models import load_model_info
 from deployments.profiling import Profiling
-from serve.config import AppConfig, ConfigError, CostModelFile
+from serve.config import AppConfig, CostModelFile
+from serve.section import ConfigError
 
 
 def profile(config: AppConfig) -> CostModelFile:

@@ -1,6 +1,8 @@
 """The ASGI application: routes, and errors in one form."""
 
 import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
@@ -10,14 +12,20 @@ from starlette.routing import Route
 
 from deployments.engine.models import ModelInfo
 from deployments.engine.samplers import SamplerTables
+from serve.acceptance import Acceptance
 from serve.admission import Admission, Estimator
+from serve.api.files import FilesRoute
 from serve.api.images import ImagesRoute
+from serve.api.predictions import PredictionsRoutes
 from serve.api.problems import on_fault, on_http_exception, on_midstep_error
 from serve.config import AppConfig
 from serve.errors import MidstepError
+from serve.jobs.opening import opened
+from serve.jobs.prediction import FILES_PATH, PREDICTIONS_PATH
 from serve.pipeline import Pipeline
 
 _READY_TIMEOUT_S = 2.0
+_PRESIGNED_S = 3600.0
 
 
 def build_http_app(config: AppConfig, info: ModelInfo, pipeline: Pipeline) -> Starlette:
@@ -25,7 +33,11 @@ def build_http_app(config: AppConfig, info: ModelInfo, pipeline: Pipeline) -> St
     tables = SamplerTables(info.scheduler_config)
     num_denoisers = max(1, config.denoiser.autoscaling.min_replicas)
     estimator = Estimator(config.engine_config(info), tables, info.scale_factor, num_denoisers)
-    images = ImagesRoute(config, info, tables, pipeline, Admission(config.limits.max_queue, estimator))
+    acceptance = Acceptance(config, info, tables)
+    images = ImagesRoute(config, acceptance, pipeline, Admission(config.limits.max_queue, estimator))
+    store = config.jobs.job_store()
+    predictions = PredictionsRoutes(config, acceptance, store, pipeline, estimator)
+    files = FilesRoute(config.jobs.object_store(), _PRESIGNED_S if config.jobs.presigned_urls else None)
 
     async def models(_: Request) -> Response:
         model = {
@@ -47,16 +59,30 @@ def build_http_app(config: AppConfig, info: ModelInfo, pipeline: Pipeline) -> St
     routes = [
         Route("/v1/images/generations", images.generate, methods=["POST"]),
         Route("/v1/models", models),
+        Route(PREDICTIONS_PATH, predictions.create, methods=["POST"]),
+        Route(PREDICTIONS_PATH, predictions.page),
+        Route("/v1/models/{owner}/{name}/predictions", predictions.create, methods=["POST"]),
+        Route(PREDICTIONS_PATH + "/{job_id}", predictions.get),
+        Route(PREDICTIONS_PATH + "/{job_id}/cancel", predictions.cancel, methods=["POST"]),
+        Route(PREDICTIONS_PATH + "/{job_id}/stream", predictions.stream),
+        Route(FILES_PATH + "/{key:path}", files.get),
         Route("/livez", livez),
         Route("/readyz", readyz),
     ]
+
+    @asynccontextmanager
+    async def lifespan(_: Starlette) -> AsyncIterator[None]:
+        async with opened(store):
+            yield
+
     app = Starlette(
         routes=routes,
+        lifespan=lifespan,
         exception_handlers={
             MidstepError: on_midstep_error,
             HTTPException: on_http_exception,
             Exception: on_fault,
         },
     )
-    app.state.route_paths = [route.path for route in routes]
+    app.state.route_paths = list(dict.fromkeys(route.path for route in routes))
     return app

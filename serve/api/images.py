@@ -15,11 +15,10 @@ from starlette.responses import JSONResponse, Response
 from starlette.types import Receive, Scope, Send
 
 from deployments.engine.messages import EncodedImage
-from deployments.engine.models import ModelInfo
-from deployments.engine.samplers import SamplerTables
+from serve.acceptance import MEDIA_TYPES, Acceptance
 from serve.admission import Admission
 from serve.api.body import bounded_body
-from serve.api.images_schema import MEDIA_TYPES, accept, read_body
+from serve.api.images_schema import read_body, wanted_of
 from serve.api.problems import error_object, request_id
 from serve.config import AppConfig
 from serve.errors import MidstepError
@@ -36,14 +35,12 @@ class ImagesRoute:
     def __init__(
         self,
         config: AppConfig,
-        info: ModelInfo,
-        tables: SamplerTables,
+        acceptance: Acceptance,
         pipeline: Pipeline,
         admission: Admission,
     ) -> None:
         self._config = config
-        self._info = info
-        self._tables = tables
+        self._acceptance = acceptance
         self._pipeline = pipeline
         self._admission = admission
 
@@ -61,7 +58,8 @@ class ImagesRoute:
 
     def _accept(self, raw: bytes, identifier: str) -> tuple[GenerationRequest, bool]:
         body = read_body(raw)
-        return accept(body, identifier, self._config, self._info, self._tables), bool(body.stream)
+        self._acceptance.check_model(body.model, "model")
+        return self._acceptance.accept(wanted_of(body), identifier), bool(body.stream)
 
     async def _collect(self, request: GenerationRequest) -> dict[str, Any]:
         """All images, in the order of their seeds."""

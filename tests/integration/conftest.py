@@ -20,6 +20,7 @@ from benchmarks.ports import free_port
 
 START_TIMEOUT_S = 240.0
 MAX_QUEUE = 24
+LEASE_S = 4.0
 
 
 @pytest.fixture(scope="session")
@@ -41,9 +42,15 @@ def ray_address() -> Iterator[str]:
 
 
 @pytest.fixture(scope="session")
-def base_url(ray_address: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+def data_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Of the application's jobs."""
+    return tmp_path_factory.mktemp("midstep") / "data"
+
+
+@pytest.fixture(scope="session")
+def base_url(ray_address: str, data_folder: Path) -> Iterator[str]:
     """The shipped configuration on a free port, run by the command that the README's `make serve` runs."""
-    folder = tmp_path_factory.mktemp("midstep")
+    folder = data_folder.parent
     url = f"http://127.0.0.1:{free_port()}"
     settings: dict[str, Any] = yaml.safe_load(Path("serve_config.yaml").read_text())
     settings["http_options"]["port"] = int(url.rsplit(":", 1)[1])
@@ -52,6 +59,7 @@ def base_url(ray_address: str, tmp_path_factory: pytest.TempPathFactory) -> Iter
         "model": {"device": "cpu"},
         "denoiser": {"rows_per_forward": 16},
         "limits": {"max_queue": MAX_QUEUE},
+        "jobs": {"data_folder": str(data_folder), "allow_private_webhooks": True, "lease_s": LEASE_S},
     }
     config = folder / "serve_config.yaml"
     config.write_text(yaml.safe_dump(settings))

@@ -8,7 +8,8 @@ import pytest
 from deployments.engine.messages import ImageFormat
 from deployments.engine.models import ModelInfo
 from deployments.engine.samplers import SamplerTables
-from serve.api.images_schema import accept, read_body
+from serve.acceptance import Acceptance
+from serve.api.images_schema import read_body, wanted_of
 from serve.config import AppConfig
 from serve.errors import InvalidRequestError, MidstepError, ModelNotFoundError
 from serve.generation import GenerationRequest
@@ -18,11 +19,13 @@ INFO = ModelInfo(
     scale_factor=8,
     default_size=128,
 )
-TABLES = SamplerTables(INFO.scheduler_config)
+ACCEPTANCE = Acceptance(AppConfig(), INFO, SamplerTables(INFO.scheduler_config))
 
 
 def parse(**body: Any) -> GenerationRequest:
-    return accept(read_body(json.dumps(body).encode()), "id", AppConfig(), INFO, TABLES)
+    parsed = read_body(json.dumps(body).encode())
+    ACCEPTANCE.check_model(parsed.model, "model")
+    return ACCEPTANCE.accept(wanted_of(parsed), "id")
 
 
 def test_a_prompt_is_enough() -> None:
@@ -80,6 +83,7 @@ def test_null_is_the_same_as_unsaid() -> None:
         ({"prompt": "a", "size": "big"}, "size", "WIDTHxHEIGHT"),
         ({"prompt": "a", "size": "130x128"}, "size", "multiples of 8 from 64 to 1024"),
         ({"prompt": "a", "size": "128x4096"}, "size", "a height of 4096"),
+        ({"prompt": "a", "size": "0x128"}, "size", "a width of 0"),
         ({"prompt": "a", "size": "-64x64"}, "size", "WIDTHxHEIGHT"),
         ({"prompt": "a", "num_inference_steps": 101}, "num_inference_steps", "at most 100"),
         (

@@ -1,0 +1,1 @@
+"""`midstep generate` and `midstep jobs`: a server's jobs from the command line, over HTTP only."""

@@ -1,0 +1,215 @@
+"""Replicate's dialect: jobs that are handed in, asked after, followed and canceled."""
+
+import asyncio
+import hashlib
+import json
+import logging
+import secrets
+import time
+from collections.abc import AsyncGenerator
+from dataclasses import dataclass
+from typing import Any
+
+from sse_starlette import EventSourceResponse, ServerSentEvent
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+
+from serve.acceptance import Acceptance
+from serve.admission import Estimator
+from serve.api.body import bounded_body
+from serve.api.predictions_schema import (
+    PredictionBody,
+    given_input,
+    idempotency_key,
+    lifetime_s,
+    read_body,
+    wait_s,
+    wanted_of,
+)
+from serve.config import AppConfig
+from serve.errors import InvalidInputError, InvalidRequestError, JobNotFoundError, ModelNotFoundError
+from serve.jobs.job import IdempotencyKey, Job, JobState, NewJob, Webhook
+from serve.jobs.prediction import PREDICTIONS_PATH, describe, fraction_done, logs, output_urls
+from serve.jobs.store import JobStore
+from serve.jobs.webhooks import check_webhook_url
+from serve.pipeline import Pipeline
+
+logger = logging.getLogger("ray.serve")
+
+PAGE_SIZE = 100
+_LOOK_INTERVAL_S = 0.1  # how soon a waiting client hears of news: a look costs a millisecond
+
+
+class PredictionsRoutes:
+    """The routes' handlers and what they work with."""
+
+    def __init__(
+        self,
+        config: AppConfig,
+        acceptance: Acceptance,
+        store: JobStore,
+        pipeline: Pipeline,
+        estimator: Estimator,
+    ) -> None:
+        self._config = config
+        self._acceptance = acceptance
+        self._store = store
+        self._pipeline = pipeline
+        self._estimator = estimator
+
+    async def create(self, request: Request) -> Response:
+        """201 once the job is on disk; with `Prefer: wait` when it is finished or that time is over."""
+        raw = await bounded_body(request)
+        try:
+            wait = wait_s(request.headers.get("prefer"))
+            new = await asyncio.to_thread(self._accept, raw, request)
+        except InvalidRequestError as error:
+            raise InvalidInputError(error.detail, error.param) from error
+        job = await self._store.create(new)
+        if wait is not None:
+            job = await self._finished(job, wait)
+        location = f"{job.base_url}{PREDICTIONS_PATH}/{job.id}"
+        return JSONResponse(await self._described(job), 201, {"location": location})
+
+    async def get(self, request: Request) -> Response:
+        return JSONResponse(await self._described(await self._job(request)))
+
+    async def page(self, request: Request) -> Response:
+        """Newest first. `cursor` is what `next` or `previous` of another page has."""
+        page = await self._store.page(PAGE_SIZE, request.query_params.get("cursor"))
+        url = f"{self._base_url(request)}{PREDICTIONS_PATH}?cursor="
+        return JSONResponse(
+            {
+                "next": page.next and url + page.next,
+                "previous": page.previous and url + page.previous,
+                "results": [describe(job) for job in page.jobs],
+            }
+        )
+
+    async def cancel(self, request: Request) -> Response:
+        """What is finished stays as it is."""
+        job = await self._store.cancel(request.path_params["job_id"])
+        return JSONResponse(await self._described(_found(job, request)))
+
+    async def stream(self, request: Request) -> Response:
+        """Server-sent events; `Last-Event-ID` goes on where another connection ended."""
+        job = await self._job(request)
+        seen = _Seen.parse(request.headers.get("last-event-id", ""))
+        return EventSourceResponse(self._events(job, seen), ping=15, sep="\n")
+
+    async def _events(self, job: Job, seen: "_Seen") -> AsyncGenerator[ServerSentEvent, None]:
+        while True:
+            urls = output_urls(job)
+            for url in urls[seen.num_outputs :]:
+                seen = _Seen(seen.num_outputs + 1, seen.steps)
+                yield ServerSentEvent(url, event="output", id=str(seen))
+            if job.steps_done > seen.steps:
+                seen = _Seen(seen.num_outputs, job.steps_done)
+                yield ServerSentEvent(logs(job).strip(), event="logs", id=str(seen))
+            if job.state.is_final:
+                break
+            await asyncio.sleep(_LOOK_INTERVAL_S)
+            job = await self._store.get(job.id) or job
+        if job.state is JobState.FAILED:
+            yield ServerSentEvent(json.dumps({"detail": job.error}), event="error", id=str(seen))
+        reason = {JobState.CANCELED: {"reason": "canceled"}, JobState.FAILED: {"reason": "error"}}
+        yield ServerSentEvent(json.dumps(reason.get(job.state, {})), event="done", id=str(seen))
+
+    def _accept(self, raw: bytes, request: Request) -> NewJob:
+        """In a thread: a large body takes a while, and so does a sampler that is met for the first time."""
+        body = read_body(raw)
+        if "name" in request.path_params:
+            self._check_served("{owner}/{name}", "{owner}/{name}".format(**request.path_params))
+        elif body.version is not None:
+            self._check_served("version", body.version)
+        else:
+            raise InvalidRequestError(
+                f"version: is required; it names the model, here {self._config.model.id!r}.", "version"
+            )
+        lifetime = lifetime_s(request.headers.get("cancel-after"))
+        key = idempotency_key(request.headers.get("idempotency-key"))
+        try:
+            accepted = self._acceptance.accept(wanted_of(body.input), secrets.token_hex(13))
+        except InvalidRequestError as error:
+            raise InvalidRequestError(f"input.{error.detail}", f"input.{error.param}") from error
+        return NewJob(
+            request=accepted,
+            model=self._config.model.shown_id,
+            input=given_input(body),
+            base_url=self._base_url(request),
+            webhook=self._webhook(body),
+            deadline=None if lifetime is None else time.time() + lifetime,
+            idempotency_key=None if key is None else IdempotencyKey(key, _fingerprint(request, raw)),
+        )
+
+    def _webhook(self, body: PredictionBody) -> Webhook | None:
+        if body.webhook is None:
+            return None
+        check_webhook_url(body.webhook, self._config.jobs.allow_private_webhooks)
+        return Webhook(body.webhook, body.webhook_events)
+
+    def _check_served(self, field: str, name: str) -> None:
+        """Clients say `owner/name`, `owner/name:version` or `version`; one model is served here."""
+        model = self._config.model.id
+        if name != model and name.partition(":")[0].rpartition("/")[2] != model:
+            raise ModelNotFoundError(f"{field}: {name[:80]!r} is not served here; {model!r} is.", field)
+
+    def _base_url(self, request: Request) -> str:
+        return (self._config.jobs.public_url or str(request.base_url)).rstrip("/")
+
+    async def _job(self, request: Request) -> Job:
+        return _found(await self._store.get(request.path_params["job_id"]), request)
+
+    async def _finished(self, job: Job, timeout_s: float) -> Job:
+        """The job as it is when it is finished, or when the time is over."""
+        until = time.monotonic() + timeout_s
+        while not job.state.is_final and time.monotonic() < until:
+            await asyncio.sleep(_LOOK_INTERVAL_S)
+            job = await self._store.get(job.id) or job
+        return job
+
+    async def _described(self, job: Job) -> dict[str, Any]:
+        """With what others than the job know: its place in the queue, and how long it will take."""
+        if job.state.is_final:
+            return describe(job) | {"queue_position": None, "eta_s": None}
+        position = await self._store.queue_position(job)
+        return describe(job) | {"queue_position": position, "eta_s": self._eta_s(job, position or 0)}
+
+    def _eta_s(self, job: Job, position: int) -> float | None:
+        """Roughly: what the rest of it takes alone, and as long again for each round of jobs before it."""
+        cost = self._pipeline.known_cost_model
+        if cost is None:
+            return None
+        alone_s = self._estimator.estimate(job.request, cost).latency_s
+        rounds = position / self._config.jobs_under_way()
+        return round(alone_s * (1 - fraction_done(job) + rounds), 2)
+
+
+@dataclass(frozen=True, slots=True)
+class _Seen:
+    """What a stream's reader has: so many images, and the progress of so many steps. The id of its events."""
+
+    num_outputs: int = 0
+    steps: int = 0
+
+    def __str__(self) -> str:
+        return f"{self.num_outputs}-{self.steps}"
+
+    @classmethod
+    def parse(cls, event_id: str) -> "_Seen":
+        """From the start where the id is none of ours."""
+        num_outputs, _, steps = event_id.partition("-")
+        if not (num_outputs.isdecimal() and steps.isdecimal()):
+            return cls()
+        return cls(int(num_outputs), int(steps))
+
+
+def _fingerprint(request: Request, raw: bytes) -> str:
+    """The path says which model is meant."""
+    return hashlib.sha256(request.url.path.encode() + b"\n" + raw).hexdigest()
+
+
+def _found(job: Job | None, request: Request) -> Job:
+    if job is None:
+        raise JobNotFoundError(f"There is no prediction {request.path_params['job_id'][:64]!r}.", "id")
+    return job

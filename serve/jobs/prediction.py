@@ -1,0 +1,73 @@
+"""A job as its client sees it: Replicate's prediction object, in answers and in webhooks alike."""
+
+from datetime import UTC, datetime
+from typing import Any
+
+from serve.jobs.job import Job, JobState
+
+PREDICTIONS_PATH = "/v1/predictions"
+FILES_PATH = "/v1/files"
+_BAR_LENGTH = 10
+
+
+def describe(job: Job) -> dict[str, Any]:
+    """What of it is known from the job alone; the place in the queue and the time left are not."""
+    url = f"{job.base_url}{PREDICTIONS_PATH}/{job.id}"
+    return {
+        "id": job.id,
+        "model": job.model,
+        "version": job.model,
+        "status": job.state.value,
+        "input": dict(job.input),
+        "output": output_urls(job) or None,
+        "logs": logs(job),
+        "progress": fraction_done(job),
+        "error": job.error,
+        "metrics": _metrics(job),
+        "created_at": _timestamp(job.created_at),
+        "started_at": _timestamp(job.started_at),
+        "completed_at": _timestamp(job.completed_at),
+        "deadline": _timestamp(job.deadline),
+        "data_removed": job.data_removed,
+        "urls": {"get": url, "web": url, "cancel": f"{url}/cancel", "stream": f"{url}/stream"},
+    }
+
+
+def output_urls(job: Job) -> list[str]:
+    """In the order of the seeds and without gaps: what is listed once keeps its place."""
+    urls = []
+    for index in range(len(job.output)):
+        if index not in job.output:
+            break
+        urls.append(f"{job.base_url}{FILES_PATH}/{job.output[index]}")
+    return urls
+
+
+def fraction_done(job: Job) -> float:
+    if job.state is JobState.SUCCEEDED:
+        return 1.0
+    return job.steps_done / job.num_steps
+
+
+def logs(job: Job) -> str:
+    """The line that tqdm would show, which Replicate's client reads progress from."""
+    if job.started_at is None:
+        return ""
+    fraction = fraction_done(job)
+    bar = "█" * round(_BAR_LENGTH * fraction)
+    return f"{fraction:4.0%}|{bar:<{_BAR_LENGTH}}| {round(fraction * job.num_steps)}/{job.num_steps}\n"
+
+
+def _metrics(job: Job) -> dict[str, float]:
+    if job.started_at is None or job.completed_at is None:
+        return {}
+    return {
+        "predict_time": job.completed_at - job.started_at,
+        "total_time": job.completed_at - job.created_at,
+    }
+
+
+def _timestamp(seconds: float | None) -> str | None:
+    if seconds is None:
+        return None
+    return datetime.fromtimestamp(seconds, UTC).isoformat().replace("+00:00", "Z")

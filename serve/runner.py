@@ -1,0 +1,51 @@
+"""The runner's deployment: it runs jobs for as long as it lives, and answers nobody."""
+
+import asyncio
+from contextlib import AsyncExitStack, suppress
+
+from ray.serve.handle import DeploymentHandle
+
+from serve.config import AppConfig
+from serve.jobs.opening import opened
+from serve.jobs.runner import JobRunner, RunnerSettings
+from serve.jobs.webhooks import WebhookSender
+from serve.pipeline import Pipeline
+
+
+class Runner:
+    """config: its section `jobs` resolved."""
+
+    def __init__(
+        self,
+        config: AppConfig,
+        encoder: DeploymentHandle,
+        denoiser: DeploymentHandle,
+        decoder: DeploymentHandle,
+    ) -> None:
+        self._config = config
+        self._pipeline = Pipeline(config.model.shown_id, encoder, denoiser, decoder)
+        # Serve calls constructors on the replica's event loop; what is started here is stopped in __del__.
+        self._task = asyncio.get_running_loop().create_task(self._run(), name="job-runner")
+
+    def check_health(self) -> None:
+        """Called by Serve, which replaces the replica when this raises."""
+        if self._task.done():
+            raise RuntimeError("the job runner has ended")
+
+    async def __del__(self) -> None:
+        self._task.cancel()
+        with suppress(asyncio.CancelledError):
+            await self._task
+
+    async def _run(self) -> None:
+        jobs = self._config.jobs
+        settings = RunnerSettings(
+            self._config.jobs_under_way(), jobs.lease_s, jobs.poll_interval_s, jobs.retention_s
+        )
+        async with AsyncExitStack() as stack:
+            store = await stack.enter_async_context(opened(jobs.job_store()))
+            webhooks = await stack.enter_async_context(
+                WebhookSender(jobs.webhook_secrets, jobs.allow_private_webhooks)
+            )
+            runner = JobRunner(store, jobs.object_store(), webhooks, self._pipeline.generate, settings)
+            await runner.run()

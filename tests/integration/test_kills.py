@@ -1,0 +1,165 @@
+"""Under a steady load each kind of replica is killed in turn: nothing accepted is lost or done twice.
+
+`make chaos` kills each of them MIDSTEP_KILLS=50 times.
+"""
+
+import asyncio
+import base64
+import itertools
+import os
+import signal
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import httpx
+import ray
+
+from serve.jobs.job import TRANSITIONS, JobState
+from serve.jobs.prediction import describe
+from serve.jobs.records import Transition
+from serve.jobs.store import JobStore
+from tests.integration.conftest import replica
+
+KILLS_OF_EACH = int(os.environ.get("MIDSTEP_KILLS", "2"))
+KINDS = ("PromptEncoder", "Denoiser", "VaeDecoder", "Runner", "Ingress")
+NUM_SEEDS = 4
+INPUT = {"prompt": "a small blue circle above a red square on a white background", "deterministic": True}
+FINISH_TIMEOUT_S = 240.0
+
+
+@dataclass
+class Load:
+    """What was accepted, and what the images must be."""
+
+    expected: dict[int, bytes]
+    jobs: dict[str, int] = field(default_factory=dict)  # id: seed
+    answered: int = 0
+    failures: list[str] = field(default_factory=list)
+    ingress_is_down: bool = False
+
+    async def hand_in(self, http: httpx.AsyncClient, seed: int) -> None:
+        try:
+            response = await http.post("/v1/predictions", json=_job(seed))
+        except httpx.TransportError:
+            return  # not acknowledged
+        if response.status_code == 201:
+            self.jobs[response.json()["id"]] = seed
+
+    async def ask(self, http: httpx.AsyncClient, seed: int) -> None:
+        """Who asks and waits is served too, unless it is the ingress with the connection that is killed."""
+        excused = self.ingress_is_down
+        try:
+            response = await http.post("/v1/images/generations", json=INPUT | {"seed": seed})
+        except httpx.TransportError as error:
+            problem = repr(error)
+        else:
+            self.answered += response.status_code == 200
+            if response.status_code == 200:
+                data = base64.b64decode(response.json()["data"][0]["b64_json"])
+                problem = "" if data == self.expected[seed] else "other bytes"
+            elif response.status_code == 429:
+                problem = ""  # refused for the queue, and not accepted
+            else:
+                problem = response.text
+        if problem and not (excused or self.ingress_is_down):
+            self.failures.append(problem)
+
+
+def _job(seed: int) -> dict[str, Any]:
+    return {"version": "shapes", "input": INPUT | {"seed": seed}}
+
+
+@asynccontextmanager
+async def steadily(load: Load, http: httpx.AsyncClient) -> AsyncIterator[None]:
+    """One job and one request a second, whether or not they are answered."""
+
+    async def arrive() -> None:
+        async with asyncio.TaskGroup() as group:
+            for seed in itertools.cycle(range(NUM_SEEDS)):
+                group.create_task(load.hand_in(http, seed))
+                await asyncio.sleep(0.5)
+                group.create_task(load.ask(http, seed))
+                await asyncio.sleep(0.5)
+
+    task = asyncio.create_task(arrive())
+    try:
+        yield
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+
+
+def kill(kind: str) -> str:
+    """By SIGKILL. The name of the actor."""
+    actor = replica(kind)
+    os.kill(ray.get(actor.__ray_call__.remote(lambda _: os.getpid())), signal.SIGKILL)
+    return str(actor._actor_id.hex())
+
+
+async def replaced(kind: str, killed: str, http: httpx.AsyncClient) -> None:
+    """Until another replica of the kind is there and the application is ready."""
+    deadline = time.monotonic() + FINISH_TIMEOUT_S
+    while time.monotonic() < deadline:
+        await asyncio.sleep(0.5)
+        try:
+            is_another = await asyncio.to_thread(replica, kind)
+            ready = await http.get("/readyz")
+        except (ValueError, httpx.TransportError):
+            continue
+        if is_another._actor_id.hex() != killed and ready.status_code == 200:
+            return
+    raise AssertionError(f"no new {kind}")
+
+
+def check_history(history: list[Transition]) -> None:
+    """Every state follows from the one before, one is final, and that is the last."""
+    assert history[0].state is JobState.STARTING
+    for before, after in itertools.pairwise(history):
+        assert after.state in TRANSITIONS[before.state], history
+        assert after.attempt >= before.attempt, history
+    assert [transition.state.is_final for transition in history].count(True) == 1, history
+    assert history[-1].state is JobState.SUCCEEDED, history
+
+
+async def check_jobs(load: Load, http: httpx.AsyncClient, data_folder: Path) -> None:
+    store = JobStore(f"sqlite:///{data_folder / 'jobs.sqlite'}", describe)
+    await store.open()
+    try:
+        for job_id, seed in load.jobs.items():
+            prediction: dict[str, Any] = {}
+            async with asyncio.timeout(FINISH_TIMEOUT_S):
+                while prediction.get("status") not in ("succeeded", "failed", "canceled"):
+                    prediction = (await http.get(f"/v1/predictions/{job_id}")).json()
+                    await asyncio.sleep(0.05)
+            check_history(await store.history(job_id))
+            [url] = prediction["output"]
+            assert (await http.get(url)).content == load.expected[seed]
+    finally:
+        await store.close()
+
+
+def test_nothing_accepted_is_lost_whatever_is_killed(base_url: str, data_folder: Path) -> None:
+    async def run() -> None:
+        async with httpx.AsyncClient(base_url=base_url, timeout=FINISH_TIMEOUT_S) as http:
+            expected = {}
+            for seed in range(NUM_SEEDS):
+                answer = (await http.post("/v1/images/generations", json=INPUT | {"seed": seed})).json()
+                expected[seed] = base64.b64decode(answer["data"][0]["b64_json"])
+            load = Load(expected)
+            async with steadily(load, http):
+                for _, kind in itertools.product(range(KILLS_OF_EACH), KINDS):
+                    load.ingress_is_down = kind == "Ingress"
+                    await asyncio.sleep(1.0)
+                    await replaced(kind, await asyncio.to_thread(kill, kind), http)
+                    await asyncio.sleep(1.0)
+                    load.ingress_is_down = False
+            assert load.jobs
+            assert load.answered
+            await check_jobs(load, http, data_folder)
+            assert not load.failures, load.failures
+
+    asyncio.run(run())

@@ -1,0 +1,266 @@
+"""Jobs over HTTP, with Replicate's client and from the command line: handed in, followed, canceled."""
+
+import asyncio
+import base64
+import io
+import json
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+import pytest
+import replicate
+from PIL import Image
+from standardwebhooks import Webhook
+
+from tests.shapes import evaluate, scenes
+
+ROUTE = "/v1/predictions"
+PROMPT = "a large red star on a blue background"
+TIMEOUT_S = 60.0
+
+
+def create(client: httpx.Client, headers: dict[str, str] | None = None, **given: Any) -> dict[str, Any]:
+    body = {"version": "shapes", "input": {"prompt": PROMPT} | given}
+    response = client.post(ROUTE, json=body, headers=headers)
+    assert response.status_code == 201, response.text
+    answer: dict[str, Any] = response.json()
+    return answer
+
+
+def finished(client: httpx.Client, prediction_id: str) -> dict[str, Any]:
+    deadline = time.monotonic() + TIMEOUT_S
+    while time.monotonic() < deadline:
+        prediction: dict[str, Any] = client.get(f"{ROUTE}/{prediction_id}").json()
+        if prediction["status"] in ("succeeded", "failed", "canceled"):
+            return prediction
+        time.sleep(0.1)
+    raise AssertionError(f"not finished: {prediction}")
+
+
+def test_a_job_makes_the_picture_that_the_images_route_makes(client: httpx.Client) -> None:
+    given = {"seed": 3, "deterministic": True, "num_inference_steps": 12}
+    created = create(client, num_outputs=2, **given)
+    assert created["status"] in ("starting", "processing")
+    prediction = finished(client, created["id"])
+    assert (prediction["status"], prediction["progress"], prediction["error"]) == ("succeeded", 1.0, None)
+    files = [client.get(url) for url in prediction["output"]]
+    answer = client.post("/v1/images/generations", json={"prompt": PROMPT, "n": 2} | given).json()
+    assert [file.content for file in files] == [base64.b64decode(item["b64_json"]) for item in answer["data"]]
+    assert files[0].headers["content-type"] == "image/png"
+    assert "immutable" in files[0].headers["cache-control"]
+    part = client.get(prediction["output"][0], headers={"range": "bytes=0-7"})
+    assert (part.status_code, part.content) == (206, files[0].content[:8])
+
+
+def test_waiting_for_it_answers_with_the_finished_job(client: httpx.Client) -> None:
+    prediction = create(client, {"prefer": "wait=60"}, seed=1)
+    assert prediction["status"] == "succeeded"
+    image = Image.open(io.BytesIO(client.get(prediction["output"][0]).content))
+    wanted = scenes.Scene("blue", (scenes.Thing("red", "star", "large"),), None)
+    assert evaluate.judge(wanted, np.asarray(image)) == evaluate.Verdict(True, None, True)
+
+
+def test_replicates_own_client(base_url: str) -> None:
+    client = replicate.Client(api_token="any", base_url=base_url)
+    # It makes files of https:// URLs only.
+    urls = client.run("midstep/shapes", input={"prompt": PROMPT, "seed": 4, "num_outputs": 2})
+    assert [Image.open(io.BytesIO(httpx.get(url).content)).size for url in urls] == [(128, 128)] * 2
+    prediction = client.predictions.create(version="shapes", input={"prompt": PROMPT})
+    prediction.wait()
+    assert prediction.status == "succeeded"
+    assert prediction.progress is not None
+    assert prediction.progress.percentage == 1.0
+    assert prediction.id in [other.id for other in client.predictions.list()]
+    assert client.predictions.get(prediction.id).output == prediction.output
+    client._client.close()  # it has no way of its own
+
+
+def test_the_same_idempotency_key_is_the_same_job(client: httpx.Client) -> None:
+    headers = {"idempotency-key": '"my order 7"'}
+    first = create(client, headers, seed=1)
+    assert create(client, headers, seed=1)["id"] == first["id"]
+    body = {"version": "shapes", "input": {"prompt": PROMPT, "seed": 2}}
+    other = client.post(ROUTE, json=body, headers=headers)
+    assert (other.status_code, other.json()["error_type"]) == (422, "idempotency_key_reused")
+
+
+def test_cancel(client: httpx.Client) -> None:
+    created = create(client, num_inference_steps=100, num_outputs=8)
+    canceled = client.post(f"{ROUTE}/{created['id']}/cancel").json()
+    assert canceled["status"] == "canceled"
+    assert finished(client, created["id"])["status"] == "canceled"
+    again = client.post(f"{ROUTE}/{created['id']}/cancel")
+    assert (again.status_code, again.json()["status"]) == (200, "canceled")
+
+
+def test_a_job_is_canceled_when_its_time_is_over(client: httpx.Client) -> None:
+    others = [create(client, num_inference_steps=100, num_outputs=10) for _ in range(6)]
+    late = create(client, {"cancel-after": "5s"}, num_inference_steps=100, num_outputs=10, priority=-2)
+    assert late["deadline"] is not None
+    assert late["eta_s"] is None or late["eta_s"] > 0
+    assert finished(client, late["id"])["status"] == "canceled"
+    for other in others:
+        client.post(f"{ROUTE}/{other['id']}/cancel")
+
+
+def events(
+    client: httpx.Client, prediction_id: str, last_event_id: str | None = None
+) -> list[dict[str, str]]:
+    headers = {} if last_event_id is None else {"last-event-id": last_event_id}
+    with client.stream("GET", f"{ROUTE}/{prediction_id}/stream", headers=headers) as response:
+        assert response.headers["content-type"].startswith("text/event-stream")
+        text = "".join(response.iter_text()).replace("\r\n", "\n")
+    blocks = [block.splitlines() for block in text.split("\n\n") if block and not block.startswith(":")]
+    return [dict(line.split(": ", 1) for line in block if ": " in line) for block in blocks]
+
+
+def test_the_stream_of_a_job_and_where_it_goes_on(client: httpx.Client) -> None:
+    created = create(client, num_outputs=3, num_inference_steps=60)
+    seen = events(client, created["id"])
+    assert [event["event"] for event in seen if event["event"] == "output"] == ["output"] * 3
+    assert seen[-1]["event"] == "done"
+    assert all("id" in event for event in seen)
+    urls = finished(client, created["id"])["output"]
+    assert [event["data"] for event in seen if event["event"] == "output"] == urls
+    second = [event["id"] for event in seen if event["event"] == "output"][1]
+    rest = events(client, created["id"], second)
+    assert [event["data"] for event in rest if event["event"] == "output"] == urls[2:]
+
+
+def test_pages_of_jobs(client: httpx.Client) -> None:
+    ids = [create(client, num_inference_steps=2)["id"] for _ in range(3)]
+    page = client.get(ROUTE).json()
+    assert [job["id"] for job in page["results"]][:3] == ids[::-1]
+    for prediction_id in ids:
+        finished(client, prediction_id)
+
+
+@pytest.mark.parametrize(
+    ("body", "headers", "param"),
+    [
+        ({"version": "shapes"}, {}, "input"),
+        ({"input": {"prompt": "a"}}, {}, "version"),
+        ({"version": "shapes", "input": {}}, {}, "input.prompt"),
+        ({"version": "shapes", "input": {"prompt": " "}}, {}, "input.prompt"),
+        ({"version": "shapes", "input": {"prompt": "a", "width": 130}}, {}, "input.width"),
+        ({"version": "shapes", "input": {"prompt": "a", "num_outputs": 11}}, {}, "input.num_outputs"),
+        ({"version": "shapes", "input": {"prompt": "a", "scheduler": "Elephant"}}, {}, "input.scheduler"),
+        ({"version": "shapes", "input": {"prompt": "a"}, "webhook": "ftp://a"}, {}, "webhook"),
+        ({"version": "shapes", "input": {"prompt": "a"}, "web_hook": "http://a"}, {}, "web_hook"),
+        ({"version": "shapes", "input": {"prompt": "a"}}, {"prefer": "wait=0"}, "Prefer"),
+        ({"version": "shapes", "input": {"prompt": "a"}}, {"cancel-after": "soon"}, "Cancel-After"),
+    ],
+)
+def test_what_would_be_refused_later_is_refused_now(
+    client: httpx.Client, body: Any, headers: dict[str, str], param: str
+) -> None:
+    response = client.post(ROUTE, json=body, headers=headers)
+    assert response.status_code == 422, response.text
+    assert response.json()["error"]["param"] == param
+
+
+def test_what_is_not_there_is_not_found(client: httpx.Client) -> None:
+    assert client.get(f"{ROUTE}/nothing").json()["error_type"] == "prediction_not_found"
+    assert client.post(f"{ROUTE}/nothing/cancel").status_code == 404
+    body = {"version": "dall-e-3", "input": {"prompt": "a"}}
+    assert client.post(ROUTE, json=body).json()["error_type"] == "model_not_found"
+    assert client.get("/v1/files/images/a/0-aaaaaaaaaaaaaaaaaaaaaa.png").status_code == 404
+
+
+@pytest.fixture
+def receiver() -> Iterator[tuple[str, list[tuple[dict[str, str], bytes]]]]:
+    """A server that keeps what it is sent, and refuses the first of it."""
+    received: list[tuple[dict[str, str], bytes]] = []
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            data = self.rfile.read(int(self.headers["content-length"]))
+            received.append(({name.lower(): value for name, value in self.headers.items()}, data))
+            self.send_response(500 if len(received) == 1 else 200)
+            self.end_headers()
+
+        def log_message(self, *_: object) -> None: ...
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    yield f"http://127.0.0.1:{server.server_port}/hook", received
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+def test_webhooks_are_signed_and_sent_again(
+    client: httpx.Client, data_folder: Path, receiver: tuple[str, list[tuple[dict[str, str], bytes]]]
+) -> None:
+    url, received = receiver
+    body = {
+        "version": "shapes",
+        "input": {"prompt": PROMPT, "seed": 5},
+        "webhook": url,
+        "webhook_events_filter": ["start", "completed"],
+    }
+    created = client.post(ROUTE, json=body).json()
+    deadline = time.monotonic() + TIMEOUT_S
+    while len(received) < 3:  # the first is refused and comes again after some seconds
+        assert time.monotonic() < deadline, received
+        time.sleep(0.1)
+    secret = (data_folder / "webhook_secret").read_text()
+    payloads = [Webhook(secret).verify(data, headers) for headers, data in received]
+    assert {payload["id"] for payload in payloads} == {created["id"]}
+    assert sorted(payload["status"] for payload in payloads) == ["processing", "processing", "succeeded"]
+    ids = [headers["webhook-id"] for headers, _ in received]
+    assert len(set(ids)) == 2, "the same message has the same id over its attempts"
+    [completed] = [payload for payload in payloads if payload["status"] == "succeeded"]
+    assert completed["output"] == finished(client, created["id"])["output"]
+
+
+def midstep(base_url: str, *arguments: str) -> "subprocess.CompletedProcess[str]":
+    command = [Path(sys.executable).with_name("midstep"), *arguments, "--url", base_url]
+    return subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT_S, check=False)
+
+
+def test_the_command_line(base_url: str, client: httpx.Client, tmp_path: Path) -> None:
+    picture = tmp_path / "out.png"
+    made = midstep(base_url, "generate", PROMPT, "--seed", "6", "-o", str(picture))
+    assert made.returncode == 0, made.stderr
+    with Image.open(picture) as image:
+        assert image.size == (128, 128)
+    submitted = midstep(base_url, "jobs", "submit", PROMPT, "--num-outputs", "2")
+    job_id = submitted.stdout.strip()
+    waited = midstep(base_url, "jobs", "wait", job_id, "-o", str(tmp_path / "several.png"), "--json")
+    assert json.loads(waited.stdout)["status"] == "succeeded"
+    assert (tmp_path / "several-0.png").exists()
+    assert (tmp_path / "several-1.png").exists()
+    assert job_id in midstep(base_url, "jobs", "list", "--json").stdout
+    refused = midstep(base_url, "generate", PROMPT, "--width", "130")
+    assert refused.returncode == 1
+    assert "input.width" in refused.stderr
+
+
+def test_jobs_and_requests_share_forwards(base_url: str, client: httpx.Client) -> None:
+    """Both kinds at once: all are served."""
+
+    async def run() -> list[int]:
+        async with httpx.AsyncClient(base_url=base_url, timeout=120) as http:
+            posts = [
+                http.post("/v1/images/generations", json={"prompt": PROMPT, "seed": seed})
+                for seed in range(4)
+            ]
+            jobs = [
+                http.post(ROUTE, json={"version": "shapes", "input": {"prompt": PROMPT}}) for _ in range(4)
+            ]
+            answers = await asyncio.gather(*posts, *jobs)
+            return [answer.status_code for answer in answers] + [
+                int(finished(client, answer.json()["id"])["status"] == "succeeded") for answer in answers[4:]
+            ]
+
+    assert asyncio.run(run()) == [200] * 4 + [201] * 4 + [1] * 4

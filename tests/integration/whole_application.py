@@ -1,0 +1,40 @@
+"""A Ray of its own with the application on it, in one session of processes, until it is killed.
+
+python -m tests.integration.whole_application FOLDER PORT
+"""
+
+import signal
+import sys
+import tempfile
+
+import ray
+from ray import serve
+
+from benchmarks.ports import free_port
+from serve.app import build_app
+from serve.config import AppConfig
+
+
+def main() -> None:
+    folder, port = sys.argv[1:]
+    ray.init(
+        address="local",
+        num_cpus=4,
+        num_gpus=0,
+        include_dashboard=False,
+        # Sockets live below it, and their paths must stay short.
+        _temp_dir=tempfile.mkdtemp(prefix="midstep-", dir="/tmp"),
+        _metrics_export_port=free_port(),
+    )
+    serve.start(http_options={"host": "127.0.0.1", "port": int(port)})
+    config = {
+        "model": {"device": "cpu"},
+        "denoiser": {"rows_per_forward": 16, "checkpoint_interval_s": 0.5},
+        "jobs": {"data_folder": folder, "lease_s": 4.0},
+    }
+    serve.run(build_app(AppConfig.model_validate(config)))
+    signal.pause()
+
+
+if __name__ == "__main__":
+    main()
