@@ -135,6 +135,22 @@ async def test_sqlite_locked_by_another_is_unavailable_until_it_is_free(sqlite_u
 
 
 @in_loop
+async def test_what_is_canceled_midway_is_written_whole_or_not_at_all(url: str) -> None:
+    """As when a client leaves; and no connection is lost by it."""
+    async with opened(url) as store:
+        for number in range(60):
+            task = asyncio.create_task(store.create(new_job(f"job {number}")))
+            await asyncio.sleep(0.0002 * (number % 20))
+            task.cancel()
+            await asyncio.wait([task])
+        await store.create(new_job("last"))
+        jobs = (await store.page(100)).jobs
+        assert jobs[0].id == "last"
+        assert [await states_of(store, job.id) for job in jobs] == [[(STARTING, 0)]] * len(jobs)
+        assert await store.counts() == dict.fromkeys(JobState, 0) | {STARTING: len(jobs)}
+
+
+@in_loop
 async def test_a_full_disk_under_sqlite_loses_nothing_that_was_accepted(sqlite_url: str) -> None:
     async with opened(sqlite_url) as store:
         accepted: list[str] = []

@@ -422,9 +422,9 @@ async def test_whatever_runners_do_at_once_each_job_ends_once(url: str) -> None:
             for claim in chance.sample(late, min(3, len(late))):
                 match chance.randint(0, 4):
                     case 0:
-                        ends += [claim.job_id] * await store.succeed(claim)
+                        ends.extend([claim.job_id] * await store.succeed(claim))
                     case 1:
-                        ends += [claim.job_id] * await store.fail(claim, "error")
+                        ends.extend([claim.job_id] * await store.fail(claim, "error"))
                     case 2:
                         await store.retry(claim, "error")
                     case 3:
