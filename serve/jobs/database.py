@@ -1,11 +1,12 @@
 """The database under the job store: which one it is, how it is spoken to, and what its errors mean."""
 
 import asyncio
+import functools
 import sqlite3
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from contextlib import asynccontextmanager, contextmanager, nullcontext
 from pathlib import Path
-from typing import Any
+from typing import Any, Concatenate, ParamSpec, Protocol, TypeVar
 
 from alembic import command
 from alembic.config import Config
@@ -16,6 +17,10 @@ from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.ext.asyncio import AsyncConnection, create_async_engine
 
 from serve.errors import JobStoreUnavailableError, MidstepError, StorageFullError
+
+Parameters = ParamSpec("Parameters")
+Result = TypeVar("Result")
+Owner = TypeVar("Owner", bound="OnDatabase")
 
 MIGRATIONS_FOLDER = Path(__file__).parent / "migrations"
 # How long a write waits for those of other processes, unless the URL says `?timeout=`.
@@ -63,6 +68,7 @@ class Database:
             self.engine = create_async_engine(
                 self._url, pool_pre_ping=True, connect_args=dict(POSTGRESQL_TIMEOUTS_S)
             )
+        self._under_way: set[asyncio.Task[Any]] = set()
         # SQLite has one writer at a time and makes others ask again and again: within a process they queue.
         self._turn = asyncio.Lock() if self._is_sqlite else nullcontext()
 
@@ -79,7 +85,21 @@ class Database:
         await self._migrate()
 
     async def close(self) -> None:
+        """Waits for what is under way."""
+        if self._under_way:
+            await asyncio.wait(self._under_way)
         await self.engine.dispose()
+
+    async def finish(self, work: Coroutine[Any, Any, Result]) -> Result:
+        """Work on this database, which goes on to its end if its caller is canceled.
+
+        A transaction cut off midway would hold SQLite's only write lock for seconds, until its connection is
+        cleared away.
+        """
+        task = asyncio.create_task(work)
+        self._under_way.add(task)
+        task.add_done_callback(self._under_way.discard)
+        return await asyncio.shield(task)
 
     @asynccontextmanager
     async def read(self) -> AsyncIterator[AsyncConnection]:
@@ -109,6 +129,23 @@ class Database:
             if not self._is_sqlite:
                 await connection.execute(select(func.pg_advisory_xact_lock(MIGRATION_LOCK)))
             await connection.run_sync(_upgrade)
+
+
+class OnDatabase(Protocol):
+    @property
+    def database(self) -> Database: ...
+
+
+def uninterrupted(
+    method: Callable[Concatenate[Owner, Parameters], Coroutine[Any, Any, Result]],
+) -> Callable[Concatenate[Owner, Parameters], Coroutine[Any, Any, Result]]:
+    """A method whose caller may be canceled, as when a client leaves: see Database.finish."""
+
+    @functools.wraps(method)
+    async def run(owner: Owner, /, *arguments: Parameters.args, **named: Parameters.kwargs) -> Result:
+        return await owner.database.finish(method(owner, *arguments, **named))
+
+    return run
 
 
 def _upgrade(connection: Connection) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 from sqlalchemy import and_, delete, insert, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from serve.jobs.database import Database
+from serve.jobs.database import Database, uninterrupted
 from serve.jobs.job import Job, WebhookEvent
 from serve.jobs.tables import deliveries, now_s
 
@@ -37,7 +37,7 @@ class Outbox:
     """describe: what a webhook is told of a job; if it fails, so does the change that it was to tell of."""
 
     def __init__(self, database: Database, describe: Callable[[Job], Mapping[str, Any]]) -> None:
-        self._database = database
+        self.database = database
         self._describe = describe
 
     async def add(self, connection: AsyncConnection, event: WebhookEvent, changed: Iterable[Job]) -> None:
@@ -57,6 +57,7 @@ class Outbox:
         if rows:
             await connection.execute(insert(deliveries).values(created_at=now_s(), due=now_s()), rows)
 
+    @uninterrupted
     async def due_deliveries(self, limit: int, lease_s: float) -> list[Delivery]:
         """Leases them: nobody else is given them before lease_s have passed. Those longest due come first."""
         columns = deliveries.c
@@ -74,26 +75,29 @@ class Outbox:
             .values(attempt=columns.attempt + 1, due=now_s() + lease_s)
             .returning(deliveries)
         )
-        async with self._database.write() as connection:
+        async with self.database.write() as connection:
             rows = (await connection.execute(statement)).all()
         return [
             Delivery(row.id, row.job_id, WebhookEvent(row.event), row.url, row.payload, row.attempt, row.due)
             for row in sorted(rows, key=lambda row: row.seq)
         ]
 
+    @uninterrupted
     async def delivered(self, delivery: Delivery) -> None:
-        async with self._database.write() as connection:
+        async with self.database.write() as connection:
             await connection.execute(delete(deliveries).where(deliveries.c.id == delivery.id))
 
+    @uninterrupted
     async def postpone(self, delivery: Delivery, in_s: float) -> None:
         """Another attempt in so many seconds; of no effect if there was another attempt."""
         await self._update(delivery, {"due": now_s() + in_s})
 
+    @uninterrupted
     async def give_up(self, delivery: Delivery, reason: str) -> None:
         """It is kept, with the reason but without its payload; of no effect if there was another attempt."""
         await self._update(delivery, {"due": None, "payload": b"", "reason": reason})
 
     async def _update(self, delivery: Delivery, values: Mapping[str, Any]) -> None:
         leased = and_(deliveries.c.id == delivery.id, deliveries.c.attempt == delivery.attempt)
-        async with self._database.write() as connection:
+        async with self.database.write() as connection:
             await connection.execute(update(deliveries).where(leased).values(values))

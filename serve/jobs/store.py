@@ -23,7 +23,7 @@ from sqlalchemy import (
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from serve.errors import IdempotencyKeyReusedError
-from serve.jobs.database import Database
+from serve.jobs.database import Database, uninterrupted
 from serve.jobs.job import TRANSITIONS, IdempotencyKey, Job, JobState, NewJob, WebhookEvent
 from serve.jobs.outbox import Outbox
 from serve.jobs.pages import Page, read_page
@@ -77,6 +77,7 @@ class JobStore:
 
     # For clients.
 
+    @uninterrupted
     async def create(self, new: NewJob) -> Job:
         """On disk when it returns. For an idempotency key that there is already, the job that it made.
 
@@ -100,11 +101,13 @@ class JobStore:
                 if existing is not None:  # else its key has been freed in between
                     return existing
 
+    @uninterrupted
     async def get(self, job_id: str) -> Job | None:
         async with self.database.read() as connection:
             row = (await connection.execute(select(jobs).where(_c.id == job_id))).one_or_none()
         return None if row is None else read_job(row)
 
+    @uninterrupted
     async def page(self, limit: int, cursor: str | None = None) -> Page:
         """Newest first. cursor: `next` or `previous` of another page.
 
@@ -113,6 +116,7 @@ class JobStore:
         async with self.database.read() as connection:
             return await read_page(connection, limit, cursor)
 
+    @uninterrupted
     async def queue_position(self, job: Job) -> int | None:
         """How many jobs are begun before it if nothing changes; None for one that is begun."""
         if job.state is not JobState.STARTING:
@@ -124,6 +128,7 @@ class JobStore:
         async with self.database.read() as connection:
             return (await connection.execute(statement)).scalar_one()
 
+    @uninterrupted
     async def cancel(self, job_id: str) -> Job | None:
         """At once, begun or not; one that is over stays as it is. None if there is no such job."""
         async with self.database.write() as connection:
@@ -133,6 +138,7 @@ class JobStore:
             row = (await connection.execute(select(jobs).where(_c.id == job_id))).one_or_none()
         return None if row is None else read_job(row)
 
+    @uninterrupted
     async def history(self, job_id: str) -> list[Transition]:
         """Every state that it came into, in order; empty if there is no such job."""
         statement = select(transitions).where(transitions.c.job_id == job_id).order_by(transitions.c.seq)
@@ -140,6 +146,7 @@ class JobStore:
             rows = (await connection.execute(statement)).all()
         return [Transition(JobState(row.state), row.attempt, row.at, row.reason) for row in rows]
 
+    @uninterrupted
     async def counts(self) -> Mapping[JobState, int]:
         statement = union_all(
             *(
@@ -153,6 +160,7 @@ class JobStore:
 
     # For runners.
 
+    @uninterrupted
     async def claim(self, limit: int, lease_s: float) -> list[Job]:
         """By priority and then by age: jobs that wait, and those whose runner let its lease run out."""
         is_free = or_(_c.state == JobState.STARTING, and_(_lease_ran_out, _times_begun < self._max_attempts))
@@ -170,6 +178,7 @@ class JobStore:
             )
         return claimed
 
+    @uninterrupted
     async def renew(self, claims: Collection[Claim], lease_s: float) -> set[str]:
         """The ids of the jobs that are still held; they now are for lease_s more."""
         if not claims:
@@ -184,6 +193,7 @@ class JobStore:
         async with self.database.write() as connection:
             return set((await connection.execute(statement)).scalars())
 
+    @uninterrupted
     async def give_back(self, claim: Claim) -> bool:
         """Its runner stops: the job waits as if it had not been begun, but this token does not come again."""
         async with self.database.write() as connection:
@@ -196,6 +206,7 @@ class JobStore:
             )
         return bool(given_back)
 
+    @uninterrupted
     async def record_progress(self, steps_done: Mapping[Claim, int]) -> set[str]:
         """Of any number of jobs in one transaction. The ids of the jobs that are still held."""
         if not steps_done:
@@ -216,6 +227,7 @@ class JobStore:
             await self._notify(connection, WebhookEvent.LOGS, changed)
         return {row.id for row in rows}
 
+    @uninterrupted
     async def record_image(self, claim: Claim, index: int, key: str) -> bool:
         """Image `index` of the job is in the object store, under that key."""
         async with self.database.write() as connection:
@@ -229,6 +241,7 @@ class JobStore:
                 await self._notify(connection, WebhookEvent.OUTPUT, [(row, job)])
         return bool(rows)
 
+    @uninterrupted
     async def succeed(self, claim: Claim) -> bool:
         async with self.database.write() as connection:
             succeeded = await self._transition(
@@ -236,6 +249,7 @@ class JobStore:
             )
         return bool(succeeded)
 
+    @uninterrupted
     async def fail(self, claim: Claim, error: str) -> bool:
         async with self.database.write() as connection:
             failed = await self._transition(
@@ -243,6 +257,7 @@ class JobStore:
             )
         return bool(failed)
 
+    @uninterrupted
     async def retry(self, claim: Claim, error: str) -> bool:
         """Back to those that wait; failed if that was its last attempt."""
         async with self.database.write() as connection:
@@ -254,6 +269,7 @@ class JobStore:
 
     # Housekeeping.
 
+    @uninterrupted
     async def sweep(self, key_age_s: float = DAY_S) -> list[Job]:
         """Ends jobs past their deadline and those whose last runner died; answers with them.
 
@@ -279,6 +295,7 @@ class JobStore:
             )
         return ended
 
+    @uninterrupted
     async def expired(self, age_s: float, limit: int) -> list[Job]:
         """Jobs that are over for longer than this and still have their data, oldest first.
 
@@ -293,6 +310,7 @@ class JobStore:
         async with self.database.read() as connection:
             return [read_job(row) for row in (await connection.execute(statement)).all()]
 
+    @uninterrupted
     async def remove_data(self, expired: Collection[Job]) -> None:
         """Prompts, input and output are gone; what webhooks have not been told yet they still are."""
         async with self.database.write() as connection:
@@ -302,6 +320,7 @@ class JobStore:
                     update(jobs).where(_c.id == job.id).values(columns_without_data(job))
                 )
 
+    @uninterrupted
     async def forget(self, age_s: float, limit: int) -> int:
         """Deletes jobs that are over for longer than this and have no data left. How many there were."""
         old = and_(_c.data_removed.is_(True), _c.completed_at < now_s() - age_s)
