@@ -47,7 +47,9 @@ class JobsConfig(Section):
     )
     max_attempts: PositiveInt = Field(3, description="how often a job is begun before it fails")
     lease_s: PositiveFloat = Field(15.0, description="seconds until a silent runner is taken for dead")
-    poll_interval_s: PositiveFloat = Field(0.2, description="seconds between looks for new jobs")
+    poll_interval_s: PositiveFloat = Field(
+        0.5, description="seconds between looks for new jobs; a look takes milliseconds of a CPU"
+    )
     retention_s: PositiveFloat = Field(
         7 * 24 * 3600.0, description="seconds that what is finished is kept, images and prompts"
     )
