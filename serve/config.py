@@ -152,11 +152,6 @@ class _Stage(Section):
         }
 
 
-# OpenMP's threads spin while they wait for each other, which on a CPU takes the cores from other stages. With
-# so many turns in place of the usual 300,000 two cores served 4.1 images/s in place of 3.9.
-_OPENMP = {"GOMP_SPINCOUNT": "2000"}
-
-
 class _DeviceStage(_Stage):
     num_gpus: NonNegativeFloat = Field(0, description="share of a GPU that Ray reserves for a replica")
     num_threads: PositiveInt = Field(1, description="torch's threads in a replica")
@@ -166,7 +161,6 @@ class _DeviceStage(_Stage):
     def deployment_options(self) -> dict[str, Any]:
         options = super().deployment_options()
         options["ray_actor_options"]["num_gpus"] = self.num_gpus
-        options["ray_actor_options"]["runtime_env"] = {"env_vars": _OPENMP}
         return options
 
     def batching(self) -> Batching:
