@@ -24,7 +24,7 @@ from serve.jobs.records import Transition
 from serve.jobs.store import JobStore
 from tests.integration.conftest import replica
 
-KILLS_OF_EACH = int(os.environ.get("MIDSTEP_KILLS", "2"))
+KILLS_OF_EACH = int(os.environ.get("MIDSTEP_KILLS", "5"))
 KINDS = ("PromptEncoder", "Denoiser", "VaeDecoder", "Runner", "Ingress")
 NUM_SEEDS = 4
 INPUT = {"prompt": "a small blue circle above a red square on a white background", "deterministic": True}
