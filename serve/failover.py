@@ -50,12 +50,12 @@ async def denoise(handle: DeploymentHandle, request: DenoiseRequest) -> AsyncGen
                 yield event
             return
         except _REPLICA_ERRORS as error:
-            _survive(error, request.request_id, attempt)
-            deaths_caused += under_way
+            deaths_caused += under_way and _is_death(error)
             if deaths_caused == MAX_DEATHS_CAUSED:
                 raise PoisonousRequestError(
                     f"{deaths_caused} replicas have died of this request; it is not tried again."
                 ) from error
+            _survive(error, request.request_id, attempt)
         finally:
             response.cancel()
         request = replace(request, isolated=True)
@@ -81,14 +81,15 @@ async def call(remote: Callable[..., Any], *arguments: Any) -> Any:
         raise
 
 
-def _survive(error: RayError, request_id: str, attempt: int) -> None:
-    """Raises GenerationFailedError where another attempt would not help.
-
-    A call through another deployment reports a dead replica as a RayTaskError with that cause.
-    """
+def _is_death(error: RayError) -> bool:
+    """A call through another deployment reports a dead replica as a RayTaskError with that cause."""
     cause = error.cause if isinstance(error, RayTaskError) else error
-    died = isinstance(cause, RayActorError | ObjectLostError)
-    if not died or attempt == MAX_ATTEMPTS:
+    return isinstance(cause, RayActorError | ObjectLostError)
+
+
+def _survive(error: RayError, request_id: str, attempt: int) -> None:
+    """Raises GenerationFailedError where another attempt would not help."""
+    if not _is_death(error) or attempt == MAX_ATTEMPTS:
         raise GenerationFailedError(f"A stage failed: {type(error).__name__}.") from error
     logger.warning(
         "request %s: a replica died, attempt %d of %d follows", request_id, attempt + 1, MAX_ATTEMPTS

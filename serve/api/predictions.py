@@ -27,7 +27,7 @@ from serve.api.predictions_schema import (
     wanted_of,
 )
 from serve.config import AppConfig
-from serve.errors import InvalidInputError, InvalidRequestError, JobNotFoundError, ModelNotFoundError
+from serve.errors import InvalidInputError, InvalidRequestError, JobNotFoundError
 from serve.jobs.job import IdempotencyKey, Job, JobState, NewJob, Webhook
 from serve.jobs.prediction import PREDICTIONS_PATH, describe, fraction_done, logs, output_urls
 from serve.jobs.store import JobStore
@@ -150,9 +150,8 @@ class PredictionsRoutes:
 
     def _check_served(self, field: str, name: str) -> None:
         """Clients say `owner/name`, `owner/name:version` or `version`; one model is served here."""
-        model = self._config.model.id
-        if name != model and name.partition(":")[0].rpartition("/")[2] != model:
-            raise ModelNotFoundError(f"{field}: {name[:80]!r} is not served here; {model!r} is.", field)
+        if name.partition(":")[0].rpartition("/")[2] != self._config.model.id:
+            self._acceptance.check_model(name, field)
 
     def _base_url(self, request: Request) -> str:
         return (self._config.jobs.public_url or str(request.base_url)).rstrip("/")

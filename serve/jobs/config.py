@@ -87,6 +87,7 @@ class JobsConfig(Section):
             except OSError as error:
                 raise ConfigError(f"jobs.data_folder: {folder} cannot be made: {error.strerror}") from error
         secrets = tuple(_value("webhook_secrets", secret) for secret in self.webhook_secrets)
+        secrets = secrets or (_kept_secret(folder / "webhook_secret"),)
         for secret in secrets:
             try:
                 check_secret(secret)
@@ -99,7 +100,7 @@ class JobsConfig(Section):
                 if self.database_url is None
                 else _value("database_url", self.database_url),
                 "object_store_url": self.object_store_url or str(folder / "objects"),
-                "webhook_secrets": secrets or (_kept_secret(folder / "webhook_secret"),),
+                "webhook_secrets": secrets,
             }
         )
 

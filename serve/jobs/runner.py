@@ -104,6 +104,8 @@ class JobRunner:
             if not jobs:
                 return
             for job in jobs:
+                if earlier := self._running.get(job.id):  # our own lease on it ran out
+                    earlier.task.cancel()
                 self._running[job.id] = _Running(job, asyncio.create_task(self._work(job)))
                 under_way += job.request.num_images
 
@@ -130,12 +132,15 @@ class JobRunner:
             reason = "A fault of ours; the log has it under the job's id."
             await _until_it_is_kept(partial(self._store.retry, claim, reason))
         finally:
-            self._running.pop(job.id, None)
+            # By now it may be running here again, under another claim.
+            if (running := self._running.get(job.id)) and running.job is job:
+                del self._running[job.id]
 
     async def _make_images(self, job: Job, claim: Claim) -> None:
         steps_done = dict.fromkeys(job.output, job.request.num_inference_steps)
         recorded_at = 0.0
         resume = await self._resume(job)
+        steps_done |= {index: checkpoint.step for index, checkpoint in resume.checkpoints.items()}
         async with aclosing(self._generate(job.request, resume)) as events:
             async for event in events:
                 match event:

@@ -17,7 +17,7 @@ from serve.jobs.objects import ObjectStore
 from serve.jobs.runner import JobRunner, RunnerSettings
 from serve.jobs.store import JobStore
 from serve.jobs.webhooks import WebhookSender, new_secret
-from tests.job_stores import LONG, in_loop, new_job, opened, state_of, states_of
+from tests.job_stores import DEAD, LONG, in_loop, new_job, opened, state_of, states_of
 
 Script = Callable[[GenerationRequest, Resume], AsyncGenerator[GenerationEvent, None]]
 PICTURE = EncodedImage(b"a picture", "image/png", 64, 64)
@@ -27,6 +27,14 @@ TIMEOUT_S = 20.0
 
 def checkpoint(step: int) -> Checkpoint:
     return Checkpoint("somebody", step, step, torch.full((1, 2, 3), float(step)))
+
+
+def failing(error: Exception) -> Script:
+    async def script(*_: object) -> AsyncGenerator[GenerationEvent, None]:
+        raise error
+        yield
+
+    return script
 
 
 @asynccontextmanager
@@ -95,22 +103,18 @@ async def test_another_runner_goes_on_from_images_and_checkpoints(sqlite_url: st
         async with running(store, tmp_path, script):
             await began.wait()
         assert await state_of(store, "job") is JobState.STARTING, "a runner that stops gives back"
-        async with running(store, tmp_path, script) as objects:
+        async with running(store, tmp_path, script):
             await until_state(store, JobState.SUCCEEDED)
         assert asked[1].done == {1}
         assert asked[1].checkpoints[0].row == 3
         assert torch.equal(asked[1].checkpoints[0].state, checkpoint(3).state)
         assert not list((tmp_path / "checkpoints").glob("*/*")), "what nobody needs any more is deleted"
         assert len(list((tmp_path / "images" / "job").iterdir())) == 2
-        assert objects is not None
 
 
 @in_loop
 async def test_a_fault_is_tried_again_and_the_third_is_the_last(sqlite_url: str, tmp_path: Path) -> None:
-    async def script(*_: object) -> AsyncGenerator[GenerationEvent, None]:
-        raise GenerationFailedError("A stage failed.")
-        yield
-
+    script = failing(GenerationFailedError("A stage failed."))
     async with opened(sqlite_url) as store, running(store, tmp_path, script):
         await store.create(new_job("job"))
         await until_state(store, JobState.FAILED)
@@ -121,10 +125,7 @@ async def test_a_fault_is_tried_again_and_the_third_is_the_last(sqlite_url: str,
 
 @in_loop
 async def test_a_poisonous_job_has_one_attempt(sqlite_url: str, tmp_path: Path) -> None:
-    async def script(*_: object) -> AsyncGenerator[GenerationEvent, None]:
-        raise PoisonousRequestError("2 replicas have died of this request.")
-        yield
-
+    script = failing(PoisonousRequestError("2 replicas have died of this request."))
     async with opened(sqlite_url) as store, running(store, tmp_path, script):
         await store.create(new_job("job"))
         await until_state(store, JobState.FAILED)
@@ -212,6 +213,34 @@ async def test_no_more_is_claimed_than_there_is_room_for(sqlite_url: str, tmp_pa
             gate.set()
             for number in range(5):
                 await until_state(store, JobState.SUCCEEDED, f"job-{number}")
+
+
+@in_loop
+async def test_a_runner_that_lost_a_job_may_take_it_up_again(sqlite_url: str, tmp_path: Path) -> None:
+    """Its lease ran out and it was the first to see that: the later of its attempts is what counts."""
+    attempts = 0
+    left = asyncio.Event()
+
+    async def script(request: GenerationRequest, _: Resume) -> AsyncGenerator[GenerationEvent, None]:
+        nonlocal attempts
+        attempts += 1
+        if attempts == 1:
+            try:
+                await asyncio.Event().wait()
+            finally:
+                left.set()
+        await left.wait()
+        for index in range(2):
+            yield ImageDone(index, request.seed + index, PICTURE)
+
+    no_lease = RunnerSettings(max_images=4, lease_s=DEAD, poll_interval_s=0.01, retention_s=LONG)
+    async with opened(sqlite_url, max_attempts=1000) as store:
+        await store.create(new_job("job"))
+        async with running(store, tmp_path, script, no_lease):
+            async with asyncio.timeout(TIMEOUT_S):
+                await left.wait()
+        async with running(store, tmp_path, script):
+            await until_state(store, JobState.SUCCEEDED)
 
 
 @in_loop
