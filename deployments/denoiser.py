@@ -100,6 +100,7 @@ class Denoiser:
         def build() -> Engine:
             torch.set_num_threads(num_threads)
             unet, run_step, config = unet_and_steps(source, placement, profiling, engine)
+            torch.set_num_threads(1)  # forwards on a CPU have threads of their own (engine.row_parts)
             self._cost = profiling.forward_cost(partial(rehearse, unet, run_step), config)
             if placement.compile_cache:
                 # What was compiled by now is all that ever is: no request waits for a compiler.

@@ -31,6 +31,7 @@ def profile(config: AppConfig) -> CostModelFile:
 
     torch.set_num_threads(config.denoiser.num_threads)
     unet, run_step, engine = unet_and_steps(source, placement, profiling, config.engine_config(info))
+    torch.set_num_threads(1)  # as in the Denoiser
     forward = profiling.forward_cost(partial(rehearse, unet, run_step), engine)
 
     torch.set_num_threads(config.decoder.num_threads)

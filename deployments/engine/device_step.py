@@ -12,6 +12,7 @@ import torch
 
 from deployments.engine.messages import LatentShape
 from deployments.engine.models import UNet
+from deployments.engine.row_parts import RowParts
 from deployments.engine.samplers import NUM_INPUTS, NUM_OUTPUTS, STATE_SLOTS, advance
 
 MAX_TOKENS = 77  # of every Stable Diffusion text encoder
@@ -52,7 +53,7 @@ class StepInputs:
     time_ids: torch.Tensor | None  # [R, 6], SDXL only
 
 
-def denoise_step(unet: UNet, inputs: StepInputs) -> torch.Tensor:
+def denoise_step(unet: UNet | RowParts, inputs: StepInputs) -> torch.Tensor:
     """The next states and the estimates of the clean latents, [B, NUM_OUTPUTS, C, h, w] float32."""
     latents = inputs.states[:, 0] * inputs.input_scales[:, None, None, None]
     predictions = unet(
@@ -71,10 +72,11 @@ class EagerSteps:
     """Launches every step's kernels anew."""
 
     def __init__(self, unet: UNet) -> None:
-        self._unet = unet
+        self._device = unet.device
+        self._unet = RowParts(unet) if unet.device.type == "cpu" else unet
 
     def __call__(self, inputs: StepInputs) -> torch.Tensor:
-        return denoise_step(self._unet, _map(inputs, lambda tensor: send(tensor, self._unet.device)))
+        return denoise_step(self._unet, _map(inputs, lambda tensor: send(tensor, self._device)))
 
 
 class CapturedSteps:

@@ -151,8 +151,15 @@ class UNet:
     embeds_width, pooled_width: of the prompt embeddings that it takes
     """
 
-    def __init__(self, module: UNet2DConditionModel, device: torch.device, dtype: torch.dtype) -> None:
+    def __init__(
+        self,
+        module: UNet2DConditionModel,
+        device: torch.device,
+        dtype: torch.dtype,
+        is_compiled: bool = False,
+    ) -> None:
         self._module = module
+        self.is_compiled = is_compiled
         self.device = device
         self.dtype = dtype
         self.in_channels: int = module.config.in_channels
@@ -206,7 +213,7 @@ def load_unet(source: ModelSource, placement: Placement) -> UNet:
         # Each row count of each size is compiled by itself; past its limit dynamo would quietly run eagerly.
         torch._dynamo.config.recompile_limit = 256
         module.compile(dynamic=False)
-    return UNet(module, device, dtype)
+    return UNet(module, device, dtype, is_compiled=placement.compile_cache is not None)
 
 
 def _refuse_unserved(config: Mapping[str, Any], source: ModelSource) -> None:
