@@ -78,6 +78,7 @@ class BareEngine:
         self._tables = SamplerTables(info.scheduler_config)
         profiling = app.profiling(info)
         unet, run_step, engine = unet_and_steps(source, placement, profiling, app.engine_config(info))
+        torch.set_num_threads(1)  # as in the Denoiser
         cost = known.forward if known else SLEEPING.forward  # one group only: it decides nothing
         self._engine = Engine(unet, run_step, self._tables, info.scale_factor, engine, cost)
         self._side = info.default_size

@@ -142,7 +142,8 @@ def load_vae(source: ModelSource, placement: Placement) -> AutoencoderKL:
     if dtype is torch.float16 and config.get("force_upcast", True):
         dtype = torch.float32  # this VAE overflows in float16; diffusers upcasts it just so
     vae = AutoencoderKL.from_pretrained(source.path, subfolder="vae", dtype=dtype, **source.hub_kwargs())
-    return vae.to(placement.torch_device()).eval().requires_grad_(False)
+    vae.to(placement.torch_device(), memory_format=torch.channels_last)
+    return vae.eval().requires_grad_(False)
 
 
 class UNet:
