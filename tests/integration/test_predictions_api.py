@@ -20,29 +20,8 @@ import replicate
 from PIL import Image
 from standardwebhooks import Webhook
 
+from tests.integration.predictions import FINISH_TIMEOUT_S, PROMPT, ROUTE, create, finished
 from tests.shapes import evaluate, scenes
-
-ROUTE = "/v1/predictions"
-PROMPT = "a large red star on a blue background"
-TIMEOUT_S = 60.0
-
-
-def create(client: httpx.Client, headers: dict[str, str] | None = None, **given: Any) -> dict[str, Any]:
-    body = {"version": "shapes", "input": {"prompt": PROMPT} | given}
-    response = client.post(ROUTE, json=body, headers=headers)
-    assert response.status_code == 201, response.text
-    answer: dict[str, Any] = response.json()
-    return answer
-
-
-def finished(client: httpx.Client, prediction_id: str) -> dict[str, Any]:
-    deadline = time.monotonic() + TIMEOUT_S
-    while time.monotonic() < deadline:
-        prediction: dict[str, Any] = client.get(f"{ROUTE}/{prediction_id}").json()
-        if prediction["status"] in ("succeeded", "failed", "canceled"):
-            return prediction
-        time.sleep(0.1)
-    raise AssertionError(f"not finished: {prediction}")
 
 
 def test_a_job_makes_the_picture_that_the_images_route_makes(client: httpx.Client) -> None:
@@ -209,7 +188,7 @@ def test_webhooks_are_signed_and_sent_again(
         "webhook_events_filter": ["start", "completed"],
     }
     created = client.post(ROUTE, json=body).json()
-    deadline = time.monotonic() + TIMEOUT_S
+    deadline = time.monotonic() + FINISH_TIMEOUT_S
     while len(received) < 3:  # the first is refused and comes again after some seconds
         assert time.monotonic() < deadline, received
         time.sleep(0.1)
@@ -225,7 +204,7 @@ def test_webhooks_are_signed_and_sent_again(
 
 def midstep(base_url: str, *arguments: str) -> "subprocess.CompletedProcess[str]":
     command = [Path(sys.executable).with_name("midstep"), *arguments, "--url", base_url]
-    return subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT_S, check=False)
+    return subprocess.run(command, capture_output=True, text=True, timeout=FINISH_TIMEOUT_S, check=False)
 
 
 def test_the_command_line(base_url: str, client: httpx.Client, tmp_path: Path) -> None:

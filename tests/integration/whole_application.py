@@ -1,8 +1,9 @@
 """A Ray of its own with the application on it, in one session of processes, until it is killed.
 
-python -m tests.integration.whole_application FOLDER PORT
+python -m tests.integration.whole_application PORT JOBS, the section `jobs` of the configuration as JSON
 """
 
+import json
 import signal
 import sys
 import tempfile
@@ -16,7 +17,7 @@ from serve.config import AppConfig
 
 
 def main() -> None:
-    folder, port = sys.argv[1:]
+    port, jobs = sys.argv[1:]
     ray.init(
         address="local",
         num_cpus=4,
@@ -30,7 +31,7 @@ def main() -> None:
     config = {
         "model": {"device": "cpu"},
         "denoiser": {"rows_per_forward": 16, "checkpoint_interval_s": 0.5},
-        "jobs": {"data_folder": folder, "lease_s": 4.0},
+        "jobs": {"lease_s": 4.0} | json.loads(jobs),
     }
     serve.run(build_app(AppConfig.model_validate(config)))
     signal.pause()

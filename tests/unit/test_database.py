@@ -2,7 +2,6 @@
 
 import asyncio
 import itertools
-import os
 import sqlite3
 import tempfile
 from contextlib import closing
@@ -23,7 +22,6 @@ from tests.job_stores import (
     LONG,
     claim_one,
     describe,
-    execute,
     in_loop,
     new_job,
     opened,
@@ -32,6 +30,7 @@ from tests.job_stores import (
     told,
     webhook,
 )
+from tests.postgresql import Way, disconnect_all, execute
 
 STARTING = JobState.STARTING
 
@@ -198,39 +197,27 @@ async def test_a_full_disk_under_postgresql_is_told_apart(postgresql_url: str) -
 
 @in_loop
 async def test_postgresql_that_goes_away_is_unavailable_until_it_is_back(postgresql_url: str) -> None:
-    server = make_url(postgresql_url)
     with tempfile.TemporaryDirectory() as folder:
-        way = Path(folder) / ".s.PGSQL.5432"
-        way.symlink_to(Path(str(server.query["host"])) / way.name)
-        url = server.update_query_dict({"host": folder}).render_as_string(hide_password=False)
-
-        async def disconnect() -> None:
-            await execute(
-                postgresql_url,
-                "SELECT pg_terminate_backend(pid, 10000) FROM pg_stat_activity "
-                "WHERE datname = current_database() AND pid <> pg_backend_pid()",
-            )
-
-        async with opened(url) as store:
+        way = Way(postgresql_url, Path(folder))
+        async with opened(way.url) as store:
             await store.create(new_job("a"))
-            os.rename(way, way.with_name("closed"))
-            await disconnect()
+            await way.close()
             for _ in range(20):
                 with pytest.raises(JobStoreUnavailableError):
                     await store.create(new_job("b"))
                 with pytest.raises(JobStoreUnavailableError):
                     await store.get("a")
-            os.rename(way.with_name("closed"), way)
+            way.open()
             assert await state_of(store, "a") is STARTING
             await store.create(new_job("b"))
             # Disconnected while idle it does not even notice; in a transaction nothing is written.
-            await disconnect()
+            await disconnect_all(postgresql_url)
             await store.create(new_job("c"))
 
             async def change_and_lose() -> None:
                 async with store.database.write() as connection:
                     await connection.execute(text("UPDATE jobs SET state = 'failed'"))
-                    await disconnect()
+                    await disconnect_all(postgresql_url)
                     await connection.execute(text("UPDATE jobs SET error = 'lost'"))
 
             with pytest.raises(JobStoreUnavailableError):

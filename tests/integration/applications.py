@@ -1,0 +1,55 @@
+"""Applications on a Ray of their own."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+import psutil
+
+from benchmarks.ports import free_port
+from tests.integration.conftest import START_TIMEOUT_S, wait_until_ready
+
+
+@dataclass(frozen=True)
+class WholeApplication:
+    """pid: of the process that leads its session."""
+
+    client: httpx.Client
+    pid: int
+
+
+@contextmanager
+def whole_application(
+    jobs: Mapping[str, Any], log: Path, command: Sequence[str | Path] = ()
+) -> Iterator[WholeApplication]:
+    """Killed at the end, all of its processes at once. command: what runs it, if anything does."""
+    port = free_port()
+    environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
+    module = [sys.executable, "-m", "tests.integration.whole_application"]
+    with log.open("w") as output:
+        process = subprocess.Popen(
+            [*command, *module, str(port), json.dumps(jobs)],
+            env=environment,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+    url = f"http://127.0.0.1:{port}"
+    try:
+        wait_until_ready(url, process, log)
+        with httpx.Client(base_url=url, timeout=START_TIMEOUT_S) as client:
+            yield WholeApplication(client, process.pid)
+    finally:
+        for left in psutil.process_iter():
+            with suppress(ProcessLookupError, psutil.NoSuchProcess):
+                if os.getsid(left.pid) == process.pid:
+                    left.send_signal(signal.SIGKILL)
+        process.wait()
