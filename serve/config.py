@@ -239,7 +239,9 @@ class DecoderConfig(_DeviceStage):
 class IngressConfig(_Stage):
     """The HTTP stage."""
 
-    max_ongoing_requests: PositiveInt = Field(256, description="HTTP requests that a replica has at once")
+    max_ongoing_requests: PositiveInt = Field(
+        2048, description="HTTP requests that a replica has at once, those that follow a job included"
+    )
     autoscaling: AutoscalingSection = Field(
         default_factory=lambda: AutoscalingSection(target_ongoing_requests=64),
         description="Serve's own autoscaling",

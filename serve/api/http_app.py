@@ -1,8 +1,9 @@
 """The ASGI application: routes, and errors in one form."""
 
+import asyncio
 import time
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
@@ -19,12 +20,13 @@ from serve.api.images import ImagesRoute
 from serve.api.predictions import PredictionsRoutes
 from serve.api.problems import on_fault, on_http_exception, on_midstep_error
 from serve.config import AppConfig
-from serve.errors import MidstepError
+from serve.errors import MidstepError, NotReadyError
 from serve.jobs.opening import opened
 from serve.jobs.prediction import FILES_PATH, PREDICTIONS_PATH
 from serve.pipeline import Pipeline
 
 _READY_TIMEOUT_S = 2.0
+_LEARNING_PAUSE_S = 1.0
 _PRESIGNED_S = 3600.0
 
 
@@ -73,7 +75,9 @@ def build_http_app(config: AppConfig, info: ModelInfo, pipeline: Pipeline) -> St
     @asynccontextmanager
     async def lifespan(_: Starlette) -> AsyncIterator[None]:
         async with opened(store):
+            learning = asyncio.create_task(_learn_costs(pipeline))
             yield
+            learning.cancel()
 
     app = Starlette(
         routes=routes,
@@ -86,3 +90,11 @@ def build_http_app(config: AppConfig, info: ModelInfo, pipeline: Pipeline) -> St
     )
     app.state.route_paths = list(dict.fromkeys(route.path for route in routes))
     return app
+
+
+async def _learn_costs(pipeline: Pipeline) -> None:
+    """For estimates, also where nobody asks /readyz of this replica."""
+    while pipeline.known_cost_model is None:
+        await asyncio.sleep(_LEARNING_PAUSE_S)
+        with suppress(NotReadyError):
+            await pipeline.check_ready(_READY_TIMEOUT_S)

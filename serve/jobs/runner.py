@@ -41,6 +41,7 @@ Generate = Callable[[GenerationRequest, Resume], AsyncGenerator[GenerationEvent,
 # What passes by itself: the job waits, or is taken over when its lease has run out.
 _AWAY = (JobStoreUnavailableError, ObjectStoreUnavailableError, StorageFullError)
 _PROGRESS_INTERVAL_S = 0.5
+_LOOK_INTERVAL_S = 0.1  # how long a canceled job may go on: a look costs a millisecond
 _AWAY_INTERVAL_S = 2.0
 _MAX_DELIVERIES = 32
 _DELIVERY_LEASE_S = 60.0  # longer than a receiver is given to answer
@@ -90,6 +91,7 @@ class JobRunner:
             async with asyncio.TaskGroup() as loops:
                 loops.create_task(_every(poll_s, self._claim))
                 loops.create_task(_every(min(1.0, self._settings.lease_s / 3), self._renew))
+                loops.create_task(_every(_LOOK_INTERVAL_S, self._leave_lost))
                 loops.create_task(_every(poll_s, self._send_webhooks))
                 loops.create_task(_every(1.0, self._store.sweep))
                 loops.create_task(_every(60.0, self._expire))
@@ -110,14 +112,17 @@ class JobRunner:
                 under_way += job.request.num_images
 
     async def _renew(self) -> None:
+        await self._store.renew(
+            [Claim.of(running.job) for running in self._running.values()], self._settings.lease_s
+        )
+
+    async def _leave_lost(self) -> None:
         """Stops work on jobs that are no longer ours: canceled by their clients, or taken for lost."""
-        claims = [Claim.of(running.job) for running in self._running.values()]
-        if not claims:
-            return
-        held = await self._store.renew(claims, self._settings.lease_s)
-        for claim in claims:
-            if claim.job_id not in held and (running := self._running.get(claim.job_id)):
-                running.task.cancel()
+        running = list(self._running.values())
+        held = await self._store.held([Claim.of(one.job) for one in running])
+        for one in running:
+            if one.job.id not in held:
+                one.task.cancel()
 
     async def _work(self, job: Job) -> None:
         claim = Claim.of(job)

@@ -12,7 +12,6 @@ from sqlalchemy import (
     bindparam,
     delete,
     func,
-    insert,
     not_,
     or_,
     select,
@@ -22,12 +21,13 @@ from sqlalchemy import (
 )
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from serve.errors import IdempotencyKeyReusedError
+from serve.jobs.creations import Creations
 from serve.jobs.database import Database, uninterrupted
-from serve.jobs.job import TRANSITIONS, IdempotencyKey, Job, JobState, NewJob, WebhookEvent
+from serve.jobs.history import record
+from serve.jobs.job import TRANSITIONS, Job, JobState, NewJob, WebhookEvent
 from serve.jobs.outbox import Outbox
 from serve.jobs.pages import Page, read_page
-from serve.jobs.records import Claim, Transition, columns_without_data, new_row, output_column, read_job
+from serve.jobs.records import Claim, Transition, columns_without_data, output_column, read_job
 from serve.jobs.tables import jobs, now_s, transitions
 
 # More are ended by the next sweep: others want to write, too.
@@ -68,6 +68,7 @@ class JobStore:
         self.outbox = Outbox(self.database, describe)
         self._max_attempts = max_attempts
         self._event_interval_s = event_interval_s
+        self._creations = Creations(self.database)
 
     async def open(self) -> None:
         await self.database.open()
@@ -83,23 +84,7 @@ class JobStore:
 
         Raises IdempotencyKeyReusedError where that was made of another payload.
         """
-        statement = (
-            self.database.insert(jobs)
-            .values(**new_row(new), created_at=now_s())
-            .on_conflict_do_nothing(index_elements=[_c.idempotency_key])
-            .returning(jobs)
-        )
-        async with self.database.write() as connection:
-            while True:
-                row = (await connection.execute(statement)).one_or_none()
-                if row is not None:
-                    job = read_job(row)
-                    await self._record(connection, [job], reason=None)
-                    return job
-                assert new.idempotency_key is not None
-                existing = await _find_by_key(connection, new.idempotency_key)
-                if existing is not None:  # else its key has been freed in between
-                    return existing
+        return await self._creations.create(new)
 
     @uninterrupted
     async def get(self, job_id: str) -> Job | None:
@@ -192,6 +177,14 @@ class JobStore:
         )
         async with self.database.write() as connection:
             return set((await connection.execute(statement)).scalars())
+
+    @uninterrupted
+    async def held(self, claims: Collection[Claim]) -> set[str]:
+        """The ids of the jobs that are still held."""
+        if not claims:
+            return set()
+        async with self.database.read() as connection:
+            return set((await connection.execute(select(_c.id).where(_held(claims)))).scalars())
 
     @uninterrupted
     async def give_back(self, claim: Claim) -> bool:
@@ -350,23 +343,13 @@ class JobStore:
         )
         rows = (await connection.execute(statement)).all()
         changed = [read_job(row) for row in sorted(rows, key=lambda row: (-row.priority, row.seq))]
-        await self._record(connection, changed, reason)
+        await record(connection, changed, reason)
         if to.is_final:
             await self.outbox.add(connection, WebhookEvent.COMPLETED, changed)
         elif to is JobState.PROCESSING:
             first = [job for job in changed if job.attempt == 1]
             await self.outbox.add(connection, WebhookEvent.START, first)
         return changed
-
-    async def _record(self, connection: AsyncConnection, changed: list[Job], reason: str | None) -> None:
-        if changed:
-            await connection.execute(
-                insert(transitions).values(at=now_s()),
-                [
-                    {"job_id": job.id, "state": job.state, "attempt": job.attempt, "reason": reason}
-                    for job in changed
-                ],
-            )
 
     async def _fail_exhausted(self, connection: AsyncConnection) -> list[Job]:
         is_exhausted = and_(_unfinished, _lease_ran_out, _times_begun >= self._max_attempts)
@@ -420,15 +403,3 @@ async def _lock(connection: AsyncConnection, claims: Collection[Claim]) -> list[
     """The rows of those still held, each with the time now. All lock in one order, so none waits for ever."""
     statement = select(jobs, now_s().label("now")).where(_held(claims)).order_by(_c.seq).with_for_update()
     return list((await connection.execute(statement)).all())
-
-
-async def _find_by_key(connection: AsyncConnection, key: IdempotencyKey) -> Job | None:
-    row = (await connection.execute(select(jobs).where(_c.idempotency_key == key.key))).one_or_none()
-    if row is None:
-        return None
-    if row.fingerprint != key.fingerprint:
-        raise IdempotencyKeyReusedError(
-            "This idempotency key was used for another payload; take a new key for a new prediction.",
-            param="Idempotency-Key",
-        )
-    return read_job(row)

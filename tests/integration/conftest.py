@@ -21,6 +21,7 @@ from benchmarks.ports import free_port
 START_TIMEOUT_S = 240.0
 MAX_QUEUE = 24
 LEASE_S = 4.0
+Metric = Callable[[str], float]
 
 
 @pytest.fixture(scope="session")
@@ -99,7 +100,7 @@ def client(base_url: str) -> Iterator[httpx.Client]:
 
 
 @pytest.fixture
-def metric(ray_address: str) -> Callable[[str], float]:
+def metric(ray_address: str) -> Metric:
     """The sum of a metric that Ray exports, over all its tags."""
     [node] = ray.nodes()
     url = f"http://127.0.0.1:{node['MetricsExportPort']}/metrics"
@@ -109,6 +110,24 @@ def metric(ray_address: str) -> Callable[[str], float]:
         return sum(float(value) for value in pattern.findall(httpx.get(url, timeout=10).text))
 
     return read
+
+
+def wait_for(condition: Callable[[], bool], timeout_s: float = 30) -> None:
+    """Metrics are exported now and then: until what must come true has come."""
+    deadline = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < deadline, "it did not come true"
+        time.sleep(0.25)
+
+
+def settled(metric: Metric, name: str) -> float:
+    """A metric that no longer moves: what was done before is exported a little later."""
+    value = metric(name)
+    while True:
+        time.sleep(1.5)
+        if (later := metric(name)) == value:
+            return value
+        value = later
 
 
 def replica(deployment: str) -> Any:

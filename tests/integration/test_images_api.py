@@ -7,8 +7,6 @@ import json
 import os
 import re
 import signal
-import time
-from collections.abc import Callable
 from typing import Any
 
 import httpx
@@ -18,12 +16,11 @@ import pytest
 import ray
 from PIL import Image
 
-from tests.integration.conftest import MAX_QUEUE, replica
+from tests.integration.conftest import MAX_QUEUE, Metric, replica, settled, wait_for
 from tests.shapes import evaluate, scenes
 
 ROUTE = "/v1/images/generations"
 DEADLINE_S = 6.0  # enough for a picture on any machine
-Metric = Callable[[str], float]
 
 
 def picture(answer: dict[str, Any], index: int = 0) -> Image.Image:
@@ -35,24 +32,6 @@ def generate(client: httpx.Client, **body: Any) -> dict[str, Any]:
     assert response.status_code == 200, response.text
     answer: dict[str, Any] = response.json()
     return answer
-
-
-def wait_for(condition: Callable[[], bool], timeout_s: float = 30) -> None:
-    """Metrics are exported now and then: until what must come true has come."""
-    deadline = time.monotonic() + timeout_s
-    while not condition():
-        assert time.monotonic() < deadline, "it did not come true"
-        time.sleep(0.25)
-
-
-def settled(metric: Metric, name: str) -> float:
-    """A metric that no longer moves: what was done before is exported a little later."""
-    value = metric(name)
-    while True:
-        time.sleep(1.5)
-        if (later := metric(name)) == value:
-            return value
-        value = later
 
 
 def scene(background: str, *things: tuple[str, str, str], relation: str | None = None) -> Any:

@@ -20,6 +20,7 @@ import replicate
 from PIL import Image
 from standardwebhooks import Webhook
 
+from tests.integration.conftest import Metric, settled, wait_for
 from tests.integration.predictions import FINISH_TIMEOUT_S, PROMPT, ROUTE, create, finished
 from tests.shapes import evaluate, scenes
 
@@ -78,6 +79,16 @@ def test_cancel(client: httpx.Client) -> None:
     assert finished(client, created["id"])["status"] == "canceled"
     again = client.post(f"{ROUTE}/{created['id']}/cancel")
     assert (again.status_code, again.json()["status"]) == (200, "canceled")
+
+
+def test_a_canceled_job_frees_its_rows(client: httpx.Client, metric: Metric) -> None:
+    count = "ray_midstep_forward_requests_count"
+    before = settled(metric, count)
+    created = create(client, num_inference_steps=100, scheduler="Heun", width=256, height=256)
+    wait_for(lambda: metric("ray_midstep_denoising_requests") == 1)
+    client.post(f"{ROUTE}/{created['id']}/cancel")
+    wait_for(lambda: metric("ray_midstep_denoising_requests") == 0)
+    assert settled(metric, count) - before < 199, "it did not run to its end"
 
 
 def test_a_job_is_canceled_when_its_time_is_over(client: httpx.Client) -> None:

@@ -6,7 +6,7 @@ import random
 from dataclasses import replace
 
 import pytest
-from sqlalchemy import update
+from sqlalchemy import event, update
 
 from serve.errors import IdempotencyKeyReusedError, InvalidRequestError
 from serve.jobs.job import TRANSITIONS, IdempotencyKey, Job, JobState, WebhookEvent
@@ -94,16 +94,33 @@ async def test_of_creations_at_once_with_one_key_one_makes_the_job(url: str) -> 
     async with opened(url) as one, opened(url) as other:
         created = await asyncio.gather(
             *(
-                [one, other][number // 20 % 2].create(
-                    new_job(f"job {number}", key=IdempotencyKey(f"key {number % 20}", "f"))
+                [one, other][number // 100 % 2].create(
+                    new_job(f"job {number}", key=IdempotencyKey(f"key {number % 100}", "f"))
                 )
-                for number in range(200)
+                for number in range(1000)
             )
         )
-        ids = [{job.id for job in created[key::20]} for key in range(20)]
+        ids = [{job.id for job in created[key::100]} for key in range(100)]
         assert all(len(of_key) == 1 for of_key in ids)
-        assert len(set.union(*ids)) == 20
-        assert await one.counts() == dict.fromkeys(JobState, 0) | {STARTING: 20}
+        assert len(set.union(*ids)) == 100
+        assert await one.counts() == dict.fromkeys(JobState, 0) | {STARTING: 100}
+
+
+@in_loop
+async def test_what_is_created_at_once_shares_transactions_and_nothing_else(url: str) -> None:
+    async with opened(url) as store:
+        commits: list[None] = []
+        event.listen(store.database.engine.sync_engine, "commit", lambda _: commits.append(None))
+        news = [new_job(f"job {number}", key=IdempotencyKey(f"{number}", "f")) for number in range(50)]
+        news.append(new_job("reused", key=IdempotencyKey("7", "another payload")))
+        *created, refused = await asyncio.gather(*map(store.create, news), return_exceptions=True)
+        assert [job.id for job in created if isinstance(job, Job)] == [
+            new.request.request_id for new in news[:-1]
+        ]
+        assert isinstance(refused, IdempotencyKeyReusedError)
+        assert len(commits) <= 3
+        assert [job.id for job in (await store.page(100)).jobs][::-1] == ids
+        assert [await states_of(store, job_id) for job_id in ids] == [[(STARTING, 0)]] * 50
 
 
 @in_loop
@@ -246,7 +263,8 @@ async def test_several_are_renewed_and_recorded_at_once(url: str) -> None:
         a, b, c = [Claim.of(job) for job in await store.claim(3, LONG)]
         await store.cancel("b")
         assert await store.renew([a, b, c], DEAD) == {"a", "c"}
-        assert await store.renew([], LONG) == set()
+        assert await store.held([a, b, c]) == {"a", "c"}
+        assert await store.renew([], LONG) == await store.held([]) == set()
         assert await store.record_progress({a: 1, b: 2, c: 3}) == {"a", "c"}
         assert await store.record_progress({}) == set()
         done = [job.steps_done for job_id in "abc" if (job := await store.get(job_id))]

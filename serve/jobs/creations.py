@@ -1,0 +1,98 @@
+"""Jobs on their way into the job store: those that come together share a transaction."""
+
+import asyncio
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from sqlalchemy import select
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from serve.errors import IdempotencyKeyReusedError
+from serve.jobs.database import Database
+from serve.jobs.history import record
+from serve.jobs.job import IdempotencyKey, Job, NewJob
+from serve.jobs.records import new_row, read_job
+from serve.jobs.tables import jobs, now_s
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class _Creation:
+    new: NewJob
+    created: "asyncio.Future[Job]"
+
+    @property
+    def job_id(self) -> str:
+        return self.new.request.request_id
+
+
+class Creations:
+    """Most of what a job costs is its transaction, which waits for the disk: under load one pays for many."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+        self._waiting: list[_Creation] = []
+        self._turn = asyncio.Lock()
+        # Kept, since SQLAlchemy then need not look at all of it for each job.
+        self._insertion = (
+            database.insert(jobs)
+            .values(created_at=now_s())
+            .on_conflict_do_nothing(index_elements=[jobs.c.idempotency_key])
+            .returning(jobs)
+        )
+
+    async def create(self, new: NewJob) -> Job:
+        """As `JobStore.create`."""
+        creation = _Creation(new, asyncio.get_running_loop().create_future())
+        self._waiting.append(creation)
+        async with self._turn:
+            if not creation.created.done():  # else it was done by whoever had the turn before
+                together, self._waiting = self._waiting, []
+                await self._create(together)
+        return await creation.created
+
+    async def _create(self, together: Sequence[_Creation]) -> None:
+        """Whatever becomes of the transaction is told to each of them."""
+        made: dict[str, Job | IdempotencyKeyReusedError] = {}
+        try:
+            async with self._database.write() as connection:
+                while left := [item.new for item in together if item.job_id not in made]:
+                    made |= await self._insert(connection, left)
+        except Exception as error:
+            for item in together:
+                item.created.set_exception(error)
+            return
+        for item in together:
+            match made[item.job_id]:
+                case Job() as job:
+                    item.created.set_result(job)
+                case error:
+                    item.created.set_exception(error)
+
+    async def _insert(
+        self, connection: AsyncConnection, news: Sequence[NewJob]
+    ) -> dict[str, Job | IdempotencyKeyReusedError]:
+        """By the ids that were asked for, without those whose idempotency key was freed in this moment."""
+        rows = (await connection.execute(self._insertion, [new_row(new) for new in news])).all()
+        created = [read_job(row) for row in rows]
+        await record(connection, created, reason=None)
+        made: dict[str, Job | IdempotencyKeyReusedError] = {job.id: job for job in created}
+        for new in news:
+            if new.request.request_id not in made:
+                assert new.idempotency_key is not None
+                if existing := await _find_by_key(connection, new.idempotency_key):
+                    made[new.request.request_id] = existing
+        return made
+
+
+async def _find_by_key(
+    connection: AsyncConnection, key: IdempotencyKey
+) -> Job | IdempotencyKeyReusedError | None:
+    row = (await connection.execute(select(jobs).where(jobs.c.idempotency_key == key.key))).one_or_none()
+    if row is None:
+        return None
+    if row.fingerprint != key.fingerprint:
+        return IdempotencyKeyReusedError(
+            "This idempotency key was used for another payload; take a new key for a new prediction.",
+            param="Idempotency-Key",
+        )
+    return read_job(row)
