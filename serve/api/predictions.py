@@ -37,6 +37,7 @@ from serve.pipeline import Pipeline
 logger = logging.getLogger("ray.serve")
 
 PAGE_SIZE = 100
+_UNKNOWN = {"queue_position": None, "eta_s": None}
 _LOOK_INTERVAL_S = 0.1  # how soon a waiting client hears of news: a look costs a millisecond
 
 
@@ -66,10 +67,13 @@ class PredictionsRoutes:
         except InvalidRequestError as error:
             raise InvalidInputError(error.detail, error.param) from error
         job = await self._store.create(new)
-        if wait is not None:
-            job = await self._finished(job, wait)
         location = f"{job.base_url}{PREDICTIONS_PATH}/{job.id}"
-        return JSONResponse(await self._described(job), 201, {"location": location})
+        if wait is None:
+            # Its place in the queue would take another look into the database; whoever asks after it is told.
+            return JSONResponse(describe(job) | _UNKNOWN, 201, {"location": location})
+        return JSONResponse(
+            await self._described(await self._finished(job, wait)), 201, {"location": location}
+        )
 
     async def get(self, request: Request) -> Response:
         return JSONResponse(await self._described(await self._job(request)))
@@ -170,7 +174,7 @@ class PredictionsRoutes:
     async def _described(self, job: Job) -> dict[str, Any]:
         """With what others than the job know: its place in the queue, and how long it will take."""
         if job.state.is_final:
-            return describe(job) | {"queue_position": None, "eta_s": None}
+            return describe(job) | _UNKNOWN
         position = await self._store.queue_position(job)
         return describe(job) | {"queue_position": position, "eta_s": self._eta_s(job, position or 0)}
 

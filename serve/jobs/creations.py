@@ -57,16 +57,15 @@ class Creations:
             async with self._database.write() as connection:
                 while left := [item.new for item in together if item.job_id not in made]:
                     made |= await self._insert(connection, left)
-        except Exception as error:
+        except Exception as outcome:
             for item in together:
-                item.created.set_exception(error)
+                item.created.set_exception(outcome)
             return
         for item in together:
-            match made[item.job_id]:
-                case Job() as job:
-                    item.created.set_result(job)
-                case error:
-                    item.created.set_exception(error)
+            if isinstance(result := made[item.job_id], Job):
+                item.created.set_result(result)
+            else:
+                item.created.set_exception(result)
 
     async def _insert(
         self, connection: AsyncConnection, news: Sequence[NewJob]
