@@ -30,8 +30,9 @@ from tests import tiny_models
 from tests.postgresql import execute
 
 
-@pytest.fixture(scope="session", autouse=True)
+@pytest.fixture(autouse=True)
 def two_threads() -> None:
+    """For every test anew, whatever the one before it has set."""
     torch.set_num_threads(2)
 
 
