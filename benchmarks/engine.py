@@ -85,10 +85,13 @@ class Ours:
                 )
             )
         latents: dict[str, torch.Tensor] = {}
+        num_threads = torch.get_num_threads()
+        torch.set_num_threads(1)  # as in the Denoiser
         while self.engine.num_requests:
             for event in self.engine.step().events:
                 if isinstance(event, DenoisedLatents):
                     latents[event.request_id] = event.latents
+        torch.set_num_threads(num_threads)
         return self.decoder.decode([latents[str(index)] for index in range(len(prompts))])
 
 
