@@ -121,7 +121,8 @@ class JobRunner:
         running = list(self._running.values())
         held = await self._store.held([Claim.of(one.job) for one in running])
         for one in running:
-            if one.job.id not in held:
+            # Once: a second time would cut off what it does to leave.
+            if one.job.id not in held and not one.task.cancelling():
                 one.task.cancel()
 
     async def _work(self, job: Job) -> None:

@@ -180,11 +180,12 @@ class JobStore:
 
     @uninterrupted
     async def held(self, claims: Collection[Claim]) -> set[str]:
-        """The ids of the jobs that are still held."""
+        """The ids of the jobs that nobody has taken from these claims: that are held, or have succeeded."""
         if not claims:
             return set()
+        is_ours = and_(_of(claims), _c.state.in_([JobState.PROCESSING, JobState.SUCCEEDED]))
         async with self.database.read() as connection:
-            return set((await connection.execute(select(_c.id).where(_held(claims)))).scalars())
+            return set((await connection.execute(select(_c.id).where(is_ours))).scalars())
 
     @uninterrupted
     async def give_back(self, claim: Claim) -> bool:
@@ -390,13 +391,16 @@ def _pick(
     )
 
 
-def _held(claims: Collection[Claim]) -> ColumnElement[bool]:
+def _of(claims: Collection[Claim]) -> ColumnElement[bool]:
     tokens = [(claim.job_id, claim.attempt) for claim in claims]
     return and_(
         _c.id.in_([claim.job_id for claim in claims]),  # SQLite finds rows by this, but not by the pairs
         tuple_(_c.id, _c.attempt).in_(tokens),
-        _c.state == JobState.PROCESSING,
     )
+
+
+def _held(claims: Collection[Claim]) -> ColumnElement[bool]:
+    return and_(_of(claims), _c.state == JobState.PROCESSING)
 
 
 async def _lock(connection: AsyncConnection, claims: Collection[Claim]) -> list[Row[Any]]:
