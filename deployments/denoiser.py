@@ -27,10 +27,11 @@ from deployments.engine.messages import (
     Checkpoint,
     DenoiseEvent,
     DenoiseRequest,
-    DenoisingStarted,
+    TurnStarted,
 )
 from deployments.engine.models import ModelSource, Placement, load_model_info
 from deployments.engine.samplers import SamplerTables
+from deployments.isolation import ANNOUNCEMENT_S
 from deployments.profiling import Profiling
 
 logger = logging.getLogger("ray.serve")
@@ -38,8 +39,6 @@ logger = logging.getLogger("ray.serve")
 _Stream = asyncio.Queue[DenoiseEvent]
 # A step takes milliseconds to seconds; one that takes longer than this never ends.
 _MAX_SILENCE_S = 120.0
-# What DenoisingStarted needs to reach its reader, who must know of it if the process dies in the next step.
-_ANNOUNCEMENT_S = 0.1
 
 
 class _StepMetrics:
@@ -108,14 +107,14 @@ class Denoiser:
             return Engine(unet, run_step, self._tables, info.scale_factor, config, self._cost)
 
         self._streams: dict[str, _Stream] = {}
-        self._isolation = asyncio.Lock()
+        self._turn = asyncio.Lock()
         self._metrics = _StepMetrics()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread = EngineThread(build, self._deliver)
         self._thread.start()
         batching.apply_to(self._admit)
 
-    async def denoise(self, request: DenoiseRequest) -> AsyncIterator[DenoiseEvent]:
+    async def denoise(self, request: DenoiseRequest) -> AsyncIterator[DenoiseEvent | TurnStarted]:
         """The request's events; the last is DenoisedLatents or DenoiseFailed. To leave is to abort.
 
         Isolated requests come one at a time, and each says when it begins, so that whoever sees this replica
@@ -129,9 +128,9 @@ class Denoiser:
         try:
             async with AsyncExitStack() as isolation:
                 if request.isolated:
-                    await isolation.enter_async_context(self._isolation)
-                    yield DenoisingStarted(request.request_id)
-                    await asyncio.sleep(_ANNOUNCEMENT_S)
+                    await isolation.enter_async_context(self._turn)
+                    yield TurnStarted()
+                    await asyncio.sleep(ANNOUNCEMENT_S)
                 await self._admit(request)
                 while True:
                     event = await stream.get()

@@ -2,8 +2,9 @@
 
 import asyncio
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
 import torch
 from ray import serve
@@ -11,10 +12,11 @@ from ray import serve
 from deployments.batching import Batching
 from deployments.devices import text_encoder
 from deployments.engine.cost import Curve
-from deployments.engine.messages import PromptEmbeds
+from deployments.engine.messages import PromptEmbeds, TurnStarted
 from deployments.engine.models import ModelSource, Placement
 from deployments.engine.prompts import EncodedText, PromptText
 from deployments.health import Health
+from deployments.isolation import isolated
 from deployments.profiling import Profiling
 
 
@@ -37,6 +39,7 @@ class PromptEncoder:
         # One thread, since the tokenizers are not safe in several.
         self._executor = ThreadPoolExecutor(1, "prompt-encoder", torch.set_num_threads, (num_threads,))
         self._health = Health()
+        self._turn = asyncio.Lock()
         batching.apply_to(self._encode_together)
         # On the thread that will encode, for torch counts its threads by thread.
         self._cost = self._executor.submit(
@@ -48,6 +51,12 @@ class PromptEncoder:
         texts = self._encoder.texts(prompt)
         encoded = await asyncio.gather(*(self._encode(text, prompt.deterministic) for text in texts))
         return self._encoder.assemble(prompt, encoded)
+
+    async def encode_isolated(self, prompt: PromptText) -> AsyncIterator[TurnStarted | PromptEmbeds]:
+        """As `encode`, alone and in its turn: for a prompt under which a replica died."""
+        alone = replace(prompt, deterministic=True)
+        async for event in isolated(self._turn, lambda: self.encode(alone)):
+            yield event
 
     async def cost(self) -> Curve:
         """Of text encoding, by texts."""

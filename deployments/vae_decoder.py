@@ -1,7 +1,7 @@
 """The decoding stage: latents to picture files, and quick previews."""
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import torch
@@ -11,9 +11,10 @@ from deployments.batching import Batching
 from deployments.devices import latent_decoder
 from deployments.engine.cost import StageCost
 from deployments.engine.images import Pixels, encode_image
-from deployments.engine.messages import EncodedImage, ImageFormat
+from deployments.engine.messages import EncodedImage, ImageFormat, TurnStarted
 from deployments.engine.models import ModelSource, Placement
 from deployments.health import Health
+from deployments.isolation import isolated
 from deployments.profiling import Profiling
 
 
@@ -36,6 +37,7 @@ class VaeDecoder:
         self._executor = ThreadPoolExecutor(1, "vae-decoder", torch.set_num_threads, (num_threads,))
         self._decoder = latent_decoder(source, placement, profiling.known)
         self._health = Health()
+        self._turn = asyncio.Lock()
         self._max_hold_s = max_hold_s
         # On the thread that will decode, for torch counts its threads by thread.
         self._cost = self._executor.submit(
@@ -56,6 +58,17 @@ class VaeDecoder:
         else:
             pixels = await self._decode_together(latents)
         return await asyncio.to_thread(encode_image, pixels, image_format, metadata)
+
+    async def decode_isolated(
+        self,
+        latents: torch.Tensor,
+        image_format: ImageFormat,
+        metadata: Mapping[str, str],
+        deterministic: bool,
+    ) -> AsyncIterator[TurnStarted | EncodedImage]:
+        """As `decode`, alone and in its turn: for latents under which a replica died."""
+        async for event in isolated(self._turn, lambda: self.decode(latents, image_format, metadata, True)):
+            yield event
 
     async def preview(self, latents: torch.Tensor, image_format: ImageFormat) -> EncodedImage:
         """A rough picture of unfinished latents [C, h, w], in full size, without the VAE."""

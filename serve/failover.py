@@ -1,7 +1,8 @@
 """Calls that outlive the replica that served them: Ray does not retry a request whose replica died.
 
-Encoding and decoding change nothing and are simply called again. Denoising goes on from its last checkpoint,
-in isolation until it is clear which of the requests that were under way had killed the replica, if any had.
+Encoding and decoding change nothing and are called again. Denoising goes on from its last checkpoint. Both in
+isolation, until it is clear which of the requests that were under way had killed the replica, if any had. The
+first death counts against each of these; later ones only against the one whose turn it was.
 """
 
 import asyncio
@@ -13,7 +14,7 @@ from typing import Any, TypeVar
 from ray.exceptions import ObjectLostError, RayActorError, RayError, RayTaskError
 from ray.serve.handle import DeploymentHandle
 
-from deployments.engine.messages import Checkpoint, DenoiseEvent, DenoiseRequest, DenoisingStarted
+from deployments.engine.messages import Checkpoint, DenoiseEvent, DenoiseRequest, TurnStarted
 from serve.errors import GenerationFailedError, PoisonousRequestError
 
 logger = logging.getLogger("ray.serve")
@@ -23,20 +24,60 @@ Result = TypeVar("Result")
 MAX_ATTEMPTS = 6
 # One that met so many, the later ones alone, is taken for their cause.
 MAX_DEATHS_CAUSED = 2
+# Before the second attempt nobody waits, then so many seconds, doubled each time: what has died may still be
+# routed to for a moment.
+BACK_OFF_S = 0.25
 # What a call raises whose replica, or whose node with a result on it, is gone; and whose handler raised.
 _REPLICA_ERRORS = (RayActorError, ObjectLostError, RayTaskError)
 
 
-async def denoise(handle: DeploymentHandle, request: DenoiseRequest) -> AsyncGenerator[DenoiseEvent, None]:
+class _Deaths:
+    """Those that one request has met."""
+
+    def __init__(self, request_id: str) -> None:
+        self._request_id = request_id
+        self._attempts = 0
+        self._caused = 0
+
+    def clear(self) -> None:
+        """What was under way when a replica died has got past that point."""
+        self._caused = 0
+
+    async def survive(self, error: RayError, under_way: bool) -> None:
+        """Returns when the next attempt may begin. under_way: the request may have caused this.
+
+        Raises PoisonousRequestError and GenerationFailedError where another attempt would not help.
+        """
+        self._attempts += 1
+        if not _is_death(error):
+            raise GenerationFailedError(f"A stage failed: {type(error).__name__}.") from error
+        self._caused += under_way
+        if self._caused == MAX_DEATHS_CAUSED:
+            raise PoisonousRequestError(
+                f"{self._caused} replicas have died of this request; it is not tried again."
+            ) from error
+        if self._attempts == MAX_ATTEMPTS:
+            raise GenerationFailedError(f"{self._attempts} replicas have died under this request.") from error
+        logger.warning(
+            "request %s: a replica died, attempt %d of %d follows",
+            self._request_id,
+            self._attempts + 1,
+            MAX_ATTEMPTS,
+        )
+        if self._attempts > 1:
+            await asyncio.sleep(BACK_OFF_S * 2.0 ** (self._attempts - 2))
+
+
+async def denoise(
+    handle: DeploymentHandle, request: DenoiseRequest
+) -> AsyncGenerator[DenoiseEvent | TurnStarted, None]:
     """One image's events, through the deaths of replicas. Leaving it aborts the image.
 
-    The first death counts against every request that was under way, as any of them may have caused it; later
-    ones only against the isolated request whose turn it was. A request that reaches its next checkpoint has
-    passed the step that was fatal and is cleared.
+    A request that reaches its next checkpoint has passed the step that was fatal and is cleared.
     Raises PoisonousRequestError and GenerationFailedError.
     """
-    deaths_caused = 0
-    for attempt in range(1, MAX_ATTEMPTS + 1):
+    deaths = _Deaths(request.request_id)
+    while True:
         under_way = not request.isolated
         response = handle.options(stream=True).denoise.remote(request)
         try:
@@ -44,34 +85,57 @@ async def denoise(handle: DeploymentHandle, request: DenoiseRequest) -> AsyncGen
                 match event:
                     case Checkpoint():
                         request = replace(request, resume_from=event, isolated=False)
-                        deaths_caused = 0
-                    case DenoisingStarted():
+                        deaths.clear()
+                    case TurnStarted():
                         under_way = True
                 yield event
             return
         except _REPLICA_ERRORS as error:
-            deaths_caused += under_way and _is_death(error)
-            if deaths_caused == MAX_DEATHS_CAUSED:
-                raise PoisonousRequestError(
-                    f"{deaths_caused} replicas have died of this request; it is not tried again."
-                ) from error
-            _survive(error, request.request_id, attempt)
+            await deaths.survive(error, under_way)
         finally:
             response.cancel()
         request = replace(request, isolated=True)
 
 
+async def call(request_id: str, method: DeploymentHandle, isolated: DeploymentHandle, *arguments: Any) -> Any:
+    """What a stage's method returns, through the deaths of replicas.
+
+    isolated: the streaming method that does the same in isolation (see deployments.isolation)
+    Raises PoisonousRequestError and GenerationFailedError.
+    """
+    deaths = _Deaths(request_id)
+    try:
+        return await call_once(method.remote, *arguments)
+    except _REPLICA_ERRORS as error:
+        await deaths.survive(error, under_way=True)
+    while True:
+        under_way = False
+        response = isolated.remote(*arguments)
+        try:
+            async for event in response:
+                if not isinstance(event, TurnStarted):
+                    return event
+                under_way = True
+        except _REPLICA_ERRORS as error:
+            await deaths.survive(error, under_way)
+        finally:
+            response.cancel()
+
+
 async def retried(request_id: str, attempt_call: Callable[[], Awaitable[Result]]) -> Result:
-    """Calls again where a replica died under the call. Raises GenerationFailedError."""
-    for attempt in range(1, MAX_ATTEMPTS + 1):
+    """Calls again where a replica died under the call, which cannot have been its cause.
+
+    Raises GenerationFailedError.
+    """
+    deaths = _Deaths(request_id)
+    while True:
         try:
             return await attempt_call()
         except _REPLICA_ERRORS as error:
-            _survive(error, request_id, attempt)
-    raise AssertionError("the last attempt returns or raises")
+            await deaths.survive(error, under_way=False)
 
 
-async def call(remote: Callable[..., Any], *arguments: Any) -> Any:
+async def call_once(remote: Callable[..., Any], *arguments: Any) -> Any:
     """A unary call that is cancelled downstream whenever it is left here, which Serve does not see to."""
     response = remote(*arguments)
     try:
@@ -85,12 +149,3 @@ def _is_death(error: RayError) -> bool:
     """A call through another deployment reports a dead replica as a RayTaskError with that cause."""
     cause = error.cause if isinstance(error, RayTaskError) else error
     return isinstance(cause, RayActorError | ObjectLostError)
-
-
-def _survive(error: RayError, request_id: str, attempt: int) -> None:
-    """Raises GenerationFailedError where another attempt would not help."""
-    if not _is_death(error) or attempt == MAX_ATTEMPTS:
-        raise GenerationFailedError(f"A stage failed: {type(error).__name__}.") from error
-    logger.warning(
-        "request %s: a replica died, attempt %d of %d follows", request_id, attempt + 1, MAX_ATTEMPTS
-    )

@@ -23,7 +23,7 @@ from deployments.engine.messages import (
 )
 from deployments.engine.prompts import PromptText
 from serve.errors import DeadlineExceededError, GenerationFailedError, NotReadyError
-from serve.failover import call, denoise, retried
+from serve.failover import call, call_once, denoise, retried
 from serve.generation import (
     GenerationEvent,
     GenerationRequest,
@@ -103,11 +103,13 @@ class Pipeline:
 
     async def _ask_cost_model(self) -> CostModel:
         stages = (self._encoder, self._denoiser, self._decoder)
-        return CostModel(*await asyncio.gather(*(call(handle.cost.remote) for handle in stages)))
+        return CostModel(*await asyncio.gather(*(call_once(handle.cost.remote) for handle in stages)))
 
     async def _encode(self, request: GenerationRequest) -> PromptEmbeds:
         text = PromptText(request.prompt, request.negative_prompt, request.is_guided, request.deterministic)
-        return await retried(request.request_id, lambda: call(self._encoder.encode.remote, text))
+        encode, isolated = self._encoder.encode, self._encoder.options(stream=True).encode_isolated
+        embeds: PromptEmbeds = await call(request.request_id, encode, isolated, text)
+        return embeds
 
     async def _image(
         self, request: GenerationRequest, index: int, embeds: PromptEmbeds, resume_from: Checkpoint | None
@@ -133,16 +135,15 @@ class Pipeline:
                         raise GenerationFailedError(f"Denoising image {index} failed: a fault of ours.")
         seed = request.seed + index
         metadata = _metadata(request, seed, self._model_id)
-        image: EncodedImage = await retried(
-            request.request_id,
-            lambda: call(
-                self._decoder.decode.remote, latents, request.image_format, metadata, request.deterministic
-            ),
-        )
+        decode, isolated = self._decoder.decode, self._decoder.options(stream=True).decode_isolated
+        wanted_image = (latents, request.image_format, metadata, request.deterministic)
+        image: EncodedImage = await call(request.request_id, decode, isolated, *wanted_image)
         yield ImageDone(index, seed, image)
 
     async def _preview(self, request_id: str, latents: Any) -> EncodedImage:
-        return await retried(request_id, lambda: call(self._decoder.preview.remote, latents, PREVIEW_FORMAT))
+        return await retried(
+            request_id, lambda: call_once(self._decoder.preview.remote, latents, PREVIEW_FORMAT)
+        )
 
 
 def _denoise_request(

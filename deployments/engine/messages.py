@@ -85,10 +85,8 @@ class Checkpoint:
 
 
 @dataclass(frozen=True, slots=True)
-class DenoisingStarted:
-    """The first event of an isolated request: what the engine does next, it does for this request."""
-
-    request_id: str
+class TurnStarted:
+    """The first event of an isolated request: what the replica does next, it does for this request."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,7 +105,7 @@ class DenoiseFailed:
     reason: str
 
 
-DenoiseEvent = DenoisingStarted | StepProgress | Checkpoint | DenoisedLatents | DenoiseFailed
+DenoiseEvent = StepProgress | Checkpoint | DenoisedLatents | DenoiseFailed
 LAST_EVENTS = (DenoisedLatents, DenoiseFailed)
 
 

@@ -1,4 +1,4 @@
-"""Denoising through the deaths of replicas, on a denoiser of the tests' own that can be made to die."""
+"""Work through the deaths of replicas, on stages of the tests' own that can be made to die."""
 
 import asyncio
 import os
@@ -16,16 +16,27 @@ from deployments.batching import Batching
 from deployments.denoiser import Denoiser
 from deployments.engine.cost import CostModel, Curve
 from deployments.engine.denoising import EngineConfig, StepReport
-from deployments.engine.messages import Checkpoint, DenoisedLatents, DenoiseEvent, DenoiseRequest
+from deployments.engine.messages import (
+    Checkpoint,
+    DenoisedLatents,
+    DenoiseEvent,
+    DenoiseRequest,
+    PromptEmbeds,
+    TurnStarted,
+)
 from deployments.engine.models import ModelSource, Placement
+from deployments.engine.prompts import EncodedText, PromptText
 from deployments.profiling import Profiling
+from deployments.prompt_encoder import PromptEncoder
 from serve import failover
 from serve.errors import PoisonousRequestError
 from tests.conftest import FORWARD_COST, LoadedModel
 from tests.integration.conftest import replica
 
 POISONOUS_SEED = 666
-APPLICATION = "mortal"
+POISONOUS_PROMPT = "a poisonous circle"
+OPTIONS = {"ray_actor_options": {"num_cpus": 0.25}, "max_ongoing_requests": 32}
+COST = CostModel(Curve(0.01, 1, 0.0), FORWARD_COST, FORWARD_COST)
 
 
 class MortalDenoiser(Denoiser):
@@ -38,24 +49,45 @@ class MortalDenoiser(Denoiser):
         super()._deliver(events, report)
 
 
+class MortalEncoder(PromptEncoder):
+    """Its process ends when it encodes POISONOUS_PROMPT; every batch waits for those who come later."""
+
+    async def _run(self, texts: Sequence[str]) -> list[EncodedText]:
+        await asyncio.sleep(0.2)
+        if POISONOUS_PROMPT in texts:
+            os._exit(1)
+        return await super()._run(texts)
+
+
+@pytest.fixture
+def encoder(base_url: str, load_model: Callable[[str], LoadedModel]) -> Iterator[DeploymentHandle]:
+    source, profiling = ModelSource(str(load_model("shapes").folder)), Profiling(((16, 16),), COST)
+    batching = Batching(8, 0.1)
+    application = serve.deployment(MortalEncoder, **OPTIONS).bind(
+        source, Placement("cpu"), batching, 1, 1, profiling
+    )
+    yield serve.run(application, name="mortal encoder", route_prefix=None)
+    serve.delete("mortal encoder")
+
+
 @pytest.fixture(scope="module")
 def denoiser(base_url: str, load_model: Callable[[str], LoadedModel]) -> Iterator[DeploymentHandle]:
     config = EngineConfig(16, 16, 8, (16, 16), checkpoint_interval_s=0.3)
-    cost = CostModel(Curve(0.01, 1, 0.0), FORWARD_COST, FORWARD_COST)
-    options = {"ray_actor_options": {"num_cpus": 0.25}, "max_ongoing_requests": 32}
-    application = serve.deployment(MortalDenoiser, **options).bind(
+    application = serve.deployment(MortalDenoiser, **OPTIONS).bind(
         ModelSource(str(load_model("shapes").folder)),
         Placement("cpu"),
         config,
         Batching(8, 0.005),
         2,
-        Profiling(((16, 16),), cost),
+        Profiling(((16, 16),), COST),
     )
-    yield serve.run(application, name=APPLICATION, route_prefix=None)
-    serve.delete(APPLICATION)
+    yield serve.run(application, name="mortal denoiser", route_prefix=None)
+    serve.delete("mortal denoiser")
 
 
-async def watch(denoiser: DeploymentHandle, request: DenoiseRequest) -> AsyncIterator[DenoiseEvent]:
+async def watch(
+    denoiser: DeploymentHandle, request: DenoiseRequest
+) -> AsyncIterator[DenoiseEvent | TurnStarted]:
     # One request is sent more than once: the replica must not take it for one that it has.
     request = replace(request, request_id=f"{request.request_id}-{os.urandom(4).hex()}")
     async with aclosing(failover.denoise(denoiser, request)) as events:
@@ -112,5 +144,26 @@ def test_a_request_of_which_replicas_die_fails_and_takes_no_other_with_it(
             await latents(denoiser, poisonous)
         for expected, got in zip(alone, await asyncio.gather(*beside), strict=True):
             assert torch.equal(expected, got)
+
+    asyncio.run(run())
+
+
+def test_a_prompt_of_which_encoders_die_fails_and_takes_no_other_with_it(encoder: DeploymentHandle) -> None:
+    prompts = [f"a circle of size {size}" for size in range(4)]
+
+    async def encode(prompt: str) -> PromptEmbeds:
+        text = PromptText(prompt, None, True, False)
+        isolated = encoder.options(stream=True).encode_isolated
+        embeds: PromptEmbeds = await failover.call(prompt, encoder.encode, isolated, text)
+        return embeds
+
+    async def run() -> None:
+        poisonous, *others = await asyncio.gather(
+            *map(encode, [POISONOUS_PROMPT, *prompts]), return_exceptions=True
+        )
+        assert isinstance(poisonous, PoisonousRequestError)
+        for prompt, beside in zip(prompts, others, strict=True):
+            assert isinstance(beside, PromptEmbeds), f"{prompt}: {beside!r}"
+            assert torch.allclose(beside.prompt_embeds, (await encode(prompt)).prompt_embeds, atol=1e-4)
 
     asyncio.run(run())
