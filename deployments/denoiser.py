@@ -7,9 +7,9 @@ arrived to the engine thread and returns at once with a stream for each.
 import asyncio
 import logging
 import os
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, contextmanager
 from functools import partial
 
 import torch
@@ -19,7 +19,7 @@ from ray.serve import metrics
 from deployments.batching import Batching
 from deployments.devices import unet_and_steps
 from deployments.engine.cost import StageCost
-from deployments.engine.denoising import Engine, EngineConfig, StepReport
+from deployments.engine.denoising import Engine, EngineConfig, StepReport, group_of
 from deployments.engine.device_step import rehearse
 from deployments.engine.engine_thread import EngineThread
 from deployments.engine.messages import (
@@ -33,6 +33,7 @@ from deployments.engine.models import ModelSource, Placement, load_model_info
 from deployments.engine.samplers import SamplerTables
 from deployments.isolation import ANNOUNCEMENT_S
 from deployments.profiling import Profiling
+from deployments.work import Work
 
 logger = logging.getLogger("ray.serve")
 
@@ -92,6 +93,7 @@ class Denoiser:
     ) -> None:
         info = load_model_info(source)
         self._tables = SamplerTables(info.scheduler_config)
+        self._scale_factor = info.scale_factor
         # Samplers are compiled here, since on the engine's thread everyone would wait. With one torch thread:
         # a second team of OpenMP workers in this process would slow down the engine's (see engine_thread).
         self._compiler = ThreadPoolExecutor(1, "sampler-tables", torch.set_num_threads, (1,))
@@ -101,6 +103,7 @@ class Denoiser:
             unet, run_step, config = unet_and_steps(source, placement, profiling, engine)
             torch.set_num_threads(1)  # forwards on a CPU have threads of their own (engine.row_parts)
             self._cost = profiling.forward_cost(partial(rehearse, unet, run_step), config)
+            self._config = config
             if placement.compile_cache:
                 # What was compiled by now is all that ever is: no request waits for a compiler.
                 torch.compiler.set_stance("eager_on_recompile")
@@ -109,6 +112,7 @@ class Denoiser:
         self._streams: dict[str, _Stream] = {}
         self._turn = asyncio.Lock()
         self._metrics = _StepMetrics()
+        self._work = Work()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread = EngineThread(build, self._deliver)
         self._thread.start()
@@ -121,11 +125,7 @@ class Denoiser:
         die knows which of them was under way. The first checkpoint ends isolation, as it does in the engine.
         """
         self._loop = asyncio.get_running_loop()
-        table = partial(self._tables.table, request.sampler, request.num_inference_steps)
-        await self._loop.run_in_executor(self._compiler, table)
-        stream = self._streams[request.request_id] = _Stream()
-        self._metrics.set_running(len(self._streams))
-        try:
+        with self._work.of(await self._work_s(request)), self._stream(request.request_id) as stream:
             async with AsyncExitStack() as isolation:
                 if request.isolated:
                     await isolation.enter_async_context(self._turn)
@@ -139,14 +139,14 @@ class Denoiser:
                         return
                     if isinstance(event, Checkpoint):
                         await isolation.aclose()
-        finally:
-            del self._streams[request.request_id]
-            self._metrics.set_running(len(self._streams))
-            self._thread.abort(request.request_id)
 
     async def cost(self) -> StageCost:
         """Of forwards, by rows."""
         return self._cost
+
+    def record_autoscaling_stats(self) -> dict[str, float]:
+        """Called by Serve, for its autoscaling."""
+        return self._work.stats()
 
     def check_health(self) -> None:
         """Called by Serve, which replaces the replica when this raises."""
@@ -156,6 +156,27 @@ class Denoiser:
     def __del__(self) -> None:
         if hasattr(self, "_thread"):
             self._thread.stop()
+
+    async def _work_s(self, request: DenoiseRequest) -> float:
+        """Device-seconds that are still to come. Compiles the sampler's table if there is none yet."""
+        table = partial(self._tables.table, request.sampler, request.num_inference_steps)
+        num_calls = (await asyncio.get_running_loop().run_in_executor(self._compiler, table)).num_rows
+        if request.resume_from:
+            num_calls -= request.resume_from.row
+        group = group_of(request, self._scale_factor)
+        return self._config.work_s(group, self._cost, num_calls, request.num_rows)
+
+    @contextmanager
+    def _stream(self, request_id: str) -> Iterator[_Stream]:
+        """Where a request's events go. When it is left, the engine has done with the request or drops it."""
+        stream = self._streams[request_id] = _Stream()
+        self._metrics.set_running(len(self._streams))
+        try:
+            yield stream
+        finally:
+            del self._streams[request_id]
+            self._metrics.set_running(len(self._streams))
+            self._thread.abort(request_id)
 
     @serve.batch  # type: ignore[untyped-decorator]
     async def _admit(self, requests: list[DenoiseRequest]) -> list[None]:

@@ -18,6 +18,7 @@ from deployments.engine.prompts import EncodedText, PromptText
 from deployments.health import Health
 from deployments.isolation import isolated
 from deployments.profiling import Profiling
+from deployments.work import Work
 
 
 class PromptEncoder:
@@ -40,16 +41,20 @@ class PromptEncoder:
         self._executor = ThreadPoolExecutor(1, "prompt-encoder", torch.set_num_threads, (num_threads,))
         self._health = Health()
         self._turn = asyncio.Lock()
+        self._work = Work()
+        self._max_batch_size = batching.max_batch_size
         batching.apply_to(self._encode_together)
         # On the thread that will encode, for torch counts its threads by thread.
         self._cost = self._executor.submit(
-            profiling.encode_cost, self._encoder.rehearse, batching.max_batch_size
+            profiling.encode_cost, self._encoder.rehearse, self._max_batch_size
         ).result()
 
     async def encode(self, prompt: PromptText) -> PromptEmbeds:
         """A deterministic prompt is encoded in a batch of its own, any other with what else there is."""
         texts = self._encoder.texts(prompt)
-        encoded = await asyncio.gather(*(self._encode(text, prompt.deterministic) for text in texts))
+        num_new = sum((text, prompt.deterministic) not in self._cache for text in texts)
+        with self._work.of(num_new * self._cost.seconds_each(self._max_batch_size)):
+            encoded = await asyncio.gather(*(self._encode(text, prompt.deterministic) for text in texts))
         return self._encoder.assemble(prompt, encoded)
 
     async def encode_isolated(self, prompt: PromptText) -> AsyncIterator[TurnStarted | PromptEmbeds]:
@@ -76,6 +81,10 @@ class PromptEncoder:
         while len(self._cache) > self._cache_size:
             self._cache.popitem(last=False)
         return encoded
+
+    def record_autoscaling_stats(self) -> dict[str, float]:
+        """Called by Serve, for its autoscaling."""
+        return self._work.stats()
 
     def check_health(self) -> None:
         """Called by Serve, which replaces the replica when this raises."""

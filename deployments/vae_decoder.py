@@ -16,6 +16,7 @@ from deployments.engine.models import ModelSource, Placement
 from deployments.health import Health
 from deployments.isolation import isolated
 from deployments.profiling import Profiling
+from deployments.work import Work
 
 
 class VaeDecoder:
@@ -38,10 +39,12 @@ class VaeDecoder:
         self._decoder = latent_decoder(source, placement, profiling.known)
         self._health = Health()
         self._turn = asyncio.Lock()
+        self._work = Work()
         self._max_hold_s = max_hold_s
+        self._max_batch_size = batching.max_batch_size
         # On the thread that will decode, for torch counts its threads by thread.
         self._cost = self._executor.submit(
-            profiling.decode_cost, self._decoder.rehearse, batching.max_batch_size
+            profiling.decode_cost, self._decoder.rehearse, self._max_batch_size
         ).result()
         batching.apply_to(self._decode_together)
 
@@ -53,10 +56,12 @@ class VaeDecoder:
         deterministic: bool,
     ) -> EncodedImage:
         """latents: [C, h, w], scaled. Deterministic ones are decoded in a batch of their own."""
-        if deterministic:
-            [pixels] = await self._run([latents])
-        else:
-            pixels = await self._decode_together(latents)
+        shape = (latents.shape[1], latents.shape[2])
+        with self._work.of(self._cost.curve(shape).seconds_each(self._max_batch_size)):
+            if deterministic:
+                [pixels] = await self._run([latents])
+            else:
+                pixels = await self._decode_together(latents)
         return await asyncio.to_thread(encode_image, pixels, image_format, metadata)
 
     async def decode_isolated(
@@ -78,6 +83,10 @@ class VaeDecoder:
     async def cost(self) -> StageCost:
         """Of VAE decoding, by images."""
         return self._cost
+
+    def record_autoscaling_stats(self) -> dict[str, float]:
+        """Called by Serve, for its autoscaling."""
+        return self._work.stats()
 
     def check_health(self) -> None:
         """Called by Serve, which replaces the replica when this raises."""

@@ -10,7 +10,6 @@ from typing import Annotated, Any, Literal
 from pydantic import (
     Field,
     NonNegativeFloat,
-    NonNegativeInt,
     PositiveFloat,
     PositiveInt,
     ValidationError,
@@ -24,6 +23,7 @@ from deployments.engine.messages import LatentShape
 from deployments.engine.models import ModelInfo, ModelSource, Placement
 from deployments.engine.samplers import SamplerTables, UnsupportedSamplerError
 from deployments.profiling import Profiling
+from serve.autoscaling_config import AutoscalingSection, WorkAutoscalingSection
 from serve.jobs.config import JobsConfig
 from serve.section import ConfigError, Section, unknown_keys
 
@@ -116,31 +116,13 @@ class ModelConfig(Section):
         return file.cost_model
 
 
-class AutoscalingSection(Section):
-    """Ray Serve's own autoscaling of a stage."""
-
-    min_replicas: NonNegativeInt = Field(1, description="never fewer replicas")
-    max_replicas: PositiveInt = Field(1, description="never more replicas")
-    target_ongoing_requests: PositiveFloat = Field(8, description="requests per replica that scaling aims at")
-    upscale_delay_s: NonNegativeFloat = Field(10, description="how long the load must be high")
-    downscale_delay_s: NonNegativeFloat = Field(300, description="how long the load must be low")
-
-    @model_validator(mode="after")
-    def _check_order(self) -> "AutoscalingSection":
-        if self.min_replicas > self.max_replicas:
-            raise ValueError(
-                f"min_replicas ({self.min_replicas}) is more than max_replicas ({self.max_replicas})"
-            )
-        return self
-
-
 class _Stage(Section):
     num_cpus: NonNegativeFloat = Field(0.25, description="CPUs that Ray reserves for a replica")
     max_ongoing_requests: PositiveInt = Field(
         32, description="requests that a replica has at once; more wait outside"
     )
     autoscaling: AutoscalingSection = Field(
-        default_factory=AutoscalingSection, description="Serve's own autoscaling"
+        default_factory=AutoscalingSection, description="how many replicas"
     )
 
     def deployment_options(self) -> dict[str, Any]:
@@ -148,7 +130,7 @@ class _Stage(Section):
         return {
             "ray_actor_options": {"num_cpus": self.num_cpus},
             "max_ongoing_requests": self.max_ongoing_requests,
-            "autoscaling_config": self.autoscaling.model_dump(),
+            "autoscaling_config": self.autoscaling.autoscaling_config(),
         }
 
 
@@ -157,6 +139,9 @@ class _DeviceStage(_Stage):
     num_threads: PositiveInt = Field(1, description="torch's threads in a replica")
     max_batch_size: PositiveInt = Field(8, description="most items of a batch")
     batch_wait_timeout_s: NonNegativeFloat = Field(0.005, description="longest wait of a batch's first item")
+    autoscaling: WorkAutoscalingSection = Field(
+        default_factory=WorkAutoscalingSection, description="how many replicas"
+    )
 
     def deployment_options(self) -> dict[str, Any]:
         options = super().deployment_options()
@@ -241,10 +226,6 @@ class IngressConfig(_Stage):
 
     max_ongoing_requests: PositiveInt = Field(
         2048, description="HTTP requests that a replica has at once, those that follow a job included"
-    )
-    autoscaling: AutoscalingSection = Field(
-        default_factory=lambda: AutoscalingSection(target_ongoing_requests=64),
-        description="Serve's own autoscaling",
     )
 
 

@@ -46,6 +46,10 @@ class Curve:
     def seconds(self, count: int) -> float:
         return self.base_s + self.slope_s * max(0, count - self.flat_count)
 
+    def seconds_each(self, count: int) -> float:
+        """Of one among so many."""
+        return self.seconds(count) / count
+
     def knee(self, counts: Sequence[int]) -> int:
         """The fewest of these counts, rising, that have KNEE_THROUGHPUT of the best count per second."""
         best = max(count / self.seconds(count) for count in counts)

@@ -70,6 +70,11 @@ class EngineConfig:
         allowed = int(rows * min(1.0, math.prod(usual) / math.prod(group.latent_shape)))
         return max((count for count in counts if 2 <= count <= allowed), default=2)
 
+    def work_s(self, group: Group, cost: StageCost, num_calls: int, num_rows: int) -> float:
+        """Device-seconds of model calls of so many rows, in forwards that are as full as they get."""
+        rows = self.row_cap(group, cost)
+        return num_calls * num_rows * cost.seconds(group.latent_shape, rows) / rows
+
     def forward_rows(self, group: Group, rows: int) -> int:
         """How many rows the forward of so many has, padding included."""
         if group.deterministic:
@@ -186,8 +191,8 @@ class Engine:
         if request.request_id in self._denoisings:
             raise ValueError(f"request {request.request_id!r} is being denoised already")
         table = self._tables.table(request.sampler, request.num_inference_steps)
-        shape = (request.height // self._scale_factor, request.width // self._scale_factor)
-        group = Group(shape, request.deterministic, request.request_id if request.isolated else None)
+        group = group_of(request, self._scale_factor)
+        shape = group.latent_shape
         generator = torch.Generator().manual_seed(request.seed)
         state = torch.zeros(STATE_SLOTS, self._unet.in_channels, *shape)
         state[0] = table.initial_scale * self._draw_noise(generator, shape)
@@ -366,6 +371,12 @@ class Engine:
     def _condition(self, negative: torch.Tensor | None, positive: torch.Tensor) -> torch.Tensor:
         rows = torch.stack([positive] if negative is None else [negative, positive])
         return send(rows.to(self._unet.dtype), self._unet.device)
+
+
+def group_of(request: DenoiseRequest, scale_factor: int) -> Group:
+    """scale_factor: pixels per latent, each way"""
+    shape = (request.height // scale_factor, request.width // scale_factor)
+    return Group(shape, request.deterministic, request.request_id if request.isolated else None)
 
 
 def _pad(parts: list[torch.Tensor], padding: int) -> torch.Tensor:

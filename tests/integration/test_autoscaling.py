@@ -1,0 +1,136 @@
+"""Replicas follow the work: an application with a simulated device, beside the one of the session."""
+
+import asyncio
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+import httpx
+import pytest
+from ray import serve
+
+from cluster.bench.arrivals import poisson
+from deployments.engine.cost import CostModel, Curve, StageCost
+from serve.app import build_app
+from serve.config import AppConfig, CostModelFile
+
+APPLICATION = "scaled"
+SHAPE = (16, 16)
+# 20 guided steps take a second alone and half of one beside another image; a picture takes 0.3 s to decode.
+COST = CostModel(
+    encode=Curve(0.002, 8, 0.0005),
+    forward=StageCost(((SHAPE, Curve(0.05, 4, 0.0125)),)),
+    decode=StageCost(((SHAPE, Curve(0.3, 1, 0.3)),)),
+)
+# Replicas here need most of it to start, several at once on two cores.
+COLD_START_S, DRAIN_S, DOWNSCALE_DELAY_S = 20.0, 40.0, 15.0
+BASE_RATE, STEP_S = 0.4, 40.0  # images/s; how long it is ten times that
+
+
+@pytest.fixture(scope="module")
+def url(base_url: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    folder = tmp_path_factory.mktemp("scaled")
+    file = CostModelFile(path="models/shapes", dtype="float32", device="simulated", cost_model=COST)
+    (folder / "cost_model.json").write_text(file.model_dump_json())
+    autoscaling = {
+        "max_replicas": 3,
+        "utilization": 0.8,
+        "drain_s": DRAIN_S,
+        "cold_start_s": COLD_START_S,
+        "metrics_interval_s": 1.0,
+        "look_back_period_s": 3.0,
+        "upscale_delay_s": 0.0,
+        "downscale_delay_s": DOWNSCALE_DELAY_S,
+    }
+    stage = {"num_cpus": 0.05, "autoscaling": autoscaling}
+    config = {
+        "model": {"device": "simulated", "cost_model": str(folder / "cost_model.json")},
+        "encoder": stage,
+        "denoiser": stage
+        | {"max_rows": 4, "deterministic_rows": 4, "max_batch_size": 2, "max_ongoing_requests": 4}
+        | {"autoscaling": autoscaling | {"min_replicas": 0}},
+        "decoder": stage | {"max_batch_size": 1},
+        "ingress": {"num_cpus": 0.05},
+        "limits": {"max_queue": 1000},
+        "jobs": {"data_folder": str(folder), "num_cpus": 0.05},
+    }
+    serve.run(build_app(AppConfig.model_validate(config)), name=APPLICATION, route_prefix="/scaled")
+    yield f"{base_url}/scaled"
+    serve.delete(APPLICATION)
+
+
+def replicas(deployment: str) -> int:
+    """That run or are about to."""
+    states = serve.status().applications[APPLICATION].deployments[deployment].replica_states
+    return sum(number for state, number in states.items() if state in ("STARTING", "RUNNING"))
+
+
+@dataclass
+class Watch:
+    """The replicas of each stage over time."""
+
+    seen: dict[str, list[tuple[float, int]]] = field(
+        default_factory=lambda: {name: [] for name in ("PromptEncoder", "Denoiser", "VaeDecoder")}
+    )
+
+    async def run(self) -> None:
+        while True:
+            for name, seen in self.seen.items():
+                seen.append((time.monotonic(), await asyncio.to_thread(replicas, name)))
+            await asyncio.sleep(0.25)
+
+    def most(self, deployment: str) -> int:
+        return max(number for _, number in self.seen[deployment])
+
+    def first_above(self, deployment: str, number: int, since: float) -> float:
+        """Seconds until there were more replicas than that."""
+        return next(
+            seen_at - since for seen_at, seen in self.seen[deployment] if seen_at > since and seen > number
+        )
+
+
+async def ask(http: httpx.AsyncClient, due_s: float, seed: int) -> int:
+    await asyncio.sleep(due_s)
+    body = {"prompt": f"a red circle of size {seed}", "num_inference_steps": 20, "seed": seed}
+    return (await http.post("/v1/images/generations", json=body)).status_code
+
+
+async def until_idle(deployment: str, number: int, timeout_s: float) -> None:
+    deadline = time.monotonic() + timeout_s
+    while (seen := await asyncio.to_thread(replicas, deployment)) > number:
+        assert time.monotonic() < deadline, f"{deployment} still has {seen} replicas"
+        await asyncio.sleep(0.5)
+
+
+def test_replicas_come_with_the_load_and_go_with_it(url: str) -> None:
+    """A tenfold step in load, then none: nobody is refused, the queue drains, and all replicas go."""
+    watch = Watch()
+
+    async def run() -> None:
+        limits = httpx.Limits(max_connections=None)
+        async with httpx.AsyncClient(base_url=url, timeout=300, limits=limits) as http:
+            # The first finds no denoiser at all.
+            assert await ask(http, 0, 0) == 200
+            watching = asyncio.create_task(watch.run())
+            before = [ask(http, due_s, seed) for seed, due_s in enumerate(poisson(BASE_RATE, 12, 1))]
+            assert set(await asyncio.gather(*before)) == {200}
+            assert watch.most("Denoiser") == 1, "one denoiser is enough for that"
+            step = time.monotonic()
+            after = [
+                ask(http, due_s, 100 + seed) for seed, due_s in enumerate(poisson(10 * BASE_RATE, 40, 2))
+            ]
+            statuses = await asyncio.gather(*after)
+            drained_s = time.monotonic() - step - 40
+            assert set(statuses) == {200}
+            asked_s = watch.first_above("Denoiser", 1, step)
+            print(f"more asked for after {asked_s:.1f} s, drained {drained_s:.1f} s after the last arrival")
+            assert watch.most("Denoiser") == 3
+            assert watch.most("VaeDecoder") in (2, 3), "4 pictures a second need 1.2 decoders"
+            assert watch.most("PromptEncoder") == 1, "texts are hardly any work"
+            assert drained_s < DRAIN_S
+            await until_idle("Denoiser", 0, 120)
+            await until_idle("VaeDecoder", 1, 60)
+            watching.cancel()
+            assert await ask(http, 0, 1) == 200, "back from zero"
+
+    asyncio.run(run())

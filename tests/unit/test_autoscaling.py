@@ -1,0 +1,157 @@
+"""The autoscaling policy, on contexts like those of Serve's controller makes them."""
+
+import itertools
+import random
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import pytest
+from ray.serve._private.common import DeploymentID, TimeStampedValue
+from ray.serve.config import AutoscalingConfig, AutoscalingContext
+
+from deployments.work import Work
+from serve.autoscaling import Aim, Load, WorkPolicy, load_of, replicas_needed
+from serve.config import AppConfig
+
+AIM = {"utilization": 0.7, "drain_s": 60.0, "cold_start_s": 20.0, "downscale_delay_s": 100.0}
+NOTHING: dict[str, float] = {"work_s": 0.0, "accepted_s": 0.0, "accepted": 0.0}
+
+
+def context(
+    reports: Sequence[Sequence[tuple[float, Mapping[str, float]]]],
+    target: int | None = None,
+    queued: float = 0.0,
+    now: float = 1000.0,
+    state: dict[str, Any] | None = None,
+) -> AutoscalingContext:
+    """reports: of each replica, (time, stats)"""
+    series: dict[str, dict[str, list[TimeStampedValue]]] = {}
+    for replica, samples in enumerate(reports):
+        for time, stats in samples:
+            for name, value in stats.items():
+                series.setdefault(name, {}).setdefault(f"replica {replica}", []).append(
+                    TimeStampedValue(time, value)
+                )
+    return AutoscalingContext(
+        deployment_id=DeploymentID("Denoiser", "default"),
+        deployment_name="Denoiser",
+        app_name="default",
+        current_num_replicas=len(reports),
+        target_num_replicas=len(reports) if target is None else target,
+        running_replicas=[],
+        total_num_requests=queued,
+        total_queued_requests=queued,
+        aggregated_metrics={},
+        raw_metrics=series,  # type: ignore[arg-type]
+        capacity_adjusted_min_replicas=0,
+        capacity_adjusted_max_replicas=100,
+        policy_state=state or {},
+        last_scale_up_time=None,
+        last_scale_down_time=None,
+        current_time=now,
+        config=AutoscalingConfig(look_back_period_s=15),
+    )
+
+
+@pytest.mark.parametrize(
+    ("load", "needed"),
+    [
+        (Load(1, 0.5, 0.0, work_s=0.0, arriving=0.0), 0),
+        (Load(1, 0.5, 0.0, work_s=0.5, arriving=0.0), 1),
+        (Load(4, 0.5, 0.0, work_s=10.0, arriving=1.3), 1),
+        (Load(4, 0.5, 0.0, work_s=10.0, arriving=1.5), 2),  # one would be busier than 70%
+        (Load(1, 0.5, 0.0, work_s=60.0, arriving=0.0), 1),
+        (
+            Load(1, 0.5, 0.0, work_s=140.0, arriving=0.0),
+            3,
+        ),  # 80 s are missing
+        (Load(3, 0.5, 0.0, work_s=140.0, arriving=0.0), 3),  # they are there: nothing starts cold
+        (Load(2, 0.5, 0.0, work_s=60.0, arriving=6.0), 5),
+        (Load(0, 0.5, 0.0, work_s=100.0, arriving=0.0), 3),
+    ],
+)
+def test_enough_replicas_for_what_arrives_and_for_the_queue(load: Load, needed: int) -> None:
+    assert replicas_needed(load, Aim(**AIM)) == needed
+
+
+def test_the_load_is_read_from_what_stages_report() -> None:
+    work = Work()
+    before = work.stats()
+    with work.of(12.0), work.of(4.0):
+        ctx = context([[(990.0, before), (1000.0, work.stats())], [(995.0, before)]], queued=3.0)
+    assert load_of(ctx) == Load(2, 8.0, 3.0, work_s=16.0 + 3 * 8.0, arriving=0.2)
+    assert work.stats() == {"work_s": 0.0, "accepted_s": 16.0, "accepted": 2}
+
+
+def test_without_reports_replicas_stay_as_many_as_there_are_meant_to_be() -> None:
+    assert WorkPolicy(**AIM)(context([], target=3))[0] == 3
+    assert WorkPolicy(**AIM)(context([[(1000.0, NOTHING)]], target=2))[0] == 2
+
+
+def test_nonsense_does_not_raise(caplog: pytest.LogCaptureFixture) -> None:
+    incomplete = {"accepted_s": 1.0, "accepted": 1.0}
+    ctx = context([[(990.0, incomplete), (1000.0, incomplete)]], target=2)
+    assert WorkPolicy(**AIM)(ctx) == (2, {})
+    assert "Denoiser: replicas are left as they are" in caplog.text
+
+
+def test_replicas_go_only_when_they_were_not_needed_for_the_whole_delay() -> None:
+    policy, state, target, history = WorkPolicy(**AIM), {}, 4, []
+    for now in range(0, 400, 10):
+        # a burst of 150 s of work at 100 s, else nothing
+        stats = NOTHING | {"work_s": 150.0 if now == 100 else 1.0}
+        target, state = policy(
+            context([[(now - 5, stats), (now, stats)]] * target, target=target, now=now, state=state)
+        )
+        history.append((now, target))
+    targets = dict(history)
+    assert targets[90] == 4, "replicas went before the delay was over"
+    assert [targets[now] for now in (100, 190)] == [13, 13], "9 more do the missing 360 s in 40 s"
+    assert targets[390] == 1
+    changes = [after for before, after in itertools.pairwise(history) if before[1] != after[1]]
+    assert len(changes) == 2, f"it flaps: {changes}"
+
+
+def test_steady_random_load_changes_little() -> None:
+    """Poisson arrivals of 10 s of work, 3 a second for ten minutes: hardly a change after the first five."""
+    rng = random.Random(1)
+    policy, state, target = WorkPolicy(**AIM), {}, 1
+    work_s, accepted, reports, targets = 0.0, 0, [], []
+    for now in range(600):
+        arrived = sum(rng.random() < 0.003 for _ in range(1000))
+        accepted += arrived
+        work_s = max(0.0, work_s + 10.0 * arrived - target)
+        totals = {"work_s": work_s, "accepted_s": 10.0 * accepted, "accepted": float(accepted)}
+        reports = [*reports[-15:], (float(now), totals)]
+        targets.append(target)
+        others = [[(float(now), NOTHING)]] * (target - 1)
+        target, state = policy(context([reports, *others], target=target, now=now, state=state))
+    assert 38 <= targets[-1] <= 56, "3 arrivals of 10 s in a second, at 70%, keep 43 busy"
+    changes = [after - before for before, after in itertools.pairwise(targets[300:]) if before != after]
+    turns = sum((before > 0) != (after > 0) for before, after in itertools.pairwise(changes))
+    assert turns <= 2, f"it flaps: {targets[300:]}"
+
+
+def test_the_configuration_is_one_that_serve_takes() -> None:
+    config = AppConfig.model_validate(
+        {"denoiser": {"autoscaling": {"min_replicas": 0, "max_replicas": 8, "downscale_delay_s": 77}}}
+    )
+    work = AutoscalingConfig(**config.denoiser.autoscaling.autoscaling_config())
+    policy = work.policy.get_policy()(**work.policy.policy_kwargs)
+    assert policy(context([], target=3))[0] == 3
+    assert (work.min_replicas, work.max_replicas, work.downscale_delay_s) == (0, 8, 0)
+    assert work.policy.policy_kwargs["downscale_delay_s"] == 77
+
+    requests = AutoscalingConfig(**config.ingress.autoscaling.autoscaling_config())
+    assert requests.policy.is_default_policy_function()
+    assert requests.target_ongoing_requests == 64
+
+
+def test_what_replicas_have_no_room_for_counts_as_arriving() -> None:
+    """One replica takes in what it can do, a request of a second every second; two more come and wait."""
+    policy, state = WorkPolicy(**AIM), {}
+    for second in range(16):
+        now = 1000.0 + second
+        reports = [(at, NOTHING | {"accepted_s": at, "accepted": at}) for at in (now - 15, now)]
+        wanted, state = policy(context([reports], target=1, queued=2.0 * second, now=now, state=state))
+    assert wanted == 5, "3 requests of a second come every second, and of 5 denoisers 70% are 3.5"
