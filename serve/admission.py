@@ -1,9 +1,9 @@
-"""Admission: what an ingress replica has accepted and not finished stays within a limit, and what cannot be
-there by its deadline is refused before any work is done for it."""
+"""Admission: what an ingress replica has accepted and not finished stays within limits, in images and in
+seconds of work, and what cannot be there by its deadline is refused before any work is done for it."""
 
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from deployments.engine.cost import CostModel, Estimate
@@ -20,11 +20,15 @@ _NEWEST = 0.2
 class Estimator:
     """How long requests take by the cost model.
 
-    num_denoisers: replicas that share the load, at least
+    num_denoisers: that share the load of one ingress replica, at the moment
     """
 
     def __init__(
-        self, engine: EngineConfig, tables: SamplerTables, scale_factor: int, num_denoisers: int
+        self,
+        engine: EngineConfig,
+        tables: SamplerTables,
+        scale_factor: int,
+        num_denoisers: Callable[[], float],
     ) -> None:
         self._engine = engine
         self._tables = tables
@@ -33,25 +37,45 @@ class Estimator:
 
     def estimate(self, request: GenerationRequest, cost: CostModel, other_rows: int = 0) -> Estimate:
         """Beside other_rows rows of others, spread over the replicas."""
-        shape = (request.height // self._scale_factor, request.width // self._scale_factor)
-        group = Group(shape, request.deterministic)
+        group = self._group(request)
         return cost.estimate(
-            shape,
-            num_calls=self._tables.table(request.sampler, request.num_inference_steps).num_rows,
+            group.latent_shape,
+            num_calls=self._num_calls(request),
             num_rows=request.rows_per_image,
             num_images=request.num_images,
             row_cap=self._engine.row_cap(group, cost.forward),
-            other_rows=math.ceil(other_rows / self._num_denoisers),
+            other_rows=math.ceil(other_rows / self._num_denoisers()),
             fixed_rows=self._engine.deterministic_rows if request.deterministic else None,
         )
 
+    def work_s(self, request: GenerationRequest, cost: CostModel) -> float:
+        """Device-seconds of denoising it."""
+        num_rows = request.num_images * request.rows_per_image
+        return self._engine.work_s(self._group(request), cost.forward, self._num_calls(request), num_rows)
+
+    def wait_s(self, work_s: float) -> float:
+        """How long the denoisers need for so much work."""
+        return work_s / self._num_denoisers()
+
+    def _group(self, request: GenerationRequest) -> Group:
+        shape = (request.height // self._scale_factor, request.width // self._scale_factor)
+        return Group(shape, request.deterministic)
+
+    def _num_calls(self, request: GenerationRequest) -> int:
+        return self._tables.table(request.sampler, request.num_inference_steps).num_rows
+
 
 class Admission:
-    """Counts images and their rows. What is refused is refused before any work is done for it."""
+    """Counts images, their rows and their work. What is refused is refused before any work is done for it.
 
-    def __init__(self, max_queue: int, estimator: Estimator) -> None:
+    max_queue: images; max_wait_s: seconds that the denoisers may be busy with what is accepted
+    """
+
+    def __init__(self, max_queue: int, max_wait_s: float, estimator: Estimator) -> None:
         self._max_queue = max_queue
+        self._max_wait_s = max_wait_s
         self._estimator = estimator
+        self._work_s = 0.0
         self._queued = 0
         self._queued_rows = 0
         self._mean_s = 1.0
@@ -80,8 +104,11 @@ class Admission:
             )
 
     @contextmanager
-    def admitted(self, request: GenerationRequest) -> Iterator[None]:
-        """Holds the images' places. Raises QueueFullError, which says when to come again."""
+    def admitted(self, request: GenerationRequest, cost: CostModel | None) -> Iterator[None]:
+        """Holds the images' places. Raises QueueFullError, which says when to come again.
+
+        cost: None before it is known; then only images count
+        """
         num_images, num_rows = request.num_images, request.num_images * request.rows_per_image
         if self._queued + num_images > self._max_queue:
             raise QueueFullError(
@@ -89,12 +116,22 @@ class Admission:
                 f"at most {self._max_queue} are allowed. Try again later.",
                 retry_after_s=max(1, math.ceil(self._mean_s)),
             )
+        wait_s = self._estimator.wait_s(self._work_s)
+        if wait_s > self._max_wait_s:
+            raise QueueFullError(
+                f"The request would wait for about {wait_s:.1f} s; at most {self._max_wait_s:g} s are "
+                "allowed. Try again later.",
+                retry_after_s=max(1, math.ceil(wait_s - self._max_wait_s)),
+            )
+        work_s = self._estimator.work_s(request, cost) if cost else 0.0
+        self._work_s += work_s
         self._queued += num_images
         self._queued_rows += num_rows
         started = time.monotonic()
         try:
             yield
         finally:
+            self._work_s -= work_s
             self._queued -= num_images
             self._queued_rows -= num_rows
             self._mean_s += _NEWEST * (time.monotonic() - started - self._mean_s)

@@ -254,6 +254,11 @@ class LimitsConfig(Section):
     max_queue: PositiveInt = Field(
         64, description="images that an ingress replica has accepted and not finished"
     )
+    max_wait_s: PositiveFloat = Field(
+        60,
+        description="seconds of work for each denoiser, accepted and not finished, past which requests are "
+        "refused; jobs wait",
+    )
     max_deadline_s: PositiveFloat = Field(3600, description="seconds, the largest `deadline_s`")
 
     @model_validator(mode="after")

@@ -7,6 +7,7 @@ from starlette.applications import Starlette
 from deployments.engine.models import ModelInfo
 from serve.api.http_app import build_http_app
 from serve.config import AppConfig
+from serve.fleet import Fleet
 from serve.pipeline import Pipeline
 
 
@@ -25,7 +26,9 @@ class Ingress:
         self._config = config
         self._info = info
         self._pipeline = Pipeline(config.model.shown_id, encoder, denoiser, decoder)
+        here = serve.get_replica_context()
+        self._fleet = Fleet(here.app_name, denoiser.deployment_name, here.deployment)
 
     def __serve_build_asgi_app__(self) -> Starlette:
         """Called by Serve once the replica is constructed."""
-        return build_http_app(self._config, self._info, self._pipeline)
+        return build_http_app(self._config, self._info, self._pipeline, self._fleet)

@@ -21,6 +21,7 @@ from serve.api.predictions import PredictionsRoutes
 from serve.api.problems import on_fault, on_http_exception, on_midstep_error
 from serve.config import AppConfig
 from serve.errors import MidstepError, NotReadyError
+from serve.fleet import Fleet
 from serve.jobs.opening import opened
 from serve.jobs.prediction import FILES_PATH, PREDICTIONS_PATH
 from serve.pipeline import Pipeline
@@ -30,13 +31,14 @@ _LEARNING_PAUSE_S = 1.0
 _PRESIGNED_S = 3600.0
 
 
-def build_http_app(config: AppConfig, info: ModelInfo, pipeline: Pipeline) -> Starlette:
+def build_http_app(config: AppConfig, info: ModelInfo, pipeline: Pipeline, fleet: Fleet) -> Starlette:
     started = int(time.time())
     tables = SamplerTables(info.scheduler_config)
-    num_denoisers = max(1, config.denoiser.autoscaling.min_replicas)
-    estimator = Estimator(config.engine_config(info), tables, info.scale_factor, num_denoisers)
+    engine = config.engine_config(info)
+    estimator = Estimator(engine, tables, info.scale_factor, fleet.denoisers_per_ingress)
+    admission = Admission(config.limits.max_queue, config.limits.max_wait_s, estimator)
     acceptance = Acceptance(config, info, tables)
-    images = ImagesRoute(config, acceptance, pipeline, Admission(config.limits.max_queue, estimator))
+    images = ImagesRoute(config, acceptance, pipeline, admission)
     store = config.jobs.job_store()
     predictions = PredictionsRoutes(config, acceptance, store, pipeline, estimator)
     files = FilesRoute(config.jobs.object_store(), _PRESIGNED_S if config.jobs.presigned_urls else None)
@@ -75,9 +77,10 @@ def build_http_app(config: AppConfig, info: ModelInfo, pipeline: Pipeline) -> St
     @asynccontextmanager
     async def lifespan(_: Starlette) -> AsyncIterator[None]:
         async with opened(store):
-            learning = asyncio.create_task(_learn_costs(pipeline))
+            tasks = [asyncio.create_task(_learn_costs(pipeline)), asyncio.create_task(fleet.watch())]
             yield
-            learning.cancel()
+            for task in tasks:
+                task.cancel()
 
     app = Starlette(
         routes=routes,

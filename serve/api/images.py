@@ -49,7 +49,7 @@ class ImagesRoute:
         # In a thread, since a large body takes a while, and so does a sampler that is met for the first time.
         request, wants_stream = await asyncio.to_thread(self._accept, body, request_id(http_request))
         with ExitStack() as stack:
-            stack.enter_context(self._admission.admitted(request))
+            stack.enter_context(self._admission.admitted(request, self._pipeline.known_cost_model))
             if request.deadline is not None:
                 self._admission.check_deadline(request, await self._pipeline.cost_model(request.deadline))
             if wants_stream:

@@ -1,7 +1,7 @@
 """Admission counts images and gives their places back; what cannot be in time is refused."""
 
 import time
-from contextlib import nullcontext
+from contextlib import ExitStack, nullcontext
 from dataclasses import replace
 from typing import Any
 
@@ -26,9 +26,10 @@ COST = CostModel(
 )
 
 
-def admission(max_queue: int = 64, num_denoisers: int = 1) -> Admission:
+def admission(max_queue: int = 64, num_denoisers: int = 1, max_wait_s: float = 1000.0) -> Admission:
     engine = EngineConfig(max_rows=16, rows_per_forward=16, deterministic_rows=8, latent_shape=SHAPE)
-    return Admission(max_queue, Estimator(engine, SamplerTables(STABLE_DIFFUSION), 8, num_denoisers))
+    estimator = Estimator(engine, SamplerTables(STABLE_DIFFUSION), 8, lambda: num_denoisers)
+    return Admission(max_queue, max_wait_s, estimator)
 
 
 def request(num_images: int = 1, deadline_s: float | None = None, **changes: Any) -> GenerationRequest:
@@ -51,26 +52,26 @@ def request(num_images: int = 1, deadline_s: float | None = None, **changes: Any
 def check(asked: GenerationRequest, cost: CostModel = COST, door: Admission | None = None) -> None:
     """As the route does: what is asked has its places already."""
     door = door or admission()
-    with door.admitted(asked):
+    with door.admitted(asked, COST):
         door.check_deadline(asked, cost)
 
 
 def test_a_full_queue_refuses_until_places_are_given_back() -> None:
     door = admission(max_queue=3)
-    with door.admitted(request(2)):
+    with door.admitted(request(2), None):
         with (
             pytest.raises(
                 QueueFullError, match="2 images are queued and 2 more were asked for; at most 3"
             ) as refusal,
-            door.admitted(request(2)),
+            door.admitted(request(2), None),
         ):
             pass
         assert refusal.value.retry_after_s == 1
-        with door.admitted(request(1)):
+        with door.admitted(request(1), None):
             pass
-    with pytest.raises(ZeroDivisionError), door.admitted(request(3)):
+    with pytest.raises(ZeroDivisionError), door.admitted(request(3), None):
         raise ZeroDivisionError
-    with door.admitted(request(3)):
+    with door.admitted(request(3), None):
         pass
 
 
@@ -109,7 +110,7 @@ def test_padding_counts() -> None:
 
 def test_one_that_is_too_early_at_this_load_may_come_again() -> None:
     door = admission()
-    with door.admitted(request(3)):
+    with door.admitted(request(3), None):
         with pytest.raises(
             DeadlineTooEarlyNowError, match=r"takes about 4\.00 s \(1\.00 s alone\)"
         ) as refusal:
@@ -124,8 +125,27 @@ def test_the_load_is_shared_by_the_replicas() -> None:
     """What three denoisers do in time is too much for one."""
     for num_denoisers, refusal in ((3, nullcontext()), (1, pytest.raises(DeadlineTooEarlyNowError))):
         door = admission(num_denoisers=num_denoisers)
-        with door.admitted(request(3)), refusal:
+        with door.admitted(request(3), None), refusal:
             check(request(deadline_s=2.5), door=door)
+
+
+@pytest.mark.parametrize(("num_denoisers", "wait"), [(1, "3.0"), (4, "2.2")])
+def test_past_the_longest_wait_requests_are_refused_and_told_when_to_come_again(
+    num_denoisers: int, wait: str
+) -> None:
+    """An image is 10 calls of two rows, each a sixteenth of 0.8 s: a second of work."""
+    door = admission(max_wait_s=2.0, num_denoisers=num_denoisers)
+    with ExitStack() as accepted:
+        for _ in range(2 * num_denoisers + 1):
+            accepted.enter_context(door.admitted(request(), COST))
+        with (
+            pytest.raises(QueueFullError, match=f"wait for about {wait} s; at most 2 s") as refusal,
+            door.admitted(request(), COST),
+        ):
+            pass
+        assert refusal.value.retry_after_s == 1
+    with door.admitted(request(), COST):
+        pass
 
 
 @pytest.mark.parametrize(
