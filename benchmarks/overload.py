@@ -61,7 +61,7 @@ def described(name: str, outcomes: Sequence[Outcome]) -> str:
 
 
 def recovery_s(before: Sequence[Outcome], after: Sequence[Outcome]) -> float:
-    """From the end of the overload until requests are again served as quickly as nearly all were before it."""
+    """From the end of the overload until requests are again served about as fast as before it."""
     usual_s = summarize(before).latency_p99_s
     assert usual_s is not None, "none was served before the overload"
     start_s = after[0].request.due_s
