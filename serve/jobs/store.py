@@ -202,7 +202,10 @@ class JobStore:
 
     @uninterrupted
     async def record_progress(self, steps_done: Mapping[Claim, int]) -> set[str]:
-        """Of any number of jobs in one transaction. The ids of the jobs that are still held."""
+        """Of any number of jobs in one transaction. The ids of the jobs that are still held.
+
+        What has come further has no earlier attempt counted against it: it was not what those died of.
+        """
         if not steps_done:
             return set()
         async with self.database.write() as connection:
@@ -215,8 +218,17 @@ class JobStore:
             ]
             await connection.execute(
                 # A parameter must not be named as a column is.
-                update(jobs).where(_c.seq == bindparam("of")).values(steps_done=bindparam("steps")),
-                [{"of": row.seq, "steps": job.steps_done} for row, job in changed],
+                update(jobs)
+                .where(_c.seq == bindparam("of"))
+                .values(steps_done=bindparam("steps"), given_back=bindparam("uncounted")),
+                [
+                    {
+                        "of": row.seq,
+                        "steps": job.steps_done,
+                        "uncounted": row.attempt - 1 if job.steps_done > row.steps_done else row.given_back,
+                    }
+                    for row, job in changed
+                ],
             )
             await self._notify(connection, WebhookEvent.LOGS, changed)
         return {row.id for row in rows}

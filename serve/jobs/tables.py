@@ -59,7 +59,7 @@ metadata = MetaData()
 _Sequence = BigInteger().with_variant(Integer, "sqlite")
 
 # seq: age, where created_at may be the same for two
-# given_back: how many of its attempts do not count, as their runners gave it back
+# given_back: attempts that do not count, as their runners gave it back or it has come further since
 # lease_until: what is processing then is free to be taken over
 # notified_at: when its webhook was last told of output or logs
 jobs = Table(

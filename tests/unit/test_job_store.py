@@ -332,6 +332,19 @@ async def test_given_back_a_job_waits_as_before_and_the_token_is_spent(url: str)
 
 
 @in_loop
+async def test_attempts_count_only_while_the_job_comes_no_further(url: str) -> None:
+    async with opened(url) as store:
+        await store.create(new_job("a"))
+        for steps in range(1, 6):  # more often than it may be begun, each time one step further
+            assert await store.record_progress({await claim_one(store, DEAD): steps}) == {"a"}
+        for _ in range(2):
+            await store.record_progress({await claim_one(store, DEAD): 5})
+        assert await store.claim(1, LONG) == []
+        assert await state_of(store, "a") is FAILED
+        check_history(await store.history("a"))
+
+
+@in_loop
 async def test_a_retry_is_another_attempt_until_there_are_none(url: str) -> None:
     async with opened(url) as store:
         await store.create(new_job("a"))
