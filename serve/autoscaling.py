@@ -6,6 +6,7 @@ and `upscale_delay_s`. This module is sent there by value: it imports nothing of
 
 import logging
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -105,7 +106,7 @@ def steady_rate(rate: float, look_back_s: float, history: History) -> tuple[floa
     A look-back of some seconds sees a change at once, and is too short to tell how much arrives on average.
     """
     mean = sum(past for _, past in history) / len(history) if history else rate
-    departs = abs(rate - mean) > _MORE_THAN_CHANCE * math.sqrt(rate / look_back_s)
+    departs = abs(rate - mean) > _MORE_THAN_CHANCE * math.sqrt(max(rate, mean) / look_back_s)
     return (rate if departs else mean), departs
 
 
@@ -138,7 +139,7 @@ class WorkPolicy:
         planned, departs = steady_rate(rate, look_back_s, state.get("rates", []))
         rates = _with(state.get("rates", []), now, rate, now if departs else now - aim.drain_s)
         needed = replicas_needed(replace(load, arriving=planned), aim)
-        recent = _with(state.get("needed", []), now, needed, now - aim.downscale_delay_s)
+        recent = _with(state.get("needed", []), now, needed, now - aim.downscale_delay_s, merge=max)
         seen_for_s = now - recent[0][0]
         most = int(max(replicas for _, replicas in recent))
         if seen_for_s < aim.downscale_delay_s:
@@ -147,10 +148,20 @@ class WorkPolicy:
         return target, {"waiting": waiting, "rates": rates, "needed": recent}
 
 
-def _with(history: History, now: float, value: float, since: float) -> History:
-    """The history with this value, from `since` on and with one entry from before; a second's highest."""
+def _latest(_: float, new: float) -> float:
+    return new
+
+
+def _with(
+    history: History,
+    now: float,
+    value: float,
+    since: float,
+    merge: Callable[[float, float], float] = _latest,
+) -> History:
+    """The history with this value, from `since` on and with one entry from before. merge: of one second."""
     if history and now - history[-1][0] < 1.0:
-        history = [*history[:-1], (history[-1][0], max(value, history[-1][1]))]
+        history = [*history[:-1], (history[-1][0], merge(history[-1][1], value))]
     else:
         history = [*history, (now, value)]
     old = [entry for entry in history if entry[0] <= since]
