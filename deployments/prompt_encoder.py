@@ -4,6 +4,7 @@ import asyncio
 from collections import OrderedDict
 from collections.abc import AsyncIterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import aclosing
 from dataclasses import replace
 
 import torch
@@ -60,8 +61,9 @@ class PromptEncoder:
     async def encode_isolated(self, prompt: PromptText) -> AsyncIterator[TurnStarted | PromptEmbeds]:
         """As `encode`, alone and in its turn: for a prompt under which a replica died."""
         alone = replace(prompt, deterministic=True)
-        async for event in isolated(self._turn, lambda: self.encode(alone)):
-            yield event
+        async with aclosing(isolated(self._turn, lambda: self.encode(alone))) as events:
+            async for event in events:
+                yield event
 
     async def cost(self) -> Curve:
         """Of text encoding, by texts."""

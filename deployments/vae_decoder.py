@@ -3,6 +3,8 @@
 import asyncio
 from collections.abc import AsyncIterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import aclosing
+from functools import partial
 
 import torch
 from ray import serve
@@ -72,8 +74,10 @@ class VaeDecoder:
         deterministic: bool,
     ) -> AsyncIterator[TurnStarted | EncodedImage]:
         """As `decode`, alone and in its turn: for latents under which a replica died."""
-        async for event in isolated(self._turn, lambda: self.decode(latents, image_format, metadata, True)):
-            yield event
+        work = partial(self.decode, latents, image_format, metadata, True)
+        async with aclosing(isolated(self._turn, work)) as events:
+            async for event in events:
+                yield event
 
     async def preview(self, latents: torch.Tensor, image_format: ImageFormat) -> EncodedImage:
         """A rough picture of unfinished latents [C, h, w], in full size, without the VAE."""

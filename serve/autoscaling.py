@@ -87,7 +87,8 @@ def load_of(ctx: AutoscalingContext) -> Load | None:
         request_s=request_s,
         waiting=ctx.total_queued_requests,
         work_s=held_s + ctx.total_queued_requests * request_s,
-        arriving=sum(_growth(series) / (_seconds(series) or math.inf) for series in accepted.values()),
+        # A new replica has looked back less far, and what it took in at its start came over a longer time.
+        arriving=sum(_growth(series) for series in accepted.values()) / ctx.config.look_back_period_s,
     )
 
 
@@ -106,7 +107,8 @@ def steady_rate(rate: float, look_back_s: float, history: History) -> tuple[floa
     A look-back of some seconds sees a change at once, and is too short to tell how much arrives on average.
     """
     mean = sum(past for _, past in history) / len(history) if history else rate
-    departs = abs(rate - mean) > _MORE_THAN_CHANCE * math.sqrt(max(rate, mean) / look_back_s)
+    arrived, expected = rate * look_back_s, mean * look_back_s
+    departs = abs(arrived - expected) > _MORE_THAN_CHANCE * math.sqrt(max(1.0, expected))
     return (rate if departs else mean), departs
 
 

@@ -23,6 +23,7 @@ def context(
     queued: float = 0.0,
     now: float = 1000.0,
     state: dict[str, Any] | None = None,
+    look_back_s: float = 15.0,
 ) -> AutoscalingContext:
     """reports: of each replica, (time, stats)"""
     series: dict[str, dict[str, list[TimeStampedValue]]] = {}
@@ -49,7 +50,7 @@ def context(
         last_scale_up_time=None,
         last_scale_down_time=None,
         current_time=now,
-        config=AutoscalingConfig(look_back_period_s=15),
+        config=AutoscalingConfig(look_back_period_s=look_back_s),
     )
 
 
@@ -78,8 +79,8 @@ def test_the_load_is_read_from_what_stages_report() -> None:
     work = Work()
     before = work.stats()
     with work.of(12.0), work.of(4.0):
-        ctx = context([[(990.0, before), (1000.0, work.stats())], [(995.0, before)]], queued=3.0)
-    assert load_of(ctx) == Load(2, 8.0, 3.0, work_s=16.0 + 3 * 8.0, arriving=0.2)
+        ctx = context([[(985.0, before), (1000.0, work.stats())], [(995.0, before)]], queued=3.0)
+    assert load_of(ctx) == Load(2, 8.0, 3.0, work_s=16.0 + 3 * 8.0, arriving=2 / 15)
     assert work.stats() == {"work_s": 0.0, "accepted_s": 16.0, "accepted": 2}
 
 
@@ -155,3 +156,29 @@ def test_what_replicas_have_no_room_for_counts_as_arriving() -> None:
         reports = [(at, NOTHING | {"accepted_s": at, "accepted": at}) for at in (now - 15, now)]
         wanted, state = policy(context([reports], target=1, queued=2.0 * second, now=now, state=state))
     assert wanted >= 3, "one does all that waits in time, and not what arrives"
+
+
+def test_a_replica_that_has_just_started_reports_no_flood() -> None:
+    """It took in its first request within half a second."""
+    reports = [(999.5, NOTHING), (1000.0, {"work_s": 1.0, "accepted_s": 1.0, "accepted": 1.0})]
+    assert WorkPolicy(**AIM)(context([reports], target=1))[0] == 1
+
+
+def test_a_tenfold_step_is_seen_within_seconds() -> None:
+    """With a short look-back; one replica of four requests at once, which does two a second."""
+    policy, state, reports, targets = WorkPolicy(**AIM), {}, [], []
+    accepted = waiting = 0.0
+    for second in range(60):
+        arrives = 4.0 if second >= 40 else 0.4
+        taken = min(2.0, waiting + arrives)
+        waiting += arrives - taken
+        accepted += taken
+        reports = [
+            *reports[-3:],
+            (float(second), {"work_s": 2, "accepted_s": accepted, "accepted": accepted}),
+        ]
+        ctx = context([reports], target=1, queued=waiting, now=second, state=state, look_back_s=3.0)
+        target, state = policy(ctx)
+        targets.append(target)
+    assert set(targets[:40]) == {1}
+    assert max(targets[40:46]) >= 3
