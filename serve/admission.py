@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from deployments.engine.cost import CostModel, Estimate
+from deployments.engine.cost import CostModel
 from deployments.engine.denoising import EngineConfig
 from deployments.engine.samplers import SamplerTables
 from deployments.engine.step_scheduler import Group
@@ -35,10 +35,10 @@ class Estimator:
         self._scale_factor = scale_factor
         self._num_denoisers = num_denoisers
 
-    def estimate(self, request: GenerationRequest, cost: CostModel, other_rows: int = 0) -> Estimate:
-        """Beside other_rows rows of others, spread over the replicas."""
+    def latency_s(self, request: GenerationRequest, cost: CostModel, other_rows: int = 0) -> float:
+        """Until its last image is there, beside other_rows rows of others, spread over the replicas."""
         group = self._group(request)
-        return cost.estimate(
+        return cost.latency_s(
             group.latent_shape,
             num_calls=self._num_calls(request),
             num_rows=request.rows_per_image,
@@ -88,8 +88,8 @@ class Admission:
         assert request.deadline is not None, "only deadlines are checked"
         left_s = request.deadline - time.time()
         other_rows = self._queued_rows - request.num_images * request.rows_per_image
-        alone_s = self._estimator.estimate(request, cost).latency_s
-        now_s = self._estimator.estimate(request, cost, other_rows).latency_s
+        alone_s = self._estimator.latency_s(request, cost)
+        now_s = self._estimator.latency_s(request, cost, other_rows)
         if alone_s > left_s:
             raise DeadlineTooEarlyError(
                 f"deadline_s: {left_s:.2f} s are left, and alone the request takes about {alone_s:.2f} s.",

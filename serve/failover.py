@@ -97,17 +97,18 @@ async def denoise(
         request = replace(request, isolated=True)
 
 
-async def call(request_id: str, method: DeploymentHandle, isolated: DeploymentHandle, *arguments: Any) -> Any:
+async def call(request_id: str, handle: DeploymentHandle, method: str, *arguments: Any) -> Any:
     """What a stage's method returns, through the deaths of replicas.
 
-    isolated: the streaming method that does the same in isolation (see deployments.isolation)
+    The stage has it as `<method>_isolated` too, streaming (deployments.isolation), for later attempts.
     Raises PoisonousRequestError and GenerationFailedError.
     """
     deaths = _Deaths(request_id)
     try:
-        return await call_once(method.remote, *arguments)
+        return await call_once(getattr(handle, method).remote, *arguments)
     except _REPLICA_ERRORS as error:
         await deaths.survive(error, under_way=True)
+    isolated = getattr(handle.options(stream=True), f"{method}_isolated")
     while True:
         under_way = False
         response = isolated.remote(*arguments)

@@ -107,8 +107,7 @@ class Pipeline:
 
     async def _encode(self, request: GenerationRequest) -> PromptEmbeds:
         text = PromptText(request.prompt, request.negative_prompt, request.is_guided, request.deterministic)
-        encode, isolated = self._encoder.encode, self._encoder.options(stream=True).encode_isolated
-        embeds: PromptEmbeds = await call(request.request_id, encode, isolated, text)
+        embeds: PromptEmbeds = await call(request.request_id, self._encoder, "encode", text)
         return embeds
 
     async def _image(
@@ -135,9 +134,8 @@ class Pipeline:
                         raise GenerationFailedError(f"Denoising image {index} failed: a fault of ours.")
         seed = request.seed + index
         metadata = _metadata(request, seed, self._model_id)
-        decode, isolated = self._decoder.decode, self._decoder.options(stream=True).decode_isolated
         wanted_image = (latents, request.image_format, metadata, request.deterministic)
-        image: EncodedImage = await call(request.request_id, decode, isolated, *wanted_image)
+        image: EncodedImage = await call(request.request_id, self._decoder, "decode", *wanted_image)
         yield ImageDone(index, seed, image)
 
     async def _preview(self, request_id: str, latents: Any) -> EncodedImage:

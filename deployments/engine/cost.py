@@ -128,14 +128,6 @@ class StageCost:
 
 
 @dataclass(frozen=True, slots=True)
-class Estimate:
-    """latency_s: until the last image is there; device_s: the request's own share of the devices' time."""
-
-    latency_s: float
-    device_s: float
-
-
-@dataclass(frozen=True, slots=True)
 class CostModel:
     """All stages. encode: over texts, forward: over U-Net rows, decode: over images."""
 
@@ -143,7 +135,7 @@ class CostModel:
     forward: StageCost
     decode: StageCost
 
-    def estimate(
+    def latency_s(
         self,
         shape: LatentShape,
         num_calls: int,
@@ -152,8 +144,8 @@ class CostModel:
         row_cap: int,
         other_rows: int,
         fixed_rows: int | None = None,
-    ) -> Estimate:
-        """Of a request whose images take num_calls model calls of num_rows rows each.
+    ) -> float:
+        """Until the last image is there of a request whose images take num_calls calls of num_rows rows each.
 
         It shares forwards of up to row_cap rows with other_rows of others, and goes first where not all fit.
         fixed_rows: what its forwards have in any case
@@ -163,9 +155,7 @@ class CostModel:
         turns = math.ceil(own_rows / forward_rows)
         denoise_s = num_calls * self.forward.seconds(shape, forward_rows)
         around_s = self.encode.seconds(num_rows) + self.decode.seconds(shape, num_images)
-        return Estimate(
-            latency_s=turns * denoise_s + around_s, device_s=denoise_s * own_rows / forward_rows + around_s
-        )
+        return turns * denoise_s + around_s
 
 
 def counts_to_measure(most: int) -> list[int]:

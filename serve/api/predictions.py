@@ -183,7 +183,7 @@ class PredictionsRoutes:
         cost = self._pipeline.known_cost_model
         if cost is None:
             return None
-        alone_s = self._estimator.estimate(job.request, cost).latency_s
+        alone_s = self._estimator.latency_s(job.request, cost)
         rounds = position / self._config.jobs_under_way()
         return round(alone_s * (1 - fraction_done(job) + rounds), 2)
 

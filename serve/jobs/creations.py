@@ -57,6 +57,10 @@ class Creations:
             async with self._database.write() as connection:
                 while left := [item.new for item in together if item.job_id not in made]:
                     made |= await self._insert(connection, left)
+        except asyncio.CancelledError:
+            for item in together:
+                item.created.cancel()
+            raise
         except Exception as outcome:
             for item in together:
                 item.created.set_exception(outcome)

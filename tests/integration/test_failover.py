@@ -153,8 +153,7 @@ def test_a_prompt_of_which_encoders_die_fails_and_takes_no_other_with_it(encoder
 
     async def encode(prompt: str) -> PromptEmbeds:
         text = PromptText(prompt, None, True, False)
-        isolated = encoder.options(stream=True).encode_isolated
-        embeds: PromptEmbeds = await failover.call(prompt, encoder.encode, isolated, text)
+        embeds: PromptEmbeds = await failover.call(prompt, encoder, "encode", text)
         return embeds
 
     async def run() -> None:
