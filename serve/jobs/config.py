@@ -45,7 +45,9 @@ class JobsConfig(Section):
     max_running_images: PositiveInt | Literal["auto"] = Field(
         "auto", description="under way at once per runner; `auto`: a little more than the denoisers hold"
     )
-    max_attempts: PositiveInt = Field(3, description="how often a job is begun before it fails")
+    max_attempts: PositiveInt = Field(
+        3, description="how often a job may fail in a row, or its runner die, without it coming further"
+    )
     lease_s: PositiveFloat = Field(15.0, description="seconds until a silent runner is taken for dead")
     poll_interval_s: PositiveFloat = Field(
         0.5, description="seconds between looks for new jobs; a look takes milliseconds of a CPU"

@@ -10,6 +10,7 @@ from sqlalchemy import (
     Row,
     and_,
     bindparam,
+    case,
     delete,
     func,
     not_,
@@ -38,8 +39,7 @@ _c = jobs.c
 _unfinished = _c.completed_at.is_(None)
 _lease_ran_out = and_(_c.state == JobState.PROCESSING, _c.lease_until < now_s())
 _deadline_passed = _c.deadline <= now_s()
-# Attempts that count: a runner that stops and gives its jobs back is no fault of theirs.
-_times_begun = _c.attempt - _c.given_back
+_died = and_(_lease_ran_out, _c.is_begun)
 
 
 class JobStore:
@@ -53,7 +53,8 @@ class JobStore:
     and the store works again as soon as the database does.
 
     describe: what a webhook is told of a job; if it fails, so does the change that it was to tell of
-    max_attempts: how often a job may be begun by runners that die or fail
+    max_attempts: how often in a row a job may fail, or be what a runner had begun when it died, without
+        coming further
     event_interval_s: a job's webhook is told of output and logs no more often; what falls between is left out
     """
 
@@ -67,6 +68,7 @@ class JobStore:
         self.database = Database(url)
         self.outbox = Outbox(self.database, describe)
         self._max_attempts = max_attempts
+        self._is_exhausted = and_(_died, _c.failures + 1 >= max_attempts)
         self._event_interval_s = event_interval_s
         self._creations = Creations(self.database)
 
@@ -148,7 +150,7 @@ class JobStore:
     @uninterrupted
     async def claim(self, limit: int, lease_s: float) -> list[Job]:
         """By priority and then by age: jobs that wait, and those whose runner let its lease run out."""
-        is_free = or_(_c.state == JobState.STARTING, and_(_lease_ran_out, _times_begun < self._max_attempts))
+        is_free = or_(_c.state == JobState.STARTING, and_(_lease_ran_out, not_(self._is_exhausted)))
         in_time = or_(_c.deadline.is_(None), not_(_deadline_passed))
         picked = _pick(and_(_unfinished, is_free, in_time), limit, _c.priority.desc(), _c.seq)
         async with self.database.write() as connection:
@@ -158,6 +160,8 @@ class JobStore:
                 JobState.PROCESSING,
                 _c.seq.in_(select(picked.c.seq)),
                 attempt=_c.attempt + 1,
+                failures=_c.failures + case((_died, 1), else_=0),
+                is_begun=False,
                 lease_until=now_s() + lease_s,
                 started_at=func.coalesce(_c.started_at, now_s()),
             )
@@ -196,15 +200,21 @@ class JobStore:
                 JobState.STARTING,
                 _held([claim]),
                 reason="Its runner gave it back.",
-                given_back=_c.given_back + 1,
             )
         return bool(given_back)
+
+    @uninterrupted
+    async def begin(self, claim: Claim) -> bool:
+        """The first is made of it; so far it only waited for its turn."""
+        statement = update(jobs).where(_held([claim])).values(is_begun=True).returning(_c.id)
+        async with self.database.write() as connection:
+            return bool((await connection.execute(statement)).all())
 
     @uninterrupted
     async def record_progress(self, steps_done: Mapping[Claim, int]) -> set[str]:
         """Of any number of jobs in one transaction. The ids of the jobs that are still held.
 
-        What has come further has no earlier attempt counted against it: it was not what those died of.
+        What has come further has no earlier failure counted against it: it was not what those died of.
         """
         if not steps_done:
             return set()
@@ -220,12 +230,12 @@ class JobStore:
                 # A parameter must not be named as a column is.
                 update(jobs)
                 .where(_c.seq == bindparam("of"))
-                .values(steps_done=bindparam("steps"), given_back=bindparam("uncounted")),
+                .values(steps_done=bindparam("steps"), failures=bindparam("earlier"), is_begun=True),
                 [
                     {
                         "of": row.seq,
                         "steps": job.steps_done,
-                        "uncounted": row.attempt - 1 if job.steps_done > row.steps_done else row.given_back,
+                        "earlier": 0 if job.steps_done > row.steps_done else row.failures,
                     }
                     for row, job in changed
                 ],
@@ -267,10 +277,12 @@ class JobStore:
     async def retry(self, claim: Claim, error: str) -> bool:
         """Back to those that wait; failed if that was its last attempt."""
         async with self.database.write() as connection:
-            is_last = and_(_held([claim]), _times_begun >= self._max_attempts)
+            is_last = and_(_held([claim]), _c.failures + 1 >= self._max_attempts)
             ended = await self._transition(connection, JobState.FAILED, is_last, reason=error, error=error)
             if not ended:
-                ended = await self._transition(connection, JobState.STARTING, _held([claim]), reason=error)
+                ended = await self._transition(
+                    connection, JobState.STARTING, _held([claim]), reason=error, failures=_c.failures + 1
+                )
         return bool(ended)
 
     # Housekeeping.
@@ -365,9 +377,8 @@ class JobStore:
         return changed
 
     async def _fail_exhausted(self, connection: AsyncConnection) -> list[Job]:
-        is_exhausted = and_(_unfinished, _lease_ran_out, _times_begun >= self._max_attempts)
-        picked = _pick(is_exhausted, MAX_SWEPT, _c.lease_until)
-        reason = f"It was begun {self._max_attempts} times and not finished; at the last its runner died."
+        picked = _pick(and_(_unfinished, self._is_exhausted), MAX_SWEPT, _c.lease_until)
+        reason = f"It was begun {self._max_attempts} times and came no further; at the last its runner died."
         return await self._transition(
             connection, JobState.FAILED, _c.seq.in_(select(picked.c.seq)), reason=reason, error=reason
         )

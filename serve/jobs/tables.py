@@ -17,6 +17,7 @@ from sqlalchemy import (
     Table,
     Text,
     TypeDecorator,
+    false,
 )
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.sql.compiler import SQLCompiler
@@ -59,7 +60,8 @@ metadata = MetaData()
 _Sequence = BigInteger().with_variant(Integer, "sqlite")
 
 # seq: age, where created_at may be the same for two
-# given_back: attempts that do not count, as their runners gave it back or it has come further since
+# failures: attempts in a row that failed or died, since it last came further
+# is_begun: whether this attempt is, or only waits for its turn: what waits is not what its runner dies of
 # lease_until: what is processing then is free to be taken over
 # notified_at: when its webhook was last told of output or logs
 jobs = Table(
@@ -80,7 +82,8 @@ jobs = Table(
     Column("num_steps", Integer, nullable=False),
     Column("state", Text, nullable=False),
     Column("attempt", Integer, nullable=False),
-    Column("given_back", Integer, nullable=False),
+    Column("failures", Integer, nullable=False),
+    Column("is_begun", Boolean, nullable=False, server_default=false()),
     Column("lease_until", Double),
     Column("created_at", Double, nullable=False),
     Column("started_at", Double),

@@ -244,6 +244,7 @@ async def refused(store: JobStore, claim: Claim) -> bool:
     return not any(
         [
             await store.renew([claim], LONG),
+            await store.begin(claim),
             await store.record_progress({claim: 20}),
             await store.record_image(claim, 0, "key"),
             await store.succeed(claim),
@@ -290,7 +291,9 @@ async def test_a_job_whose_runners_die_is_failed_with_the_reason(url: str) -> No
     async with opened(url) as store:
         await store.create(new_job("a"))
         for attempt in (1, 2, 3):
-            assert (await claim_one(store, DEAD)).attempt == attempt
+            claim = await claim_one(store, DEAD)
+            assert claim.attempt == attempt
+            assert await store.begin(claim)
         await store.create(new_job("b"))
         assert [job.id for job in await store.claim(5, LONG)] == ["b"]
         job = await store.get("a")
@@ -308,8 +311,8 @@ async def test_a_sweep_fails_what_no_claim_comes_for(url: str) -> None:
     async with opened(url, max_attempts=1) as store:
         await store.create(new_job("a"))
         await store.create(new_job("b"))
-        await store.claim(1, LONG)
-        await store.claim(1, DEAD)
+        for lease_s in (LONG, DEAD):
+            await store.begin(await claim_one(store, lease_s))
         assert [(job.id, job.state) for job in await store.sweep()] == [("b", FAILED)]
         assert await state_of(store, "a") is PROCESSING
 
@@ -325,10 +328,23 @@ async def test_given_back_a_job_waits_as_before_and_the_token_is_spent(url: str)
             assert await refused(store, claim)
             assert await state_of(store, "a") is STARTING
         for _ in range(3):
-            await claim_one(store, DEAD)
+            assert await store.begin(await claim_one(store, DEAD))
         assert await store.claim(1, LONG) == []
         assert await state_of(store, "a") is FAILED
         check_history(await store.history("a"))
+
+
+@in_loop
+async def test_a_runner_that_dies_does_not_count_against_what_only_waited_in_it(url: str) -> None:
+    async with opened(url, max_attempts=1) as store:
+        await store.create(new_job("a"))
+        for _ in range(5):
+            await claim_one(store, DEAD)
+            assert await store.sweep() == []
+        claim = await claim_one(store, DEAD)
+        assert await store.begin(claim)
+        assert [(job.id, job.state) for job in await store.sweep()] == [("a", FAILED)]
+        assert not await store.begin(claim)
 
 
 @in_loop
