@@ -121,6 +121,14 @@ class _Stage(Section):
     max_ongoing_requests: PositiveInt = Field(
         32, description="requests that a replica has at once; more wait outside"
     )
+    drain_timeout_s: PositiveFloat = Field(
+        120,
+        description="seconds that a replica which is to go has to finish what it has; then it goes on "
+        "elsewhere, from its last checkpoint",
+    )
+    max_surge_percent: Annotated[int, Field(ge=0, le=100)] = Field(
+        0, description="replicas more than there should be while new ones take over from old ones"
+    )
     autoscaling: AutoscalingSection = Field(
         default_factory=AutoscalingSection, description="how many replicas"
     )
@@ -130,6 +138,8 @@ class _Stage(Section):
         return {
             "ray_actor_options": {"num_cpus": self.num_cpus},
             "max_ongoing_requests": self.max_ongoing_requests,
+            "graceful_shutdown_timeout_s": self.drain_timeout_s,
+            "max_surge_percent": self.max_surge_percent,
             "autoscaling_config": self.autoscaling.autoscaling_config(),
         }
 
@@ -227,6 +237,14 @@ class IngressConfig(_Stage):
     max_ongoing_requests: PositiveInt = Field(
         2048, description="HTTP requests that a replica has at once, those that follow a job included"
     )
+    drain_timeout_s: PositiveFloat = Field(
+        120,
+        description="seconds that a replica which is to go has to answer its requests: its connections go "
+        "with it",
+    )
+    max_surge_percent: Annotated[int, Field(ge=0, le=100)] = Field(
+        100, description="replicas more than there should be while new ones take over from old ones"
+    )
 
 
 class DefaultsConfig(Section):
@@ -298,6 +316,16 @@ class AppConfig(Section):
             raise ValueError(
                 f"model.device: cuda needs a share of a GPU for each stage, else all would be on one; "
                 f"set {', '.join(f'{name}.num_gpus' for name in without)}"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _check_drain(self) -> "AppConfig":
+        drain_s, wait_s = self.ingress.drain_timeout_s, self.limits.max_wait_s
+        if drain_s <= wait_s:
+            raise ValueError(
+                f"ingress.drain_timeout_s ({drain_s:g}) is not more than limits.max_wait_s ({wait_s:g}), so "
+                "requests that were accepted would be cut off when a replica goes"
             )
         return self
 

@@ -17,6 +17,13 @@ def test_the_empty_configuration_serves_the_embedded_model() -> None:
     assert config.model.source().path == str(PROJECT_FOLDER / "models" / "shapes")
 
 
+def test_a_replica_that_goes_has_time_and_a_new_ingress_is_there_before_the_old_one_goes() -> None:
+    config = AppConfig.model_validate({"denoiser": {"drain_timeout_s": 7, "max_surge_percent": 50}})
+    options = config.denoiser.deployment_options()
+    assert (options["graceful_shutdown_timeout_s"], options["max_surge_percent"]) == (7, 50)
+    assert config.ingress.deployment_options()["max_surge_percent"] == 100
+
+
 @pytest.mark.parametrize(
     ("args", "message"),
     [
@@ -50,6 +57,10 @@ def test_the_empty_configuration_serves_the_embedded_model() -> None:
         ({"denoiser": {"max_rows": 4}}, r"deterministic_rows \(8\) is more than max_rows \(4\)"),
         ({"limits": {"max_queue": 5}}, r"max_queue \(5\) is less than max_num_images \(10\)"),
         ({"limits": {"max_num_images": 11}}, "less than or equal to 10"),
+        (
+            {"ingress": {"drain_timeout_s": 60}},
+            r"ingress.drain_timeout_s \(60\) is not more than limits.max_wait_s \(60\)",
+        ),
         (
             {"defaults": {"num_inference_steps": 101}},
             r"defaults.num_inference_steps \(101\) is more than limits",
