@@ -2,10 +2,8 @@
 
 import os
 import re
-import shutil
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -17,6 +15,7 @@ import ray
 import yaml
 
 from benchmarks.ports import free_port
+from cluster.rehearsal.local_cluster import LocalCluster, local_cluster
 
 START_TIMEOUT_S = 240.0
 MAX_QUEUE = 24
@@ -25,21 +24,9 @@ Metric = Callable[[str], float]
 
 
 @pytest.fixture(scope="session")
-def ray_address() -> Iterator[str]:
-    os.environ["RAY_AUTH_MODE"] = "disabled"
-    # Sockets live below it, and their paths must stay short.
-    folder = tempfile.mkdtemp(prefix="midstep-", dir="/tmp")
-    context = ray.init(
-        num_cpus=4,
-        num_gpus=0,
-        include_dashboard=False,
-        _temp_dir=folder,
-        _metrics_export_port=free_port(),
-        _system_config={"metrics_report_interval_ms": 500},
-    )
-    yield context.address_info["gcs_address"]
-    ray.shutdown()
-    shutil.rmtree(folder, ignore_errors=True)
+def cluster() -> Iterator[LocalCluster]:
+    with local_cluster(free_port()) as started:
+        yield started
 
 
 @pytest.fixture(scope="session")
@@ -49,7 +36,7 @@ def data_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def base_url(ray_address: str, data_folder: Path) -> Iterator[str]:
+def base_url(cluster: LocalCluster, data_folder: Path) -> Iterator[str]:
     """The shipped configuration on a free port, run by the command that the README's `make serve` runs."""
     folder = data_folder.parent
     url = f"http://127.0.0.1:{free_port()}"
@@ -67,7 +54,7 @@ def base_url(ray_address: str, data_folder: Path) -> Iterator[str]:
     log = (folder / "serve.log").open("w")
     process = subprocess.Popen(
         [Path(sys.executable).with_name("midstep"), "run", config],
-        env=os.environ | {"RAY_ADDRESS": ray_address},
+        env=os.environ | {"RAY_ADDRESS": cluster.address},
         stdout=log,
         stderr=subprocess.STDOUT,
     )
@@ -100,9 +87,9 @@ def client(base_url: str) -> Iterator[httpx.Client]:
 
 
 @pytest.fixture
-def metric(ray_address: str) -> Metric:
-    """The sum of a metric that Ray exports, over all its tags."""
-    [node] = ray.nodes()
+def metric(cluster: LocalCluster) -> Metric:
+    """The sum of a metric that the head exports, over all its tags."""
+    node = ray.nodes()[0]
     url = f"http://127.0.0.1:{node['MetricsExportPort']}/metrics"
 
     def read(name: str) -> float:

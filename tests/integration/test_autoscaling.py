@@ -10,18 +10,9 @@ import pytest
 from ray import serve
 
 from cluster.bench.arrivals import poisson
-from deployments.engine.cost import CostModel, Curve, StageCost
-from serve.app import build_app
-from serve.config import AppConfig, CostModelFile
+from tests.integration.simulated import DENOISER, ask, simulated_application
 
 APPLICATION = "scaled"
-SHAPE = (16, 16)
-# 20 guided steps take a second alone and half of one beside another image; a picture takes 0.3 s to decode.
-COST = CostModel(
-    encode=Curve(0.002, 8, 0.0005),
-    forward=StageCost(((SHAPE, Curve(0.05, 4, 0.0125)),)),
-    decode=StageCost(((SHAPE, Curve(0.3, 1, 0.3)),)),
-)
 # Replicas here need most of it to start, several at once on two cores.
 COLD_START_S, DRAIN_S, DOWNSCALE_DELAY_S = 20.0, 40.0, 15.0
 BASE_RATE, STEP_S = 0.4, 40.0  # images/s; how long it is ten times that
@@ -29,9 +20,6 @@ BASE_RATE, STEP_S = 0.4, 40.0  # images/s; how long it is ten times that
 
 @pytest.fixture(scope="module")
 def url(base_url: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    folder = tmp_path_factory.mktemp("scaled")
-    file = CostModelFile(path="models/shapes", dtype="float32", device="simulated", cost_model=COST)
-    (folder / "cost_model.json").write_text(file.model_dump_json())
     autoscaling = {
         "max_replicas": 3,
         "utilization": 0.8,
@@ -43,20 +31,14 @@ def url(base_url: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str
         "downscale_delay_s": DOWNSCALE_DELAY_S,
     }
     stage = {"num_cpus": 0.05, "autoscaling": autoscaling}
-    config = {
-        "model": {"device": "simulated", "cost_model": str(folder / "cost_model.json")},
+    stages = {
         "encoder": stage,
-        "denoiser": stage
-        | {"max_rows": 4, "deterministic_rows": 4, "max_batch_size": 2, "max_ongoing_requests": 4}
-        | {"autoscaling": autoscaling | {"min_replicas": 0}},
+        "denoiser": stage | DENOISER | {"autoscaling": autoscaling | {"min_replicas": 0}},
         "decoder": stage | {"max_batch_size": 1},
-        "ingress": {"num_cpus": 0.05},
-        "limits": {"max_queue": 1000},
-        "jobs": {"data_folder": str(folder), "num_cpus": 0.05},
     }
-    serve.run(build_app(AppConfig.model_validate(config)), name=APPLICATION, route_prefix="/scaled")
-    yield f"{base_url}/scaled"
-    serve.delete(APPLICATION)
+    folder = tmp_path_factory.mktemp(APPLICATION)
+    with simulated_application(APPLICATION, stages, folder, base_url) as started:
+        yield started
 
 
 def replicas(deployment: str) -> int:
@@ -87,12 +69,6 @@ class Watch:
         return next(
             seen_at - since for seen_at, seen in self.seen[deployment] if seen_at > since and seen > number
         )
-
-
-async def ask(http: httpx.AsyncClient, due_s: float, seed: int) -> int:
-    await asyncio.sleep(due_s)
-    body = {"prompt": f"a red circle of size {seed}", "num_inference_steps": 20, "seed": seed}
-    return (await http.post("/v1/images/generations", json=body)).status_code
 
 
 async def until_idle(deployment: str, number: int, timeout_s: float) -> None:

@@ -171,7 +171,7 @@ def test_a_client_that_goes_away_frees_its_rows(base_url: str, client: httpx.Cli
     assert 0 < done - before < 199, "neither ran to its end"
 
 
-def test_a_replica_that_dies_costs_time_and_not_the_image(client: httpx.Client, ray_address: str) -> None:
+def test_a_replica_that_dies_costs_time_and_not_the_image(client: httpx.Client) -> None:
     """In the middle of a stream: the same picture comes, and no preview comes twice."""
     body = {"prompt": "a large white star on a purple background", "seed": 3, "num_inference_steps": 60}
     wanted = generate(client, **body, deterministic=True)

@@ -1,0 +1,74 @@
+"""A Ray cluster on this machine, whose nodes have as many GPUs as they are told to say."""
+
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import ray
+from ray._private.node import Node
+from ray._raylet import GcsClient  # type: ignore[attr-defined]
+from ray.cluster_utils import Cluster
+from ray.core.generated.autoscaler_pb2 import DrainNodeReason
+
+_HOST = "127.0.0.2"  # not 127.0.0.1, for which Ray takes the address that others reach this machine by
+_HEAD_CPUS = 8  # that Ray reserves shares of: whatever runs there shares what this machine has
+_OBJECT_STORE_BYTES = 512 * 2**20  # of the head, where requests come in and pictures go out
+
+
+class LocalCluster:
+    """GPU nodes come and go; the head stays, and has no GPU."""
+
+    def __init__(self, cluster: Cluster) -> None:
+        self._cluster = cluster
+        self._gcs = GcsClient(address=cluster.address)
+
+    @property
+    def address(self) -> str:
+        return str(self._cluster.address)
+
+    def add_node(self, num_gpus: int, num_cpus: int) -> Node:
+        return self._cluster.add_node(num_gpus=num_gpus, num_cpus=num_cpus, node_ip_address=_HOST)
+
+    def kill(self, node: Node) -> None:
+        """All of its processes at once, as when the power fails."""
+        self._cluster.remove_node(node, allow_graceful=False)
+
+    def drain(self, node: Node, reason: str, deadline: float) -> None:
+        """It is going to be taken away. deadline: at most until then, in seconds since the epoch."""
+        accepted, rejected = self._gcs.drain_node(
+            node.node_id,
+            DrainNodeReason.Value("DRAIN_NODE_REASON_PREEMPTION"),
+            reason,
+            int(1000 * deadline),
+        )
+        if not accepted:
+            raise RuntimeError(f"the node cannot be drained: {rejected}")
+
+
+@contextmanager
+def local_cluster(metrics_port: int | None = None) -> Iterator[LocalCluster]:
+    """With a head alone at first; this process is connected to it. metrics_port: of the head."""
+    os.environ["RAY_AUTH_MODE"] = "disabled"  # everything of it is bound to this machine
+    # Sockets live below it, and their paths must stay short.
+    folder = tempfile.mkdtemp(prefix="midstep-", dir="/tmp")
+    cluster = Cluster(
+        initialize_head=True,
+        head_node_args={
+            "num_cpus": _HEAD_CPUS,
+            "object_store_memory": _OBJECT_STORE_BYTES,
+            "node_ip_address": _HOST,
+            "include_dashboard": False,
+            "temp_dir": folder,
+            "metrics_export_port": metrics_port,
+            "_system_config": {"metrics_report_interval_ms": 500},
+        },
+    )
+    try:
+        ray.init(address=cluster.address, _node_ip_address=_HOST, log_to_driver=False)
+        yield LocalCluster(cluster)
+    finally:
+        ray.shutdown()
+        cluster.shutdown()
+        shutil.rmtree(folder, ignore_errors=True)

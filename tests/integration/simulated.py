@@ -1,0 +1,52 @@
+"""Applications with simulated devices, beside the one of the session."""
+
+import asyncio
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+from ray import serve
+
+from deployments.engine.cost import CostModel, Curve, StageCost
+from serve.app import build_app
+from serve.config import AppConfig, CostModelFile
+
+SHAPE = (16, 16)
+# 20 guided steps take a second alone and half of one beside another image; a picture takes 0.3 s to decode.
+COST = CostModel(
+    encode=Curve(0.002, 8, 0.0005),
+    forward=StageCost(((SHAPE, Curve(0.05, 4, 0.0125)),)),
+    decode=StageCost(((SHAPE, Curve(0.3, 1, 0.3)),)),
+)
+# Two images at once, and two that wait for their turn.
+DENOISER = {"max_rows": 4, "deterministic_rows": 4, "max_batch_size": 2, "max_ongoing_requests": 4}
+
+
+@contextmanager
+def simulated_application(
+    name: str, stages: Mapping[str, Mapping[str, Any]], folder: Path, base_url: str
+) -> Iterator[str]:
+    """Its URL. stages: their sections of the configuration; folder: for its jobs."""
+    file = CostModelFile(path="models/shapes", dtype="float32", device="simulated", cost_model=COST)
+    (folder / "cost_model.json").write_text(file.model_dump_json())
+    config = {
+        "model": {"device": "simulated", "cost_model": str(folder / "cost_model.json")},
+        "ingress": {"num_cpus": 0.05},
+        "limits": {"max_queue": 1000},
+        "jobs": {"data_folder": str(folder), "num_cpus": 0.05, "lease_s": 4.0},
+        **stages,
+    }
+    serve.run(build_app(AppConfig.model_validate(config)), name=name, route_prefix=f"/{name}")
+    try:
+        yield f"{base_url}/{name}"
+    finally:
+        serve.delete(name)
+
+
+async def ask(http: httpx.AsyncClient, due_s: float, seed: int) -> int:
+    """In so many seconds. The status."""
+    await asyncio.sleep(due_s)
+    body = {"prompt": f"a red circle of size {seed}", "num_inference_steps": 20, "seed": seed}
+    return (await http.post("/v1/images/generations", json=body)).status_code
