@@ -10,8 +10,8 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from serve.errors import IdempotencyKeyReusedError
 from serve.jobs.database import Database
 from serve.jobs.history import record
-from serve.jobs.job import IdempotencyKey, Job, NewJob
-from serve.jobs.records import new_row, read_job
+from serve.jobs.job import Job, NewJob
+from serve.jobs.records import idempotency_key_column, new_row, read_job
 from serve.jobs.tables import jobs, now_s
 
 
@@ -80,20 +80,18 @@ class Creations:
         await record(connection, created, reason=None)
         made: dict[str, Job | IdempotencyKeyReusedError] = {job.id: job for job in created}
         for new in news:
-            if new.request.request_id not in made:
-                assert new.idempotency_key is not None
-                if existing := await _find_by_key(connection, new.idempotency_key):
-                    made[new.request.request_id] = existing
+            if new.request.request_id not in made and (existing := await _find_by_key(connection, new)):
+                made[new.request.request_id] = existing
         return made
 
 
-async def _find_by_key(
-    connection: AsyncConnection, key: IdempotencyKey
-) -> Job | IdempotencyKeyReusedError | None:
-    row = (await connection.execute(select(jobs).where(jobs.c.idempotency_key == key.key))).one_or_none()
+async def _find_by_key(connection: AsyncConnection, new: NewJob) -> Job | IdempotencyKeyReusedError | None:
+    assert new.idempotency_key is not None
+    has_key = jobs.c.idempotency_key == idempotency_key_column(new)
+    row = (await connection.execute(select(jobs).where(has_key))).one_or_none()
     if row is None:
         return None
-    if row.fingerprint != key.fingerprint:
+    if row.fingerprint != new.idempotency_key.fingerprint:
         return IdempotencyKeyReusedError(
             "This idempotency key was used for another payload; take a new key for a new prediction.",
             param="Idempotency-Key",

@@ -49,7 +49,10 @@ class Webhook:
 
 @dataclass(frozen=True, slots=True)
 class IdempotencyKey:
-    """fingerprint: of the payload; the same key with another one is a mistake of the client's."""
+    """One client's; another's may be the same.
+
+    fingerprint: of the payload; the same key with another one is a mistake of the client's
+    """
 
     key: str
     fingerprint: str
@@ -60,6 +63,7 @@ class NewJob:
     """An accepted job that is not on disk yet.
 
     request: its request_id is the job's id, unguessable
+    owner: the name of the client whose it is, without line breaks; empty where there are no API keys
     input: as the client gave it
     base_url: under which the client reached us, without a slash at the end
     deadline: in seconds since the epoch; a job that is not finished then is canceled
@@ -72,6 +76,7 @@ class NewJob:
     webhook: Webhook | None = None
     deadline: float | None = None
     idempotency_key: IdempotencyKey | None = None
+    owner: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +90,7 @@ class Job:
     """
 
     id: str
+    owner: str
     model: str
     request: GenerationRequest
     input: Mapping[str, Any]

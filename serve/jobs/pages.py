@@ -20,14 +20,18 @@ class Page:
     previous: str | None
 
 
-async def read_page(connection: AsyncConnection, limit: int, cursor: str | None) -> Page:
-    """cursor: of another page, None for the newest. Raises InvalidRequestError for what is no cursor."""
+async def read_page(connection: AsyncConnection, limit: int, cursor: str | None, owner: str) -> Page:
+    """cursor: of another page of this owner's jobs, None for the newest.
+
+    Raises InvalidRequestError for what is no cursor.
+    """
     if cursor is None:
         goes_back, bound = True, None
     else:
         goes_back, bound = _parse_cursor(cursor)
     seq = jobs.c.seq
-    statement = select(jobs).order_by(seq.desc() if goes_back else seq).limit(limit + 1)
+    statement = select(jobs).where(jobs.c.owner == owner)
+    statement = statement.order_by(seq.desc() if goes_back else seq).limit(limit + 1)
     if bound is not None:
         statement = statement.where(seq < bound if goes_back else seq > bound)
     rows = (await connection.execute(statement)).all()

@@ -40,6 +40,7 @@ def new_row(new: NewJob) -> dict[str, Any]:
     """All but the times."""
     return {
         "id": new.request.request_id,
+        "owner": new.owner,
         "model": new.model,
         "request": _REQUEST.dump_python(new.request, mode="json"),
         "input": dict(new.input),
@@ -47,7 +48,7 @@ def new_row(new: NewJob) -> dict[str, Any]:
         "webhook_url": new.webhook.url if new.webhook else None,
         "webhook_events": sorted(new.webhook.events) if new.webhook else None,
         "deadline": new.deadline,
-        "idempotency_key": new.idempotency_key.key if new.idempotency_key else None,
+        "idempotency_key": idempotency_key_column(new),
         "fingerprint": new.idempotency_key.fingerprint if new.idempotency_key else None,
         "priority": new.request.priority,
         "num_steps": new.request.num_images * new.request.num_inference_steps,
@@ -64,6 +65,7 @@ def new_row(new: NewJob) -> dict[str, Any]:
 def read_job(row: Row[Any]) -> Job:
     return Job(
         id=row.id,
+        owner=row.owner,
         model=row.model,
         request=_REQUEST.validate_python(row.request),
         input=row.input,
@@ -86,6 +88,14 @@ def _read_webhook(row: Row[Any]) -> Webhook | None:
     if row.webhook_url is None:
         return None
     return Webhook(row.webhook_url, frozenset(WebhookEvent(event) for event in row.webhook_events))
+
+
+def idempotency_key_column(new: NewJob) -> str | None:
+    """Unique over all clients. The column itself is: SQLite takes no such constraint back."""
+    if new.idempotency_key is None:
+        return None
+    # Neither part has a line break.
+    return f"{new.owner}\n{new.idempotency_key.key}"
 
 
 def output_column(output: Mapping[int, str]) -> dict[str, str]:

@@ -49,6 +49,8 @@ class JobStore:
     or is over, what the runner writes is refused, and the methods that take a claim answer False. A lease
     that ran out takes nothing from its holder until somebody claims the job. All times are the database's.
 
+    What clients ask for is looked up among their owner's jobs only; runners run everybody's.
+
     Everything raises JobStoreUnavailableError and StorageFullError. Nothing of the change is written then,
     and the store works again as soon as the database does.
 
@@ -89,19 +91,21 @@ class JobStore:
         return await self._creations.create(new)
 
     @uninterrupted
-    async def get(self, job_id: str) -> Job | None:
+    async def get(self, job_id: str, owner: str = "") -> Job | None:
+        """None if the owner has no such job."""
+        statement = select(jobs).where(_c.id == job_id, _c.owner == owner)
         async with self.database.read() as connection:
-            row = (await connection.execute(select(jobs).where(_c.id == job_id))).one_or_none()
+            row = (await connection.execute(statement)).one_or_none()
         return None if row is None else read_job(row)
 
     @uninterrupted
-    async def page(self, limit: int, cursor: str | None = None) -> Page:
+    async def page(self, limit: int, cursor: str | None = None, owner: str = "") -> Page:
         """Newest first. cursor: `next` or `previous` of another page.
 
         Raises InvalidRequestError for what is none.
         """
         async with self.database.read() as connection:
-            return await read_page(connection, limit, cursor)
+            return await read_page(connection, limit, cursor, owner)
 
     @uninterrupted
     async def queue_position(self, job: Job) -> int | None:
@@ -116,13 +120,14 @@ class JobStore:
             return (await connection.execute(statement)).scalar_one()
 
     @uninterrupted
-    async def cancel(self, job_id: str) -> Job | None:
-        """At once, begun or not; one that is over stays as it is. None if there is no such job."""
+    async def cancel(self, job_id: str, owner: str = "") -> Job | None:
+        """At once, begun or not; one that is over stays as it is. None if the owner has no such job."""
+        is_it = and_(_c.id == job_id, _c.owner == owner)
         async with self.database.write() as connection:
-            canceled = await self._transition(connection, JobState.CANCELED, _c.id == job_id)
+            canceled = await self._transition(connection, JobState.CANCELED, is_it)
             if canceled:
                 return canceled[0]
-            row = (await connection.execute(select(jobs).where(_c.id == job_id))).one_or_none()
+            row = (await connection.execute(select(jobs).where(is_it))).one_or_none()
         return None if row is None else read_job(row)
 
     @uninterrupted

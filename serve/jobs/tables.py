@@ -59,6 +59,8 @@ metadata = MetaData()
 # SQLite counts up by itself only in a column of exactly this type.
 _Sequence = BigInteger().with_variant(Integer, "sqlite")
 
+# owner: a client's name, empty where there are no API keys
+# idempotency_key: the owner's name, a line break, and its key
 # seq: age, where created_at may be the same for two
 # failures: attempts in a row that failed or died, since it last came further
 # is_begun: whether this attempt is, or only waits for its turn: what waits is not what its runner dies of
@@ -69,6 +71,7 @@ jobs = Table(
     metadata,
     Column("seq", _Sequence, primary_key=True),
     Column("id", Text, nullable=False, unique=True),
+    Column("owner", Text, nullable=False, server_default=""),
     Column("model", Text, nullable=False),
     Column("request", JsonText, nullable=False),
     Column("input", JsonText, nullable=False),
@@ -109,6 +112,7 @@ Index("ix_jobs_lease_until", jobs.c.lease_until, sqlite_where=_unfinished, postg
 _finished = jobs.c.completed_at.is_not(None)
 # Not of the unfinished: SQLite would rather find those by their state and then sort the whole queue.
 Index("ix_jobs_finished", jobs.c.state, sqlite_where=_finished, postgresql_where=_finished)
+Index("ix_jobs_owner", jobs.c.owner, jobs.c.seq)
 Index("ix_jobs_retention", jobs.c.data_removed, jobs.c.completed_at)
 _has_key = jobs.c.idempotency_key.is_not(None)
 Index("ix_jobs_key_age", jobs.c.created_at, sqlite_where=_has_key, postgresql_where=_has_key)

@@ -9,12 +9,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from alembic import command
 from alembic.autogenerate import compare_metadata
+from alembic.config import Config
 from alembic.migration import MigrationContext
-from sqlalchemy import event, make_url, text
+from sqlalchemy import Connection, event, make_url, text
 
 from serve.errors import JobStoreUnavailableError, StorageFullError
-from serve.jobs.database import parse_database_url
+from serve.jobs.database import MIGRATIONS_FOLDER, parse_database_url
 from serve.jobs.job import IdempotencyKey, JobState
 from serve.jobs.store import JobStore
 from serve.jobs.tables import metadata
@@ -43,6 +45,28 @@ async def test_the_migrations_make_the_tables_that_the_code_has(url: str) -> Non
             return compare_metadata(MigrationContext.configure(sync_connection), metadata)
 
         assert await connection.run_sync(differences) == []
+
+
+@in_loop
+async def test_jobs_from_before_there_were_owners_keep_their_idempotency_keys(url: str) -> None:
+    def back(connection: Connection) -> None:
+        config = Config()
+        config.set_main_option("script_location", str(MIGRATIONS_FOLDER))
+        config.attributes["connection"] = connection
+        command.downgrade(config, "0002")
+
+    async with opened(url) as store:
+        for job_id, key in (("a", "k"), ("b", "k k"), ("c", None)):
+            await store.create(new_job(job_id, key=None if key is None else IdempotencyKey(key, "f")))
+        await store.create(new_job("alice's", key=IdempotencyKey("k", "f"), owner="alice"))
+        async with store.database.write() as connection:
+            await connection.run_sync(back)
+            rows = await connection.execute(text("SELECT id, idempotency_key FROM jobs"))
+            assert dict(map(tuple, rows)) == {"a": "k", "b": "k k", "c": None, "alice's": None}
+    async with opened(url) as store:
+        for job_id, key in (("a", "k"), ("b", "k k")):
+            again = await store.create(new_job("new", key=IdempotencyKey(key, "f")))
+            assert (again.id, again.owner) == (job_id, "")
 
 
 @in_loop
@@ -91,6 +115,8 @@ async def test_sqlite_walks_through_no_jobs_that_it_is_not_asked_for(sqlite_url:
         job = await store.create(new_job("a", webhook=webhook(), key=IdempotencyKey("k", "f")))
         await store.create(new_job("b", key=IdempotencyKey("k", "f")))
         await store.get("a")
+        await store.page(10, "before-9")
+        await store.cancel("nothing")
         await store.queue_position(job)
         await store.counts()
         claim = await claim_one(store)

@@ -134,6 +134,53 @@ async def test_a_key_is_free_again_when_it_is_old(url: str) -> None:
 
 
 @in_loop
+async def test_jobs_are_their_owners(url: str) -> None:
+    owners = ("alice", "bob", "")
+    async with opened(url) as store:
+        for owner in owners:
+            for number in (1, 2):
+                await store.create(new_job(f"{owner} {number}", owner=owner))
+        for owner, other in itertools.permutations(owners, 2):
+            job = await store.get(f"{owner} 1", owner)
+            assert job is not None
+            assert job.owner == owner
+            assert await store.get(f"{owner} 1", other) is None
+            assert await store.cancel(f"{owner} 1", other) is None
+            assert await state_of_owned(store, f"{owner} 1", owner) is STARTING
+        for owner in owners:
+            newest = await store.page(1, owner=owner)
+            assert [job.id for job in newest.jobs] == [f"{owner} 2"]
+            older = await store.page(1, newest.next, owner)
+            assert [job.id for job in older.jobs] == [f"{owner} 1"]
+            assert older.next is None
+            canceled = await store.cancel(f"{owner} 1", owner)
+            assert canceled is not None
+            assert canceled.state is CANCELED
+        claimed = await store.claim(10, LONG)
+        assert [job.owner for job in claimed] == list(owners), "they are run whosever they are"
+
+
+async def state_of_owned(store: JobStore, job_id: str, owner: str) -> JobState:
+    job = await store.get(job_id, owner)
+    assert job is not None
+    return job.state
+
+
+@in_loop
+async def test_an_idempotency_key_is_its_owners(url: str) -> None:
+    async with opened(url) as store:
+        owners = ("", "alice", "bob")
+        for owner in owners:
+            key = IdempotencyKey("k", f"{owner}'s")
+            news = [new_job(f"{owner} {number}", key=key, owner=owner) for number in range(3)]
+            made = await asyncio.gather(*map(store.create, news))
+            assert {(job.id, job.owner) for job in made} == {(f"{owner} 0", owner)}
+        with pytest.raises(IdempotencyKeyReusedError):
+            await store.create(new_job("x", key=IdempotencyKey("k", "bob's"), owner="alice"))
+        assert await store.counts() == dict.fromkeys(JobState, 0) | {STARTING: len(owners)}
+
+
+@in_loop
 async def test_pages_go_both_ways_and_do_not_shift(url: str) -> None:
     async with opened(url) as store:
 

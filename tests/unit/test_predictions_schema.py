@@ -109,6 +109,7 @@ def job(state: JobState, output: dict[int, str], steps_done: int) -> Job:
     begun = state is not JobState.STARTING
     return Job(
         id="job",
+        owner=new.owner,
         model=new.model,
         request=new.request,
         input=new.input,
