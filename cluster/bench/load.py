@@ -22,13 +22,15 @@ READ_BUFFER_BYTES = 2**26  # a server-sent event has a whole picture in one line
 
 @dataclass(frozen=True)
 class Target:
-    """A server. body: a template (see `template`); stream: ask for server-sent events with previews."""
+    """A server. body: a template (see `template`); stream: ask for server-sent events with previews;
+    api_key: where it takes some."""
 
     url: str
     path: str = "/v1/images/generations"
     body: Mapping[str, Any] = field(default_factory=lambda: IMAGES_BODY)
     stream: bool = False
     partial_images: int = 1
+    api_key: str | None = field(default=None, repr=False)
 
     def body_for(self, request: PlannedRequest) -> bytes:
         asked = {"stream": True, "partial_images": self.partial_images} if self.stream else {}
@@ -116,5 +118,7 @@ class _Run:
     async def _exchange(self, request: PlannedRequest, body: bytes) -> Answer:
         url = f"{self._target.url.rstrip('/')}/{self._target.path.lstrip('/')}"
         headers = {"content-type": "application/json"}
+        if self._target.api_key:
+            headers["authorization"] = f"Bearer {self._target.api_key}"
         async with self._session.post(url, data=body, headers=headers) as response:
             return await read_answer(response, request.num_images, self.now_s)

@@ -1,6 +1,7 @@
 """The options of `midstep bench`, and the runs that they ask for."""
 
 import argparse
+import os
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
@@ -30,6 +31,8 @@ from cluster.bench.template import IMAGES_BODY, read_template
 T = TypeVar("T")
 PLOT_NAME = "latency_throughput.png"
 DESCRIPTION = "Load one or several image servers over HTTP, open loop, and report latency and throughput."
+KEY_VARIABLE = "MIDSTEP_API_KEY"
+KEY_HELP = f"Each server is sent the API key in the environment variable {KEY_VARIABLE}, if that is set."
 DEFAULT_DURATION_S = 60.0
 # What a file of results tells of the command line: no paths, no hosts.
 SETTINGS = [
@@ -68,7 +71,7 @@ class Drawing:
 
 
 def _parser() -> OneLineParser:
-    parser = OneLineParser(prog="midstep bench", description=DESCRIPTION, allow_abbrev=False)
+    parser = OneLineParser(prog="midstep bench", description=DESCRIPTION, epilog=KEY_HELP, allow_abbrev=False)
     server = parser.add_argument_group("what is loaded").add_argument
     server("--url", type=told(read_url), help="a server, such as http://127.0.0.1:8000")
     server("--name", type=told(read_name), default="midstep", help="what to call it (%(default)s)")
@@ -127,8 +130,9 @@ def read_options(argv: Sequence[str] | None) -> Load | Drawing:
         parser.error(f"argument --system: {repeated[0]!r} is there twice")
     body = IMAGES_BODY if args.body is None else args.body
     mix = _mix(args)
+    key = os.environ.get(KEY_VARIABLE)
     return Load(
-        {name: Target(url, args.path, body, args.stream, args.partial_images) for name, url in systems},
+        {name: Target(url, args.path, body, args.stream, args.partial_images, key) for name, url in systems},
         _plans(parser, args, mix),
         args.warmup,
         args.timeout,

@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import os
 import sys
 from collections.abc import Sequence
 from contextlib import closing
@@ -14,6 +15,8 @@ from rich.table import Table
 
 from cluster.client.predictions import FINAL, Predictions, ServerError
 
+KEY_VARIABLE = "MIDSTEP_API_KEY"
+_KEY_HELP = f"A server with API keys is sent the one in the environment variable {KEY_VARIABLE}."
 # Of the command line, and what the server calls them.
 _INPUT = {
     "negative_prompt": (str, "what it should not show"),
@@ -32,14 +35,14 @@ _INPUT = {
 def main(argv: Sequence[str]) -> None:
     arguments = _parser().parse_args(argv)
     try:
-        with closing(Predictions(arguments.url)) as predictions:
+        with closing(Predictions(arguments.url, os.environ.get(KEY_VARIABLE))) as predictions:
             sys.exit(arguments.run(predictions, arguments))
     except ServerError as error:
         sys.exit(str(error))
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="midstep", description=__doc__)
+    parser = argparse.ArgumentParser(prog="midstep", description=__doc__, epilog=_KEY_HELP)
     commands = parser.add_subparsers(required=True)
     common = argparse.ArgumentParser(add_help=False)
     common.add_argument("--url", default="http://127.0.0.1:8000", help="of the server (default %(default)s)")
@@ -55,12 +58,14 @@ def _parser() -> argparse.ArgumentParser:
     named.add_argument("id")
 
     def add(group: Any, name: str, run: Any, text: str, *parents: argparse.ArgumentParser) -> Any:
-        command = group.add_parser(name, help=text, description=text, parents=[common, *parents])
+        command = group.add_parser(
+            name, help=text, description=text, epilog=_KEY_HELP, parents=[common, *parents]
+        )
         command.set_defaults(run=run)
         return command
 
     add(commands, "generate", _generate, "make an image and wait for it", asked, fetched)
-    jobs = commands.add_parser("jobs", help="work with jobs").add_subparsers(required=True)
+    jobs = commands.add_parser("jobs", help="work with jobs", epilog=_KEY_HELP).add_subparsers(required=True)
     submit = add(jobs, "submit", _submit, "hand in a job and print its id", asked)
     submit.add_argument("--webhook", help="a URL that is told of it")
     submit.add_argument("--idempotency-key", help="hand in the same job once only, however often you try")

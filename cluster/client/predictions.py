@@ -14,10 +14,11 @@ class ServerError(Exception):
 
 
 class Predictions:
-    """Those of one server. Every method raises ServerError."""
+    """Those of one server. Every method raises ServerError. api_key: where the server has some"""
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, api_key: str | None = None) -> None:
         self._url = url.rstrip("/")
+        self._headers = {"authorization": f"Bearer {api_key}"} if api_key else {}
         self._http = httpx.Client(timeout=TIMEOUT_S)
 
     def close(self) -> None:
@@ -51,7 +52,8 @@ class Predictions:
         prediction = self.get(prediction_id)
         yield prediction
         try:
-            with self._http.stream("GET", f"{self._url}/v1/predictions/{prediction_id}/stream") as events:
+            url = f"{self._url}/v1/predictions/{prediction_id}/stream"
+            with self._http.stream("GET", url, headers=self._headers) as events:
                 for line in events.iter_lines():
                     if line.startswith("event:"):
                         prediction = self.get(prediction_id)
@@ -60,10 +62,15 @@ class Predictions:
             raise ServerError(f"{self._url}: the stream has ended: {error}") from error
 
     def download(self, url: str) -> bytes:
-        return self._ask("GET", url).content
+        # Without the key: the URL is all that it takes, and may be another server's.
+        return self._send("GET", url).content
 
-    def _ask(self, method: str, path: str, **options: Any) -> httpx.Response:
-        url = path if path.startswith("http") else self._url + path
+    def _ask(
+        self, method: str, path: str, headers: Mapping[str, str] | None = None, **options: Any
+    ) -> httpx.Response:
+        return self._send(method, self._url + path, headers=self._headers | dict(headers or {}), **options)
+
+    def _send(self, method: str, url: str, **options: Any) -> httpx.Response:
         try:
             response = self._http.request(method, url, follow_redirects=True, **options)
         except httpx.HTTPError as error:

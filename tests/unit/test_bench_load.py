@@ -53,6 +53,24 @@ def requests(rate: float, duration_s: float) -> list[PlannedRequest]:
     return plan(constant(rate, duration_s), Mix(), seed=0)
 
 
+@pytest.mark.parametrize("key", [None, "mst_secret"])
+def test_an_api_key_is_sent_and_not_shown(key: str | None) -> None:
+    seen = []
+
+    async def handler(request: web.Request) -> web.Response:
+        seen.append(request.headers.get("authorization"))
+        return web.json_response(PICTURE)
+
+    async def run() -> None:
+        async with serving(handler) as url:
+            target = Target(url, api_key=key)
+            assert "secret" not in repr(target)
+            await run_load(target, requests(20, 0.1))
+
+    asyncio.run(run())
+    assert seen == [key and f"Bearer {key}"] * 2
+
+
 def test_a_known_delay_and_error_rate_are_reported_within_two_percent() -> None:
     """Of 150 requests that all wait at once, more than a client with a limit on connections sends."""
     delay_s, served = 2.0, 0
