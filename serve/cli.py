@@ -1,9 +1,9 @@
-"""`midstep check FILE`, `midstep run FILE`, `midstep profile FILE`, `midstep keys`, `midstep bench`,
-`midstep generate PROMPT` and `midstep jobs`.
+"""`midstep check FILE`, `midstep run FILE`, `midstep profile FILE`, `midstep keys`, `midstep key NAME`,
+`midstep bench`, `midstep generate PROMPT` and `midstep jobs`.
 
 A Serve configuration file, checked strictly, and then served, or its costs measured; the table of the keys
-there are; the load generator; and the jobs of a server that runs. Ray Serve ignores keys that it does not
-know; here each is an error that names the nearest.
+there are; a new API key; the load generator; and the jobs of a server that runs. Ray Serve ignores keys of
+the file that it does not know; here each is an error that names the nearest.
 """
 
 import argparse
@@ -21,9 +21,10 @@ from ray.serve.schema import ServeDeploySchema
 
 from cluster.client.command import main as client
 from deployments.engine.models import ModelLoadError
+from serve.api_keys import ApiKeyConfig, key_sha256, new_key
 from serve.config import AppConfig
 from serve.profile import profile
-from serve.section import ConfigError, unknown_keys
+from serve.section import ConfigError, models_in, unknown_keys
 
 IMPORT_PATH = "serve.app:build_app"
 
@@ -60,25 +61,46 @@ def _problems_of_args(args: Any, place: str) -> list[str]:
         model.source()
         model.known_cost()
     except ValidationError as error:
-        return [".".join([place, *map(str, item["loc"])]) + f": {item['msg']}" for item in error.errors()]
+        return [f"{place}{_path(item['loc'])}: {item['msg']}" for item in error.errors()]
     except ConfigError as error:
         return [f"{place}.{error}"]
     return []
 
 
+def _path(location: tuple[int | str, ...]) -> str:
+    return "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in location)
+
+
 def keys_table() -> str:
     """Every key of AppConfig with its default and meaning, as a Markdown table."""
-    rows = [f"| `{key}` | `{json.dumps(default)}` | {text} |" for key, default, text in _keys(AppConfig())]
+    rows = [f"| `{key}` | {default} | {text} |" for key, default, text in _keys(AppConfig)]
     return "\n".join(["| key | default | meaning |", "|---|---|---|", *rows])
 
 
-def _keys(section: BaseModel, path: str = "") -> Iterator[tuple[str, Any, str]]:
-    for name, field in type(section).model_fields.items():
-        value = getattr(section, name)
-        if isinstance(value, BaseModel):
-            yield from _keys(value, f"{path}{name}.")
-        else:
-            yield f"{path}{name}", value, field.description or ""
+def _keys(section: type[BaseModel], path: str = "") -> Iterator[tuple[str, str, str]]:
+    for name, field in section.model_fields.items():
+        default = field.get_default(call_default_factory=True)
+        if isinstance(default, BaseModel):
+            yield from _keys(type(default), f"{path}{name}.")
+            continue
+        shown = "required" if field.is_required() else f"`{json.dumps(default)}`"
+        yield f"{path}{name}", shown, field.description or ""
+        for item in models_in(field.annotation):
+            yield from _keys(item, f"{path}{name}[].")
+
+
+def _print_new_key(name: str) -> None:
+    """Raises ConfigError for what cannot be a name."""
+    key = new_key()
+    try:
+        client = ApiKeyConfig(name=name, key_sha256=key_sha256(key))
+    except ValidationError as error:
+        raise ConfigError(f"NAME: {error.errors()[0]['msg']}, but {name!r} was given") from error
+    print(
+        f"The key of {client.name}, which is kept nowhere and shown only now:\n\n{key}\n\n"
+        "For the server's configuration, under `args`:\n\n"
+        f'api_keys:\n  - name: "{client.name}"\n    key_sha256: "{client.key_sha256}"'
+    )
 
 
 def write_profile(configs: list[AppConfig], output: Path) -> None:
@@ -119,6 +141,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="midstep", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
     commands.add_parser("keys", help="print the table of all keys")
+    commands.add_parser("key", help="make an API key for a client").add_argument("name", metavar="NAME")
     commands.add_parser("bench", help="load a server and measure it")
     commands.add_parser("generate", help="make an image on a server and wait for it")
     commands.add_parser("jobs", help="submit|get|wait|cancel|list: work with a server's jobs")
@@ -134,6 +157,9 @@ def main() -> None:
         print(keys_table())
         return
     try:
+        if arguments.command == "key":
+            _print_new_key(arguments.name)
+            return
         configs = check(arguments.file)
         if arguments.command == "profile":
             write_profile(configs, arguments.output)

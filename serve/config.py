@@ -23,6 +23,7 @@ from deployments.engine.messages import LatentShape
 from deployments.engine.models import ModelInfo, ModelSource, Placement
 from deployments.engine.samplers import SamplerTables, UnsupportedSamplerError
 from deployments.profiling import Profiling
+from serve.api_keys import ApiKeys
 from serve.autoscaling_config import AutoscalingSection, WorkAutoscalingSection
 from serve.jobs.config import JobsConfig
 from serve.section import ConfigError, Section, unknown_keys
@@ -300,6 +301,7 @@ class AppConfig(Section):
     defaults: DefaultsConfig = Field(default_factory=DefaultsConfig)
     limits: LimitsConfig = Field(default_factory=LimitsConfig)
     jobs: JobsConfig = Field(default_factory=JobsConfig)
+    api_keys: ApiKeys = Field((), description="the keys that requests must come with; none: all may come")
 
     @model_validator(mode="before")
     @classmethod

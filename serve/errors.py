@@ -19,6 +19,12 @@ class InvalidRequestError(MidstepError):
     status, code, title = 400, "invalid_request", "Invalid request"
 
 
+class InvalidApiKeyError(MidstepError):
+    """No API key, or none that is known."""
+
+    status, code, title = 401, "invalid_api_key", "Invalid API key"
+
+
 class ModelNotFoundError(MidstepError):
     status, code, title = 404, "model_not_found", "Model not found"
 
@@ -61,6 +67,12 @@ class RangeNotSatisfiableError(MidstepError):
 
 class QueueFullError(MidstepError):
     status, code, title = 429, "queue_full", "Queue full"
+
+
+class RateLimitError(MidstepError):
+    """The client has asked for as much as it may, for now."""
+
+    status, code, title = 429, "rate_limit_exceeded", "Rate limit exceeded"
 
 
 class DeadlineTooEarlyError(MidstepError):

@@ -25,14 +25,14 @@ def unknown_keys(schema: type[BaseModel], data: Any, path: str = "") -> Iterator
             nearest = difflib.get_close_matches(str(key), names, n=1, cutoff=0.0)
             yield f"{path}{key}: unknown key; the nearest one is {nearest[0]!r}"
             continue
-        for nested in _models_in(names[key]):
+        for nested in models_in(names[key]):
             for index, item in enumerate(value if isinstance(value, list) else [value]):
                 place = f"{path}{key}[{index}]." if isinstance(value, list) else f"{path}{key}."
                 yield from unknown_keys(nested, item, place)
 
 
-def _models_in(annotation: Any) -> list[type[BaseModel]]:
+def models_in(annotation: Any) -> list[type[BaseModel]]:
     """The pydantic models that an annotation mentions, through Optional, list and Annotated."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return [annotation]
-    return [model for argument in get_args(annotation) for model in _models_in(argument)]
+    return [model for argument in get_args(annotation) for model in models_in(argument)]

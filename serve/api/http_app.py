@@ -7,6 +7,7 @@ from contextlib import asynccontextmanager, suppress
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
 from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route
@@ -15,16 +16,19 @@ from deployments.engine.models import ModelInfo
 from deployments.engine.samplers import SamplerTables
 from serve.acceptance import Acceptance
 from serve.admission import Admission, Estimator
+from serve.api.authentication import Authentication
 from serve.api.files import FilesRoute
 from serve.api.images import ImagesRoute
 from serve.api.predictions import PredictionsRoutes
 from serve.api.problems import on_fault, on_http_exception, on_midstep_error
+from serve.api_keys import Clients
 from serve.config import AppConfig
 from serve.errors import MidstepError, NotReadyError
 from serve.fleet import Fleet
 from serve.jobs.opening import opened
 from serve.jobs.prediction import FILES_PATH, PREDICTIONS_PATH
 from serve.pipeline import Pipeline
+from serve.rate_limits import RateLimits
 
 _READY_TIMEOUT_S = 2.0
 _LEARNING_PAUSE_S = 1.0
@@ -37,10 +41,11 @@ def build_http_app(config: AppConfig, info: ModelInfo, pipeline: Pipeline, fleet
     engine = config.engine_config(info)
     estimator = Estimator(engine, tables, info.scale_factor, fleet.denoisers_per_ingress)
     admission = Admission(config.limits.max_queue, config.limits.max_wait_s, estimator)
+    rate_limits = RateLimits(estimator, fleet.num_ingresses)
     acceptance = Acceptance(config, info, tables)
-    images = ImagesRoute(config, acceptance, pipeline, admission)
+    images = ImagesRoute(config, acceptance, pipeline, admission, rate_limits)
     store = config.jobs.job_store()
-    predictions = PredictionsRoutes(config, acceptance, store, pipeline, estimator)
+    predictions = PredictionsRoutes(config, acceptance, store, pipeline, estimator, rate_limits)
     files = FilesRoute(config.jobs.object_store(), _PRESIGNED_S if config.jobs.presigned_urls else None)
 
     async def models(_: Request) -> Response:
@@ -60,6 +65,12 @@ def build_http_app(config: AppConfig, info: ModelInfo, pipeline: Pipeline, fleet
         await pipeline.check_ready(_READY_TIMEOUT_S)
         return PlainTextResponse("ok")
 
+    # What knows no keys: browsers and Replicate's client fetch images, by URLs that nobody can guess.
+    open_routes = [
+        Route(FILES_PATH + "/{key:path}", files.get),
+        Route("/livez", livez),
+        Route("/readyz", readyz),
+    ]
     routes = [
         Route("/v1/images/generations", images.generate, methods=["POST"]),
         Route("/v1/models", models),
@@ -69,9 +80,7 @@ def build_http_app(config: AppConfig, info: ModelInfo, pipeline: Pipeline, fleet
         Route(PREDICTIONS_PATH + "/{job_id}", predictions.get),
         Route(PREDICTIONS_PATH + "/{job_id}/cancel", predictions.cancel, methods=["POST"]),
         Route(PREDICTIONS_PATH + "/{job_id}/stream", predictions.stream),
-        Route(FILES_PATH + "/{key:path}", files.get),
-        Route("/livez", livez),
-        Route("/readyz", readyz),
+        *open_routes,
     ]
 
     @asynccontextmanager
@@ -85,6 +94,7 @@ def build_http_app(config: AppConfig, info: ModelInfo, pipeline: Pipeline, fleet
     app = Starlette(
         routes=routes,
         lifespan=lifespan,
+        middleware=[Middleware(Authentication, clients=Clients(config.api_keys), open_routes=open_routes)],
         exception_handlers={
             MidstepError: on_midstep_error,
             HTTPException: on_http_exception,

@@ -17,6 +17,7 @@ from starlette.types import Receive, Scope, Send
 from deployments.engine.messages import EncodedImage
 from serve.acceptance import MEDIA_TYPES, Acceptance
 from serve.admission import Admission
+from serve.api.authentication import client_of
 from serve.api.body import bounded_body
 from serve.api.images_schema import read_body, wanted_of
 from serve.api.problems import error_object, request_id
@@ -24,6 +25,7 @@ from serve.config import AppConfig
 from serve.errors import MidstepError
 from serve.generation import GenerationRequest, ImageDone, ImagePreview, PromptEncoded
 from serve.pipeline import PREVIEW_FORMAT, Pipeline
+from serve.rate_limits import RateLimits
 
 logger = logging.getLogger("ray.serve")
 _FORMAT_NAMES = {media_type: name for name, media_type in MEDIA_TYPES.items()}
@@ -38,20 +40,24 @@ class ImagesRoute:
         acceptance: Acceptance,
         pipeline: Pipeline,
         admission: Admission,
+        rate_limits: RateLimits,
     ) -> None:
         self._config = config
         self._acceptance = acceptance
         self._pipeline = pipeline
         self._admission = admission
+        self._rate_limits = rate_limits
 
     async def generate(self, http_request: Request) -> Response:
         body = await bounded_body(http_request)
         # In a thread, since a large body takes a while, and so does a sampler that is met for the first time.
         request, wants_stream = await asyncio.to_thread(self._accept, body, request_id(http_request))
+        cost = self._pipeline.known_cost_model
         with ExitStack() as stack:
-            stack.enter_context(self._admission.admitted(request, self._pipeline.known_cost_model))
-            if request.deadline is not None:
-                self._admission.check_deadline(request, await self._pipeline.cost_model(request.deadline))
+            with self._rate_limits.charged(client_of(http_request), request, cost):
+                stack.enter_context(self._admission.admitted(request, cost))
+                if request.deadline is not None:
+                    self._admission.check_deadline(request, await self._pipeline.cost_model(request.deadline))
             if wants_stream:
                 return _StreamResponse(self._stream(request), stack.pop_all())
             return JSONResponse(await self._collect(request))

@@ -16,6 +16,7 @@ from starlette.responses import JSONResponse, Response
 
 from serve.acceptance import Acceptance
 from serve.admission import Estimator
+from serve.api.authentication import client_of
 from serve.api.body import bounded_body
 from serve.api.predictions_schema import (
     PredictionBody,
@@ -33,6 +34,7 @@ from serve.jobs.prediction import PREDICTIONS_PATH, describe, fraction_done, log
 from serve.jobs.store import JobStore
 from serve.jobs.webhooks import check_webhook_url
 from serve.pipeline import Pipeline
+from serve.rate_limits import RateLimits
 
 logger = logging.getLogger("ray.serve")
 
@@ -51,12 +53,14 @@ class PredictionsRoutes:
         store: JobStore,
         pipeline: Pipeline,
         estimator: Estimator,
+        rate_limits: RateLimits,
     ) -> None:
         self._config = config
         self._acceptance = acceptance
         self._store = store
         self._pipeline = pipeline
         self._estimator = estimator
+        self._rate_limits = rate_limits
 
     async def create(self, request: Request) -> Response:
         """201 once the job is on disk; with `Prefer: wait` when it is finished or that time is over."""
@@ -66,7 +70,11 @@ class PredictionsRoutes:
             new = await asyncio.to_thread(self._accept, raw, request)
         except InvalidRequestError as error:
             raise InvalidInputError(error.detail, error.param) from error
-        job = await self._store.create(new)
+        cost = self._pipeline.known_cost_model
+        with self._rate_limits.charged(client_of(request), new.request, cost) as give_back:
+            job = await self._store.create(new)
+            if job.id != new.request.request_id:
+                give_back()  # it comes again by its idempotency key, and was charged when it was made
         location = f"{job.base_url}{PREDICTIONS_PATH}/{job.id}"
         if wait is None:
             # Its place in the queue would take another look into the database; whoever asks after it is told.
@@ -79,8 +87,8 @@ class PredictionsRoutes:
         return JSONResponse(await self._described(await self._job(request)))
 
     async def page(self, request: Request) -> Response:
-        """Newest first. `cursor` is what `next` or `previous` of another page has."""
-        page = await self._store.page(PAGE_SIZE, request.query_params.get("cursor"))
+        """The client's own, newest first. `cursor` is what `next` or `previous` of another page has."""
+        page = await self._store.page(PAGE_SIZE, request.query_params.get("cursor"), client_of(request).name)
         url = f"{self._base_url(request)}{PREDICTIONS_PATH}?cursor="
         return JSONResponse(
             {
@@ -92,7 +100,7 @@ class PredictionsRoutes:
 
     async def cancel(self, request: Request) -> Response:
         """What is finished stays as it is."""
-        job = await self._store.cancel(request.path_params["job_id"])
+        job = await self._store.cancel(request.path_params["job_id"], client_of(request).name)
         return JSONResponse(await self._described(_found(job, request)))
 
     async def stream(self, request: Request) -> Response:
@@ -113,7 +121,7 @@ class PredictionsRoutes:
             if job.state.is_final:
                 break
             await asyncio.sleep(_LOOK_INTERVAL_S)
-            job = await self._store.get(job.id) or job
+            job = await self._store.get(job.id, job.owner) or job
         if job.state is JobState.FAILED:
             yield ServerSentEvent(json.dumps({"detail": job.error}), event="error", id=str(seen))
         reason = {JobState.CANCELED: {"reason": "canceled"}, JobState.FAILED: {"reason": "error"}}
@@ -138,6 +146,7 @@ class PredictionsRoutes:
             raise InvalidRequestError(f"input.{error.detail}", f"input.{error.param}") from error
         return NewJob(
             request=accepted,
+            owner=client_of(request).name,
             model=self._config.model.shown_id,
             input=given_input(body),
             base_url=self._base_url(request),
@@ -161,14 +170,15 @@ class PredictionsRoutes:
         return (self._config.jobs.public_url or str(request.base_url)).rstrip("/")
 
     async def _job(self, request: Request) -> Job:
-        return _found(await self._store.get(request.path_params["job_id"]), request)
+        job_id, owner = request.path_params["job_id"], client_of(request).name
+        return _found(await self._store.get(job_id, owner), request)
 
     async def _finished(self, job: Job, timeout_s: float) -> Job:
         """The job as it is when it is finished, or when the time is over."""
         until = time.monotonic() + timeout_s
         while not job.state.is_final and time.monotonic() < until:
             await asyncio.sleep(_LOOK_INTERVAL_S)
-            job = await self._store.get(job.id) or job
+            job = await self._store.get(job.id, job.owner) or job
         return job
 
     async def _described(self, job: Job) -> dict[str, Any]:

@@ -28,15 +28,19 @@ class WholeApplication:
 
 @contextmanager
 def whole_application(
-    jobs: Mapping[str, Any], log: Path, command: Sequence[str | Path] = ()
+    jobs: Mapping[str, Any],
+    log: Path,
+    command: Sequence[str | Path] = (),
+    api_keys: Sequence[Mapping[str, Any]] = (),
 ) -> Iterator[WholeApplication]:
     """Killed at the end, all of its processes at once. command: what runs it, if anything does."""
     port = free_port()
     environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
     module = [sys.executable, "-m", "tests.integration.whole_application"]
+    sections = json.dumps({"jobs": jobs, "api_keys": api_keys})
     with log.open("w") as output:
         process = subprocess.Popen(
-            [*command, *module, str(port), json.dumps(jobs)],
+            [*command, *module, str(port), sections],
             env=environment,
             stdout=output,
             stderr=subprocess.STDOUT,

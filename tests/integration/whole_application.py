@@ -1,6 +1,6 @@
 """A Ray of its own with the application on it, in one session of processes, until it is killed.
 
-python -m tests.integration.whole_application PORT JOBS, the section `jobs` of the configuration as JSON
+python -m tests.integration.whole_application PORT SECTIONS: `jobs` and `api_keys`, as JSON
 """
 
 import json
@@ -17,7 +17,8 @@ from serve.config import AppConfig
 
 
 def main() -> None:
-    port, jobs = sys.argv[1:]
+    port, sections = sys.argv[1:]
+    given = json.loads(sections)
     ray.init(
         address="local",
         num_cpus=4,
@@ -31,7 +32,8 @@ def main() -> None:
     config = {
         "model": {"device": "cpu"},
         "denoiser": {"rows_per_forward": 16, "checkpoint_interval_s": 0.5},
-        "jobs": {"lease_s": 4.0} | json.loads(jobs),
+        "jobs": {"lease_s": 4.0} | given["jobs"],
+        "api_keys": given["api_keys"],
     }
     serve.run(build_app(AppConfig.model_validate(config)))
     signal.pause()

@@ -1,0 +1,219 @@
+"""API keys in front of the whole HTTP application: who is let in, whose the jobs are, what is charged."""
+
+import json
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any, cast
+
+import httpx
+import pytest
+from starlette.types import Receive, Scope, Send
+
+from deployments.engine.cost import CostModel
+from deployments.engine.messages import EncodedImage
+from deployments.engine.models import load_model_info
+from serve.api.authentication import Authentication
+from serve.api.http_app import build_http_app
+from serve.api_keys import Clients, key_sha256
+from serve.config import AppConfig
+from serve.fleet import Fleet
+from serve.generation import GenerationEvent, GenerationRequest, ImageDone, PromptEncoded, Resume
+from serve.pipeline import FROM_THE_START, Pipeline
+from tests.job_stores import in_loop
+from tests.unit.test_admission import COST
+
+ALICE, BOB, POOR = "mst_alice", "mst_bob", "mst_poor"
+# An image of twenty steps is two seconds of work by COST, sixteen rows a forward: 24 s of alice's limit.
+LIMITS = {ALICE: 5.0, BOB: None, POOR: 0.01}
+API_KEYS = [
+    {
+        "name": key.removeprefix("mst_"),
+        "key_sha256": key_sha256(key),
+        "device_seconds_per_minute": limit,
+    }
+    for key, limit in LIMITS.items()
+]
+JOBS, IMAGES = "/v1/predictions", "/v1/images/generations"
+JOB = {"version": "shapes", "input": {"prompt": "a red star", "seed": 1}}
+IMAGE = {"prompt": "a red star"}
+
+
+class InstantPipeline(Pipeline):
+    """No stages: every image is there at once."""
+
+    @property
+    def known_cost_model(self) -> CostModel:
+        return COST
+
+    async def cost_model(self, deadline: float) -> CostModel:
+        return COST
+
+    async def generate(
+        self, request: GenerationRequest, resume: Resume = FROM_THE_START
+    ) -> AsyncGenerator[GenerationEvent, None]:
+        yield PromptEncoded(3, 0, 77)
+        for index in range(request.num_images):
+            yield ImageDone(index, request.seed + index, EncodedImage(b"image", "image/png", 128, 128))
+
+
+class LoneFleet(Fleet):
+    """There is no Serve to watch."""
+
+    async def watch(self) -> None: ...
+
+
+@asynccontextmanager
+async def serving(folder: Path, api_keys: list[dict[str, Any]]) -> AsyncIterator[httpx.AsyncClient]:
+    config = AppConfig.model_validate(
+        {
+            "denoiser": {"rows_per_forward": 16},
+            "jobs": {"data_folder": str(folder)},
+            "api_keys": api_keys,
+        }
+    )
+    config = config.model_copy(update={"jobs": config.jobs.resolved()})
+    nobody = cast(Any, None)
+    pipeline = InstantPipeline("shapes", nobody, nobody, nobody)
+    info = load_model_info(config.model.source())
+    app = build_http_app(config, info, pipeline, LoneFleet("app", "Denoiser", "Ingress"))
+    client = httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://midstep")
+    async with app.router.lifespan_context(app), client:
+        yield client
+
+
+def by(key: str) -> dict[str, str]:
+    return {"authorization": f"Bearer {key}"}
+
+
+@pytest.mark.parametrize("headers", [{}, by("mst_wrong"), {"authorization": f"Basic {ALICE}"}])
+@in_loop
+async def test_without_a_known_key_nothing_but_files_and_health_is_there(
+    headers: dict[str, str], tmp_path: Path
+) -> None:
+    async with serving(tmp_path, API_KEYS) as client:
+        for method, path in (
+            ("POST", IMAGES),
+            ("POST", JOBS),
+            ("GET", JOBS),
+            ("GET", f"{JOBS}/x"),
+            ("POST", f"{JOBS}/x/cancel"),
+            ("GET", f"{JOBS}/x/stream"),
+            ("POST", "/v1/models/midstep/shapes/predictions"),
+            ("GET", "/v1/models"),
+            ("GET", "/nothing"),
+            ("GET", "/livez/x"),
+            ("GET", "//livez"),
+        ):
+            answer = await client.request(method, path, headers=headers)
+            assert answer.status_code == 401, path
+            assert answer.headers["www-authenticate"] == "Bearer"
+            assert answer.headers["x-should-retry"] == "false"
+            assert answer.headers["content-type"] == "application/problem+json"
+            problem = answer.json()
+            assert problem["error_type"] == problem["error"]["code"] == "invalid_api_key"
+            assert problem["error"]["message"] == problem["detail"]
+        assert (await client.get("/livez", headers=headers)).text == "ok"
+        file = await client.get("/v1/files/images/a/0-aaaaaaaaaaaaaaaaaaaaaa.png", headers=headers)
+        assert (file.status_code, file.json()["error_type"]) == (404, "file_not_found")
+        assert (await client.get("/v1/models", headers=by(ALICE))).status_code == 200
+        assert (await client.get("/nothing", headers=by(ALICE))).status_code == 404
+
+
+@in_loop
+async def test_without_keys_everybody_is_served_whatever_they_send(tmp_path: Path) -> None:
+    async with serving(tmp_path, []) as client:
+        created = await client.post(JOBS, json=JOB)
+        assert created.status_code == 201
+        for headers in ({}, by("none")):
+            found = await client.get(f"{JOBS}/{created.json()['id']}", headers=headers)
+            assert found.status_code == 200
+            assert (await client.post(IMAGES, json=IMAGE, headers=headers)).status_code == 200
+
+
+@in_loop
+async def test_a_job_of_another_client_is_not_there(tmp_path: Path) -> None:
+    async with serving(tmp_path, API_KEYS) as client:
+        ids = {}
+        for key in (ALICE, BOB):
+            created = await client.post(JOBS, json=JOB, headers=by(key) | {"idempotency-key": "the same"})
+            assert created.status_code == 201
+            ids[key] = created.json()["id"]
+        assert ids[ALICE] != ids[BOB]
+        for key, other in ((ALICE, BOB), (BOB, ALICE)):
+            listed = (await client.get(JOBS, headers=by(key))).json()["results"]
+            assert [job["id"] for job in listed] == [ids[key]]
+            for method, path in (("GET", ""), ("POST", "/cancel"), ("GET", "/stream")):
+                answer = await client.request(method, f"{JOBS}/{ids[other]}{path}", headers=by(key))
+                assert (answer.status_code, answer.json()["error_type"]) == (404, "prediction_not_found")
+        for key, job_id in ids.items():
+            found = await client.get(f"{JOBS}/{job_id}", headers=by(key))
+            assert found.json()["status"] == "starting", "nobody else has canceled it"
+            canceled = await client.post(f"{JOBS}/{job_id}/cancel", headers=by(key))
+            assert canceled.json()["status"] == "canceled"
+            stream = await client.get(f"{JOBS}/{job_id}/stream", headers=by(key))
+            assert "event: done" in stream.text
+
+
+@in_loop
+async def test_past_its_limit_a_client_is_refused_and_others_are_not(tmp_path: Path) -> None:
+    """One request is more than a minute of this limit: it passes, and the next waits for hours."""
+    async with serving(tmp_path, API_KEYS) as client:
+        first = await client.post(IMAGES, json=IMAGE, headers=by(POOR))
+        assert first.status_code == 200, first.text
+        for path, body in ((IMAGES, IMAGE), (JOBS, JOB), (IMAGES, IMAGE | {"stream": True})):
+            refused = await client.post(path, json=body, headers=by(POOR))
+            assert refused.status_code == 429
+            assert refused.json()["error"]["code"] == "rate_limit_exceeded"
+            assert int(refused.headers["retry-after"]) > 3600
+            assert (await client.post(path, json=body, headers=by(BOB))).is_success
+        assert (await client.get(JOBS, headers=by(POOR))).json()["results"] == []
+
+
+@in_loop
+async def test_what_comes_to_nothing_or_comes_again_is_not_charged(tmp_path: Path) -> None:
+    """Each would take 24 s of a minute: if more than two were charged, the last would be refused."""
+    async with serving(tmp_path, API_KEYS) as client:
+        headers = by(ALICE) | {"idempotency-key": "k"}
+        ids = {(await client.post(JOBS, json=JOB, headers=headers)).json()["id"] for _ in range(5)}
+        assert len(ids) == 1
+        other = JOB | {"input": {"prompt": "another"}}
+        for _ in range(5):
+            reused = await client.post(JOBS, json=other, headers=headers)
+            assert (reused.status_code, reused.json()["error_type"]) == (422, "idempotency_key_reused")
+            wrong = await client.post(JOBS, json={"version": "shapes", "input": {}}, headers=by(ALICE))
+            assert wrong.status_code == 422
+            late = await client.post(IMAGES, json=IMAGE | {"deadline_s": 0.1}, headers=by(ALICE))
+            assert (late.status_code, late.json()["error_type"]) == (422, "deadline_too_early")
+        (await client.post(IMAGES, json=IMAGE, headers=by(ALICE))).raise_for_status()
+
+
+@in_loop
+async def test_a_refusal_reads_nothing_and_what_passes_is_not_held_back() -> None:
+    sent: list[Any] = []
+
+    async def events(scope: Scope, receive: Receive, send: Send) -> None:
+        assert scope["state"]["client"].name == "alice"
+        assert (await receive())["body"] == b"read by whom it is for"
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        for number in range(3):
+            await send({"type": "http.response.body", "body": b"event", "more_body": True})
+            assert len(sent) == number + 2, "each is sent on before the next is made"
+
+    async def receive() -> Any:
+        assert scope["headers"], "nothing is read of one without a key"
+        return {"type": "http.request", "body": b"read by whom it is for", "more_body": False}
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    app = Authentication(events, Clients(AppConfig.model_validate({"api_keys": API_KEYS}).api_keys), [])
+    scope: Any = {"type": "http", "method": "POST", "path": IMAGES, "query_string": b"", "headers": []}
+    await app(scope, receive, send)
+    start, body = sent
+    assert start["status"] == 401
+    assert json.loads(body["body"])["instance"] == IMAGES
+    sent.clear()
+    scope["headers"] = [(b"authorization", f"Bearer {ALICE}".encode())]
+    await app(scope, receive, send)
+    assert len(sent) == 4
