@@ -25,7 +25,7 @@ class JobsConfig(Section):
         None, description="`postgresql://...`, or `env:NAME` for a variable that has it; else SQLite"
     )
     object_store_url: str | None = Field(
-        None, description="`s3://bucket/prefix`, `gs://`, `az://`; else the data folder"
+        None, description="`s3://bucket/prefix`, `gs://`, `az://`, or `env:NAME`; else the data folder"
     )
     object_store_options: dict[str, str] = Field(
         default_factory=dict, description="for the object store: `endpoint`, `region`, ..."
@@ -101,7 +101,9 @@ class JobsConfig(Section):
                 "database_url": f"sqlite:///{database}"
                 if self.database_url is None
                 else _value("database_url", self.database_url),
-                "object_store_url": self.object_store_url or str(folder / "objects"),
+                "object_store_url": _value(
+                    "object_store_url", self.object_store_url or str(folder / "objects")
+                ),
                 "webhook_secrets": secrets,
             }
         )
