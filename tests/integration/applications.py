@@ -14,7 +14,7 @@ from typing import Any
 import httpx
 import psutil
 
-from benchmarks.ports import free_port
+from cluster.rehearsal.ports import free_port
 from tests.integration.conftest import START_TIMEOUT_S, wait_until_ready
 
 

@@ -14,7 +14,7 @@ import pytest
 import ray
 import yaml
 
-from benchmarks.ports import free_port
+from cluster.rehearsal.ports import free_port
 from cluster.rehearsal.local_cluster import LocalCluster, local_cluster
 
 START_TIMEOUT_S = 240.0

@@ -11,7 +11,7 @@ import tempfile
 import ray
 from ray import serve
 
-from benchmarks.ports import free_port
+from cluster.rehearsal.ports import free_port
 from serve.app import build_app
 from serve.config import AppConfig
 

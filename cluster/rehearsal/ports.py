@@ -1,4 +1,4 @@
-"""Free ports of this machine, for servers that benchmarks and tests start."""
+"""Free ports of this machine, for servers that are started for a while."""
 
 import random
 import socket

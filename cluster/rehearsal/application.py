@@ -1,0 +1,65 @@
+"""A configuration's application on a local cluster: its devices simulated, its jobs in a folder that goes."""
+
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TypeVar
+
+from ray import serve
+
+from cluster.rehearsal.ports import free_port
+from serve.app import build_app
+from serve.config import AppConfig
+from serve.section import ConfigError, Section
+
+NAME = "rehearsal"
+_HOST = "127.0.0.1"
+# What is not on a GPU node is on the head, and does not have to wait for room there.
+_HEAD_STAGE_CPUS = 0.01
+Changed = TypeVar("Changed", bound=Section)
+
+
+def rehearsed(config: AppConfig, data_folder: str) -> AppConfig:
+    """What a local cluster can run of it, with as many replicas and by the same policy. Raises ConfigError.
+
+    Nodes there have GPUs and no CPUs, as simulated devices need none.
+    """
+    if config.denoiser.num_gpus == 0:
+        raise ConfigError("denoiser.num_gpus: is 0, so nothing would be on the GPUs")
+    stages = {
+        name: _changed(stage, num_cpus=0 if stage.num_gpus else _HEAD_STAGE_CPUS)
+        for name, stage in (
+            ("encoder", config.encoder),
+            ("denoiser", config.denoiser),
+            ("decoder", config.decoder),
+        )
+    }
+    jobs = _changed(
+        config.jobs,
+        data_folder=data_folder,
+        database_url=None,
+        object_store_url=None,
+        webhook_secrets=(),
+        num_cpus=_HEAD_STAGE_CPUS,
+    )
+    ingress = _changed(config.ingress, num_cpus=_HEAD_STAGE_CPUS)
+    model = _changed(config.model, device="simulated")
+    return _changed(config, model=model, ingress=ingress, jobs=jobs, api_keys=(), **stages)
+
+
+def _changed(section: Changed, **values: object) -> Changed:
+    return section.model_copy(update=values)
+
+
+@contextmanager
+def running(config: AppConfig) -> Iterator[str]:
+    """Its URL, once every stage has the replicas that it starts with. Raises ConfigError."""
+    port = free_port()
+    with tempfile.TemporaryDirectory() as data_folder:
+        application = build_app(rehearsed(config, data_folder))
+        serve.start(http_options={"host": _HOST, "port": port}, proxy_location="HeadOnly")
+        serve.run(application, name=NAME)
+        try:
+            yield f"http://{_HOST}:{port}"
+        finally:
+            serve.shutdown()

@@ -1,0 +1,124 @@
+"""`midstep rehearse`: a cluster, one or several rehearsals of a load on it, a table, a file and a picture."""
+
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from pydantic import TypeAdapter
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.table import Table
+from serve.planning.devices import Sharing
+from serve.planning.model import Model
+from serve.planning.stages import Overheads
+
+from cluster.bench.command import counting, new_progress
+from cluster.bench.mix import PlannedRequest
+from cluster.bench.report import summarize, table, warnings
+from cluster.bench.results import Results, new_results
+from cluster.rehearsal.chart import chart
+from cluster.rehearsal.local_cluster import local_cluster
+from cluster.rehearsal.options import RehearsalOptions, read_options
+from cluster.rehearsal.rehearsal import Rehearsal, rehearse
+from cluster.rehearsal.series import Series, series_of
+from deployments.engine.models import load_model_info
+from serve.config import AppConfig, CostModelFile
+from serve.section import ConfigError
+
+
+@dataclass(frozen=True)
+class Written:
+    """What rehearsal.json has. devices: whose time the simulated ones take."""
+
+    devices: str
+    results: Sequence[Results]
+    gpu_seconds: Mapping[str, float]
+    series: Mapping[str, Series]
+
+
+_FORMAT = TypeAdapter(Written)
+
+
+def main(argv: Sequence[str], read_config: Callable[[Path], AppConfig]) -> None:
+    """Raises ConfigError and ModelLoadError."""
+    options = read_options(argv)
+    config = read_config(options.config)
+    work_s = _work_s(config)
+    console = Console()
+    devices = f"simulated devices: {_cost_file(config).device}"
+    console.print(f"{options.gpus} GPUs that are none; {devices}", markup=False, highlight=False)
+    rehearsals = _rehearsed(options, config)
+    series = {name: series_of(one, work_s) for name, one in rehearsals.items()}
+    summaries = {name: summarize(one.outcomes, options.slo_s) for name, one in rehearsals.items()}
+    gpu_seconds = {name: one.gpu_seconds() for name, one in rehearsals.items()}
+    results = [new_results(name, options.settings, [summary]) for name, summary in summaries.items()]
+    _write(Written(devices, results, gpu_seconds, series), options.output / "rehearsal.json")
+    chart(f"{config.model.id}, {options.gpus} GPUs, {devices}", series, options.output / "rehearsal.png")
+    runs = {name: [summary] for name, summary in summaries.items()}
+    console.print(table(runs))
+    console.print(_paid(rehearsals, options.slo_s))
+    for warning in warnings(runs):
+        console.print(f"Warning: {warning}", style="bold red", markup=False, highlight=False)
+    console.print(f"Written to {options.output}", markup=False, highlight=False)
+
+
+def _rehearsed(options: RehearsalOptions, config: AppConfig) -> dict[str, Rehearsal]:
+    configs = {policy: _by_policy(config, policy) for policy in options.policies} or {"rehearsal": config}
+    logging.getLogger("ray").setLevel(logging.WARNING)
+    rehearsals = {}
+    with local_cluster() as cluster, new_progress() as progress:
+        starting = progress.add_task("GPU nodes", total=len(options.nodes), counts="")
+        for gpus in options.nodes:
+            cluster.add_node(num_gpus=gpus, num_cpus=0)
+            progress.advance(starting)
+        for name, policed in configs.items():
+            on_outcome = counting(progress, name, len(options.planned))
+            rehearsals[name] = rehearse(policed, options.planned, options.timeout_s, on_outcome)
+    return rehearsals
+
+
+def _by_policy(config: AppConfig, policy: str) -> AppConfig:
+    stages = {}
+    for name in ("encoder", "denoiser", "decoder"):
+        stage = getattr(config, name)
+        autoscaling = stage.autoscaling.model_copy(update={"policy": policy})
+        stages[name] = stage.model_copy(update={"autoscaling": autoscaling})
+    return config.model_copy(update=stages)
+
+
+def _paid(rehearsals: Mapping[str, Rehearsal], slo_s: float | None) -> Table:
+    drawn = Table("system", box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
+    for head in ("GPU-seconds\npaid for", "per image", "refused, failed\nor late"):
+        drawn.add_column(head, justify="right")
+    for name, rehearsal in rehearsals.items():
+        paid, outcomes = rehearsal.gpu_seconds(), rehearsal.outcomes
+        good = [
+            one for one in outcomes if one.answer.num_images and (slo_s is None or one.latency_s <= slo_s)
+        ]
+        num_images = sum(one.answer.num_images for one in outcomes)
+        per_image = f"{paid / num_images:.2f}" if num_images else ""
+        drawn.add_row(name, f"{paid:.0f}", per_image, f"{len(outcomes) - len(good)} of {len(outcomes)}")
+    return drawn
+
+
+def _work_s(config: AppConfig) -> Callable[[PlannedRequest], float]:
+    """Device-seconds of denoising a request."""
+    cost = _cost_file(config).cost_model
+    model = Model(config, load_model_info(config.model.source()), cost, Sharing.NOTHING, Overheads())
+    estimator = model.estimator(lambda: 1.0)
+    return lambda request: estimator.work_s(model.accepted(request, "rehearsed"), cost)
+
+
+def _cost_file(config: AppConfig) -> CostModelFile:
+    """Raises ConfigError."""
+    if (file := config.model.cost_file()) is None:
+        raise ConfigError(
+            "model.cost_model: is needed, as the time that simulated devices take; cluster/devices has some"
+        )
+    return file
+
+
+def _write(written: Written, path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(_FORMAT.dump_json(written, indent=2) + b"\n")

@@ -1,0 +1,63 @@
+"""A load on a configuration's application, on GPUs that are none: what came of it, over time."""
+
+import asyncio
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+from cluster.bench.load import Outcome, Target, run_load
+from cluster.bench.mix import PlannedRequest
+from cluster.rehearsal.application import running
+from cluster.rehearsal.watch import Sighting, watch
+from serve.config import AppConfig
+
+OnOutcome = Callable[[Outcome], None]
+
+
+@dataclass(frozen=True)
+class Rehearsal:
+    """The requests, and what there was while they were served. gpus: that a replica of each stage has."""
+
+    outcomes: Sequence[Outcome]
+    sightings: Sequence[Sighting]
+    gpus: Mapping[str, float]
+
+    def gpus_held(self) -> list[tuple[float, float]]:
+        """(seconds from the start, GPUs that replicas have their shares of)."""
+        return [
+            (seen.at_s, sum(self.gpus[stage] * number for stage, number in seen.held.items()))
+            for seen in self.sightings
+        ]
+
+    def gpu_seconds(self) -> float:
+        """That are paid for, from the start of the load until all is answered."""
+        return sum((end - start) * held for (start, held), (end, _) in pairwise(self.gpus_held()))
+
+
+def rehearse(
+    config: AppConfig, planned: Sequence[PlannedRequest], timeout_s: float, on_outcome: OnOutcome
+) -> Rehearsal:
+    """On the Ray that this process is connected to. Raises ConfigError."""
+    stages = {"encoder": config.encoder, "denoiser": config.denoiser, "decoder": config.decoder}
+    gpus = {name: stage.num_gpus for name, stage in stages.items()}
+    sightings: list[Sighting] = []
+    with running(config) as url:
+        outcomes = asyncio.run(_loaded(Target(url), planned, timeout_s, on_outcome, sightings))
+    return Rehearsal(outcomes, sightings, gpus)
+
+
+async def _loaded(
+    target: Target,
+    planned: Sequence[PlannedRequest],
+    timeout_s: float,
+    on_outcome: OnOutcome,
+    sightings: list[Sighting],
+) -> list[Outcome]:
+    clock = asyncio.get_running_loop().time
+    start = clock()
+    watching = asyncio.create_task(watch(lambda: clock() - start, sightings))
+    try:
+        return await run_load(target, planned, timeout_s, on_outcome)
+    finally:
+        watching.cancel()
+        await asyncio.gather(watching, return_exceptions=True)

@@ -1,0 +1,91 @@
+"""A rehearsal over time, in numbers that can be drawn and kept."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from cluster.bench.answers import Kind
+from cluster.bench.load import Outcome
+from cluster.bench.mix import PlannedRequest
+from cluster.rehearsal.rehearsal import Rehearsal
+
+_NUM_WINDOWS = 40
+
+
+@dataclass(frozen=True)
+class Series:
+    """All of one length; the i-th is of the window from at_s[i] on, at_s[1] - at_s[0] seconds long.
+
+    arrivals_per_s, done_per_s: images; queue_s: device-seconds of denoising that were due and not done, in
+    the mean; replicas: of each stage that have their share of a GPU, in the mean; latency_*: of the requests
+    that were due in the window and completed, None if there were none; gpu_seconds: paid for up to its end
+    """
+
+    at_s: Sequence[float]
+    arrivals_per_s: Sequence[float]
+    done_per_s: Sequence[float]
+    queue_s: Sequence[float]
+    replicas: Mapping[str, Sequence[float]]
+    latency_p50_s: Sequence[float | None]
+    latency_p95_s: Sequence[float | None]
+    gpu_seconds: Sequence[float]
+
+
+def series_of(rehearsal: Rehearsal, work_s: Callable[[PlannedRequest], float]) -> Series:
+    """work_s: device-seconds of denoising a request."""
+    outcomes = rehearsal.outcomes
+    end_s = max([seen.at_s for seen in rehearsal.sightings] + [one.answer.ended_s for one in outcomes])
+    edges = np.linspace(0.0, end_s, _NUM_WINDOWS + 1)
+    width_s = edges[1]
+    completed = [one for one in outcomes if one.answer.kind is Kind.COMPLETED]
+
+    def images(times: Sequence[float], of: Sequence[Outcome]) -> list[float]:
+        counts, _ = np.histogram(times, edges, weights=[one.request.num_images for one in of])
+        return [float(count) for count in counts / width_s]
+
+    def latency_s(rank: float) -> list[float | None]:
+        windows = np.digitize([one.request.due_s for one in completed], edges) - 1
+        latencies = np.array([one.latency_s for one in completed])
+        of_window = [latencies[windows == index] for index in range(_NUM_WINDOWS)]
+        return [float(np.percentile(values, rank)) if len(values) else None for values in of_window]
+
+    fine = np.linspace(0.0, end_s, 10 * _NUM_WINDOWS, endpoint=False)
+    due, ended, work = (
+        np.array(values)
+        for values in zip(
+            *((one.request.due_s, one.answer.ended_s, work_s(one.request)) for one in completed), strict=True
+        )
+    )
+    queue = [float(work[(due <= time) & (time < ended)].sum()) for time in fine]
+    seen_at = np.array([seen.at_s for seen in rehearsal.sightings])
+    held = np.array([gpus for _, gpus in rehearsal.gpus_held()])
+    paid = np.concatenate([[0.0], np.cumsum(np.diff(seen_at) * held[:-1])])
+    return Series(
+        at_s=[float(edge) for edge in edges[:-1]],
+        arrivals_per_s=images([one.request.due_s for one in outcomes], outcomes),
+        done_per_s=images([one.answer.ended_s for one in completed], completed),
+        queue_s=_means(queue),
+        replicas={
+            stage: _means(
+                [
+                    float(value)
+                    for value in _at(fine, seen_at, [seen.held[stage] for seen in rehearsal.sightings])
+                ]
+            )
+            for stage in rehearsal.gpus
+        },
+        latency_p50_s=latency_s(50),
+        latency_p95_s=latency_s(95),
+        gpu_seconds=[float(value) for value in np.interp(edges[1:], seen_at, paid)],
+    )
+
+
+def _means(fine: Sequence[float]) -> list[float]:
+    """Of each window."""
+    return [float(mean) for mean in np.reshape(fine, (_NUM_WINDOWS, -1)).mean(axis=1)]
+
+
+def _at(times: np.ndarray, seen_at: np.ndarray, values: Sequence[int]) -> np.ndarray:
+    """What was last seen by each time; the first before it."""
+    return np.array(values)[np.maximum(0, np.searchsorted(seen_at, times, side="right") - 1)]

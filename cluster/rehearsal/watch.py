@@ -1,0 +1,39 @@
+"""What there is while a load runs: the replicas of each stage."""
+
+import asyncio
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from ray import serve
+
+from cluster.rehearsal.application import NAME
+
+_INTERVAL_S = 0.5
+_STAGES = {"PromptEncoder": "encoder", "Denoiser": "denoiser", "VaeDecoder": "decoder"}
+
+
+@dataclass(frozen=True)
+class Sighting:
+    """Replicas by stage, as the configuration names it. held: those that start, run or finish what they have,
+    and so have their share of a GPU; ready: those that take requests. at_s: from the start of the load."""
+
+    at_s: float
+    held: Mapping[str, int]
+    ready: Mapping[str, int]
+
+
+async def watch(now_s: Callable[[], float], seen: list[Sighting]) -> None:
+    """Adds a sighting every half second, until it is cancelled."""
+    while True:
+        seen.append(await asyncio.to_thread(_look, now_s()))
+        await asyncio.sleep(_INTERVAL_S)
+
+
+def _look(at_s: float) -> Sighting:
+    deployments = serve.status().applications[NAME].deployments
+    states = {stage: deployments[name].replica_states for name, stage in _STAGES.items()}
+    return Sighting(
+        at_s,
+        held={stage: sum(of.values()) for stage, of in states.items()},
+        ready={stage: of.get("RUNNING", 0) for stage, of in states.items()},
+    )
