@@ -1,7 +1,5 @@
 """A model's parts on the device that its placement names: a real one, or a simulated one."""
 
-from dataclasses import replace
-
 from deployments.engine.cost import CostModel
 from deployments.engine.denoising import EngineConfig
 from deployments.engine.device_step import StepRunner, UNetInterface, step_runner
@@ -40,8 +38,8 @@ def unet_and_steps(
     """Warm, and with what the engine's configuration comes to on that device."""
     if placement.is_simulated:
         forward = _of_device(profiling.known).forward
-        config = replace(engine, row_counts=forward.padded_to)
-        return SimulatedUNet(load_unet_config(source)), SimulatedSteps(forward), config
+        steps = SimulatedSteps(forward)
+        return SimulatedUNet(load_unet_config(source)), steps, engine.padded_to(forward.padded_to)
     unet = load_unet(source, placement)
     config = engine.for_device(unet.device)
     return unet, step_runner(unet, profiling.shapes if config.row_counts else ()), config

@@ -10,7 +10,7 @@ it owns the device (`engine_thread` in a server, a plain loop in a script):
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from itertools import accumulate
 
@@ -57,8 +57,13 @@ class EngineConfig:
         if self.row_counts is not None:
             return self
         steps = sorted({*counts_to_measure(self.max_rows), *(3 * 2**power for power in range(1, 6))})
-        counts = tuple(count for count in steps if count <= self.max_rows) if device.type == "cuda" else ()
-        return replace(self, row_counts=counts)
+        return self.padded_to(steps if device.type == "cuda" else ())
+
+    def padded_to(self, counts: Iterable[int]) -> "EngineConfig":
+        """With row_counts filled in: those of the counts that max_rows allows."""
+        if self.row_counts is not None:
+            return self
+        return replace(self, row_counts=tuple(count for count in counts if count <= self.max_rows))
 
     def row_cap(self, group: Group, cost: StageCost) -> int:
         """Most rows that a group's forward takes in."""

@@ -1,0 +1,62 @@
+"""Cost models of one H200, by arithmetic: `python -m cluster.devices.h200` writes h200-*.json beside this.
+
+Nothing here was measured. A row, an image or a text batch takes its floating-point operations, counted on
+the architectures beside this file, at 60% of the 790 TFLOP/s that dense bfloat16 products reach. A forward
+takes a fixed part besides, for launches and for the poor use of the device by few rows; how much is an
+assumption, and so is the time of text encoding. `midstep profile` on the device replaces all of it.
+"""
+
+from pathlib import Path
+
+from deployments.engine.cost import CostModel, Curve, StageCost
+from deployments.engine.messages import LatentShape
+from serve.config import CostModelFile
+
+DEVICE = "modelled H200 (60% of 790 TFLOP/s), not measured"
+TFLOP_PER_S = 0.6 * 790
+# As EngineConfig.for_device pads on CUDA.
+ROW_COUNTS = (1, 2, 4, 6, 8, 12, 16, 24, 32, 48, 64)
+MAX_TEXTS = 64
+FOLDER = Path(__file__).parent
+
+
+def modelled(
+    model: str,
+    latent_shape: LatentShape,
+    row_tflop: float,
+    forward_s: float,
+    image_tflop: float,
+    encode_s: float,
+) -> CostModelFile:
+    """model: a folder beside this file
+
+    row_tflop: of a U-Net row; forward_s: the fixed part of a forward; image_tflop: of decoding an image;
+    encode_s: of a batch of up to MAX_TEXTS texts
+    """
+    row_s, image_s = row_tflop / TFLOP_PER_S, image_tflop / TFLOP_PER_S
+    forward = Curve(forward_s + row_s, 1, row_s)
+    return CostModelFile(
+        path=f"cluster/devices/{model}",
+        dtype="bfloat16",
+        device=DEVICE,
+        cost_model=CostModel(
+            encode=Curve(encode_s, MAX_TEXTS, 0.0),
+            forward=StageCost(((latent_shape, forward),), padded_to=ROW_COUNTS),
+            decode=StageCost(((latent_shape, Curve(image_s, 1, image_s)),)),
+        ),
+    )
+
+
+FILES = {
+    "h200-sd15.json": modelled("sd15", (64, 64), 0.803, 0.006, 2.515, 0.004),
+    "h200-sdxl.json": modelled("sdxl", (128, 128), 6.761, 0.008, 10.470, 0.010),
+}
+
+
+def main() -> None:
+    for name, file in FILES.items():
+        (FOLDER / name).write_text(file.model_dump_json(indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()
