@@ -5,6 +5,7 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing
 from functools import partial
+from itertools import islice
 
 import torch
 from ray import serve
@@ -109,9 +110,9 @@ class VaeDecoder:
         decoded: dict[int, Pixels] = {}
         for shape in {item.shape for item in latents}:
             members = [index for index, item in enumerate(latents) if item.shape == shape]
-            chunk_size = self._cost.curve((shape[1], shape[2])).most_within(self._max_hold_s)
-            for start in range(0, len(members), chunk_size):
-                chunk = members[start : start + chunk_size]
+            left = iter(members)
+            for size in self._cost.parts((shape[1], shape[2]), len(members), self._max_hold_s):
+                chunk = list(islice(left, size))
                 pixels = self._decoder.decode([latents[index] for index in chunk])
                 decoded |= zip(chunk, pixels, strict=True)
         return [decoded[index] for index in range(len(latents))]

@@ -26,6 +26,11 @@ class AutoscalingSection(Section):
             )
         return self
 
+    @property
+    def is_on(self) -> bool:
+        """Whether the number of replicas may change."""
+        return self.min_replicas < self.max_replicas
+
     def autoscaling_config(self) -> dict[str, Any]:
         """As Serve's AutoscalingConfig."""
         return self.model_dump(include=set(AutoscalingSection.model_fields))

@@ -1,9 +1,11 @@
-"""`midstep check FILE`, `midstep run FILE`, `midstep profile FILE`, `midstep keys`, `midstep key NAME`,
-`midstep bench`, `midstep generate PROMPT` and `midstep jobs`.
+"""`midstep check FILE`, `midstep run FILE`, `midstep profile FILE`, `midstep plan FILE`,
+`midstep rehearse FILE`, `midstep keys`, `midstep key NAME`, `midstep bench`, `midstep generate PROMPT` and
+`midstep jobs`.
 
-A Serve configuration file, checked strictly, and then served, or its costs measured; the table of the keys
-there are; a new API key; the load generator; and the jobs of a server that runs. Ray Serve ignores keys of
-the file that it does not know; here each is an error that names the nearest.
+A Serve configuration file, checked strictly, and then served, its costs measured, the GPUs planned that it
+needs, or tried on simulated ones; the table of the keys there are; a new API key; the load generator; and the
+jobs of a server that runs. Ray Serve ignores keys of the file that it does not know; here each is an error that
+names the nearest.
 """
 
 import argparse
@@ -103,37 +105,55 @@ def _print_new_key(name: str) -> None:
     )
 
 
-def write_profile(configs: list[AppConfig], output: Path) -> None:
-    """Raises ConfigError and ModelLoadError."""
+def only_application(path: Path) -> AppConfig:
+    """Of ours in the file. Raises ConfigError."""
+    configs = check(path)
     if len(configs) != 1:
         raise ConfigError(
-            f"{len(configs)} applications of {IMPORT_PATH} are in the file; one can be profiled"
+            f"{path}: {len(configs)} applications of {IMPORT_PATH} are in the file; one is needed"
         )
+    return configs[0]
+
+
+def write_profile(config: AppConfig, output: Path) -> None:
+    """Raises ConfigError and ModelLoadError."""
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     logging.getLogger("ray.serve").setLevel(logging.INFO)
     try:
         output.open("a").close()  # before the minutes that measuring takes
     except OSError as error:
         raise ConfigError(f"--output {output}: {error.strerror}") from error
-    output.write_text(profile(configs[0]).model_dump_json(indent=2) + "\n")
+    output.write_text(profile(config).model_dump_json(indent=2) + "\n")
     print(f"written to {output}; the key model.cost_model names it")
 
 
-def _bench(argv: list[str]) -> None:
+def _with_extra(command: str, argv: list[str]) -> None:
+    """Commands that need what a server does not: they are imported only here."""
     try:
-        # Only here, since a server needs none of what it draws with.
-        from cluster.bench.command import main as bench  # noqa: PLC0415
+        if command == "bench":
+            from cluster.bench.command import main as bench  # noqa: PLC0415
+
+            bench(argv)
+        elif command == "rehearse":
+            from cluster.rehearsal.command import main as rehearse  # noqa: PLC0415
+
+            rehearse(argv, only_application)
+        else:
+            from serve.planning.command import main as plan  # noqa: PLC0415
+
+            plan(argv, only_application)
     except ModuleNotFoundError as error:
         sys.exit(
-            f"midstep bench needs {error.name}, which is not installed: "
+            f"midstep {command} needs {error.name}, which is not installed: "
             "pip install --constraint constraints.txt --editable '.[bench]'"
         )
-    bench(argv)
+    except (ConfigError, ModelLoadError) as error:
+        sys.exit(str(error))
 
 
 def main() -> None:
-    if sys.argv[1:2] == ["bench"]:
-        _bench(sys.argv[2:])  # has options of its own
+    if sys.argv[1:2] in (["bench"], ["plan"], ["rehearse"]):
+        _with_extra(sys.argv[1], sys.argv[2:])  # have options of their own
         return
     if sys.argv[1:2] in (["generate"], ["jobs"]):
         client(sys.argv[1:])
@@ -143,6 +163,8 @@ def main() -> None:
     commands.add_parser("keys", help="print the table of all keys")
     commands.add_parser("key", help="make an API key for a client").add_argument("name", metavar="NAME")
     commands.add_parser("bench", help="load a server and measure it")
+    commands.add_parser("plan", help="say how many GPUs a load needs and what they cost, by simulation")
+    commands.add_parser("rehearse", help="run a configuration on a local cluster of simulated GPUs")
     commands.add_parser("generate", help="make an image on a server and wait for it")
     commands.add_parser("jobs", help="submit|get|wait|cancel|list: work with a server's jobs")
     for name, text in (
@@ -160,10 +182,10 @@ def main() -> None:
         if arguments.command == "key":
             _print_new_key(arguments.name)
             return
-        configs = check(arguments.file)
         if arguments.command == "profile":
-            write_profile(configs, arguments.output)
+            write_profile(only_application(arguments.file), arguments.output)
             return
+        check(arguments.file)
     except (ConfigError, ModelLoadError) as error:
         sys.exit(str(error))
     if arguments.command == "run":

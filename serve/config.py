@@ -101,6 +101,11 @@ class ModelConfig(Section):
 
     def known_cost(self) -> CostModel | None:
         """Raises ConfigError for a file that cannot be read."""
+        file = self.cost_file()
+        return file.cost_model if file else None
+
+    def cost_file(self) -> CostModelFile | None:
+        """Likewise, with what was measured."""
         if self.cost_model is None:
             return None
         try:
@@ -114,7 +119,7 @@ class ModelConfig(Section):
                 f"model.cost_model: {self.cost_model!r} was measured with {file.path!r} in {file.dtype}, "
                 f"and {self.path!r} in {self.dtype} is to be served"
             )
-        return file.cost_model
+        return file
 
 
 class _Stage(Section):

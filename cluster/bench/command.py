@@ -4,7 +4,7 @@ import asyncio
 import itertools
 import sys
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from rich.console import Console
@@ -36,17 +36,14 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def _measure(load: Load, console: Console) -> dict[str, list[Summary]]:
     """Tells of progress on the way and of all that came out at the end."""
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     results: dict[str, list[Summary]] = {name: [] for name in load.targets}
     problems: Counter[str] = Counter()
     try:
-        with Progress(
-            *columns, TextColumn("{task.fields[counts]}"), console=Console(stderr=True), refresh_per_second=4
-        ) as progress:
+        with new_progress() as progress:
             # Systems take turns within each rate, so that a machine that changes its pace does so for all.
             for planned in load.plans:
                 for name, target in load.targets.items():
-                    outcomes = _run(load, name, target, planned, progress)
+                    outcomes = run(target, planned, load.warmup, load.timeout_s, name, progress)
                     results[name].append(summarize(outcomes, load.slo_s))
                     problems.update(_problem(name, outcome) for outcome in outcomes if outcome.answer.detail)
     except KeyboardInterrupt:
@@ -59,14 +56,39 @@ def _measure(load: Load, console: Console) -> dict[str, list[Summary]]:
     return results
 
 
+def new_progress() -> Progress:
+    """On stderr: bars that count outcomes."""
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    counts = TextColumn("{task.fields[counts]}")
+    return Progress(*columns, counts, console=Console(stderr=True), refresh_per_second=4)
+
+
 def _problem(name: str, outcome: Outcome) -> str:
     return f"{name}: {outcome.answer.kind}: {outcome.answer.detail}"
 
 
-def _run(
-    load: Load, name: str, target: Target, planned: Sequence[PlannedRequest], progress: Progress
+def run(
+    target: Target,
+    planned: Sequence[PlannedRequest],
+    warmup: int,
+    timeout_s: float,
+    name: str,
+    progress: Progress,
 ) -> list[Outcome]:
-    task = progress.add_task(name, total=len(planned), counts="")
+    """One run, with a bar of that name. warmup: requests before it, which do not count."""
+    on_outcome = counting(progress, name, len(planned))
+    # Of other seeds than the run's, so that nothing of the run is made already.
+    first = [
+        replace(request, due_s=0.0, seed=request.seed + 1)
+        for request in itertools.islice(itertools.cycle(planned), warmup)
+    ]
+    asyncio.run(run_load(target, first, timeout_s))
+    return asyncio.run(run_load(target, planned, timeout_s, on_outcome))
+
+
+def counting(progress: Progress, name: str, total: int) -> Callable[[Outcome], None]:
+    """Adds a bar that counts outcomes."""
+    task = progress.add_task(name, total=total, counts="")
     counts: Counter[Kind] = Counter()
 
     def on_outcome(outcome: Outcome) -> None:
@@ -74,13 +96,7 @@ def _run(
         shown = ", ".join(f"{count} {kind}" for kind, count in counts.items())
         progress.update(task, advance=1, counts=shown)
 
-    # Of other seeds than the run's, so that nothing of the run is made already.
-    first = [
-        replace(request, due_s=0.0, seed=request.seed + 1)
-        for request in itertools.islice(itertools.cycle(planned), load.warmup)
-    ]
-    asyncio.run(run_load(target, first, load.timeout_s))
-    return asyncio.run(run_load(target, planned, load.timeout_s, on_outcome))
+    return on_outcome
 
 
 if __name__ == "__main__":

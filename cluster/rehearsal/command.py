@@ -9,9 +9,6 @@ from pydantic import TypeAdapter
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
-from serve.planning.devices import Sharing
-from serve.planning.model import Model
-from serve.planning.stages import Overheads
 
 from cluster.bench.command import counting, new_progress
 from cluster.bench.mix import PlannedRequest
@@ -24,6 +21,9 @@ from cluster.rehearsal.rehearsal import Rehearsal, rehearse
 from cluster.rehearsal.series import Series, series_of
 from deployments.engine.models import load_model_info
 from serve.config import AppConfig, CostModelFile
+from serve.planning.devices import Sharing
+from serve.planning.model import Model
+from serve.planning.stages import Overheads
 from serve.section import ConfigError
 
 

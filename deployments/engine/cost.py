@@ -120,6 +120,11 @@ class StageCost:
             next((padded for padded in self.padded_to if padded >= count), count)
         )
 
+    def parts(self, shape: LatentShape, count: int, max_hold_s: float) -> list[int]:
+        """The calls that so many are shared out to, so that none takes longer than that if it can be."""
+        most = self.curve(shape).most_within(max_hold_s)
+        return [min(most, count - start) for start in range(0, count, most)]
+
     def table(self, unit: str) -> str:
         """For people."""
         return "\n".join(

@@ -28,7 +28,7 @@ from deployments.engine.messages import (
     StepProgress,
 )
 from deployments.engine.samplers import STATE_SLOTS, SamplerTable, SamplerTables
-from deployments.engine.step_scheduler import Group, make_way, pick_group, pick_members, slack_s
+from deployments.engine.step_scheduler import Group, StepScheduler
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,8 +172,8 @@ class Engine:
         self._config = config
         self._clock = clock
         self._denoisings: dict[str, Denoising] = {}
-        self._turns_waited: dict[Group, int] = {}
         self._cost = cost
+        self._scheduler = StepScheduler(lambda group: config.row_cap(group, cost), self._seconds)
         self._run_step = run_step
         self._previous_step: torch.cuda.Event | None = None
 
@@ -231,17 +231,7 @@ class Engine:
 
     def admit(self) -> list[Denoising]:
         """Chooses whose turn it is, and counts the turns that the others wait."""
-        members: dict[Group, list[Denoising]] = {}
-        for item in self._denoisings.values():
-            members.setdefault(item.group, []).append(item)
-        now = self._clock()
-        slacks = {group: slack_s(items, now) for group, items in members.items()}
-        chosen = pick_group(slacks, self._turns_waited)
-        self._turns_waited = {
-            group: 0 if group == chosen else self._turns_waited.get(group, 0) + 1 for group in members
-        }
-        batch = pick_members(members[chosen], self._config.row_cap(chosen, self._cost))
-        return make_way(batch, lambda rows: self._seconds(chosen, rows), now)
+        return self._scheduler.admit(self._denoisings.values(), self._clock())
 
     @torch.inference_mode()
     def run(self, batch: list[Denoising]) -> StepReport:

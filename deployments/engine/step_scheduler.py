@@ -132,3 +132,28 @@ def make_way(batch: Sequence[Item], seconds: Callable[[int], float], now: float)
 
 def _time_to_be_prompt_s(item: Schedulable, now: float) -> float:
     return item.arrival + PROMPTNESS * item.unloaded_s - now
+
+
+class StepScheduler:
+    """Whose turn it is, step by step; it counts the turns that groups wait.
+
+    row_cap: most rows of a group's forward; seconds: of a group's forward of so many rows
+    """
+
+    def __init__(self, row_cap: Callable[[Group], int], seconds: Callable[[Group, int], float]) -> None:
+        self._row_cap = row_cap
+        self._seconds = seconds
+        self._turns_waited: dict[Group, int] = {}
+
+    def admit(self, items: Iterable[Item], now: float) -> list[Item]:
+        """Those of the items, one at least, that share the next forward."""
+        members: dict[Group, list[Item]] = {}
+        for item in items:
+            members.setdefault(item.group, []).append(item)
+        slacks = {group: slack_s(items, now) for group, items in members.items()}
+        chosen = pick_group(slacks, self._turns_waited)
+        self._turns_waited = {
+            group: 0 if group == chosen else self._turns_waited.get(group, 0) + 1 for group in members
+        }
+        batch = pick_members(members[chosen], self._row_cap(chosen))
+        return make_way(batch, lambda rows: self._seconds(chosen, rows), now)

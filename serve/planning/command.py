@@ -1,0 +1,134 @@
+"""`midstep plan`: options in, tables and sentences out."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pydantic import TypeAdapter
+from rich.console import Console
+
+from cluster.bench.command import counting, new_progress, run
+from cluster.bench.report import Summary, summarize, warnings
+from cluster.bench.report import table as summary_table
+from deployments.engine.models import load_model_info
+from serve.config import AppConfig, CostModelFile
+from serve.planning.devices import Sharing
+from serve.planning.model import Model
+from serve.planning.options import PlanOptions, read_options
+from serve.planning.plan import LoadPlan, check_autoscaling, plan_load
+from serve.planning.report import comparison, options_table, over_time, recommendation, title
+from serve.planning.simulation import Simulation
+from serve.planning.stages import Overheads
+from serve.planning.validation import calibrated, sender
+from serve.section import ConfigError
+
+
+@dataclass(frozen=True)
+class Written:
+    """What --json writes. costs: of which device; validated: predicted and measured, for each load."""
+
+    costs: str
+    sharing: Sharing
+    overheads: Overheads
+    settings: dict[str, Any]
+    loads: Sequence[LoadPlan] = ()
+    validated: Sequence[tuple[Summary, Summary]] = ()
+
+
+_FORMAT = TypeAdapter(Written)
+
+
+def main(argv: Sequence[str], read_config: Callable[[Path], AppConfig]) -> None:
+    """Raises ConfigError and ModelLoadError."""
+    options = read_options(argv)
+    config = read_config(options.config)
+    if options.json is not None:
+        _check_writable(options.json)
+    if options.cost_model is not None:
+        model_config = config.model.model_copy(update={"cost_model": options.cost_model})
+        config = config.model_copy(update={"model": model_config})
+    file = config.model.cost_file()
+    if file is None:
+        raise ConfigError(
+            "model.cost_model: a file of `midstep profile` is needed to plan with, here or as --cost-model"
+        )
+    model = _model(options, config, file)
+    console = Console()
+    console.print(
+        f"Simulated, with the costs of: {file.device}. On a device, what shares its time: {model.sharing}.",
+        highlight=False,
+    )
+    if options.validate is None:
+        written = _plan(options, model, file, console)
+    else:
+        written = _validate(options, model, file, console)
+    if options.json is not None:
+        options.json.write_bytes(_FORMAT.dump_json(written, indent=2) + b"\n")
+        console.print(f"Written to {options.json}", markup=False, highlight=False)
+
+
+def _check_writable(path: Path) -> None:
+    """Before the minutes that a plan may take."""
+    try:
+        path.open("a").close()
+    except OSError as error:
+        raise ConfigError(f"--json {path}: {error.strerror}") from error
+
+
+def _model(options: PlanOptions, config: AppConfig, file: CostModelFile) -> Model:
+    info = load_model_info(config.model.source())
+    config.check_for(info)
+    known = options.known
+    overheads = Overheads(known.request_s or 0.0, known.step_s or 0.0, known.slowdown or 1.0)
+    return Model(config, info, file.cost_model, options.sharing or _sharing(config), overheads)
+
+
+def _sharing(config: AppConfig) -> Sharing:
+    """As the application itself has it on such a device."""
+    if config.model.device == "simulated":
+        return Sharing.NOTHING
+    return Sharing.STAGES if config.denoiser.num_gpus else Sharing.MACHINE
+
+
+def _plan(options: PlanOptions, model: Model, file: CostModelFile, console: Console) -> Written:
+    loads = []
+    for planned in options.plans:
+        with new_progress() as progress:
+            load = plan_load(model, planned, options.aim, lambda name, total: counting(progress, name, total))
+        loads.append(load)
+        console.print(f"\n{title(planned)}", highlight=False)
+        console.print(options_table(load, options.aim))
+        for option in load.options:
+            if option.is_autoscaled:
+                console.print(over_time(option), highlight=False)
+        console.print(recommendation(load, options.aim), highlight=False)
+    return Written(file.device, model.sharing, model.overheads, dict(options.settings), loads=loads)
+
+
+def _validate(options: PlanOptions, model: Model, file: CostModelFile, console: Console) -> Written:
+    assert options.validate is not None, "only called to validate"
+    check_autoscaling(model)
+    with console.status("measuring single requests and a burst"):
+        model = calibrated(
+            model, options.plans[0], options.known, sender(options.validate, options.timeout_s)
+        )
+    overheads = model.overheads
+    console.print(
+        f"Measured: --overhead-s {overheads.request_s:.4f} --step-overhead-s {overheads.step_s:.5f} "
+        f"--slowdown {overheads.slowdown:.3f}",
+        highlight=False,
+    )
+    pairs = []
+    with new_progress() as progress:
+        for planned in options.plans:
+            predicted = Simulation(model, None).run(planned, counting(progress, "predicted", len(planned)))
+            outcomes = run(options.validate, planned, options.warmup, options.timeout_s, "measured", progress)
+            slo_s = options.aim.slo_s
+            pairs.append((summarize(predicted.outcomes, slo_s), summarize(outcomes, slo_s)))
+    results = {"predicted": [pair[0] for pair in pairs], "measured": [pair[1] for pair in pairs]}
+    console.print(summary_table(results))
+    console.print(comparison(pairs))
+    for warning in warnings(results):
+        console.print(f"Warning: {warning}", style="bold red", markup=False, highlight=False)
+    return Written(file.device, model.sharing, overheads, dict(options.settings), validated=pairs)

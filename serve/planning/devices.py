@@ -1,0 +1,129 @@
+"""Simulated devices: what runs on them shares their time, and who is placed on them shares their price."""
+
+import heapq
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from enum import StrEnum
+from itertools import count
+
+from simpy import Environment, Event
+
+
+class Sharing(StrEnum):
+    """What slows down what on a device.
+
+    NOTHING: each replica has all of a device, as simulated ones have
+    STAGES: the replicas that are placed on one device
+    MACHINE: likewise, and all else that a request takes, as where a CPU is the device
+    """
+
+    NOTHING = "nothing"
+    STAGES = "stages"
+    MACHINE = "machine"
+
+
+class Device:
+    """Processor sharing: of n calls that run at once, each takes n times as long."""
+
+    def __init__(self, env: Environment) -> None:
+        self._env = env
+        self._calls: list[tuple[float, int, Event]] = []  # a heap: when each ends, by _clock_s
+        self._order = count()
+        self._clock_s = 0.0  # seconds of work that each call that runs has got since the device was idle
+        self._read_at = 0.0
+        self._wake_up: Event | None = None
+
+    def run(self, seconds: float) -> Event:
+        """Ends when a call is done that takes so long alone."""
+        self._read()
+        ended = self._env.event()
+        heapq.heappush(self._calls, (self._clock_s + seconds, next(self._order), ended))
+        self._sleep()
+        return ended
+
+    def _read(self) -> None:
+        now = self._env.now
+        if self._calls:
+            self._clock_s += (now - self._read_at) / len(self._calls)
+        else:
+            self._clock_s = 0.0
+        self._read_at = now
+
+    def _sleep(self) -> None:
+        """Until the next call ends, if none begins before."""
+        if not self._calls:
+            return
+        left_s = max(0.0, self._calls[0][0] - self._clock_s) * len(self._calls)
+        self._wake_up = self._env.timeout(left_s)
+        self._wake_up.callbacks.append(self._end)
+
+    def _end(self, wake_up: Event) -> None:
+        if wake_up is not self._wake_up:
+            return  # a call has begun since, and there is a later one
+        ends_s = self._calls[0][0]
+        self._read()
+        self._clock_s = ends_s  # and not what it comes to in floating point
+        while self._calls and self._calls[0][0] <= ends_s:
+            heapq.heappop(self._calls)[2].succeed()
+        self._sleep()
+
+
+@dataclass(eq=False, slots=True)
+class Place:
+    """One device of the fleet. free: the share of it that no replica has."""
+
+    device: Device
+    free: float = 1.0
+    tenants: int = 0
+
+
+@dataclass(eq=False, slots=True)
+class Devices:
+    """The devices of a fleet. A replica gets the first on which its share is free, as many as it takes.
+
+    held_s: device-seconds that were held by now; most: devices at once
+    """
+
+    env: Environment
+    sharing: Sharing
+    places: list[Place] = field(default_factory=list)
+    most: int = 0
+    _held_s: float = 0.0
+    _held_until: float = 0.0
+
+    def take(self, share: float) -> tuple[Place, Device]:
+        """The place, and what the replica runs on."""
+        self._count()
+        place = next((place for place in self.places if place.tenants and place.free >= share - 1e-9), None)
+        place = place or next((place for place in self.places if not place.tenants), None)
+        if place is None:
+            place = Place(Device(self.env))
+            self.places.append(place)
+        place.free -= share
+        place.tenants += 1
+        self.most = max(self.most, self.num_held)
+        return place, Device(self.env) if self.sharing is Sharing.NOTHING else place.device
+
+    def give_back(self, place: Place, share: float) -> None:
+        self._count()
+        place.free += share
+        place.tenants -= 1
+
+    @property
+    def num_held(self) -> int:
+        return sum(place.tenants > 0 for place in self.places)
+
+    @property
+    def held_s(self) -> float:
+        self._count()
+        return self._held_s
+
+    def outside(self) -> Callable[[float], Event]:
+        """What takes the time of a request that no stage takes."""
+        if self.sharing is Sharing.MACHINE:
+            return self.places[0].device.run
+        return self.env.timeout
+
+    def _count(self) -> None:
+        self._held_s += self.num_held * (self.env.now - self._held_until)
+        self._held_until = self.env.now

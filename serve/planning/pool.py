@@ -1,0 +1,127 @@
+"""The replicas of a simulated stage, and which of them a call goes to."""
+
+import random
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Generic, TypeVar
+
+from simpy import Environment, Event
+
+from serve.autoscaling import ACCEPTED, ACCEPTED_S, WORK_S
+from serve.planning.devices import Device, Devices, Place
+from serve.planning.stages import Process, Replica
+
+Call = TypeVar("Call")
+
+
+@dataclass(eq=False, slots=True)
+class Member(Generic[Call]):
+    """A replica, where it is, and what it has: as deployments.work counts."""
+
+    replica: Replica[Call]
+    place: Place
+    running: bool = False
+    leaving: bool = False
+    ongoing: int = 0
+    work_s: float = 0.0
+    accepted_s: float = 0.0
+    accepted: int = 0
+
+    def stats(self) -> dict[str, float]:
+        return {WORK_S: self.work_s, ACCEPTED_S: self.accepted_s, ACCEPTED: self.accepted}
+
+
+class Pool(Generic[Call]):
+    """A call goes to the less busy of two replicas with room, drawn at random, as Serve's router does it, or
+    waits in order of arrival for the first that has room.
+
+    share: of a device; max_ongoing: calls that a replica has at once
+    """
+
+    def __init__(
+        self,
+        env: Environment,
+        devices: Devices,
+        build: Callable[[Device], Replica[Call]],
+        share: float,
+        max_ongoing: int,
+        seed: int,
+    ) -> None:
+        self._env = env
+        self._devices = devices
+        self._build = build
+        self._share = share
+        self._max_ongoing = max_ongoing
+        self._rng = random.Random(seed)
+        self._members: list[Member[Call]] = []
+        self._waiting: deque[Event] = deque()
+        self.history: list[tuple[float, int]] = []  # (second, replicas that run or start)
+
+    @property
+    def running(self) -> list[Member[Call]]:
+        return [member for member in self._members if member.running and not member.leaving]
+
+    @property
+    def num_waiting(self) -> int:
+        return len(self._waiting)
+
+    @property
+    def num_replicas(self) -> int:
+        """That run or start."""
+        return sum(not member.leaving for member in self._members)
+
+    @property
+    def num_ongoing(self) -> int:
+        return sum(member.ongoing for member in self._members)
+
+    def resize(self, num_replicas: int, cold_start_s: float) -> None:
+        """New ones work after their cold start; those that go finish what they have. The newest go first."""
+        staying = [member for member in self._members if not member.leaving]
+        for _ in range(num_replicas - len(staying)):
+            place, device = self._devices.take(self._share)
+            member = Member(self._build(device), place)
+            self._members.append(member)
+            self._env.timeout(cold_start_s).callbacks.append(partial(self._start, member))
+        for member in staying[num_replicas:]:
+            member.leaving = True
+            self._let_go(member)
+        self.history.append((self._env.now, num_replicas))
+
+    def run(self, call: Call) -> Process:
+        """As a process: ends when the call is done."""
+        member = yield self._assigned()
+        work_s = member.replica.work_s(call)
+        member.work_s += work_s
+        member.accepted_s += work_s
+        member.accepted += 1
+        yield member.replica.run(call)
+        member.work_s -= work_s
+        member.ongoing -= 1
+        self._assign()
+        self._let_go(member)
+
+    def _assigned(self) -> Event:
+        assigned = self._env.event()
+        self._waiting.append(assigned)
+        self._assign()
+        return assigned
+
+    def _assign(self) -> None:
+        while self._waiting and (
+            with_room := [member for member in self.running if member.ongoing < self._max_ongoing]
+        ):
+            drawn = self._rng.sample(with_room, min(2, len(with_room)))
+            member = min(drawn, key=lambda member: member.ongoing)
+            member.ongoing += 1  # now: others are assigned before the process goes on
+            self._waiting.popleft().succeed(member)
+
+    def _start(self, member: Member[Call], _: Event) -> None:
+        member.running = True
+        self._assign()
+
+    def _let_go(self, member: Member[Call]) -> None:
+        if member.leaving and not member.ongoing and member in self._members:
+            self._members.remove(member)
+            self._devices.give_back(member.place, self._share)

@@ -1,0 +1,120 @@
+"""The simulation held against a server that runs: what it does not know is measured, then the same load runs
+through both."""
+
+import asyncio
+import statistics
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+from cluster.bench.answers import Kind
+from cluster.bench.load import Outcome, Target, run_load
+from cluster.bench.mix import PlannedRequest
+from serve.planning.model import Model
+from serve.planning.simulation import Simulation
+from serve.planning.stages import Overheads
+from serve.section import ConfigError
+
+UNLOADED_REQUESTS = 7
+BURST_IMAGES = 48
+# Requests at least so far apart do not meet.
+APART_S = 1000.0
+MIN_SLOWDOWN, MAX_SLOWDOWN = 0.5, 4.0
+
+
+@dataclass(frozen=True)
+class Known:
+    """The overheads that need not be measured."""
+
+    request_s: float | None
+    step_s: float | None
+    slowdown: float | None
+
+
+Send = Callable[[Sequence[PlannedRequest]], list[Outcome]]
+
+
+def sender(target: Target, timeout_s: float) -> Send:
+    """Sends what is planned to a server. What it gives are the outcomes."""
+
+    def send(planned: Sequence[PlannedRequest]) -> list[Outcome]:
+        outcomes = asyncio.run(run_load(target, planned, timeout_s))
+        for outcome in outcomes:
+            if outcome.answer.kind is not Kind.COMPLETED:
+                raise ConfigError(
+                    f"--validate {target.url}: {outcome.answer.kind.value}: {outcome.answer.detail}"
+                )
+        return outcomes
+
+    return send
+
+
+def calibrated(model: Model, planned: Sequence[PlannedRequest], known: Known, send: Send) -> Model:
+    """The model with overheads as measured on the server: of single requests at few and at many steps, and of
+    one burst, neither of which is the load that is validated.
+
+    Raises ConfigError where the server does not answer all of them.
+    """
+    request_s, step_s = known.request_s, known.step_s
+    model = replace(model, overheads=Overheads(slowdown=known.slowdown or 1.0))
+    if request_s is None or step_s is None:
+        request_s, step_s = _unloaded_overheads(model, planned[0], known, send)
+    model = replace(model, overheads=replace(model.overheads, request_s=request_s, step_s=step_s))
+    if known.slowdown is None:
+        model = _slowed_down(model, _burst(model, planned), send)
+    return model
+
+
+def _unloaded_overheads(model: Model, first: PlannedRequest, known: Known, send: Send) -> tuple[float, float]:
+    most = min(40, model.config.limits.max_num_inference_steps)
+    missing, calls = [], []
+    for steps in (max(1, most // 10), most):
+        planned = [
+            replace(first, due_s=0.0, num_images=1, num_inference_steps=steps, seed=first.seed + index)
+            for index in range(UNLOADED_REQUESTS)
+        ]
+        apart = [replace(request, due_s=APART_S * index) for index, request in enumerate(planned)]
+        measured = [send([request])[0].latency_s for request in planned]
+        simulated = [outcome.latency_s for outcome in Simulation(model, None).run(apart).outcomes]
+        # Without the first, which finds nothing encoded.
+        missing.append(statistics.median(measured[1:]) - statistics.median(simulated[1:]))
+        calls.append(model.denoising.num_calls(model.accepted(planned[0], "").sampler, steps))
+    step_s = known.step_s
+    if step_s is None:
+        step_s = max(0.0, (missing[1] - missing[0]) / (calls[1] - calls[0]))
+    request_s = known.request_s
+    if request_s is None:
+        request_s = max(0.0, missing[0] - calls[0] * step_s)
+    return request_s, step_s
+
+
+def _burst(model: Model, planned: Sequence[PlannedRequest]) -> list[PlannedRequest]:
+    """The first requests of the load, all at once."""
+    burst: list[PlannedRequest] = []
+    images_left = min(BURST_IMAGES, model.config.limits.max_queue)
+    for request in planned:
+        if request.num_images <= images_left:
+            burst.append(replace(request, due_s=0.0, seed=request.seed + 1))
+            images_left -= request.num_images
+    return burst
+
+
+def _slowed_down(model: Model, burst: Sequence[PlannedRequest], send: Send) -> Model:
+    """The slowdown with which the burst takes as long as it did, by bisection."""
+    prompts = list({request.prompt: request for request in burst}.values())
+    send(prompts)  # so that none is encoded within the burst
+    measured_s = _makespan_s(send(burst))
+    low, high = MIN_SLOWDOWN, MAX_SLOWDOWN
+    for _ in range(12):
+        middle = (low + high) / 2
+        model = replace(model, overheads=replace(model.overheads, slowdown=middle))
+        simulation = Simulation(model, None)
+        simulation.run(prompts)
+        if _makespan_s(simulation.run(burst).outcomes) < measured_s:
+            low = middle
+        else:
+            high = middle
+    return model
+
+
+def _makespan_s(outcomes: Sequence[Outcome]) -> float:
+    return max(outcome.answer.ended_s for outcome in outcomes)

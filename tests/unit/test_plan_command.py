@@ -1,0 +1,93 @@
+"""`midstep plan` from its command line to its tables."""
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from serve.cli import main
+
+LOAD = ["--rates", "2", "--duration", "20", "--steps", "20"]
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> Path:
+    model = {
+        "path": "cluster/devices/sd15",
+        "device": "simulated",
+        "dtype": "bfloat16",
+        "cost_model": "cluster/devices/h200-sd15.json",
+    }
+    scaled = {"autoscaling": {"max_replicas": 2}}
+    args = {"model": model, "denoiser": scaled}
+    application = {"name": "midstep", "import_path": "serve.app:build_app", "args": args}
+    path = tmp_path / "config.yaml"
+    path.write_text(yaml.safe_dump({"applications": [application]}))
+    return path
+
+
+def call(monkeypatch: pytest.MonkeyPatch, *options: str) -> None:
+    monkeypatch.setattr(sys, "argv", ["midstep", "plan", *options])
+    main()
+
+
+def test_it_recommends_in_a_sentence_and_says_what_it_goes_by(
+    config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output = tmp_path / "plan.json"
+    call(monkeypatch, str(config), *LOAD, "--slo-s", "3", "--json", str(output))
+    told = " ".join(capsys.readouterr().out.split())
+    assert "Simulated, with the costs of: modelled H200 (60% of 790 TFLOP/s), not measured." in told
+    assert "1 GPU with 1 denoiser and a row cap of 32 would keep 95% of requests within 3 s" in told
+    assert "Autoscaled, denoisers: 1 at 0 s" in told
+    written = json.loads(output.read_text())
+    assert written["costs"].endswith("not measured")
+    [load] = written["loads"]
+    assert load["best"]["gpus"] == 1
+    assert load["best"]["summary"]["num_images"] == load["best"]["summary"]["num_requests"]
+    assert [option["is_autoscaled"] for option in load["options"]].count(True) == 1
+
+
+def test_a_trace_is_planned_for_as_it_is_replayed(
+    config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    trace = tmp_path / "trace.csv"
+    trace.write_text("arrival_s,num_images,num_inference_steps\n0,1,20\n30,4,30\n60,1,20\n")
+    call(monkeypatch, str(config), "--trace", str(trace), "--speed-up", "3")
+    assert "3 requests for 6 images in 20 s" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("options", "problem"),
+    [
+        ([], "argument --rate: is required"),
+        ([*LOAD, "--percentile", "101"], "argument --percentile: is more than 100"),
+        ([*LOAD, "--slo-s", "0"], "argument --slo-s: '0' is not above 0"),
+        ([*LOAD, "--sharing", "all"], "argument --sharing: invalid"),
+        ([*LOAD, "--validate", "nowhere"], "argument --validate: 'nowhere' is not a URL"),
+    ],
+)
+def test_an_option_at_fault_is_named(
+    options: list[str],
+    problem: str,
+    config: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    with pytest.raises(SystemExit):
+        call(monkeypatch, str(config), *options)
+    assert problem in capsys.readouterr().err
+
+
+def test_without_costs_there_is_no_plan(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(SystemExit, match=r"model\.cost_model: a file of `midstep profile` is needed"):
+        call(monkeypatch, "serve_config.yaml", *LOAD)
+    with pytest.raises(SystemExit, match=r"model\.cost_model: 'nowhere\.json' is no file"):
+        call(monkeypatch, "serve_config.yaml", "--cost-model", "nowhere.json", *LOAD)
+
+
+def test_a_server_that_is_not_there_is_told(config: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(SystemExit, match=r"--validate http://127\.0\.0\.1:9: transport error"):
+        call(monkeypatch, str(config), *LOAD, "--validate", "http://127.0.0.1:9")
