@@ -4,8 +4,8 @@
 
 A Serve configuration file, checked strictly, and then served, its costs measured, the GPUs planned that it
 needs, or tried on simulated ones; the table of the keys there are; a new API key; the load generator; and the
-jobs of a server that runs. Ray Serve ignores keys of the file that it does not know; here each is an error that
-names the nearest.
+jobs of a server that runs. Ray Serve ignores keys of the file that it does not know; here each is an error
+that names the nearest.
 """
 
 import argparse

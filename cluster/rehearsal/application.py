@@ -57,7 +57,11 @@ def running(config: AppConfig) -> Iterator[str]:
     port = free_port()
     with tempfile.TemporaryDirectory() as data_folder:
         application = build_app(rehearsed(config, data_folder))
-        serve.start(http_options={"host": _HOST, "port": port}, proxy_location="HeadOnly")
+        serve.start(
+            http_options={"host": _HOST, "port": port},
+            proxy_location="HeadOnly",
+            logging_config={"log_level": "WARNING"},
+        )
         serve.run(application, name=NAME)
         try:
             yield f"http://{_HOST}:{port}"

@@ -23,8 +23,8 @@ def chart(title: str, rehearsals: Mapping[str, Series], path: Path) -> None:
         queue.step(series.at_s, series.queue_s, f"C0{style}", where="post", label=name)
         for color, (stage, counts) in zip(("C1", "C0", "C2"), series.replicas.items(), strict=True):
             replicas.step(series.at_s, counts, f"{color}{style}", where="post", label=f"{stage}{suffix}")
-        latency.plot(series.at_s, _with_gaps(series.latency_p50_s), f"C0{style}", label=f"p50{suffix}")
-        latency.plot(series.at_s, _with_gaps(series.latency_p95_s), f"C3{style}", label=f"p95{suffix}")
+        latency.plot(series.at_s, _with_gaps(series.latency_p50_s), f"C0.{style}", label=f"p50{suffix}")
+        latency.plot(series.at_s, _with_gaps(series.latency_p95_s), f"C3.{style}", label=f"p95{suffix}")
         paid.plot(series.at_s, series.gpu_seconds, f"C0{style}", label=name)
     labels = {
         arrivals: "images/s",

@@ -1,5 +1,6 @@
 """A Ray cluster on this machine, whose nodes have as many GPUs as they are told to say."""
 
+import logging
 import os
 import shutil
 import tempfile
@@ -66,7 +67,12 @@ def local_cluster(metrics_port: int | None = None) -> Iterator[LocalCluster]:
         },
     )
     try:
-        ray.init(address=cluster.address, _node_ip_address=_HOST, log_to_driver=False)
+        ray.init(
+            address=cluster.address,
+            _node_ip_address=_HOST,
+            log_to_driver=False,
+            logging_level=logging.WARNING,
+        )
         yield LocalCluster(cluster)
     finally:
         ray.shutdown()

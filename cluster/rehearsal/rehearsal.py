@@ -25,7 +25,7 @@ class Rehearsal:
     def gpus_held(self) -> list[tuple[float, float]]:
         """(seconds from the start, GPUs that replicas have their shares of)."""
         return [
-            (seen.at_s, sum(self.gpus[stage] * number for stage, number in seen.held.items()))
+            (seen.at_s, sum(self.gpus[stage] * number for stage, number in seen.replicas.items()))
             for seen in self.sightings
         ]
 

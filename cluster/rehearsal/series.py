@@ -70,7 +70,7 @@ def series_of(rehearsal: Rehearsal, work_s: Callable[[PlannedRequest], float]) -
             stage: _means(
                 [
                     float(value)
-                    for value in _at(fine, seen_at, [seen.held[stage] for seen in rehearsal.sightings])
+                    for value in _at(fine, seen_at, [seen.replicas[stage] for seen in rehearsal.sightings])
                 ]
             )
             for stage in rehearsal.gpus

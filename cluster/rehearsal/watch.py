@@ -14,12 +14,11 @@ _STAGES = {"PromptEncoder": "encoder", "Denoiser": "denoiser", "VaeDecoder": "de
 
 @dataclass(frozen=True)
 class Sighting:
-    """Replicas by stage, as the configuration names it. held: those that start, run or finish what they have,
-    and so have their share of a GPU; ready: those that take requests. at_s: from the start of the load."""
+    """Replicas by stage, as the configuration names it: those that start, run or finish what they have, and
+    so have their share of a GPU. at_s: from the start of the load."""
 
     at_s: float
-    held: Mapping[str, int]
-    ready: Mapping[str, int]
+    replicas: Mapping[str, int]
 
 
 async def watch(now_s: Callable[[], float], seen: list[Sighting]) -> None:
@@ -31,9 +30,6 @@ async def watch(now_s: Callable[[], float], seen: list[Sighting]) -> None:
 
 def _look(at_s: float) -> Sighting:
     deployments = serve.status().applications[NAME].deployments
-    states = {stage: deployments[name].replica_states for name, stage in _STAGES.items()}
     return Sighting(
-        at_s,
-        held={stage: sum(of.values()) for stage, of in states.items()},
-        ready={stage: of.get("RUNNING", 0) for stage, of in states.items()},
+        at_s, {stage: sum(deployments[name].replica_states.values()) for name, stage in _STAGES.items()}
     )

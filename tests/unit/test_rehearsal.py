@@ -1,0 +1,83 @@
+"""Rehearsals: what of a configuration they run, and what they make of what they saw."""
+
+from pathlib import Path
+
+import pytest
+
+from cluster.bench.answers import Answer, Kind
+from cluster.bench.load import Outcome
+from cluster.bench.mix import PlannedRequest
+from cluster.rehearsal.application import rehearsed
+from cluster.rehearsal.chart import chart
+from cluster.rehearsal.options import read_options
+from cluster.rehearsal.rehearsal import Rehearsal
+from cluster.rehearsal.series import series_of
+from cluster.rehearsal.watch import Sighting
+from serve.config import AppConfig
+from serve.section import ConfigError
+
+MODEL = {"path": "cluster/devices/sdxl", "dtype": "bfloat16", "cost_model": "cluster/devices/h200-sdxl.json"}
+
+
+def test_devices_are_simulated_and_nothing_of_the_real_jobs_is_touched() -> None:
+    config = AppConfig.model_validate(
+        {
+            "model": MODEL | {"device": "cuda"},
+            "encoder": {"num_gpus": 0.1},
+            "denoiser": {"num_gpus": 0.8, "autoscaling": {"max_replicas": 16}},
+            "decoder": {"num_gpus": 0.1},
+            "jobs": {"database_url": "postgresql://jobs", "object_store_url": "s3://bucket"},
+        }
+    )
+    changed = rehearsed(config, "a folder")
+    assert changed.model.device == "simulated"
+    assert changed.denoiser.autoscaling == config.denoiser.autoscaling
+    assert (changed.denoiser.num_gpus, changed.denoiser.num_cpus) == (0.8, 0)
+    assert (changed.jobs.database_url, changed.jobs.object_store_url) == (None, None)
+    assert changed.jobs.data_folder == "a folder"
+
+
+def test_denoisers_without_gpus_are_refused() -> None:
+    with pytest.raises(ConfigError, match=r"denoiser\.num_gpus: is 0"):
+        rehearsed(AppConfig.model_validate({"model": MODEL | {"device": "simulated"}}), "a folder")
+
+
+def test_nodes_have_all_the_gpus(capsys: pytest.CaptureFixture[str]) -> None:
+    options = ["config.yaml", "--gpus", "11", "--gpus-per-node", "4", "--rate", "1"]
+    assert read_options(options).nodes == [4, 4, 3]
+    with pytest.raises(SystemExit):
+        read_options(["config.yaml", "--rates", "1,2"])
+    assert "one run is rehearsed" in capsys.readouterr().err
+
+
+def outcome(due_s: float, ended_s: float, kind: Kind = Kind.COMPLETED) -> Outcome:
+    request = PlannedRequest(due_s, "a prompt", seed=1, num_images=2)
+    num_images = 2 if kind is Kind.COMPLETED else 0
+    return Outcome(request, due_s, Answer(kind, ended_s, num_images=num_images))
+
+
+def test_what_was_seen_becomes_series(tmp_path: Path) -> None:
+    """40 s, so that each window is a second."""
+    outcomes = [outcome(0.5, 2.5), outcome(1.5, 3.5), outcome(10.5, 10.6, Kind.BUSY), outcome(30.0, 40.0)]
+    sightings = [
+        Sighting(at_s, {"encoder": 0, "denoiser": denoisers, "decoder": 1})
+        for at_s, denoisers in ((0.0, 1), (20.0, 3), (40.0, 3))
+    ]
+    rehearsal = Rehearsal(outcomes, sightings, {"encoder": 0.1, "denoiser": 0.8, "decoder": 0.2})
+    assert rehearsal.gpu_seconds() == pytest.approx(20 * 1.0 + 20 * 2.6)
+    series = series_of(rehearsal, lambda request: 5.0)
+    assert list(series.at_s) == list(range(40))
+    assert series.arrivals_per_s[:3] == [2.0, 2.0, 0.0]
+    assert series.arrivals_per_s[10] == 2.0
+    assert series.done_per_s[2] == series.done_per_s[3] == 2.0
+    assert series.done_per_s[10] == 0.0
+    # Half a second of one request, then one and a half, ...
+    assert series.queue_s[:5] == pytest.approx([2.5, 7.5, 7.5, 2.5, 0.0])
+    assert series.queue_s[10] == 0.0, "what was refused never waits"
+    assert list(series.replicas["denoiser"]) == [1.0] * 20 + [3.0] * 20
+    assert series.latency_p95_s[1] == pytest.approx(2.0)
+    assert series.latency_p95_s[10] is None
+    assert series.gpu_seconds[19] == pytest.approx(20.0)
+    assert series.gpu_seconds[-1] == pytest.approx(rehearsal.gpu_seconds())
+    chart("a rehearsal", {"one": series, "two": series}, tmp_path / "rehearsal.png")
+    assert (tmp_path / "rehearsal.png").read_bytes().startswith(b"\x89PNG")
