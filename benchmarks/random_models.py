@@ -1,6 +1,7 @@
 """U-Nets and VAEs of real size with random weights, which cost what trained ones do."""
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -19,6 +20,7 @@ from deployments.engine.messages import DenoiseRequest, PromptEmbeds
 from deployments.engine.models import UNet
 from deployments.engine.samplers import SamplerTables
 
+DEVICES = Path(__file__).parents[1] / "cluster/devices"
 # What every Stable Diffusion was trained with.
 NOISE_SCHEDULE: dict[str, Any] = {
     "_class_name": "DDIMScheduler",
@@ -32,20 +34,9 @@ NOISE_SCHEDULE: dict[str, Any] = {
 }
 SAMPLER = "DPM++ 2M"
 GUIDANCE_SCALE = 5.0
-SD15: dict[str, Any] = {"cross_attention_dim": 768, "attention_head_dim": 8, "sample_size": 64}
-SDXL: dict[str, Any] = {
-    "sample_size": 128,
-    "block_out_channels": (320, 640, 1280),
-    "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
-    "up_block_types": ("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
-    "transformer_layers_per_block": (1, 2, 10),
-    "attention_head_dim": (5, 10, 20),
-    "cross_attention_dim": 2048,
-    "use_linear_projection": True,
-    "addition_embed_type": "text_time",
-    "addition_time_embed_dim": 256,
-    "projection_class_embeddings_input_dim": 2816,
-}
+SD15, SDXL = (
+    UNet2DConditionModel.load_config(DEVICES / family, subfolder="unet") for family in ("sd15", "sdxl")
+)
 # For a machine without a GPU: the same code, none of the size.
 TINY: dict[str, Any] = {
     "sample_size": 16,

@@ -120,7 +120,7 @@ class Devices:
 
     def outside(self) -> Callable[[float], Event]:
         """What takes the time of a request that no stage takes."""
-        if self.sharing is Sharing.MACHINE:
+        if self.sharing is Sharing.MACHINE and self.places:
             return self.places[0].device.run
         return self.env.timeout
 

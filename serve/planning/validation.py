@@ -50,7 +50,7 @@ def sender(target: Target, timeout_s: float) -> Send:
 
 def calibrated(model: Model, planned: Sequence[PlannedRequest], known: Known, send: Send) -> Model:
     """The model with overheads as measured on the server: of single requests at few and at many steps, and of
-    one burst, neither of which is the load that is validated.
+    one burst, neither of which is the load that is validated. No burst where it would bring more replicas.
 
     Raises ConfigError where the server does not answer all of them.
     """
@@ -59,7 +59,7 @@ def calibrated(model: Model, planned: Sequence[PlannedRequest], known: Known, se
     if request_s is None or step_s is None:
         request_s, step_s = _unloaded_overheads(model, planned[0], known, send)
     model = replace(model, overheads=replace(model.overheads, request_s=request_s, step_s=step_s))
-    if known.slowdown is None:
+    if known.slowdown is None and not model.config.denoiser.autoscaling.is_on:
         model = _slowed_down(model, _burst(model, planned), send)
     return model
 
