@@ -83,18 +83,16 @@ def _counted(number: int, noun: str) -> str:
 
 
 def comparison(pairs: Sequence[tuple[Summary, Summary]]) -> Table:
-    """Predicted and measured, a load a row."""
-    kinds = ("predicted", "measured", "off")
-    table = _table(["offered\nreq/s", *(f"{head}\n{kind}" for head in COMPARED for kind in kinds)])
+    """Predicted and measured, a figure of a load a row."""
+    table = _table(["offered\nreq/s", "", "predicted", "measured", "off"])
     for predicted, measured in pairs:
-        cells = [f"{measured.offered_requests_per_s or 0.0:.2f}"]
-        for name in COMPARED.values():
-            cells += _compared(getattr(predicted, name), getattr(measured, name))
-        table.add_row(*cells)
+        for figure, name in COMPARED.items():
+            rate = f"{measured.offered_requests_per_s or 0.0:.2f}"
+            table.add_row(rate, figure, *_compared(getattr(predicted, name), getattr(measured, name)))
     return table
 
 
 def _compared(predicted: float | None, measured: float | None) -> list[str]:
     if predicted is None or not measured:
-        return ["" if value is None else f"{value:.2f}" for value in (predicted, measured)] + [""]
+        return ["" if value is None else f"{value:.2f}" for value in (predicted, measured)]
     return [f"{predicted:.2f}", f"{measured:.2f}", f"{100 * (predicted / measured - 1):+.1f}%"]

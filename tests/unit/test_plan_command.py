@@ -1,13 +1,19 @@
 """`midstep plan` from its command line to its tables."""
 
+import asyncio
 import json
 import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 import yaml
+from aiohttp import web
 
 from serve.cli import main
+from tests.unit.test_bench_load import PICTURE, serving
 
 LOAD = ["--rates", "2", "--duration", "20", "--steps", "20"]
 
@@ -91,3 +97,54 @@ def test_without_costs_there_is_no_plan(monkeypatch: pytest.MonkeyPatch) -> None
 def test_a_server_that_is_not_there_is_told(config: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(SystemExit, match=r"--validate http://127\.0\.0\.1:9: transport error"):
         call(monkeypatch, str(config), *LOAD, "--validate", "http://127.0.0.1:9")
+
+
+@contextmanager
+def server_of(seconds_each: float) -> Iterator[tuple[str, list[int]]]:
+    """A server that needs so long for every request, whatever it is: its URL and the steps it was asked for."""
+    asked: list[int] = []
+
+    async def handler(request: web.Request) -> web.Response:
+        asked.append((await request.json())["num_inference_steps"])
+        await asyncio.sleep(seconds_each)
+        return web.json_response(PICTURE)
+
+    async def run() -> None:
+        async with serving(handler) as url:
+            urls.append(url)
+            started.set()
+            await asyncio.to_thread(ended.wait)
+
+    urls: list[str] = []
+    started, ended = threading.Event(), threading.Event()
+    thread = threading.Thread(target=asyncio.run, args=(run(),))
+    thread.start()
+    started.wait()
+    try:
+        yield urls[0], asked
+    finally:
+        ended.set()
+        thread.join()
+
+
+def test_a_server_is_measured_and_compared(
+    config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """One that takes 0.5 s for everything, which is what is measured and far from what is predicted."""
+    output = tmp_path / "plan.json"
+    with server_of(0.5) as (url, asked):
+        load = ["--rates", "4", "--duration", "3", "--steps", "20", "--warmup", "1"]
+        call(monkeypatch, str(config), *load, "--validate", url, "--json", str(output))
+    written = json.loads(output.read_text())
+    [[predicted, measured]] = written["validated"]
+    assert measured["latency_p50_s"] >= 0.5
+    assert predicted["num_requests"] == measured["num_requests"] == measured["counts"]["completed"]
+    # Alone, four steps take as long there as forty: none of it is the steps'. The model knows of 60 ms of it.
+    assert written["overheads"]["step_s"] == 0.0
+    assert written["overheads"]["request_s"] >= 0.4
+    assert asked.count(4) == asked.count(40) == 7, "single requests of few and of many steps"
+    told = capsys.readouterr().out
+    assert "Measured: --overhead-s" in told
+    assert "predicted" in told
+    off = 100 * (predicted["latency_p50_s"] / measured["latency_p50_s"] - 1)
+    assert f"{off:+.1f}%" in told
