@@ -101,7 +101,7 @@ def test_a_server_that_is_not_there_is_told(config: Path, monkeypatch: pytest.Mo
 
 @contextmanager
 def server_of(seconds_each: float) -> Iterator[tuple[str, list[int]]]:
-    """A server that needs so long for every request, whatever it is: its URL and the steps it was asked for."""
+    """A server that needs so long for every request, whatever it is: its URL and the steps asked for."""
     asked: list[int] = []
 
     async def handler(request: web.Request) -> web.Response:
