@@ -16,11 +16,14 @@ from deployments.batching import Batching
 from deployments.denoiser import Denoiser
 from deployments.engine.cost import CostModel, Curve
 from deployments.engine.denoising import EngineConfig, StepReport
+from deployments.engine.images import Pixels
 from deployments.engine.messages import (
     Checkpoint,
     DenoisedLatents,
     DenoiseEvent,
     DenoiseRequest,
+    EncodedImage,
+    ImageFormat,
     PromptEmbeds,
     TurnStarted,
 )
@@ -28,6 +31,7 @@ from deployments.engine.models import ModelSource, Placement
 from deployments.engine.prompts import EncodedText, PromptText
 from deployments.profiling import Profiling
 from deployments.prompt_encoder import PromptEncoder
+from deployments.vae_decoder import VaeDecoder
 from serve import failover
 from serve.errors import PoisonousRequestError
 from tests.conftest import FORWARD_COST, LoadedModel
@@ -35,6 +39,8 @@ from tests.integration.conftest import replica
 
 POISONOUS_SEED = 666
 POISONOUS_PROMPT = "a poisonous circle"
+POISONOUS_VALUE = 6.0
+PNG = ImageFormat("image/png")
 OPTIONS = {"ray_actor_options": {"num_cpus": 0.25}, "max_ongoing_requests": 32}
 COST = CostModel(Curve(0.01, 1, 0.0), FORWARD_COST, FORWARD_COST)
 
@@ -59,6 +65,16 @@ class MortalEncoder(PromptEncoder):
         return await super()._run(texts)
 
 
+class MortalDecoder(VaeDecoder):
+    """Its process ends when it decodes latents of POISONOUS_VALUE alone; it waits as the encoder does."""
+
+    async def _run(self, latents: Sequence[torch.Tensor]) -> list[Pixels]:
+        await asyncio.sleep(0.2)
+        if any(torch.all(item == POISONOUS_VALUE) for item in latents):
+            os._exit(1)
+        return await super()._run(latents)
+
+
 @pytest.fixture
 def encoder(base_url: str, load_model: Callable[[str], LoadedModel]) -> Iterator[DeploymentHandle]:
     source, profiling = ModelSource(str(load_model("shapes").folder)), Profiling(((16, 16),), COST)
@@ -68,6 +84,16 @@ def encoder(base_url: str, load_model: Callable[[str], LoadedModel]) -> Iterator
     )
     yield serve.run(application, name="mortal encoder", route_prefix=None)
     serve.delete("mortal encoder")
+
+
+@pytest.fixture
+def decoder(base_url: str, load_model: Callable[[str], LoadedModel]) -> Iterator[DeploymentHandle]:
+    source, profiling = ModelSource(str(load_model("shapes").folder)), Profiling(((16, 16),), COST)
+    application = serve.deployment(MortalDecoder, **OPTIONS).bind(
+        source, Placement("cpu"), Batching(8, 0.1), 1, 10.0, profiling
+    )
+    yield serve.run(application, name="mortal decoder", route_prefix=None)
+    serve.delete("mortal decoder")
 
 
 @pytest.fixture(scope="module")
@@ -164,5 +190,24 @@ def test_a_prompt_of_which_encoders_die_fails_and_takes_no_other_with_it(encoder
         for prompt, beside in zip(prompts, others, strict=True):
             assert isinstance(beside, PromptEmbeds), f"{prompt}: {beside!r}"
             assert torch.allclose(beside.prompt_embeds, (await encode(prompt)).prompt_embeds, atol=1e-4)
+
+    asyncio.run(run())
+
+
+def test_latents_of_which_decoders_die_fail_and_take_no_others_with_them(decoder: DeploymentHandle) -> None:
+    harmless = [torch.full((8, 16, 16), 0.1 * value) for value in range(4)]
+
+    async def decode(latents: torch.Tensor) -> bytes:
+        wanted = (latents, PNG, {}, False)
+        image: EncodedImage = await failover.call(f"of {latents.mean():.1f}", decoder, "decode", *wanted)
+        return image.data
+
+    async def run() -> None:
+        latents = [torch.full((8, 16, 16), POISONOUS_VALUE), *harmless]
+        poisonous, *others = await asyncio.gather(*map(decode, latents), return_exceptions=True)
+        assert isinstance(poisonous, PoisonousRequestError)
+        for beside in others:
+            assert isinstance(beside, bytes), repr(beside)
+        assert len(set(others)) == len(harmless)
 
     asyncio.run(run())
