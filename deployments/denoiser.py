@@ -14,9 +14,9 @@ from functools import partial
 
 import torch
 from ray import serve
-from ray.serve import metrics
 
 from deployments.batching import Batching
+from deployments.denoising_telemetry import DenoisingTelemetry
 from deployments.devices import unet_and_steps
 from deployments.engine.cost import StageCost
 from deployments.engine.denoising import Engine, EngineConfig, StepReport, group_of
@@ -40,43 +40,6 @@ logger = logging.getLogger("ray.serve")
 _Stream = asyncio.Queue[DenoiseEvent]
 # A step takes milliseconds to seconds; one that takes longer than this never ends.
 _MAX_SILENCE_S = 120.0
-
-
-class _StepMetrics:
-    """What the engine does, as Ray exports it (with the prefix `ray_`)."""
-
-    def __init__(self) -> None:
-        row_buckets = [1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64]
-        self._requests = metrics.Histogram(
-            "midstep_forward_requests", "Requests that shared a U-Net forward.", boundaries=row_buckets
-        )
-        self._rows = metrics.Histogram(
-            "midstep_forward_rows", "Rows of a U-Net forward.", boundaries=row_buckets
-        )
-        self._step_ms = metrics.Histogram(
-            "midstep_step_latency_ms",
-            "Time of one denoising step.",
-            boundaries=[1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000],
-        )
-        self._measured = metrics.Counter(
-            "midstep_step_seconds_total", "Seconds that denoising steps have taken."
-        )
-        self._predicted = metrics.Counter(
-            "midstep_step_predicted_seconds_total", "Seconds that the cost model said they would take."
-        )
-        self._running = metrics.Gauge(
-            "midstep_denoising_requests", "Requests that are being denoised or wait to be."
-        )
-
-    def record(self, report: StepReport) -> None:
-        self._requests.observe(report.num_requests)
-        self._rows.observe(report.forward_rows)
-        self._step_ms.observe(1000 * report.seconds)
-        self._measured.inc(report.seconds)
-        self._predicted.inc(report.predicted_s)
-
-    def set_running(self, num_requests: int) -> None:
-        self._running.set(num_requests)
 
 
 class Denoiser:
@@ -111,7 +74,7 @@ class Denoiser:
 
         self._streams: dict[str, _Stream] = {}
         self._turn = asyncio.Lock()
-        self._metrics = _StepMetrics()
+        self._telemetry = DenoisingTelemetry()
         self._work = Work()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread = EngineThread(build, self._deliver)
@@ -125,7 +88,11 @@ class Denoiser:
         die knows which of them was under way. The first checkpoint ends isolation, as it does in the engine.
         """
         self._loop = asyncio.get_running_loop()
-        with self._work.of(await self._work_s(request)), self._stream(request.request_id) as stream:
+        with (
+            self._telemetry.image(request) as tell,
+            self._work.of(await self._work_s(request)),
+            self._stream(request.request_id) as stream,
+        ):
             async with AsyncExitStack() as isolation:
                 if request.isolated:
                     await isolation.enter_async_context(self._turn)
@@ -134,6 +101,7 @@ class Denoiser:
                 await self._admit(request)
                 while True:
                     event = await stream.get()
+                    tell(event)
                     yield event
                     if isinstance(event, LAST_EVENTS):
                         return
@@ -170,12 +138,12 @@ class Denoiser:
     def _stream(self, request_id: str) -> Iterator[_Stream]:
         """Where a request's events go. When it is left, the engine has done with the request or drops it."""
         stream = self._streams[request_id] = _Stream()
-        self._metrics.set_running(len(self._streams))
+        self._telemetry.set_running(len(self._streams))
         try:
             yield stream
         finally:
             del self._streams[request_id]
-            self._metrics.set_running(len(self._streams))
+            self._telemetry.set_running(len(self._streams))
             self._thread.abort(request_id)
 
     @serve.batch  # type: ignore[untyped-decorator]
@@ -199,4 +167,4 @@ class Denoiser:
             if stream := self._streams.get(event.request_id):
                 stream.put_nowait(event)
         if report is not None:
-            self._metrics.record(report)
+            self._telemetry.record(report)

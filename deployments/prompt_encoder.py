@@ -1,6 +1,7 @@
 """The prompt encoding stage: an LRU cache of embeddings in front of batched text encoders."""
 
 import asyncio
+import logging
 from collections import OrderedDict
 from collections.abc import AsyncIterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -9,6 +10,7 @@ from dataclasses import replace
 
 import torch
 from ray import serve
+from ray.serve import metrics
 
 from deployments.batching import Batching
 from deployments.devices import text_encoder
@@ -16,10 +18,13 @@ from deployments.engine.cost import Curve
 from deployments.engine.messages import PromptEmbeds, TurnStarted
 from deployments.engine.models import ModelSource, Placement
 from deployments.engine.prompts import EncodedText, PromptText
+from deployments.forwards import Forwards
 from deployments.health import Health
 from deployments.isolation import isolated
 from deployments.profiling import Profiling
 from deployments.work import Work
+
+logger = logging.getLogger("ray.serve")
 
 
 class PromptEncoder:
@@ -43,6 +48,10 @@ class PromptEncoder:
         self._health = Health()
         self._turn = asyncio.Lock()
         self._work = Work()
+        self._forwards = Forwards()
+        self._texts = metrics.Counter(
+            "midstep_prompt_texts_total", "Texts that were asked for, cached or not.", ("cache",)
+        )
         self._max_batch_size = batching.max_batch_size
         batching.apply_to(self._encode_together)
         # On the thread that will encode, for torch counts its threads by thread.
@@ -56,6 +65,7 @@ class PromptEncoder:
         num_new = sum((text, prompt.deterministic) not in self._cache for text in texts)
         with self._work.of(num_new * self._cost.seconds_each(self._max_batch_size)):
             encoded = await asyncio.gather(*(self._encode(text, prompt.deterministic) for text in texts))
+        logger.info("%d texts encoded, %d of them new", len(texts), num_new, extra={"stage": "encode"})
         return self._encoder.assemble(prompt, encoded)
 
     async def encode_isolated(self, prompt: PromptText) -> AsyncIterator[TurnStarted | PromptEmbeds]:
@@ -71,7 +81,9 @@ class PromptEncoder:
 
     async def _encode(self, text: str, deterministic: bool) -> EncodedText:
         key = (text, deterministic)
-        if key in self._cache:
+        is_cached = key in self._cache
+        self._texts.inc(tags={"cache": "hit" if is_cached else "miss"})
+        if is_cached:
             self._cache.move_to_end(key)
             return self._cache[key]
         encoded: EncodedText
@@ -99,4 +111,8 @@ class PromptEncoder:
     async def _run(self, texts: Sequence[str]) -> list[EncodedText]:
         loop = asyncio.get_running_loop()
         with self._health.watching():
-            return await loop.run_in_executor(self._executor, self._encoder.encode, texts)
+            return await loop.run_in_executor(self._executor, self._forward, texts)
+
+    def _forward(self, texts: Sequence[str]) -> list[EncodedText]:
+        with self._forwards.measured(len(texts), self._cost.seconds(len(texts))):
+            return self._encoder.encode(texts)

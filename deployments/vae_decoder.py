@@ -1,6 +1,7 @@
 """The decoding stage: latents to picture files, and quick previews."""
 
 import asyncio
+import logging
 from collections.abc import AsyncIterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing
@@ -16,10 +17,13 @@ from deployments.engine.cost import StageCost
 from deployments.engine.images import Pixels, encode_image
 from deployments.engine.messages import EncodedImage, ImageFormat, TurnStarted
 from deployments.engine.models import ModelSource, Placement
+from deployments.forwards import Forwards
 from deployments.health import Health
 from deployments.isolation import isolated
 from deployments.profiling import Profiling
 from deployments.work import Work
+
+logger = logging.getLogger("ray.serve")
 
 
 class VaeDecoder:
@@ -43,6 +47,7 @@ class VaeDecoder:
         self._health = Health()
         self._turn = asyncio.Lock()
         self._work = Work()
+        self._forwards = Forwards()
         self._max_hold_s = max_hold_s
         self._max_batch_size = batching.max_batch_size
         # On the thread that will decode, for torch counts its threads by thread.
@@ -65,7 +70,9 @@ class VaeDecoder:
                 [pixels] = await self._run([latents])
             else:
                 pixels = await self._decode_together(latents)
-        return await asyncio.to_thread(encode_image, pixels, image_format, metadata)
+        image = await asyncio.to_thread(encode_image, pixels, image_format, metadata)
+        logger.info("%d bytes of %s made", len(image.data), image.media_type, extra={"stage": "decode"})
+        return image
 
     async def decode_isolated(
         self,
@@ -113,6 +120,8 @@ class VaeDecoder:
             left = iter(members)
             for size in self._cost.parts((shape[1], shape[2]), len(members), self._max_hold_s):
                 chunk = list(islice(left, size))
-                pixels = self._decoder.decode([latents[index] for index in chunk])
+                predicted_s = self._cost.seconds((shape[1], shape[2]), len(chunk))
+                with self._forwards.measured(len(chunk), predicted_s):
+                    pixels = self._decoder.decode([latents[index] for index in chunk])
                 decoded |= zip(chunk, pixels, strict=True)
         return [decoded[index] for index in range(len(latents))]

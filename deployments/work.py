@@ -16,8 +16,11 @@ class Work:
         self._gauge = metrics.Gauge(
             "midstep_work_seconds", "Device-seconds of what a replica has accepted and not done."
         )
-        self._counter = metrics.Counter(
+        self._accepted_work = metrics.Counter(
             "midstep_accepted_work_seconds_total", "Device-seconds of what a replica has accepted."
+        )
+        self._accepted_requests = metrics.Counter(
+            "midstep_accepted_requests_total", "Requests that a replica has accepted."
         )
 
     @contextmanager
@@ -26,8 +29,9 @@ class Work:
         self._held_s += seconds
         self._accepted_s += seconds
         self._accepted += 1
+        self._accepted_requests.inc()
         if seconds:  # Ray's counters refuse to count nothing
-            self._counter.inc(seconds)
+            self._accepted_work.inc(seconds)
         self._gauge.set(self._held_s)
         try:
             yield

@@ -9,6 +9,7 @@ from serve.api.http_app import build_http_app
 from serve.config import AppConfig
 from serve.fleet import Fleet
 from serve.pipeline import Pipeline
+from serve.telemetry import Telemetry
 
 
 @serve.ingress(None)
@@ -25,7 +26,7 @@ class Ingress:
         """config: its section `jobs` resolved; runner: never called, but so it is part of the application."""
         self._config = config
         self._info = info
-        self._pipeline = Pipeline(config.model.shown_id, encoder, denoiser, decoder)
+        self._pipeline = Pipeline(config.model.shown_id, encoder, denoiser, decoder, Telemetry())
         here = serve.get_replica_context()
         self._fleet = Fleet(here.app_name, denoiser.deployment_name, here.deployment)
 

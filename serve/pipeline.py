@@ -7,6 +7,7 @@ from collections.abc import AsyncGenerator, Awaitable, Sequence
 from contextlib import aclosing
 from typing import Any, TypeVar
 
+from opentelemetry.context import Context
 from ray.exceptions import RayError
 from ray.serve.handle import DeploymentHandle
 
@@ -14,12 +15,14 @@ from deployments.engine.cost import CostModel
 from deployments.engine.messages import (
     Checkpoint,
     DenoisedLatents,
+    DenoiseEvent,
     DenoiseFailed,
     DenoiseRequest,
     EncodedImage,
     ImageFormat,
     PromptEmbeds,
     StepProgress,
+    TurnStarted,
 )
 from deployments.engine.prompts import PromptText
 from serve.errors import DeadlineExceededError, GenerationFailedError, NotReadyError
@@ -33,6 +36,7 @@ from serve.generation import (
     PromptEncoded,
     Resume,
 )
+from serve.telemetry import Telemetry
 
 Result = TypeVar("Result")
 
@@ -41,15 +45,21 @@ PREVIEW_FORMAT = ImageFormat("image/jpeg", quality=80)
 
 
 class Pipeline:
-    """One model's stages. model_id: written into the pictures."""
+    """One model's stages. model_id: written into the pictures; telemetry: this process's."""
 
     def __init__(
-        self, model_id: str, encoder: DeploymentHandle, denoiser: DeploymentHandle, decoder: DeploymentHandle
+        self,
+        model_id: str,
+        encoder: DeploymentHandle,
+        denoiser: DeploymentHandle,
+        decoder: DeploymentHandle,
+        telemetry: Telemetry,
     ) -> None:
         self._model_id = model_id
         self._encoder = encoder
         self._denoiser = denoiser
         self._decoder = decoder
+        self._telemetry = telemetry
         self._cost_model: CostModel | None = None
 
     async def generate(
@@ -59,16 +69,17 @@ class Pipeline:
 
         Leaving it cancels what is under way. Raises DeadlineExceededError and GenerationFailedError.
         """
-        embeds = await _until(request.deadline, self._encode(request))
-        yield PromptEncoded(embeds.num_tokens, embeds.negative_num_tokens, embeds.max_tokens)
-        images = [
-            self._image(request, index, embeds, resume.checkpoints.get(index))
-            for index in range(request.num_images)
-            if index not in resume.done
-        ]
-        async with aclosing(_merge(images, request.deadline)) as events:
-            async for event in events:
-                yield event
+        with self._telemetry.request(request) as context:
+            embeds = await _until(request.deadline, self._encode(request, context))
+            yield PromptEncoded(embeds.num_tokens, embeds.negative_num_tokens, embeds.max_tokens)
+            images = [
+                self._image(request, index, embeds, resume.checkpoints.get(index), context)
+                for index in range(request.num_images)
+                if index not in resume.done
+            ]
+            async with aclosing(_merge(images, request.deadline)) as events:
+                async for event in events:
+                    yield event
 
     async def check_ready(self, timeout_s: float) -> None:
         """Returns when every stage has answered. Raises NotReadyError.
@@ -105,19 +116,25 @@ class Pipeline:
         stages = (self._encoder, self._denoiser, self._decoder)
         return CostModel(*await asyncio.gather(*(call_once(handle.cost.remote) for handle in stages)))
 
-    async def _encode(self, request: GenerationRequest) -> PromptEmbeds:
+    async def _encode(self, request: GenerationRequest, context: Context) -> PromptEmbeds:
         text = PromptText(request.prompt, request.negative_prompt, request.is_guided, request.deterministic)
-        embeds: PromptEmbeds = await call(request.request_id, self._encoder, "encode", text)
+        with self._telemetry.stage("encode", request, context):
+            embeds: PromptEmbeds = await call(request.request_id, self._encoder, "encode", text)
         return embeds
 
     async def _image(
-        self, request: GenerationRequest, index: int, embeds: PromptEmbeds, resume_from: Checkpoint | None
+        self,
+        request: GenerationRequest,
+        index: int,
+        embeds: PromptEmbeds,
+        resume_from: Checkpoint | None,
+        context: Context,
     ) -> AsyncGenerator[GenerationEvent, None]:
         """Every image is a request of its own to the denoiser, so that they can spread over replicas."""
         wanted = _denoise_request(request, index, embeds, resume_from)
         num_previews = 0
         latents = None
-        async with aclosing(denoise(self._denoiser, wanted)) as events:
+        async with aclosing(self._denoise(request, index, wanted, context)) as events:
             async for event in events:
                 match event:
                     case StepProgress(_, step, preview_latents):
@@ -135,8 +152,23 @@ class Pipeline:
         seed = request.seed + index
         metadata = _metadata(request, seed, self._model_id)
         wanted_image = (latents, request.image_format, metadata, request.deterministic)
-        image: EncodedImage = await call(request.request_id, self._decoder, "decode", *wanted_image)
+        with self._telemetry.stage("decode", request, context, image_index=index):
+            image: EncodedImage = await call(request.request_id, self._decoder, "decode", *wanted_image)
         yield ImageDone(index, seed, image)
+
+    async def _denoise(
+        self, request: GenerationRequest, index: int, wanted: DenoiseRequest, context: Context
+    ) -> AsyncGenerator[DenoiseEvent | TurnStarted, None]:
+        attributes = {
+            "image_index": index,
+            "rows": wanted.num_rows,
+            "steps": wanted.num_inference_steps,
+            "resumed": wanted.resume_from is not None,
+        }
+        with self._telemetry.stage("denoise", request, context, **attributes):
+            async with aclosing(denoise(self._denoiser, wanted)) as events:
+                async for event in events:
+                    yield event
 
     async def _preview(self, request_id: str, latents: Any) -> EncodedImage:
         return await retried(

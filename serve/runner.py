@@ -1,15 +1,19 @@
 """The runner's deployment: it runs jobs for as long as it lives, and answers nobody."""
 
 import asyncio
+from collections.abc import AsyncGenerator
 from contextlib import AsyncExitStack, suppress
 
+from ray.serve.context import _set_request_context
 from ray.serve.handle import DeploymentHandle
 
 from serve.config import AppConfig
+from serve.generation import GenerationEvent, GenerationRequest, Resume
 from serve.jobs.opening import opened
 from serve.jobs.runner import JobRunner, RunnerSettings
 from serve.jobs.webhooks import WebhookSender
 from serve.pipeline import Pipeline
+from serve.telemetry import Telemetry
 
 
 class Runner:
@@ -23,7 +27,7 @@ class Runner:
         decoder: DeploymentHandle,
     ) -> None:
         self._config = config
-        self._pipeline = Pipeline(config.model.shown_id, encoder, denoiser, decoder)
+        self._pipeline = Pipeline(config.model.shown_id, encoder, denoiser, decoder, Telemetry())
         # Serve calls constructors on the replica's event loop; what is started here is stopped in __del__.
         self._task = asyncio.get_running_loop().create_task(self._run(), name="job-runner")
 
@@ -47,5 +51,11 @@ class Runner:
             webhooks = await stack.enter_async_context(
                 WebhookSender(jobs.webhook_secrets, jobs.allow_private_webhooks)
             )
-            runner = JobRunner(store, jobs.object_store(), webhooks, self._pipeline.generate, settings)
+            runner = JobRunner(store, jobs.object_store(), webhooks, self._generate, settings)
             await runner.run()
+
+    def _generate(self, request: GenerationRequest, resume: Resume) -> AsyncGenerator[GenerationEvent, None]:
+        """Under the job's id, in the logs of every stage: no HTTP request is there whose id Serve would take
+        along. Each job is driven by a task of its own, so that it is the id of that job alone."""
+        _set_request_context(request_id=request.request_id)
+        return self._pipeline.generate(request, resume)

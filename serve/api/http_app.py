@@ -5,6 +5,7 @@ import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 
+from ray.serve import metrics
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
@@ -46,6 +47,11 @@ def build_http_app(config: AppConfig, info: ModelInfo, pipeline: Pipeline, fleet
     images = ImagesRoute(config, acceptance, pipeline, admission, rate_limits)
     store = config.jobs.job_store()
     predictions = PredictionsRoutes(config, acceptance, store, pipeline, estimator, rate_limits)
+    refused = metrics.Counter(
+        "midstep_refused_requests_total", "HTTP requests answered with an error, by its code.", ("code",)
+    )
+    max_wait = metrics.Gauge("midstep_max_wait_seconds", "The setting limits.max_wait_s, for alerts.")
+    max_wait.set(config.limits.max_wait_s)
     files = FilesRoute(config.jobs.object_store(), _PRESIGNED_S if config.jobs.presigned_urls else None)
 
     async def models(_: Request) -> Response:
@@ -64,6 +70,11 @@ def build_http_app(config: AppConfig, info: ModelInfo, pipeline: Pipeline, fleet
     async def readyz(_: Request) -> Response:
         await pipeline.check_ready(_READY_TIMEOUT_S)
         return PlainTextResponse("ok")
+
+    async def on_error(request: Request, error: Exception) -> Response:
+        assert isinstance(error, MidstepError)
+        refused.inc(tags={"code": error.code})
+        return await on_midstep_error(request, error)
 
     # What knows no keys: browsers and Replicate's client fetch images, by URLs that nobody can guess.
     open_routes = [
@@ -96,7 +107,7 @@ def build_http_app(config: AppConfig, info: ModelInfo, pipeline: Pipeline, fleet
         lifespan=lifespan,
         middleware=[Middleware(Authentication, clients=Clients(config.api_keys), open_routes=open_routes)],
         exception_handlers={
-            MidstepError: on_midstep_error,
+            MidstepError: on_error,
             HTTPException: on_http_exception,
             Exception: on_fault,
         },

@@ -36,6 +36,14 @@ class Transition:
     reason: str | None
 
 
+@dataclass(frozen=True, slots=True)
+class Waiting:
+    """Jobs that no runner has begun. oldest_s: how long the oldest has waited, 0 where there is none."""
+
+    jobs: int
+    oldest_s: float
+
+
 def new_row(new: NewJob) -> dict[str, Any]:
     """All but the times."""
     return {

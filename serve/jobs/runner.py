@@ -27,6 +27,7 @@ from serve.errors import (
 from serve.generation import GenerationEvent, GenerationRequest, ImageDone, ImageProgress, Resume
 from serve.jobs.checkpoints import checkpoint_key, from_bytes, to_bytes
 from serve.jobs.job import Job
+from serve.jobs.metrics import JobMetrics
 from serve.jobs.objects import ObjectStore, image_key
 from serve.jobs.outbox import Delivery
 from serve.jobs.records import Claim
@@ -46,6 +47,7 @@ _AWAY_INTERVAL_S = 2.0
 _MAX_DELIVERIES = 32
 _DELIVERY_LEASE_S = 60.0  # longer than a receiver is given to answer
 _EXPIRED_AT_ONCE = 100
+_WAITING_INTERVAL_S = 5.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +85,7 @@ class JobRunner:
         self._settings = settings
         self._running: dict[str, _Running] = {}
         self._deliveries: set[asyncio.Task[None]] = set()
+        self._metrics = JobMetrics()
 
     async def run(self) -> None:
         """Until it is cancelled; then it gives back what it has not finished."""
@@ -94,6 +97,7 @@ class JobRunner:
                 loops.create_task(_every(_LOOK_INTERVAL_S, self._leave_lost))
                 loops.create_task(_every(poll_s, self._send_webhooks))
                 loops.create_task(_every(1.0, self._store.sweep))
+                loops.create_task(_every(_WAITING_INTERVAL_S, self._count_waiting))
                 loops.create_task(_every(60.0, self._expire))
         finally:
             await self._give_back()
@@ -208,6 +212,7 @@ class JobRunner:
     async def _send_webhook(self, delivery: Delivery) -> None:
         try:
             outcome = await self._webhooks.send(delivery.id, delivery.url, delivery.payload, delivery.attempt)
+            self._metrics.count_delivery(outcome)
             match outcome:
                 case Delivered():
                     await self._store.outbox.delivered(delivery)
@@ -221,6 +226,9 @@ class JobRunner:
             logger.warning("webhook %s will be sent again, since %s", delivery.id, error.detail)
         except Exception:  # the boundary of a delivery: its lease runs out, and it is tried again
             logger.exception("webhook %s of job %s failed", delivery.id, delivery.job_id)
+
+    async def _count_waiting(self) -> None:
+        self._metrics.set_waiting(await self._store.waiting())
 
     async def _expire(self) -> None:
         """Deletes what was kept for long enough: first the images, then what names them."""

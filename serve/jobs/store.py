@@ -28,7 +28,7 @@ from serve.jobs.history import record
 from serve.jobs.job import TRANSITIONS, Job, JobState, NewJob, WebhookEvent
 from serve.jobs.outbox import Outbox
 from serve.jobs.pages import Page, read_page
-from serve.jobs.records import Claim, Transition, columns_without_data, output_column, read_job
+from serve.jobs.records import Claim, Transition, Waiting, columns_without_data, output_column, read_job
 from serve.jobs.tables import jobs, now_s, transitions
 
 # More are ended by the next sweep: others want to write, too.
@@ -118,6 +118,13 @@ class JobStore:
         statement = select(func.count()).where(_unfinished, _c.state == JobState.STARTING, is_before)
         async with self.database.read() as connection:
             return (await connection.execute(statement)).scalar_one()
+
+    @uninterrupted
+    async def waiting(self) -> Waiting:
+        oldest_s = func.coalesce(now_s() - func.min(_c.created_at), 0.0)
+        statement = select(func.count(), oldest_s).where(_unfinished, _c.state == JobState.STARTING)
+        async with self.database.read() as connection:
+            return Waiting(*(await connection.execute(statement)).one())
 
     @uninterrupted
     async def cancel(self, job_id: str, owner: str = "") -> Job | None:

@@ -10,7 +10,7 @@ from sqlalchemy import event, update
 
 from serve.errors import IdempotencyKeyReusedError, InvalidRequestError
 from serve.jobs.job import TRANSITIONS, IdempotencyKey, Job, JobState, WebhookEvent
-from serve.jobs.records import Claim, Transition
+from serve.jobs.records import Claim, Transition, Waiting
 from serve.jobs.store import JobStore
 from serve.jobs.tables import jobs
 from tests.job_stores import (
@@ -231,6 +231,22 @@ async def test_claims_go_by_priority_and_then_by_age(url: str) -> None:
         assert await store.queue_position(taken) is None
         assert [job.id for job in await store.claim(10, LONG)] == ["d", "f", "b"]
         assert await store.claim(10, LONG) == []
+
+
+@in_loop
+async def test_what_waits_is_what_nobody_has_begun(url: str) -> None:
+    async with opened(url) as store:
+        assert await store.waiting() == Waiting(0, 0.0)
+        for job_id, priority, age_s in [("begun", 1, 900.0), ("old", 0, 300.0), ("new", 0, 0.0)]:
+            await store.create(new_job(job_id, priority))
+            async with store.database.write() as connection:
+                older = {"created_at": jobs.c.created_at - age_s}
+                await connection.execute(update(jobs).where(jobs.c.id == job_id).values(older))
+        await store.claim(1, LONG)
+        await store.cancel("new")
+        waiting = await store.waiting()
+        assert waiting.jobs == 1
+        assert 300 <= waiting.oldest_s < 900
 
 
 @in_loop

@@ -1,0 +1,68 @@
+"""What a denoiser tells the outside: metrics of its steps and images, and a log line for each image."""
+
+import logging
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from ray.serve import metrics
+
+from deployments.engine.denoising import StepReport
+from deployments.engine.messages import DenoisedLatents, DenoiseEvent, DenoiseFailed, DenoiseRequest
+from deployments.forwards import Forwards
+
+logger = logging.getLogger("ray.serve")
+
+_OUTCOMES: dict[type, str] = {DenoisedLatents: "denoised", DenoiseFailed: "failed"}
+
+
+class DenoisingTelemetry:
+    """Of a replica. Ray exports its metrics with the prefix `ray_`."""
+
+    def __init__(self) -> None:
+        self._forwards = Forwards()
+        self._requests = metrics.Histogram(
+            "midstep_forward_requests",
+            "Requests that shared a U-Net forward.",
+            boundaries=[1, 2, 3, 4, 6, 8, 12, 16, 24, 32],
+        )
+        self._steps = metrics.Counter("midstep_steps_total", "Steps of images, of which a forward does many.")
+        self._running = metrics.Gauge(
+            "midstep_denoising_requests", "Requests that are being denoised or wait to be."
+        )
+        self._images = metrics.Counter(
+            "midstep_denoised_images_total", "Images that were denoised, failed or canceled.", ("outcome",)
+        )
+        self._resumed = metrics.Counter(
+            "midstep_resumed_images_total", "Images that went on from a checkpoint."
+        )
+
+    def record(self, report: StepReport) -> None:
+        self._forwards.record(report.forward_rows, report.seconds, report.predicted_s)
+        self._requests.observe(report.num_requests)
+        self._steps.inc(report.num_requests)
+
+    def set_running(self, num_requests: int) -> None:
+        self._running.set(num_requests)
+
+    @contextmanager
+    def image(self, request: DenoiseRequest) -> Iterator[Callable[[DenoiseEvent], None]]:
+        """Around an image's stay. What it yields is to be told of the image's events: one that is left before
+        its last event was canceled."""
+        if request.resume_from:
+            self._resumed.inc()
+        outcome = "canceled"
+
+        def tell(event: DenoiseEvent) -> None:
+            nonlocal outcome
+            outcome = _OUTCOMES.get(type(event), outcome)
+
+        try:
+            yield tell
+        except Exception:
+            outcome = "failed"
+            raise
+        finally:
+            self._images.inc(tags={"outcome": outcome})
+            logger.info(
+                "image %s %s", request.request_id, outcome, extra={"stage": "denoise", "outcome": outcome}
+            )
