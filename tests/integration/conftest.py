@@ -42,6 +42,7 @@ def base_url(cluster: LocalCluster, data_folder: Path) -> Iterator[str]:
     url = f"http://127.0.0.1:{free_port()}"
     settings: dict[str, Any] = yaml.safe_load(Path("serve_config.yaml").read_text())
     settings["http_options"]["port"] = int(url.rsplit(":", 1)[1])
+    settings["logging_config"] = {"encoding": "JSON"}
     # The row cap is set, since what a busy machine measures would differ from run to run.
     settings["applications"][0]["args"] |= {
         "model": {"device": "cpu"},
@@ -87,14 +88,19 @@ def client(base_url: str) -> Iterator[httpx.Client]:
 
 
 @pytest.fixture
-def metric(cluster: LocalCluster) -> Metric:
+def metrics_url(cluster: LocalCluster) -> str:
+    """Where Ray exports those of the head, where all of the session's application is."""
+    [head] = [node for node in ray.nodes() if node["Alive"] and "node:__internal_head__" in node["Resources"]]
+    return f"http://{head['NodeManagerAddress']}:{head['MetricsExportPort']}/metrics"
+
+
+@pytest.fixture
+def metric(metrics_url: str) -> Metric:
     """The sum of a metric that the head exports, over all its tags."""
-    node = ray.nodes()[0]
-    url = f"http://127.0.0.1:{node['MetricsExportPort']}/metrics"
 
     def read(name: str) -> float:
         pattern = re.compile(rf"^{name}(?:\{{.*\}})? (\S+)$", re.MULTILINE)
-        return sum(float(value) for value in pattern.findall(httpx.get(url, timeout=10).text))
+        return sum(float(value) for value in pattern.findall(httpx.get(metrics_url, timeout=10).text))
 
     return read
 
