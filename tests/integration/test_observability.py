@@ -1,5 +1,5 @@
-"""What a running application shows: the metrics that the dashboard and the rules read, a request's lines in the
-logs of every stage, and its trace at a collector."""
+"""What a running application shows: the metrics that the dashboard and the rules read, a request's lines in
+the logs of every stage, and its trace at a collector."""
 
 import json
 import re
@@ -35,8 +35,8 @@ def exported(url: str) -> list[Sample]:
 
 
 def reads(selector: VectorSelector, sample: Sample) -> bool:
-    """Whether the sample is what the selector is after. Of values that it picks by a pattern not all are there
-    at any time; the label is."""
+    """Whether the sample is what the selector is after. Of values that it picks by a pattern not all are
+    there at any time; the label is."""
     return sample.name == selector.name and all(
         matcher.name in sample.labels
         and (matcher.op != MatchOp.Equal or sample.labels[matcher.name] == matcher.value)
