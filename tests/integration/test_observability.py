@@ -12,13 +12,13 @@ from typing import Any
 import httpx
 import pytest
 import ray
-from benchmarks.ports import free_port
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 from opentelemetry.proto.trace.v1.trace_pb2 import Span
 from prometheus_client.parser import text_string_to_metric_families
 from prometheus_client.samples import Sample
 from promql_parser import MatchOp, VectorSelector
 
+from cluster.rehearsal.ports import free_port
 from tests.integration.applications import whole_application
 from tests.integration.conftest import replica, wait_for
 from tests.integration.predictions import PROMPT, begun, body, create, finished
