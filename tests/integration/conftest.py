@@ -88,9 +88,15 @@ def client(base_url: str) -> Iterator[httpx.Client]:
 
 
 @pytest.fixture
-def metrics_url(cluster: LocalCluster) -> str:
-    """Where Ray exports those of the head, where all of the session's application is."""
-    [head] = [node for node in ray.nodes() if node["Alive"] and "node:__internal_head__" in node["Resources"]]
+def head(cluster: LocalCluster) -> dict[str, Any]:
+    """What Ray says of the node that all of the session's application is on."""
+    nodes: list[dict[str, Any]] = ray.nodes()
+    return next(node for node in nodes if "node:__internal_head__" in node["Resources"])
+
+
+@pytest.fixture
+def metrics_url(head: dict[str, Any]) -> str:
+    """Where Ray exports those of the head."""
     return f"http://{head['NodeManagerAddress']}:{head['MetricsExportPort']}/metrics"
 
 

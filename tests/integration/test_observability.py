@@ -81,10 +81,9 @@ def test_dashboard_and_rules_read_what_a_running_application_exports(
     assert {re.sub(r"_(bucket|count|sum|created)$", "", name) for name in ours} <= documented
 
 
-def lines_of(request_id: str) -> list[dict[str, Any]]:
+def lines_of(request_id: str, head: dict[str, Any]) -> list[dict[str, Any]]:
     """In the logs of all replicas."""
-    [node] = ray.nodes()
-    logs = Path(node["RayletSocketName"]).parents[1] / "logs" / "serve"
+    logs = Path(head["RayletSocketName"]).parents[1] / "logs" / "serve"
     lines = [line for log in logs.glob("replica_*.log") for line in log.read_text().splitlines()]
     records = [json.loads(line) for line in lines if line.startswith("{")]
     return [record for record in records if record.get("request_id") == request_id]
@@ -97,19 +96,19 @@ STAGES = {
 }
 
 
-def stages_of(request_id: str) -> set[tuple[str, str]]:
+def stages_of(request_id: str, head: dict[str, Any]) -> set[tuple[str, str]]:
     """The deployments and what they say that they have done."""
-    lines = [line for line in lines_of(request_id) if "stage" in line]
+    lines = [line for line in lines_of(request_id, head) if "stage" in line]
     return {(line["deployment"], line["stage"]) for line in lines}
 
 
-def test_a_requests_id_is_in_the_logs_of_every_stage(client: httpx.Client) -> None:
+def test_a_requests_id_is_in_the_logs_of_every_stage(client: httpx.Client, head: dict[str, Any]) -> None:
     headers = {"x-request-id": "an-observed-request"}
     assert client.post(ROUTE, json={"prompt": PROMPT}, headers=headers).status_code == 200
-    wait_for(lambda: stages_of("an-observed-request") == STAGES)
+    wait_for(lambda: stages_of("an-observed-request", head) == STAGES)
     job = create(client, num_inference_steps=2)["id"]
     finished(client, job)
-    wait_for(lambda: stages_of(job) == STAGES)
+    wait_for(lambda: stages_of(job, head) == STAGES)
 
 
 @pytest.fixture
