@@ -149,14 +149,10 @@ class JobRunner:
     async def _make_images(self, job: Job, claim: Claim) -> None:
         steps_done = dict.fromkeys(job.output, job.request.num_inference_steps)
         recorded_at = 0.0
-        is_begun = False
         resume = await self._resume(job)
         steps_done |= {index: checkpoint.step for index, checkpoint in resume.checkpoints.items()}
         async with aclosing(self._generate(job.request, resume)) as events:
             async for event in events:
-                if not is_begun:
-                    await _until_it_is_kept(partial(self._store.begin, claim))
-                    is_begun = True
                 match event:
                     case ImageProgress(index, checkpoint):
                         steps_done[index] = checkpoint.step
@@ -168,6 +164,7 @@ class JobRunner:
                         steps_done[index] = job.request.num_inference_steps
                         key = image_key(job.id, index, image.media_type)
                         data, media_type = image.data, image.media_type
+                        await _until_it_is_kept(partial(self._store.begin, claim))
                         await _until_it_is_kept(partial(self._objects.put, key, data, media_type))
                         await _until_it_is_kept(partial(self._store.record_image, claim, index, key))
         await _until_it_is_kept(partial(self._store.succeed, claim))

@@ -217,7 +217,7 @@ class JobStore:
 
     @uninterrupted
     async def begin(self, claim: Claim) -> bool:
-        """The first is made of it; so far it only waited for its turn."""
+        """Something of it comes to this runner; so far it only waited for its turn."""
         statement = update(jobs).where(_held([claim])).values(is_begun=True).returning(_c.id)
         async with self.database.write() as connection:
             return bool((await connection.execute(statement)).all())

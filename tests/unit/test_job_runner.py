@@ -8,14 +8,23 @@ from typing import Any
 
 import pytest
 import torch
+from sqlalchemy import select
 
 from deployments.engine.messages import Checkpoint, EncodedImage
 from serve.errors import GenerationFailedError, PoisonousRequestError, StorageFullError
-from serve.generation import GenerationEvent, GenerationRequest, ImageDone, ImageProgress, Resume
+from serve.generation import (
+    GenerationEvent,
+    GenerationRequest,
+    ImageDone,
+    ImageProgress,
+    PromptEncoded,
+    Resume,
+)
 from serve.jobs.job import JobState
 from serve.jobs.objects import ObjectStore
 from serve.jobs.runner import JobRunner, RunnerSettings
 from serve.jobs.store import JobStore
+from serve.jobs.tables import jobs
 from serve.jobs.webhooks import WebhookSender, new_secret
 from tests.job_stores import DEAD, LONG, in_loop, new_job, opened, state_of, states_of
 
@@ -241,6 +250,33 @@ async def test_a_runner_that_lost_a_job_may_take_it_up_again(sqlite_url: str, tm
                 await left.wait()
         async with running(store, tmp_path, script):
             await until_state(store, JobState.SUCCEEDED)
+
+
+@in_loop
+async def test_a_job_is_begun_when_something_of_it_comes_and_not_while_it_waits(
+    sqlite_url: str, tmp_path: Path
+) -> None:
+    its_turn = asyncio.Event()
+
+    async def script(request: GenerationRequest, _: Resume) -> AsyncGenerator[GenerationEvent, None]:
+        yield PromptEncoded(3, 2, 77)
+        await its_turn.wait()
+        for index in range(2):
+            yield ImageDone(index, request.seed + index, PICTURE)
+
+    async def is_begun() -> bool:
+        async with store.database.read() as connection:
+            return bool((await connection.execute(select(jobs.c.is_begun))).scalar_one())
+
+    async with opened(sqlite_url) as store:
+        await store.create(new_job("job"))
+        async with running(store, tmp_path, script):
+            await until_state(store, JobState.PROCESSING)
+            await asyncio.sleep(0.1)
+            assert not await is_begun()
+            its_turn.set()
+            await until_state(store, JobState.SUCCEEDED)
+            assert await is_begun()
 
 
 @in_loop
