@@ -114,6 +114,7 @@ class Denoiser:
 
     def record_autoscaling_stats(self) -> dict[str, float]:
         """Called by Serve, for its autoscaling."""
+        self._telemetry.set_running(len(self._streams))  # again, for the same reason as in Work.stats
         return self._work.stats()
 
     def check_health(self) -> None:

@@ -41,4 +41,6 @@ class Work:
 
     def stats(self) -> dict[str, float]:
         """For `record_autoscaling_stats`; the names are those that serve.autoscaling reads."""
+        # Ray exports a gauge once for each time it is set, and what stands still must be seen as well.
+        self._gauge.set(self._held_s)
         return {"work_s": self._held_s, "accepted_s": self._accepted_s, "accepted": self._accepted}

@@ -34,6 +34,7 @@ from serve.rate_limits import RateLimits
 _READY_TIMEOUT_S = 2.0
 _LEARNING_PAUSE_S = 1.0
 _PRESIGNED_S = 3600.0
+_SHOW_INTERVAL_S = 5.0
 
 
 def build_http_app(config: AppConfig, info: ModelInfo, pipeline: Pipeline, fleet: Fleet) -> Starlette:
@@ -50,8 +51,6 @@ def build_http_app(config: AppConfig, info: ModelInfo, pipeline: Pipeline, fleet
     refused = metrics.Counter(
         "midstep_refused_requests_total", "HTTP requests answered with an error, by its code.", ("code",)
     )
-    max_wait = metrics.Gauge("midstep_max_wait_seconds", "The setting limits.max_wait_s, for alerts.")
-    max_wait.set(config.limits.max_wait_s)
     files = FilesRoute(config.jobs.object_store(), _PRESIGNED_S if config.jobs.presigned_urls else None)
 
     async def models(_: Request) -> Response:
@@ -97,7 +96,8 @@ def build_http_app(config: AppConfig, info: ModelInfo, pipeline: Pipeline, fleet
     @asynccontextmanager
     async def lifespan(_: Starlette) -> AsyncIterator[None]:
         async with opened(store):
-            tasks = [asyncio.create_task(_learn_costs(pipeline)), asyncio.create_task(fleet.watch())]
+            loops = (_learn_costs(pipeline), fleet.watch(), _show_limit(config.limits.max_wait_s))
+            tasks = [asyncio.create_task(loop) for loop in loops]
             yield
             for task in tasks:
                 task.cancel()
@@ -122,3 +122,11 @@ async def _learn_costs(pipeline: Pipeline) -> None:
         await asyncio.sleep(_LEARNING_PAUSE_S)
         with suppress(NotReadyError):
             await pipeline.check_ready(_READY_TIMEOUT_S)
+
+
+async def _show_limit(max_wait_s: float) -> None:
+    """For alerts. Ray exports a gauge once for each time it is set."""
+    gauge = metrics.Gauge("midstep_max_wait_seconds", "The setting limits.max_wait_s.")
+    while True:
+        gauge.set(max_wait_s)
+        await asyncio.sleep(_SHOW_INTERVAL_S)
