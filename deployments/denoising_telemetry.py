@@ -25,7 +25,9 @@ class DenoisingTelemetry:
             "Requests that shared a U-Net forward.",
             boundaries=[1, 2, 3, 4, 6, 8, 12, 16, 24, 32],
         )
-        self._steps = metrics.Counter("midstep_steps_total", "Steps of images, of which a forward does many.")
+        self._steps = metrics.Counter(
+            "midstep_steps_total", "Model calls of images, of which a forward does many."
+        )
         self._running = metrics.Gauge(
             "midstep_denoising_requests", "Requests that are being denoised or wait to be."
         )
