@@ -172,7 +172,6 @@ def test_nothing_accepted_is_lost_whatever_is_killed(base_url: str, data_folder:
                     load.ingress_is_down = kind == "Ingress"
                     await asyncio.sleep(1.0)
                     await replaced(kind, await asyncio.to_thread(kill, kind), http)
-                    await asyncio.sleep(1.0)
                     load.ingress_is_down = False
             assert load.jobs
             assert load.answered
