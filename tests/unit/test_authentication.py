@@ -20,6 +20,7 @@ from serve.config import AppConfig
 from serve.fleet import Fleet
 from serve.generation import GenerationEvent, GenerationRequest, ImageDone, PromptEncoded, Resume
 from serve.pipeline import FROM_THE_START, Pipeline
+from serve.telemetry import Telemetry
 from tests.job_stores import in_loop
 from tests.unit.test_admission import COST
 
@@ -74,7 +75,7 @@ async def serving(folder: Path, api_keys: list[dict[str, Any]]) -> AsyncIterator
     )
     config = config.model_copy(update={"jobs": config.jobs.resolved()})
     nobody = cast(Any, None)
-    pipeline = InstantPipeline("shapes", nobody, nobody, nobody)
+    pipeline = InstantPipeline("shapes", nobody, nobody, nobody, Telemetry())
     info = load_model_info(config.model.source())
     app = build_http_app(config, info, pipeline, LoneFleet("app", "Denoiser", "Ingress"))
     client = httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://midstep")
