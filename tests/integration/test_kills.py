@@ -10,7 +10,7 @@ import os
 import signal
 import time
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -40,16 +40,16 @@ class Load:
 
     expected: dict[int, bytes]
     jobs: dict[str, int] = field(default_factory=dict)  # id: seed
-    unfinished: list[str] = field(default_factory=list)  # ids, as far as has been asked
+    unfinished: dict[str, None] = field(default_factory=dict)  # ids, oldest first, as far as has been asked
     answered: int = 0
     failures: list[str] = field(default_factory=list)
     ingress_is_down: bool = False
 
     async def hand_in(self, http: httpx.AsyncClient, seed: int) -> None:
         try:
-            for job_id in self.unfinished[:2]:
+            for job_id in list(self.unfinished)[:2]:
                 if await _status(http, job_id) in FINAL:
-                    self.unfinished.remove(job_id)
+                    self.unfinished.pop(job_id, None)  # another one may have asked as well
             if len(self.unfinished) >= MAX_UNFINISHED:
                 return
             response = await http.post("/v1/predictions", json=_job(seed))
@@ -58,7 +58,7 @@ class Load:
         if response.status_code == 201:
             job_id = response.json()["id"]
             self.jobs[job_id] = seed
-            self.unfinished.append(job_id)
+            self.unfinished[job_id] = None
 
     async def ask(self, http: httpx.AsyncClient, seed: int) -> None:
         """Who asks and waits is served too, unless it is the ingress with the connection that is killed."""
@@ -105,9 +105,11 @@ async def steadily(load: Load, http: httpx.AsyncClient) -> AsyncIterator[None]:
     task = asyncio.create_task(arrive())
     try:
         yield
+        assert not task.done(), "the load has ended by itself"
     finally:
         task.cancel()
-        await asyncio.gather(task, return_exceptions=True)
+        with suppress(asyncio.CancelledError):
+            await task
 
 
 def kill(kind: str) -> str:
