@@ -66,7 +66,7 @@ def main() -> None:
     parser.add_argument("--warmup", type=float, default=30.0, help="seconds before it counts")
     parser.add_argument("--duration", type=float, default=100.0, help="seconds that count")
     args = parser.parse_args()
-    logging.getLogger("ray").setLevel(logging.WARNING)
+    logging.getLogger("ray.serve").setLevel(logging.WARNING)
     mix = Mix(prompts=PROMPTS, num_inference_steps={STEPS: 1.0}, guidance_scales={GUIDANCE_SCALE: 1.0})
     end_s = args.warmup + args.duration
     measured = {}

@@ -65,7 +65,7 @@ def main(argv: Sequence[str], read_config: Callable[[Path], AppConfig]) -> None:
 
 def _rehearsed(options: RehearsalOptions, config: AppConfig) -> dict[str, Rehearsal]:
     configs = {policy: _by_policy(config, policy) for policy in options.policies} or {"rehearsal": config}
-    logging.getLogger("ray").setLevel(logging.WARNING)
+    logging.getLogger("ray.serve").setLevel(logging.WARNING)
     rehearsals = {}
     with local_cluster() as cluster, new_progress() as progress:
         starting = progress.add_task("GPU nodes", total=len(options.nodes), counts="")
