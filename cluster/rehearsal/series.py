@@ -4,12 +4,14 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 
 from cluster.bench.answers import Kind
 from cluster.bench.load import Outcome
 from cluster.bench.mix import PlannedRequest
 from cluster.rehearsal.rehearsal import Rehearsal
 
+Array = npt.NDArray[np.float64]
 _NUM_WINDOWS = 40
 
 
@@ -51,12 +53,9 @@ def series_of(rehearsal: Rehearsal, work_s: Callable[[PlannedRequest], float]) -
         return [float(np.percentile(values, rank)) if len(values) else None for values in of_window]
 
     fine = np.linspace(0.0, end_s, 10 * _NUM_WINDOWS, endpoint=False)
-    due, ended, work = (
-        np.array(values)
-        for values in zip(
-            *((one.request.due_s, one.answer.ended_s, work_s(one.request)) for one in completed), strict=True
-        )
-    )
+    due = np.array([one.request.due_s for one in completed])
+    ended = np.array([one.answer.ended_s for one in completed])
+    work = np.array([work_s(one.request) for one in completed])
     queue = [float(work[(due <= time) & (time < ended)].sum()) for time in fine]
     seen_at = np.array([seen.at_s for seen in rehearsal.sightings])
     held = np.array([gpus for _, gpus in rehearsal.gpus_held()])
@@ -67,12 +66,7 @@ def series_of(rehearsal: Rehearsal, work_s: Callable[[PlannedRequest], float]) -
         done_per_s=images([one.answer.ended_s for one in completed], completed),
         queue_s=_means(queue),
         replicas={
-            stage: _means(
-                [
-                    float(value)
-                    for value in _at(fine, seen_at, [seen.replicas[stage] for seen in rehearsal.sightings])
-                ]
-            )
+            stage: _means(_last_seen(fine, seen_at, [seen.replicas[stage] for seen in rehearsal.sightings]))
             for stage in rehearsal.gpus
         },
         latency_p50_s=latency_s(50),
@@ -86,6 +80,7 @@ def _means(fine: Sequence[float]) -> list[float]:
     return [float(mean) for mean in np.reshape(fine, (_NUM_WINDOWS, -1)).mean(axis=1)]
 
 
-def _at(times: np.ndarray, seen_at: np.ndarray, values: Sequence[int]) -> np.ndarray:
-    """What was last seen by each time; the first before it."""
-    return np.array(values)[np.maximum(0, np.searchsorted(seen_at, times, side="right") - 1)]
+def _last_seen(times: Array, seen_at: Array, counts: Sequence[int]) -> list[float]:
+    """By each of the times; before the first, the first."""
+    last = np.maximum(0, np.searchsorted(seen_at, times, side="right") - 1)
+    return [float(count) for count in np.array(counts)[last]]

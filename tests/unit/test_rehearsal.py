@@ -81,3 +81,12 @@ def test_what_was_seen_becomes_series(tmp_path: Path) -> None:
     assert series.gpu_seconds[-1] == pytest.approx(rehearsal.gpu_seconds())
     chart("a rehearsal", {"one": series, "two": series}, tmp_path / "rehearsal.png")
     assert (tmp_path / "rehearsal.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_load_of_which_nothing_completes_is_told_of_as_well() -> None:
+    sightings = [Sighting(at_s, {"denoiser": 1}) for at_s in (0.0, 40.0)]
+    rehearsal = Rehearsal([outcome(0.5, 0.6, Kind.BUSY)], sightings, {"denoiser": 1.0})
+    series = series_of(rehearsal, lambda request: 5.0)
+    assert series.arrivals_per_s[0] == 2.0
+    assert set(series.done_per_s) == set(series.queue_s) == {0.0}
+    assert set(series.latency_p50_s) == {None}
