@@ -109,7 +109,7 @@ def _plan(options: PlanOptions, model: Model, file: CostModelFile, console: Cons
 def _validate(options: PlanOptions, model: Model, file: CostModelFile, console: Console) -> Written:
     assert options.validate is not None, "only called to validate"
     check_autoscaling(model)
-    with console.status("measuring single requests and a burst"):
+    with console.status("measuring single requests and bursts"):
         model = calibrated(
             model, options.plans[0], options.known, sender(options.validate, options.timeout_s)
         )
