@@ -8,10 +8,13 @@ from typing import Any
 
 import httpx
 from ray import serve
+from ray.serve import Application
 
 from deployments.engine.cost import CostModel, Curve, StageCost
 from serve.app import build_app
 from serve.config import AppConfig, CostModelFile
+
+Stages = Mapping[str, Mapping[str, Any]]
 
 SHAPE = (16, 16)
 # 20 guided steps take a second alone and half of one beside another image; a picture takes 0.3 s to decode.
@@ -24,21 +27,24 @@ COST = CostModel(
 DENOISER = {"max_rows": 4, "deterministic_rows": 4, "max_batch_size": 2, "max_ongoing_requests": 4}
 
 
-@contextmanager
-def simulated_application(
-    name: str, stages: Mapping[str, Mapping[str, Any]], folder: Path, base_url: str
-) -> Iterator[str]:
-    """Its URL. stages: their sections of the configuration; folder: for its jobs."""
+def simulated_app(stages: Stages, folder: Path, cost_model: str = "cost_model.json") -> Application:
+    """stages: their sections of the configuration; folder: for its jobs and its cost model, by that name."""
     file = CostModelFile(path="models/shapes", dtype="float32", device="simulated", cost_model=COST)
-    (folder / "cost_model.json").write_text(file.model_dump_json())
+    (folder / cost_model).write_text(file.model_dump_json())
     config = {
-        "model": {"device": "simulated", "cost_model": str(folder / "cost_model.json")},
+        "model": {"device": "simulated", "cost_model": str(folder / cost_model)},
         "ingress": {"num_cpus": 0.05},
         "limits": {"max_queue": 1000},
         "jobs": {"data_folder": str(folder), "num_cpus": 0.05, "lease_s": 4.0},
         **stages,
     }
-    serve.run(build_app(AppConfig.model_validate(config)), name=name, route_prefix=f"/{name}")
+    return build_app(AppConfig.model_validate(config))
+
+
+@contextmanager
+def deployed(app: Application, name: str, base_url: str) -> Iterator[str]:
+    """Its URL."""
+    serve.run(app, name=name, route_prefix=f"/{name}")
     try:
         yield f"{base_url}/{name}"
     finally:

@@ -10,7 +10,7 @@ import pytest
 from ray import serve
 
 from cluster.bench.arrivals import poisson
-from tests.integration.simulated import DENOISER, ask, simulated_application
+from tests.integration.simulated import DENOISER, ask, deployed, simulated_app
 
 APPLICATION = "scaled"
 # Replicas here need most of it to start, several at once on two cores.
@@ -37,7 +37,7 @@ def url(base_url: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str
         "decoder": stage | {"max_batch_size": 1},
     }
     folder = tmp_path_factory.mktemp(APPLICATION)
-    with simulated_application(APPLICATION, stages, folder, base_url) as started:
+    with deployed(simulated_app(stages, folder), APPLICATION, base_url) as started:
         yield started
 
 

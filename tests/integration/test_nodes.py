@@ -1,4 +1,5 @@
-"""Nodes that die or are drained under load take no request with them: a cluster of GPU nodes, so they say."""
+"""Nodes that die or are drained under load, and an update, take no request with them: a cluster of GPU nodes,
+so they say."""
 
 import asyncio
 import threading
@@ -10,11 +11,12 @@ from pathlib import Path
 import httpx
 import pytest
 import ray
+from ray import serve
 from ray._private.node import Node
 
 from cluster.rehearsal.local_cluster import LocalCluster
 from tests.integration.predictions import create, finished
-from tests.integration.simulated import DENOISER, ask, simulated_application
+from tests.integration.simulated import DENOISER, Stages, ask, deployed, simulated_app
 
 APPLICATION = "moved"
 STAGES = {"PromptEncoder", "Denoiser", "VaeDecoder"}
@@ -32,7 +34,17 @@ def nodes(cluster: LocalCluster) -> Iterator[list[Node]]:
 
 
 @pytest.fixture(scope="module")
-def url(nodes: list[Node], base_url: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp(APPLICATION)
+
+
+@pytest.fixture(scope="module")
+def url(nodes: list[Node], base_url: str, folder: Path) -> Iterator[str]:
+    with deployed(simulated_app(sections(), folder), APPLICATION, base_url) as started:
+        yield started
+
+
+def sections() -> Stages:
     def stage(num_gpus: float) -> dict[str, object]:
         return {
             "num_cpus": 0,
@@ -40,27 +52,29 @@ def url(nodes: list[Node], base_url: str, tmp_path_factory: pytest.TempPathFacto
             "autoscaling": {"min_replicas": 2, "max_replicas": 2},
         }
 
-    stages = {"encoder": stage(0.1), "denoiser": stage(0.6) | DENOISER, "decoder": stage(0.3)}
-    folder: Path = tmp_path_factory.mktemp(APPLICATION)
-    with simulated_application(APPLICATION, stages, folder, base_url) as started:
-        yield started
+    return {"encoder": stage(0.1), "denoiser": stage(0.6) | DENOISER, "decoder": stage(0.3)}
+
+
+def replica_names() -> list[str]:
+    """As Ray knows them."""
+    actors = ray.util.list_named_actors(all_namespaces=True)
+    prefix = f"SERVE_REPLICA::{APPLICATION}#"
+    return [actor["name"] for actor in actors if actor["name"].startswith(prefix)]
 
 
 def replicas_on(node: Node) -> set[str]:
     """The stages that have a replica there."""
     stages = set()
-    for actor in ray.util.list_named_actors(all_namespaces=True):
-        if not actor["name"].startswith(f"SERVE_REPLICA::{APPLICATION}#"):
-            continue
+    for name in replica_names():
         try:
-            handle = ray.get_actor(actor["name"], namespace="serve")
+            handle = ray.get_actor(name, namespace="serve")
             place = ray.get(
                 handle.__ray_call__.remote(lambda _: ray.get_runtime_context().get_node_id()), timeout=10
             )
         except (ValueError, ray.exceptions.RayError):
             continue  # it has just gone
         if place == node.node_id:
-            stages.add(actor["name"].split("#")[1])
+            stages.add(name.split("#")[1])
     return stages
 
 
@@ -98,18 +112,34 @@ def lose_nodes(nodes: list[Node], cluster: LocalCluster) -> None:
     until(lambda: not replicas_on(first), "the drained node still has replicas")
 
 
-def test_a_dead_node_and_a_drained_one_take_no_request_with_them(
-    url: str, nodes: list[Node], cluster: LocalCluster
-) -> None:
-    assert replicas_on(nodes[0]) == replicas_on(nodes[1]) == STAGES
+def check_under_load(url: str, event: Callable[[], None]) -> None:
+    """While it happens, every request and every job is answered. It is called in this thread, since Ray
+    starts nodes in the main thread only."""
     is_over = threading.Event()
     with httpx.Client(base_url=url, timeout=60) as client, ThreadPoolExecutor() as threads:
         jobs = [create(client, num_inference_steps=100, seed=seed) for seed in range(4)]
-        # Not the other way round: Ray starts nodes in the main thread only.
         statuses = threads.submit(asyncio.run, ask_steadily(url, is_over))
         try:
-            lose_nodes(nodes, cluster)
+            event()
         finally:
             is_over.set()
         assert set(statuses.result()) == {200}
         assert [finished(client, job["id"])["status"] for job in jobs] == ["succeeded"] * len(jobs)
+
+
+def test_a_dead_node_and_a_drained_one_take_no_request_with_them(
+    url: str, nodes: list[Node], cluster: LocalCluster
+) -> None:
+    assert replicas_on(nodes[0]) == replicas_on(nodes[1]) == STAGES
+    check_under_load(url, lambda: lose_nodes(nodes, cluster))
+
+
+def test_an_update_takes_no_request_with_it(url: str, folder: Path) -> None:
+    old = set(replica_names())
+
+    def update() -> None:
+        app = simulated_app(sections(), folder, "another_cost_model.json")  # of which all replicas are told
+        serve.run(app, name=APPLICATION, route_prefix=f"/{APPLICATION}")
+        until(lambda: not old & set(replica_names()), "old replicas are still there")
+
+    check_under_load(url, update)
