@@ -4,6 +4,7 @@ Every key has a default, so that `args: {}` serves the embedded model; unknown k
 nearest key there is.
 """
 
+import math
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -380,13 +381,13 @@ class AppConfig(Section):
         except UnsupportedSamplerError as error:
             raise ConfigError(f"defaults.sampler: {error}") from error
 
-    def jobs_under_way(self) -> int:
-        """Images of jobs that are under way at once: a quarter more than the denoisers take into their
+    def images_per_runner(self) -> int:
+        """Of jobs, under way at once: with all runners a quarter more than the denoisers take into their
         forwards, so that whoever scales them sees the queue."""
         if self.jobs.max_running_images != "auto":
             return self.jobs.max_running_images
         images = self.denoiser.autoscaling.max_replicas * self.denoiser.max_rows // 2
-        return -(-5 * images // 4)
+        return math.ceil(1.25 * images / self.jobs.num_runners)
 
     def engine_config(self, info: ModelInfo) -> EngineConfig:
         rows, row_counts = self.denoiser.rows_per_forward, self.denoiser.row_counts

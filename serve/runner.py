@@ -44,7 +44,11 @@ class Runner:
     async def _run(self) -> None:
         jobs = self._config.jobs
         settings = RunnerSettings(
-            self._config.jobs_under_way(), jobs.lease_s, jobs.poll_interval_s, jobs.retention_s
+            max_images=self._config.images_per_runner(),
+            lease_s=jobs.lease_s,
+            poll_interval_s=jobs.poll_interval_s,
+            retention_s=jobs.retention_s,
+            forget_after_s=jobs.forget_after_s,
         )
         async with AsyncExitStack() as stack:
             store = await stack.enter_async_context(opened(jobs.job_store()))

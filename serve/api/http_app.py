@@ -1,7 +1,6 @@
 """The ASGI application: routes, and errors in one form."""
 
 import asyncio
-import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 
@@ -10,7 +9,7 @@ from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.requests import Request
-from starlette.responses import JSONResponse, PlainTextResponse, Response
+from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route
 
 from deployments.engine.models import ModelInfo
@@ -20,6 +19,7 @@ from serve.admission import Admission, Estimator
 from serve.api.authentication import Authentication
 from serve.api.files import FilesRoute
 from serve.api.images import ImagesRoute
+from serve.api.models import ModelsRoutes
 from serve.api.predictions import PredictionsRoutes
 from serve.api.problems import on_fault, on_http_exception, on_midstep_error
 from serve.api_keys import Clients
@@ -38,13 +38,13 @@ _SHOW_INTERVAL_S = 5.0
 
 
 def build_http_app(config: AppConfig, info: ModelInfo, pipeline: Pipeline, fleet: Fleet) -> Starlette:
-    started = int(time.time())
     tables = SamplerTables(info.scheduler_config)
     engine = config.engine_config(info)
     estimator = Estimator(engine, tables, info.scale_factor, fleet.denoisers_per_ingress)
     admission = Admission(config.limits.max_queue, config.limits.max_wait_s, estimator)
     rate_limits = RateLimits(estimator, fleet.num_ingresses)
     acceptance = Acceptance(config, info, tables)
+    models = ModelsRoutes(config.model, acceptance)
     images = ImagesRoute(config, acceptance, pipeline, admission, rate_limits)
     store = config.jobs.job_store()
     predictions = PredictionsRoutes(config, acceptance, store, pipeline, estimator, rate_limits)
@@ -52,16 +52,6 @@ def build_http_app(config: AppConfig, info: ModelInfo, pipeline: Pipeline, fleet
         "midstep_refused_requests_total", "HTTP requests answered with an error, by its code.", ("code",)
     )
     files = FilesRoute(config.jobs.object_store(), _PRESIGNED_S if config.jobs.presigned_urls else None)
-
-    async def models(_: Request) -> Response:
-        model = {
-            "id": config.model.id,
-            "object": "model",
-            "created": started,
-            "owned_by": "midstep",
-            "device": config.model.device,
-        }
-        return JSONResponse({"object": "list", "data": [model]})
 
     async def livez(_: Request) -> Response:
         return PlainTextResponse("ok")
@@ -83,10 +73,14 @@ def build_http_app(config: AppConfig, info: ModelInfo, pipeline: Pipeline, fleet
     ]
     routes = [
         Route("/v1/images/generations", images.generate, methods=["POST"]),
-        Route("/v1/models", models),
+        Route("/v1/models", models.page),
+        Route("/v1/models/{id}", models.get),
+        Route("/v1/models/{owner}/{name}", models.replicate_model),
+        Route("/v1/models/{owner}/{name}/versions", models.versions),
+        Route("/v1/models/{owner}/{name}/versions/{version}", models.version),
+        Route("/v1/models/{owner}/{name}/predictions", predictions.create, methods=["POST"]),
         Route(PREDICTIONS_PATH, predictions.create, methods=["POST"]),
         Route(PREDICTIONS_PATH, predictions.page),
-        Route("/v1/models/{owner}/{name}/predictions", predictions.create, methods=["POST"]),
         Route(PREDICTIONS_PATH + "/{job_id}", predictions.get),
         Route(PREDICTIONS_PATH + "/{job_id}/cancel", predictions.cancel, methods=["POST"]),
         Route(PREDICTIONS_PATH + "/{job_id}/stream", predictions.stream),

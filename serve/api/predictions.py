@@ -4,9 +4,11 @@ import asyncio
 import hashlib
 import json
 import logging
+import re
 import secrets
 import time
 from collections.abc import AsyncGenerator
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,7 +30,12 @@ from serve.api.predictions_schema import (
     wanted_of,
 )
 from serve.config import AppConfig
-from serve.errors import InvalidInputError, InvalidRequestError, JobNotFoundError
+from serve.errors import (
+    InvalidInputError,
+    InvalidRequestError,
+    JobNotFoundError,
+    JobStoreUnavailableError,
+)
 from serve.jobs.job import IdempotencyKey, Job, JobState, NewJob, Webhook
 from serve.jobs.prediction import PREDICTIONS_PATH, describe, fraction_done, logs, output_urls
 from serve.jobs.store import JobStore
@@ -39,6 +46,9 @@ from serve.rate_limits import RateLimits
 logger = logging.getLogger("ray.serve")
 
 PAGE_SIZE = 100
+_JOB_ID_BYTES = 13
+_JOB_ID = re.compile(f"[0-9a-f]{{{2 * _JOB_ID_BYTES}}}")
+_EVENT_ID = re.compile(r"([0-9]{1,9})-([0-9]{1,9})")
 _UNKNOWN = {"queue_position": None, "eta_s": None}
 _LOOK_INTERVAL_S = 0.1  # how soon a waiting client hears of news: a look costs a millisecond
 
@@ -64,6 +74,7 @@ class PredictionsRoutes:
 
     async def create(self, request: Request) -> Response:
         """201 once the job is on disk; with `Prefer: wait` when it is finished or that time is over."""
+        came_at = time.monotonic()
         raw = await bounded_body(request)
         try:
             wait = wait_s(request.headers.get("prefer"))
@@ -76,12 +87,12 @@ class PredictionsRoutes:
             if job.id != new.request.request_id:
                 give_back()  # it comes again by its idempotency key, and was charged when it was made
         location = f"{job.base_url}{PREDICTIONS_PATH}/{job.id}"
-        if wait is None:
-            # Its place in the queue would take another look into the database; whoever asks after it is told.
-            return JSONResponse(describe(job) | _UNKNOWN, 201, {"location": location})
-        return JSONResponse(
-            await self._described(await self._finished(job, wait)), 201, {"location": location}
-        )
+        # Its place in the queue would take another look into the database; whoever asks after it is told.
+        shown = describe(job) | _UNKNOWN
+        if wait is not None:
+            with suppress(JobStoreUnavailableError):  # it is on disk, and whoever made it must be told
+                shown = await self._waited_for(job, came_at + wait)
+        return JSONResponse(shown, 201, {"location": location})
 
     async def get(self, request: Request) -> Response:
         return JSONResponse(await self._described(await self._job(request)))
@@ -100,7 +111,7 @@ class PredictionsRoutes:
 
     async def cancel(self, request: Request) -> Response:
         """What is finished stays as it is."""
-        job = await self._store.cancel(request.path_params["job_id"], client_of(request).name)
+        job = await self._store.cancel(_job_id(request), client_of(request).name)
         return JSONResponse(await self._described(_found(job, request)))
 
     async def stream(self, request: Request) -> Response:
@@ -138,10 +149,9 @@ class PredictionsRoutes:
             raise InvalidRequestError(
                 f"version: is required; it names the model, here {self._config.model.id!r}.", "version"
             )
-        lifetime = lifetime_s(request.headers.get("cancel-after"))
         key = idempotency_key(request.headers.get("idempotency-key"))
         try:
-            accepted = self._acceptance.accept(wanted_of(body.input), secrets.token_hex(13))
+            accepted = self._acceptance.accept(wanted_of(body.input), secrets.token_hex(_JOB_ID_BYTES))
         except InvalidRequestError as error:
             raise InvalidRequestError(f"input.{error.detail}", f"input.{error.param}") from error
         return NewJob(
@@ -151,7 +161,7 @@ class PredictionsRoutes:
             input=given_input(body),
             base_url=self._base_url(request),
             webhook=self._webhook(body),
-            deadline=None if lifetime is None else time.time() + lifetime,
+            lifetime_s=lifetime_s(request.headers.get("cancel-after")),
             idempotency_key=None if key is None else IdempotencyKey(key, _fingerprint(request, raw)),
         )
 
@@ -170,16 +180,16 @@ class PredictionsRoutes:
         return (self._config.jobs.public_url or str(request.base_url)).rstrip("/")
 
     async def _job(self, request: Request) -> Job:
-        job_id, owner = request.path_params["job_id"], client_of(request).name
-        return _found(await self._store.get(job_id, owner), request)
+        return _found(await self._store.get(_job_id(request), client_of(request).name), request)
 
-    async def _finished(self, job: Job, timeout_s: float) -> Job:
-        """The job as it is when it is finished, or when the time is over."""
-        until = time.monotonic() + timeout_s
-        while not job.state.is_final and time.monotonic() < until:
-            await asyncio.sleep(_LOOK_INTERVAL_S)
+    async def _waited_for(self, job: Job, until: float) -> dict[str, Any]:
+        """As it is when it is finished, or at that time. until: on the monotonic clock"""
+        while not job.state.is_final and (left_s := until - time.monotonic()) > 0:
+            await asyncio.sleep(min(left_s, _LOOK_INTERVAL_S))
             job = await self._store.get(job.id, job.owner) or job
-        return job
+        # As at Replicate: its client takes whatever is not "starting" here for the end.
+        unfinished = {} if job.state.is_final else {"status": JobState.STARTING.value}
+        return await self._described(job) | unfinished
 
     async def _described(self, job: Job) -> dict[str, Any]:
         """With what others than the job know: its place in the queue, and how long it will take."""
@@ -194,7 +204,7 @@ class PredictionsRoutes:
         if cost is None:
             return None
         alone_s = self._estimator.latency_s(job.request, cost)
-        rounds = position / self._config.jobs_under_way()
+        rounds = position / (self._config.images_per_runner() * self._config.jobs.num_runners)
         return round(alone_s * (1 - fraction_done(job) + rounds), 2)
 
 
@@ -211,10 +221,9 @@ class _Seen:
     @classmethod
     def parse(cls, event_id: str) -> "_Seen":
         """From the start where the id is none of ours."""
-        num_outputs, _, steps = event_id.partition("-")
-        if not (num_outputs.isdecimal() and steps.isdecimal()):
+        if (match := _EVENT_ID.fullmatch(event_id)) is None:
             return cls()
-        return cls(int(num_outputs), int(steps))
+        return cls(*map(int, match.groups()))
 
 
 def _fingerprint(request: Request, raw: bytes) -> str:
@@ -222,7 +231,19 @@ def _fingerprint(request: Request, raw: bytes) -> str:
     return hashlib.sha256(request.url.path.encode() + b"\n" + raw).hexdigest()
 
 
+def _job_id(request: Request) -> str:
+    """Databases refuse some of what no id has. Raises JobNotFoundError."""
+    job_id: str = request.path_params["job_id"]
+    if not _JOB_ID.fullmatch(job_id):
+        raise _not_found(request)
+    return job_id
+
+
 def _found(job: Job | None, request: Request) -> Job:
     if job is None:
-        raise JobNotFoundError(f"There is no prediction {request.path_params['job_id'][:64]!r}.", "id")
+        raise _not_found(request)
     return job
+
+
+def _not_found(request: Request) -> JobNotFoundError:
+    return JobNotFoundError(f"There is no prediction {request.path_params['job_id'][:64]!r}.", "id")

@@ -99,7 +99,7 @@ def wait_s(prefer: str | None) -> float | None:
             continue
         if not value:
             return MAX_WAIT_S
-        if not value.isdecimal() or not 1 <= int(value) <= MAX_WAIT_S:
+        if not re.fullmatch("[0-9]{1,9}", value) or not 1 <= int(value) <= MAX_WAIT_S:
             raise InvalidRequestError(
                 f"Prefer: wait={value[:20]} was given; allowed are 1 to {MAX_WAIT_S:.0f} seconds.", "Prefer"
             )

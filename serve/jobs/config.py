@@ -1,10 +1,12 @@
 """The section `jobs` of the configuration."""
 
 import os
+from contextlib import suppress
 from pathlib import Path
+from secrets import token_hex
 from typing import Any, Literal
 
-from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
+from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, model_validator
 
 from serve.jobs.objects import ObjectStore
 from serve.jobs.prediction import describe
@@ -55,8 +57,19 @@ class JobsConfig(Section):
     retention_s: PositiveFloat = Field(
         7 * 24 * 3600.0, description="seconds that what is finished is kept, images and prompts"
     )
+    forget_after_s: PositiveFloat = Field(
+        30 * 24 * 3600.0, description="seconds until it is no longer known that there was such a job"
+    )
     num_runners: PositiveInt = Field(1, description="replicas of the runner")
     num_cpus: NonNegativeFloat = Field(0.25, description="CPUs that Ray reserves for a runner")
+
+    @model_validator(mode="after")
+    def _check_retention(self) -> "JobsConfig":
+        if self.forget_after_s < self.retention_s:
+            raise ValueError(
+                f"forget_after_s ({self.forget_after_s:g}) is less than retention_s ({self.retention_s:g})"
+            )
+        return self
 
     def job_store(self) -> JobStore:
         """Of a resolved configuration, not open. Raises ConfigError."""
@@ -89,7 +102,12 @@ class JobsConfig(Section):
             except OSError as error:
                 raise ConfigError(f"jobs.data_folder: {folder} cannot be made: {error.strerror}") from error
         secrets = tuple(_value("webhook_secrets", secret) for secret in self.webhook_secrets)
-        secrets = secrets or (_kept_secret(folder / "webhook_secret"),)
+        try:
+            secrets = secrets or (_kept_secret(folder / "webhook_secret"),)
+        except OSError as error:
+            raise ConfigError(
+                f"jobs.data_folder: no secret can be kept in {folder}: {error.strerror}"
+            ) from error
         for secret in secrets:
             try:
                 check_secret(secret)
@@ -119,11 +137,14 @@ def _value(key: str, given: str) -> str:
 
 
 def _kept_secret(path: Path) -> str:
-    """The secret of this data folder, made when it is first asked for."""
-    try:
-        descriptor = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600)
-    except FileExistsError:
-        return path.read_text().strip()
-    with os.fdopen(descriptor, "w") as file:
-        file.write(new_secret())
-    return path.read_text()
+    """The secret of this data folder, made when it is first asked for: whole or not at all."""
+    if not path.exists():
+        part = path.with_name(f".{path.name}.{token_hex(8)}")
+        try:
+            part.touch(0o600)
+            part.write_text(new_secret())
+            with suppress(FileExistsError):  # another process was faster
+                path.hardlink_to(part)
+        finally:
+            part.unlink(missing_ok=True)
+    return path.read_text().strip()

@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from sqlalchemy import select
+from sqlalchemy import Double, bindparam, select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from serve.errors import IdempotencyKeyReusedError
@@ -35,7 +35,7 @@ class Creations:
         # Kept, since SQLAlchemy then need not look at all of it for each job.
         self._insertion = (
             database.insert(jobs)
-            .values(created_at=now_s())
+            .values(created_at=now_s(), deadline=now_s() + bindparam("lifetime_s", type_=Double))
             .on_conflict_do_nothing(index_elements=[jobs.c.idempotency_key])
             .returning(jobs)
         )
@@ -75,7 +75,9 @@ class Creations:
         self, connection: AsyncConnection, news: Sequence[NewJob]
     ) -> dict[str, Job | IdempotencyKeyReusedError]:
         """By the ids that were asked for, without those whose idempotency key was freed in this moment."""
-        rows = (await connection.execute(self._insertion, [new_row(new) for new in news])).all()
+        # By their keys, and so in the same order everywhere: none waits for one that waits for it.
+        in_order = sorted(news, key=lambda new: idempotency_key_column(new) or "")
+        rows = (await connection.execute(self._insertion, [new_row(new) for new in in_order])).all()
         created = [read_job(row) for row in rows]
         await record(connection, created, reason=None)
         made: dict[str, Job | IdempotencyKeyReusedError] = {job.id: job for job in created}

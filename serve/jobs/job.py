@@ -66,7 +66,7 @@ class NewJob:
     owner: the name of the client whose it is, without line breaks; empty where there are no API keys
     input: as the client gave it
     base_url: under which the client reached us, without a slash at the end
-    deadline: in seconds since the epoch; a job that is not finished then is canceled
+    lifetime_s: a job that is not finished then is canceled
     """
 
     request: GenerationRequest
@@ -74,7 +74,7 @@ class NewJob:
     input: Mapping[str, Any]
     base_url: str
     webhook: Webhook | None = None
-    deadline: float | None = None
+    lifetime_s: float | None = None
     idempotency_key: IdempotencyKey | None = None
     owner: str = ""
 

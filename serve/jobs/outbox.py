@@ -2,11 +2,12 @@
 
 import json
 import secrets
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
+from urllib.parse import urlsplit
 
-from sqlalchemy import and_, delete, insert, select, update
+from sqlalchemy import and_, delete, func, insert, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from serve.jobs.database import Database, uninterrupted
@@ -28,6 +29,7 @@ class Delivery:
     job_id: str
     event: WebhookEvent
     url: str
+    host: str
     payload: bytes
     attempt: int
     due: float
@@ -48,6 +50,7 @@ class Outbox:
                 "job_id": job.id,
                 "event": event,
                 "url": job.webhook.url,
+                "host": urlsplit(job.webhook.url).hostname or "",
                 "payload": json.dumps(self._describe(job)).encode(),
                 "attempt": 0,
             }
@@ -58,12 +61,22 @@ class Outbox:
             await connection.execute(insert(deliveries).values(created_at=now_s(), due=now_s()), rows)
 
     @uninterrupted
-    async def due_deliveries(self, limit: int, lease_s: float) -> list[Delivery]:
-        """Leases them: nobody else is given them before lease_s have passed. Those longest due come first."""
+    async def due_deliveries(
+        self, limit: int, lease_s: float, per_host: int | None = None, busy_hosts: Collection[str] = ()
+    ) -> list[Delivery]:
+        """Leases them: nobody else is given them before lease_s have passed. Those longest due come first.
+
+        per_host: at most, so that one slow receiver leaves room for others; busy_hosts: nothing for these
+        """
         columns = deliveries.c
+        is_due = and_(columns.due <= now_s(), columns.host.not_in(busy_hosts))
+        turn = func.row_number().over(partition_by=columns.host, order_by=(columns.due, columns.seq))
+        in_turn = select(columns.seq, turn.label("turn")).where(is_due).subquery()
         due = (
             select(columns.seq)
-            .where(columns.due <= now_s())
+            .where(
+                is_due, columns.seq.in_(select(in_turn.c.seq).where(in_turn.c.turn <= (per_host or limit)))
+            )
             .order_by(columns.due, columns.seq)
             .limit(limit)
             .with_for_update(skip_locked=True)
@@ -78,7 +91,16 @@ class Outbox:
         async with self.database.write() as connection:
             rows = (await connection.execute(statement)).all()
         return [
-            Delivery(row.id, row.job_id, WebhookEvent(row.event), row.url, row.payload, row.attempt, row.due)
+            Delivery(
+                id=row.id,
+                job_id=row.job_id,
+                event=WebhookEvent(row.event),
+                url=row.url,
+                host=row.host,
+                payload=row.payload,
+                attempt=row.attempt,
+                due=row.due,
+            )
             for row in sorted(rows, key=lambda row: row.seq)
         ]
 

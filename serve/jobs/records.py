@@ -45,7 +45,7 @@ class Waiting:
 
 
 def new_row(new: NewJob) -> dict[str, Any]:
-    """All but the times."""
+    """Of an insertion that adds the times: with `lifetime_s` for the deadline."""
     return {
         "id": new.request.request_id,
         "owner": new.owner,
@@ -55,7 +55,7 @@ def new_row(new: NewJob) -> dict[str, Any]:
         "base_url": new.base_url,
         "webhook_url": new.webhook.url if new.webhook else None,
         "webhook_events": sorted(new.webhook.events) if new.webhook else None,
-        "deadline": new.deadline,
+        "lifetime_s": new.lifetime_s,
         "idempotency_key": idempotency_key_column(new),
         "fingerprint": new.idempotency_key.fingerprint if new.idempotency_key else None,
         "priority": new.request.priority,

@@ -7,6 +7,7 @@ back can do no harm. Nothing here is remembered that is not in the job store: a 
 import asyncio
 import logging
 import time
+from collections import Counter
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import aclosing
 from dataclasses import dataclass
@@ -45,6 +46,7 @@ _PROGRESS_INTERVAL_S = 0.5
 _LOOK_INTERVAL_S = 0.1  # how long a canceled job may go on: a look costs a millisecond
 _AWAY_INTERVAL_S = 2.0
 _MAX_DELIVERIES = 32
+_MAX_DELIVERIES_TO_HOST = 4
 _DELIVERY_LEASE_S = 60.0  # longer than a receiver is given to answer
 _EXPIRED_AT_ONCE = 100
 _WAITING_INTERVAL_S = 5.0
@@ -53,12 +55,14 @@ _WAITING_INTERVAL_S = 5.0
 @dataclass(frozen=True, slots=True)
 class RunnerSettings:
     """max_images: under way at once; lease_s: after which a runner that says nothing is taken for dead;
-    poll_interval_s: between looks for new jobs; retention_s: how long what is finished is kept."""
+    poll_interval_s: between looks for new jobs; retention_s: how long what is finished is kept, and
+    forget_after_s that it is known at all."""
 
     max_images: int
     lease_s: float
     poll_interval_s: float
     retention_s: float
+    forget_after_s: float
 
 
 @dataclass(eq=False, slots=True)
@@ -84,7 +88,8 @@ class JobRunner:
         self._generate = generate
         self._settings = settings
         self._running: dict[str, _Running] = {}
-        self._deliveries: set[asyncio.Task[None]] = set()
+        self._renewed_at = time.monotonic()
+        self._deliveries: dict[asyncio.Task[None], str] = {}  # and to which host
         self._metrics = JobMetrics()
 
     async def run(self) -> None:
@@ -104,21 +109,23 @@ class JobRunner:
 
     async def _claim(self) -> None:
         """As many as there is room for; one job may go over it, or the largest would never have a turn."""
+        if time.monotonic() - self._renewed_at > self._settings.lease_s:
+            await self._renew()  # the database was away, and what would be claimed first are our own
         under_way = sum(running.job.request.num_images for running in self._running.values())
         while under_way < self._settings.max_images:
             jobs = await self._store.claim(1, self._settings.lease_s)
             if not jobs:
                 return
             for job in jobs:
-                if earlier := self._running.get(job.id):  # our own lease on it ran out
+                if earlier := self._running.get(job.id):  # our lease on it has run out all the same
                     earlier.task.cancel()
                 self._running[job.id] = _Running(job, asyncio.create_task(self._work(job)))
                 under_way += job.request.num_images
 
     async def _renew(self) -> None:
-        await self._store.renew(
-            [Claim.of(running.job) for running in self._running.values()], self._settings.lease_s
-        )
+        claims = [Claim.of(running.job) for running in self._running.values()]
+        await self._store.renew(claims, self._settings.lease_s)
+        self._renewed_at = time.monotonic()
 
     async def _leave_lost(self) -> None:
         """Stops work on jobs that are no longer ours: canceled by their clients, or taken for lost."""
@@ -134,13 +141,13 @@ class JobRunner:
         try:
             await self._make_images(job, claim)
         except PoisonousRequestError as error:
-            await _until_it_is_kept(partial(self._store.fail, claim, error.detail))
+            await _until_it_is_done(partial(self._store.fail, claim, error.detail))
         except MidstepError as error:
-            await _until_it_is_kept(partial(self._store.retry, claim, error.detail))
+            await _until_it_is_done(partial(self._store.retry, claim, error.detail))
         except Exception:  # the boundary of a job: the others go on
             logger.exception("job %s failed in attempt %d", job.id, job.attempt)
             reason = "A fault of ours; the log has it under the job's id."
-            await _until_it_is_kept(partial(self._store.retry, claim, reason))
+            await _until_it_is_done(partial(self._store.retry, claim, reason))
         finally:
             # By now it may be running here again, under another claim.
             if (running := self._running.get(job.id)) and running.job is job:
@@ -164,10 +171,11 @@ class JobRunner:
                         steps_done[index] = job.request.num_inference_steps
                         key = image_key(job.id, index, image.media_type)
                         data, media_type = image.data, image.media_type
-                        await _until_it_is_kept(partial(self._store.begin, claim))
-                        await _until_it_is_kept(partial(self._objects.put, key, data, media_type))
-                        await _until_it_is_kept(partial(self._store.record_image, claim, index, key))
-        await _until_it_is_kept(partial(self._store.succeed, claim))
+                        total = sum(steps_done.values())
+                        await _until_it_is_done(partial(self._store.begin, claim))
+                        await _until_it_is_done(partial(self._objects.put, key, data, media_type))
+                        await _until_it_is_done(partial(self._store.record_image, claim, index, key, total))
+        await _until_it_is_done(partial(self._store.succeed, claim))
         await self._objects.delete_folder(f"checkpoints/{job.id}")
 
     async def _resume(self, job: Job) -> Resume:
@@ -177,7 +185,8 @@ class JobRunner:
         checkpoints = {}
         for index in set(range(job.request.num_images)) - set(job.output):
             try:
-                checkpoints[index] = from_bytes(await self._objects.read(checkpoint_key(job.id, index)))
+                key = checkpoint_key(job.id, index)
+                checkpoints[index] = from_bytes(await _until_it_is_done(partial(self._objects.read, key)))
             except ObjectNotFoundError:
                 continue
             except SafetensorError:
@@ -201,10 +210,14 @@ class JobRunner:
         free = _MAX_DELIVERIES - len(self._deliveries)
         if not free:
             return
-        for delivery in await self._store.outbox.due_deliveries(free, _DELIVERY_LEASE_S):
+        hosts = Counter(self._deliveries.values())
+        busy = [host for host, number in hosts.items() if number >= _MAX_DELIVERIES_TO_HOST]
+        for delivery in await self._store.outbox.due_deliveries(
+            free, _DELIVERY_LEASE_S, _MAX_DELIVERIES_TO_HOST, busy
+        ):
             task = asyncio.create_task(self._send_webhook(delivery))
-            self._deliveries.add(task)
-            task.add_done_callback(self._deliveries.discard)
+            self._deliveries[task] = delivery.host
+            task.add_done_callback(self._deliveries.pop)
 
     async def _send_webhook(self, delivery: Delivery) -> None:
         try:
@@ -228,13 +241,14 @@ class JobRunner:
         self._metrics.set_waiting(await self._store.waiting())
 
     async def _expire(self) -> None:
-        """Deletes what was kept for long enough: first the images, then what names them."""
-        expired = await self._store.expired(self._settings.retention_s, _EXPIRED_AT_ONCE)
-        for job in expired:
-            for folder in (f"images/{job.id}", f"checkpoints/{job.id}"):
-                await self._objects.delete_folder(folder)
-        if expired:
+        """Deletes what was kept for long enough: first the images, then what names them, at last the rows."""
+        while expired := await self._store.expired(self._settings.retention_s, _EXPIRED_AT_ONCE):
+            for job in expired:
+                for folder in (f"images/{job.id}", f"checkpoints/{job.id}"):
+                    await self._objects.delete_folder(folder)
             await self._store.remove_data(expired)
+        while await self._store.forget(self._settings.forget_after_s, _EXPIRED_AT_ONCE):
+            pass
 
     async def _give_back(self) -> None:
         tasks = [running.task for running in self._running.values()]
@@ -249,13 +263,13 @@ class JobRunner:
                 logger.warning("job %s is taken over when its lease is over, since %s", job.id, error.detail)
 
 
-async def _until_it_is_kept(write: Callable[[], Awaitable[Result]]) -> Result:
-    """A result is not made twice because a disk is full or a database away: it waits here for either."""
+async def _until_it_is_done(action: Callable[[], Awaitable[Result]]) -> Result:
+    """No job fails and nothing is made twice because a disk is full or a database away: it waits here."""
     while True:
         try:
-            return await write()
+            return await action()
         except _AWAY as error:
-            logger.warning("jobs: a result waits, since %s", error.detail)
+            logger.warning("jobs: one waits, since %s", error.detail)
             await asyncio.sleep(_AWAY_INTERVAL_S)
 
 

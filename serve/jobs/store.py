@@ -9,7 +9,6 @@ from sqlalchemy import (
     ColumnElement,
     Row,
     and_,
-    bindparam,
     case,
     delete,
     func,
@@ -40,6 +39,8 @@ _unfinished = _c.completed_at.is_(None)
 _lease_ran_out = and_(_c.state == JobState.PROCESSING, _c.lease_until < now_s())
 _deadline_passed = _c.deadline <= now_s()
 _died = and_(_lease_ran_out, _c.is_begun)
+# A job that only waits in runners that die is not what they die of; one that was in all of these may well be.
+MAX_DEATHS = 20
 
 
 class JobStore:
@@ -57,7 +58,8 @@ class JobStore:
     describe: what a webhook is told of a job; if it fails, so does the change that it was to tell of
     max_attempts: how often in a row a job may fail, or be what a runner had begun when it died, without
         coming further
-    event_interval_s: a job's webhook is told of output and logs no more often; what falls between is left out
+    event_interval_s: a job's webhook is told of output no more often, nor of logs; what falls between is
+        left out
     """
 
     def __init__(
@@ -70,7 +72,9 @@ class JobStore:
         self.database = Database(url)
         self.outbox = Outbox(self.database, describe)
         self._max_attempts = max_attempts
-        self._is_exhausted = and_(_died, _c.failures + 1 >= max_attempts)
+        self._is_exhausted = or_(
+            and_(_died, _c.failures + 1 >= max_attempts), and_(_lease_ran_out, _c.deaths + 1 >= MAX_DEATHS)
+        )
         self._event_interval_s = event_interval_s
         self._creations = Creations(self.database)
 
@@ -173,6 +177,7 @@ class JobStore:
                 _c.seq.in_(select(picked.c.seq)),
                 attempt=_c.attempt + 1,
                 failures=_c.failures + case((_died, 1), else_=0),
+                deaths=_c.deaths + case((_lease_ran_out, 1), else_=0),
                 is_begun=False,
                 lease_until=now_s() + lease_s,
                 started_at=func.coalesce(_c.started_at, now_s()),
@@ -224,48 +229,33 @@ class JobStore:
 
     @uninterrupted
     async def record_progress(self, steps_done: Mapping[Claim, int]) -> set[str]:
-        """Of any number of jobs in one transaction. The ids of the jobs that are still held.
-
-        What has come further has no earlier failure counted against it: it was not what those died of.
-        """
+        """Of any number of jobs in one transaction. The ids of the jobs that are still held."""
         if not steps_done:
             return set()
         async with self.database.write() as connection:
             rows = await _lock(connection, steps_done)
             if not rows:
                 return set()
-            changed = [
-                (row, replace(read_job(row), steps_done=steps_done[Claim(row.id, row.attempt)]))
-                for row in rows
-            ]
-            await connection.execute(
-                # A parameter must not be named as a column is.
-                update(jobs)
-                .where(_c.seq == bindparam("of"))
-                .values(steps_done=bindparam("steps"), failures=bindparam("earlier"), is_begun=True),
-                [
-                    {
-                        "of": row.seq,
-                        "steps": job.steps_done,
-                        "earlier": 0 if job.steps_done > row.steps_done else row.failures,
-                    }
-                    for row, job in changed
-                ],
-            )
+            changed = []
+            for row in rows:
+                steps = steps_done[Claim(row.id, row.attempt)]
+                await _advance(connection, row, steps)
+                changed.append((row, replace(read_job(row), steps_done=steps)))
             await self._notify(connection, WebhookEvent.LOGS, changed)
         return {row.id for row in rows}
 
     @uninterrupted
-    async def record_image(self, claim: Claim, index: int, key: str) -> bool:
-        """Image `index` of the job is in the object store, under that key."""
+    async def record_image(self, claim: Claim, index: int, key: str, steps_done: int) -> bool:
+        """Image `index` of the job is in the object store, under that key.
+
+        steps_done: of all its images
+        """
         async with self.database.write() as connection:
             rows = await _lock(connection, [claim])
             for row in rows:
                 job = read_job(row)
-                job = replace(job, output={**job.output, index: key})
-                await connection.execute(
-                    update(jobs).where(_c.seq == row.seq).values(output=output_column(job.output))
-                )
+                job = replace(job, steps_done=steps_done, output={**job.output, index: key})
+                await _advance(connection, row, steps_done, output=output_column(job.output))
                 await self._notify(connection, WebhookEvent.OUTPUT, [(row, job)])
         return bool(rows)
 
@@ -390,7 +380,7 @@ class JobStore:
 
     async def _fail_exhausted(self, connection: AsyncConnection) -> list[Job]:
         picked = _pick(and_(_unfinished, self._is_exhausted), MAX_SWEPT, _c.lease_until)
-        reason = f"It was begun {self._max_attempts} times and came no further; at the last its runner died."
+        reason = f"It came no further in {self._max_attempts} attempts or more; at the last its runner died."
         return await self._transition(
             connection, JobState.FAILED, _c.seq.in_(select(picked.c.seq)), reason=reason, error=reason
         )
@@ -399,16 +389,19 @@ class JobStore:
         self, connection: AsyncConnection, event: WebhookEvent, changed: list[tuple[Row[Any], Job]]
     ) -> None:
         """For what comes often: not sooner after the last time than event_interval_s."""
-        due = [
-            (row.seq, job)
-            for row, job in changed
-            if job.webhook is not None
-            and event in job.webhook.events
-            and (row.notified_at is None or row.now - row.notified_at >= self._event_interval_s)
-        ]
+        column = _c.output_notified_at if event is WebhookEvent.OUTPUT else _c.notified_at
+        due = []
+        for row, job in changed:
+            told_at = getattr(row, column.name)
+            if (
+                job.webhook is not None
+                and event in job.webhook.events
+                and (told_at is None or row.now - told_at >= self._event_interval_s)
+            ):
+                due.append((row.seq, job))
         if due:
             seqs = [seq for seq, _ in due]
-            await connection.execute(update(jobs).where(_c.seq.in_(seqs)).values(notified_at=now_s()))
+            await connection.execute(update(jobs).where(_c.seq.in_(seqs)).values({column: now_s()}))
             await self.outbox.add(connection, event, [job for _, job in due])
 
 
@@ -436,6 +429,15 @@ def _of(claims: Collection[Claim]) -> ColumnElement[bool]:
 
 def _held(claims: Collection[Claim]) -> ColumnElement[bool]:
     return and_(_of(claims), _c.state == JobState.PROCESSING)
+
+
+async def _advance(connection: AsyncConnection, row: Row[Any], steps_done: int, **values: Any) -> None:
+    """Of a locked row. Once it has come further, no earlier failure counts: it was not what those died of."""
+    if steps_done > row.steps_done:
+        values |= {"failures": 0, "deaths": 0}
+    await connection.execute(
+        update(jobs).where(_c.seq == row.seq).values(steps_done=steps_done, is_begun=True, **values)
+    )
 
 
 async def _lock(connection: AsyncConnection, claims: Collection[Claim]) -> list[Row[Any]]:

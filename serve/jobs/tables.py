@@ -64,8 +64,9 @@ _Sequence = BigInteger().with_variant(Integer, "sqlite")
 # seq: age, where created_at may be the same for two
 # failures: attempts in a row that failed or died, since it last came further
 # is_begun: whether this attempt is, or only waits for its turn: what waits is not what its runner dies of
+# deaths: of its runners, whatever they had begun, since it last came further
 # lease_until: what is processing then is free to be taken over
-# notified_at: when its webhook was last told of output or logs
+# notified_at, output_notified_at: when its webhook was last told of logs and of output
 jobs = Table(
     "jobs",
     metadata,
@@ -87,6 +88,7 @@ jobs = Table(
     Column("attempt", Integer, nullable=False),
     Column("failures", Integer, nullable=False),
     Column("is_begun", Boolean, nullable=False, server_default=false()),
+    Column("deaths", Integer, nullable=False, server_default="0"),
     Column("lease_until", Double),
     Column("created_at", Double, nullable=False),
     Column("started_at", Double),
@@ -95,6 +97,7 @@ jobs = Table(
     Column("output", JsonText, nullable=False),
     Column("error", Text),
     Column("notified_at", Double),
+    Column("output_notified_at", Double),
     Column("data_removed", Boolean, nullable=False),
 )
 
@@ -129,7 +132,8 @@ transitions = Table(
     Column("reason", Text),
 )
 
-# What webhooks are still to be told. due: empty where it was given up, for the reason beside it.
+# What webhooks are still to be told. host: of the URL; due: empty where it was given up, for the reason
+# beside it
 deliveries = Table(
     "deliveries",
     metadata,
@@ -138,6 +142,7 @@ deliveries = Table(
     Column("job_id", Text, ForeignKey("jobs.id", ondelete="CASCADE"), nullable=False, index=True),
     Column("event", Text, nullable=False),
     Column("url", Text, nullable=False),
+    Column("host", Text, nullable=False, server_default=""),
     Column("payload", LargeBinary, nullable=False),
     Column("attempt", Integer, nullable=False),
     Column("created_at", Double, nullable=False),

@@ -122,7 +122,7 @@ async def test_sqlite_walks_through_no_jobs_that_it_is_not_asked_for(sqlite_url:
         claim = await claim_one(store)
         await store.renew([claim], LONG)
         await store.record_progress({claim: 1})
-        await store.record_image(claim, 0, "key")
+        await store.record_image(claim, 0, "key", 5)
         await store.retry(claim, "error")
         await store.succeed(await claim_one(store))
         await store.history("a")

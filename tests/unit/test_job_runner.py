@@ -30,7 +30,9 @@ from tests.job_stores import DEAD, LONG, in_loop, new_job, opened, state_of, sta
 
 Script = Callable[[GenerationRequest, Resume], AsyncGenerator[GenerationEvent, None]]
 PICTURE = EncodedImage(b"a picture", "image/png", 64, 64)
-SETTINGS = RunnerSettings(max_images=4, lease_s=LONG, poll_interval_s=0.01, retention_s=LONG)
+SETTINGS = RunnerSettings(
+    max_images=4, lease_s=LONG, poll_interval_s=0.01, retention_s=LONG, forget_after_s=LONG
+)
 TIMEOUT_S = 20.0
 
 
@@ -242,7 +244,9 @@ async def test_a_runner_that_lost_a_job_may_take_it_up_again(sqlite_url: str, tm
         for index in range(2):
             yield ImageDone(index, request.seed + index, PICTURE)
 
-    no_lease = RunnerSettings(max_images=4, lease_s=DEAD, poll_interval_s=0.01, retention_s=LONG)
+    no_lease = RunnerSettings(
+        max_images=4, lease_s=DEAD, poll_interval_s=0.01, retention_s=LONG, forget_after_s=LONG
+    )
     async with opened(sqlite_url, max_attempts=1000) as store:
         await store.create(new_job("job"))
         async with running(store, tmp_path, script, no_lease):
@@ -286,7 +290,7 @@ async def test_what_is_old_is_deleted(sqlite_url: str, tmp_path: Path) -> None:
         async with running(store, tmp_path, both_images):
             await until_state(store, JobState.SUCCEEDED)
         assert list((tmp_path / "images").glob("*/*"))
-        no_retention = RunnerSettings(4, LONG, 0.01, retention_s=0.0)
+        no_retention = RunnerSettings(4, LONG, 0.01, retention_s=0.0, forget_after_s=LONG)
         async with running(store, tmp_path, both_images, no_retention):
 
             async def removed() -> bool:

@@ -11,7 +11,7 @@ from sqlalchemy import event, update
 from serve.errors import IdempotencyKeyReusedError, InvalidRequestError
 from serve.jobs.job import TRANSITIONS, IdempotencyKey, Job, JobState, WebhookEvent
 from serve.jobs.records import Claim, Transition, Waiting
-from serve.jobs.store import JobStore
+from serve.jobs.store import MAX_DEATHS, JobStore
 from serve.jobs.tables import jobs
 from tests.job_stores import (
     DEAD,
@@ -46,13 +46,14 @@ def check_history(history: list[Transition]) -> None:
 async def test_a_job_is_read_as_it_was_created(url: str) -> None:
     hook, key = webhook(WebhookEvent.COMPLETED, WebhookEvent.LOGS), IdempotencyKey("k", "f")
     async with opened(url) as store:
-        created = await store.create(new_job("a", webhook=hook, key=key, deadline=4e9))
+        created = await store.create(new_job("a", webhook=hook, key=key, lifetime_s=60.0))
     async with opened(url) as store:  # as after a restart
         job = await store.get("a")
         assert job == created
         assert job.request == new_job("a").request
         assert (job.state, job.attempt, job.steps_done, job.num_steps) == (STARTING, 0, 0, 20)
-        assert (job.webhook, job.deadline, job.output, job.error) == (hook, 4e9, {}, None)
+        assert (job.webhook, job.output, job.error) == (hook, {}, None)
+        assert job.deadline == pytest.approx(job.created_at + 60.0, abs=1e-3)
         assert (job.started_at, job.completed_at, job.data_removed) == (None, None, False)
         [transition] = await store.history("a")
         assert transition.at == pytest.approx(job.created_at, abs=60)
@@ -118,7 +119,7 @@ async def test_what_is_created_at_once_shares_transactions_and_nothing_else(url:
         assert ids == [f"job {number}" for number in range(50)]
         assert isinstance(refused, IdempotencyKeyReusedError)
         assert len(commits) <= 3
-        assert [job.id for job in (await store.page(100)).jobs][::-1] == ids
+        assert {job.id for job in (await store.page(100)).jobs} == set(ids)
         assert [await states_of(store, job_id) for job_id in ids] == [[(STARTING, 0)]] * 50
 
 
@@ -259,11 +260,11 @@ async def test_a_job_from_creation_to_success(url: str) -> None:
         assert job.started_at is not None
         assert job.started_at >= job.created_at
         assert await store.record_progress({claim: 12}) == {"a"}
-        assert await store.record_image(claim, 1, "a/1.webp")
-        assert await store.record_image(claim, 0, "a/0.webp")
+        assert await store.record_image(claim, 1, "a/1.webp", 14)
+        assert await store.record_image(claim, 0, "a/0.webp", 18)
         now = await store.get("a")
         assert now is not None
-        assert (now.steps_done, now.output) == (12, {0: "a/0.webp", 1: "a/1.webp"})
+        assert (now.steps_done, now.output) == (18, {0: "a/0.webp", 1: "a/1.webp"})
         assert await store.renew([claim], LONG) == {"a"}
         assert await store.succeed(claim)
         done = await store.get("a")
@@ -309,7 +310,7 @@ async def refused(store: JobStore, claim: Claim) -> bool:
             await store.renew([claim], LONG),
             await store.begin(claim),
             await store.record_progress({claim: 20}),
-            await store.record_image(claim, 0, "key"),
+            await store.record_image(claim, 0, "key", 5),
             await store.succeed(claim),
             await store.fail(claim, "error"),
             await store.retry(claim, "error"),
@@ -342,7 +343,7 @@ async def test_images_that_are_recorded_at_once_are_all_kept(url: str) -> None:
         claim = await claim_one(store)
         keys = {index: f"a/{index}.webp" for index in range(10)}
         assert all(
-            await asyncio.gather(*(store.record_image(claim, index, key) for index, key in keys.items()))
+            await asyncio.gather(*(store.record_image(claim, index, key, 5) for index, key in keys.items()))
         )
         job = await store.get("a")
         assert job is not None
@@ -362,7 +363,7 @@ async def test_a_job_whose_runners_die_is_failed_with_the_reason(url: str) -> No
         job = await store.get("a")
         assert job is not None
         assert job.state is FAILED
-        assert "begun 3 times" in (job.error or "")
+        assert "in 3 attempts" in (job.error or "")
         history = await store.history("a")
         check_history(history)
         assert history[-1].reason == job.error
@@ -408,6 +409,16 @@ async def test_a_runner_that_dies_does_not_count_against_what_only_waited_in_it(
         assert await store.begin(claim)
         assert [(job.id, job.state) for job in await store.sweep()] == [("a", FAILED)]
         assert not await store.begin(claim)
+
+
+@in_loop
+async def test_a_job_that_no_runner_survives_is_not_handed_to_all(url: str) -> None:
+    async with opened(url) as store:
+        await store.create(new_job("a"))
+        for _ in range(MAX_DEATHS):
+            await claim_one(store, DEAD)
+        assert await store.claim(1, LONG) == []
+        assert await state_of(store, "a") is FAILED
 
 
 @in_loop
@@ -475,8 +486,8 @@ async def test_canceled_whether_it_is_begun_or_not(url: str) -> None:
 @in_loop
 async def test_past_its_deadline_a_job_is_not_begun_and_is_canceled(url: str) -> None:
     async with opened(url) as store:
-        await store.create(new_job("late", deadline=1.0))
-        await store.create(new_job("in time", deadline=4e9))
+        await store.create(new_job("late", lifetime_s=-1.0))
+        await store.create(new_job("in time", lifetime_s=LONG))
         assert [job.id for job in await store.claim(5, LONG)] == ["in time"]
         [ended] = await store.sweep()
         assert (ended.id, ended.state) == ("late", CANCELED)
@@ -539,7 +550,7 @@ async def test_whatever_runners_do_at_once_each_job_ends_once(url: str) -> None:
                     case 3:
                         await store.give_back(claim)
                     case _:
-                        await store.record_image(claim, 0, "key")
+                        await store.record_image(claim, 0, "key", 5)
             if chance.random() < 0.1:
                 await store.cancel(chance.choice(job_ids))
 
@@ -570,7 +581,7 @@ async def test_what_is_over_for_long_loses_its_data_and_then_goes(url: str) -> N
             new = new_job(job_id, webhook=webhook())
             await store.create(replace(new, request=replace(new.request, negative_prompt="blue")))
         for claim in [Claim.of(job) for job in await store.claim(2, LONG)]:
-            await store.record_image(claim, 0, f"{claim.job_id}/0.webp")
+            await store.record_image(claim, 0, f"{claim.job_id}/0.webp", 10)
             await store.succeed(claim)
         assert await store.expired(LONG, 10) == []
         expired = await store.expired(-60, 10)  # over for longer than until in a minute

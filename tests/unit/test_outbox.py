@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from serve.jobs.job import Job, JobState, WebhookEvent
+from serve.jobs.job import Job, JobState, Webhook, WebhookEvent
 from serve.jobs.records import Claim
 from serve.jobs.store import JobStore
 from tests.job_stores import (
@@ -34,7 +34,7 @@ async def test_webhooks_are_told_of_what_they_asked_for(url: str) -> None:
         assert [(job_id, event) for job_id, event, _ in await told(store)] == [("all", WebhookEvent.START)]
         await store.record_progress(dict.fromkeys(claims, 5))
         for claim in claims:
-            await store.record_image(claim, 0, "a key")
+            await store.record_image(claim, 0, "a key", 5)
         assert await told(store) == [
             ("all", WebhookEvent.LOGS, {"id": "all", "status": "processing", "steps": 5, "output": []}),
             (
@@ -63,10 +63,16 @@ async def test_what_comes_often_is_told_of_once_in_an_interval(url: str) -> None
         claim = await claim_one(store)
         for steps in (1, 2, 3):
             await store.record_progress({claim: steps})
-            await store.record_image(claim, 0, "key")
+            await store.record_image(claim, 0, "key", 5)
         await store.succeed(claim)
         events = [event for _, event, _ in await told(store)]
-        assert events == [WebhookEvent.START, WebhookEvent.LOGS, WebhookEvent.COMPLETED]
+        # That there are logs keeps no output back.
+        assert events == [
+            WebhookEvent.START,
+            WebhookEvent.LOGS,
+            WebhookEvent.OUTPUT,
+            WebhookEvent.COMPLETED,
+        ]
 
 
 @in_loop
@@ -119,6 +125,20 @@ async def test_a_delivery_is_leased_until_it_is_made_or_given_up(url: str) -> No
         await outbox.postpone(d, LONG)
         [last] = await outbox.due_deliveries(10, LONG)
         assert (last.id, last.attempt, last.url) == (c.id, 2, "https://example.com/hook")
+
+
+@in_loop
+async def test_a_host_with_many_deliveries_leaves_room_for_others(url: str) -> None:
+    async with opened(url) as store:
+        hosts = ["slow.example", "slow.example", "slow.example", "other.example", "last.example"]
+        for number, host in enumerate(hosts):
+            hook = Webhook(f"https://{host}/{number}", frozenset([WebhookEvent.COMPLETED]))
+            await store.create(new_job(str(number), webhook=hook))
+            await store.cancel(str(number))
+        due = await store.outbox.due_deliveries(3, LONG, per_host=1, busy_hosts=["last.example"])
+        assert [(one.job_id, one.host) for one in due] == [("0", "slow.example"), ("3", "other.example")]
+        due = await store.outbox.due_deliveries(10, LONG, per_host=2)
+        assert [one.job_id for one in due] == ["1", "2", "4"]
 
 
 @in_loop
