@@ -72,6 +72,14 @@ def test_from_outside_only_http_can_be_reached(overlay: str) -> None:
 
 
 @pytest.mark.parametrize("overlay", OVERLAYS)
+def test_kuberay_finds_the_port_of_http_on_the_head(overlay: str) -> None:
+    config = yaml.safe_load(ray_service(overlay)["spec"]["serveConfigV2"])
+    for group in pod_groups(overlay).values():
+        ports = {item["name"]: item["containerPort"] for item in container(group)["ports"]}
+        assert ports["serve"] == config["http_options"]["port"]
+
+
+@pytest.mark.parametrize("overlay", OVERLAYS)
 def test_the_replicas_fit_on_the_workers(overlay: str, tmp_path: Path) -> None:
     config = served(overlay, tmp_path)
     stages = (config.encoder, config.denoiser, config.decoder)
