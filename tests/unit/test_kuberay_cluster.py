@@ -1,7 +1,9 @@
 """What the manifests for KubeRay say together: who may reach whom, what fits where, and what survives."""
 
 import json
+import os
 import re
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -10,7 +12,7 @@ from click.testing import CliRunner
 from ray.scripts.scripts import drain_node
 
 from serve.config import PROJECT_FOLDER
-from tests.overlays import OVERLAYS, container, of_kind, pod_groups, ray_service, selected, served
+from tests.overlays import OVERLAYS, Manifest, container, of_kind, pod_groups, ray_service, selected, served
 
 
 @pytest.mark.parametrize("overlay", OVERLAYS)
@@ -120,28 +122,53 @@ def test_a_budget_leaves_a_pod_that_may_go_in_every_group() -> None:
     assert budgeted == {"gpu", "cpu"}
 
 
-def test_a_pod_that_goes_gives_its_work_away_first(tmp_path: Path) -> None:
-    config = served("production", tmp_path)
+def pre_stop(group: Manifest) -> list[str]:
+    command: list[str] = container(group)["lifecycle"]["preStop"]["exec"]["command"]
+    return command
+
+
+@pytest.mark.parametrize("overlay", OVERLAYS)
+def test_a_pod_that_goes_gives_its_work_away_first(overlay: str, tmp_path: Path) -> None:
+    config = served(overlay, tmp_path)
     stages = (config.encoder, config.denoiser, config.decoder, config.ingress)
-    for name, group in pod_groups("production").items():
+    margin_s = 10
+    groups = pod_groups(overlay)
+    *_, head_sleep_s = pre_stop(groups["head"])
+    for name, group in groups.items():
+        grace_s = group["template"]["spec"]["terminationGracePeriodSeconds"]
+        assert int(head_sleep_s) < grace_s
         if name == "head":
             continue
-        grace_s = group["template"]["spec"]["terminationGracePeriodSeconds"]
-        *_, script = container(group)["lifecycle"]["preStop"]["exec"]["command"]
-        drain, sleep = script.split(" && ")
-        deadline_s, sleep_s = int(drain.split()[-1]), int(sleep.split()[-1])
-        assert max(stage.drain_timeout_s for stage in stages) < deadline_s < sleep_s < grace_s
+        *_, script = pre_stop(group)
+        drain, sleep = script.split("; ")
+        command, reason = drain.split(" ray drain-node ")
+        answer_s, deadline_s, sleep_s = (int(part.split()[-1]) for part in (command, reason, sleep))
+        assert max(stage.drain_timeout_s for stage in stages) + margin_s <= deadline_s < sleep_s
+        assert answer_s + sleep_s <= int(head_sleep_s)  # a cluster goes all at once, the head last
         assert "ray stop" not in script
+
+
+@pytest.mark.parametrize("outcome", ["exit 0", "exit 1", "kill -KILL $$"])
+def test_a_pod_that_goes_stays_though_nobody_answers_its_drain(outcome: str, tmp_path: Path) -> None:
+    for name, script in {"ray": outcome, "sleep": f'echo "$@" >> {tmp_path}/slept'}.items():
+        program = tmp_path / name
+        program.write_text(f"#!/bin/bash\n{script}\n")
+        program.chmod(0o755)
+    command = pre_stop(pod_groups("production")["gpu"])
+    environment = {"PATH": f"{tmp_path}:{os.environ['PATH']}"}
+    assert subprocess.run(command, env=environment, check=False).returncode == 0
+    assert (tmp_path / "slept").read_text() == command[-1].split()[-1] + "\n"
 
 
 def test_ray_knows_the_options_of_the_drain() -> None:
     help_text = CliRunner().invoke(drain_node, ["--help"]).output
-    group = pod_groups("production")["gpu"]
-    *_, script = container(group)["lifecycle"]["preStop"]["exec"]["command"]
-    assert script.startswith("ray drain-node ")
-    for option in re.findall(r"--[a-z-]+", script):
+    *_, script = pre_stop(pod_groups("production")["gpu"])
+    _, drain = script.split("; ")[0].split(" ray drain-node ")
+    options = re.findall(r"--[a-z-]+", drain)
+    assert len(options) == 3
+    for option in options:
         assert option in help_text
-    assert re.findall(r"DRAIN_NODE_REASON_[A-Z]+", script)[0] in help_text
+    assert re.findall(r"DRAIN_NODE_REASON_[A-Z]+", drain)[0] in help_text
 
 
 def test_the_state_of_the_head_is_in_the_redis_that_comes_with_it() -> None:
