@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from serve import errors
 from tests.promql import DASHBOARD, RULES, expressions, panels, rules, selectors
 
 RUNBOOK = Path("docs/observability.md")
@@ -36,6 +37,17 @@ def test_every_alert_has_a_rule_test_and_says_what_to_do() -> None:
     assert headings == alerts
     for alert in alerts:
         assert f"alertname: {alert}" in tested
+
+
+def test_the_codes_that_are_asked_for_are_errors() -> None:
+    codes = {error.code for error in vars(errors).values() if isinstance(error, type)}
+    asked = {
+        code
+        for _, expression in expressions()
+        for values in re.findall(r'\bcode=~?"([^"]+)"', expression)
+        for code in values.split("|")
+    }
+    assert {"queue_full", "job_store_unavailable", "storage_full"} <= asked <= codes
 
 
 def test_panels_have_names_of_their_own_and_do_not_overlap() -> None:
