@@ -3,7 +3,9 @@ PYTHON ?= python3.11
 VENV := .venv
 BIN := $(VENV)/bin
 CONFIG ?= serve_config.yaml
-.PHONY: install serve test check chaos train
+RULES := cluster/prometheus/midstep.rules.yaml
+RULES_OBJECT := cluster/kuberay/overlays/production/rules.yaml
+.PHONY: install serve test check chaos train rules
 
 install: $(VENV)/installed
 
@@ -30,3 +32,8 @@ chaos: install
 
 train: install
 	$(BIN)/python models/shapes/train.py
+
+# The rules for Prometheus' operator, from those for Prometheus.
+rules:
+	sed -i '/^spec:$$/q' $(RULES_OBJECT)
+	sed -n '/^groups:$$/,$$ { s/./  &/; p }' $(RULES) >> $(RULES_OBJECT)

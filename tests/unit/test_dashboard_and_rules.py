@@ -5,6 +5,7 @@ import re
 import shutil
 import subprocess
 from pathlib import Path
+from textwrap import indent
 
 import pytest
 
@@ -12,6 +13,7 @@ from serve import errors
 from tests.promql import DASHBOARD, RULES, expressions, panels, rules, selectors
 
 RUNBOOK = Path("docs/observability.md")
+RULES_OBJECT = Path("cluster/kuberay/overlays/production/rules.yaml")
 
 
 @pytest.mark.parametrize(("name", "expression"), [pytest.param(*pair, id=pair[0]) for pair in expressions()])
@@ -37,6 +39,12 @@ def test_every_alert_has_a_rule_test_and_says_what_to_do() -> None:
     assert headings == alerts
     for alert in alerts:
         assert f"alertname: {alert}" in tested
+
+
+def test_the_operator_of_prometheus_gets_the_same_rules() -> None:
+    _, _, groups = RULES.read_text().partition("\ngroups:\n")
+    _, _, copied = RULES_OBJECT.read_text().partition("\nspec:\n  groups:\n")
+    assert copied == indent(groups, "  "), "`make rules` has not been called"
 
 
 def test_the_codes_that_are_asked_for_are_errors() -> None:

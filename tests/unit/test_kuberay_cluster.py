@@ -13,6 +13,7 @@ from ray.scripts.scripts import drain_node
 
 from serve.config import PROJECT_FOLDER
 from tests.overlays import OVERLAYS, Manifest, container, of_kind, pod_groups, ray_service, selected, served
+from tests.promql import RULES
 
 
 @pytest.mark.parametrize("overlay", OVERLAYS)
@@ -204,6 +205,14 @@ def test_prometheus_finds_every_pod_and_may_reach_it() -> None:
     assert selected("production", policy["spec"]["podSelector"]) == monitored
     [rule] = policy["spec"]["ingress"]
     assert rule["ports"] == [{"protocol": "TCP", "port": 8080}]
+
+
+@pytest.mark.parametrize("overlay", OVERLAYS)
+def test_where_prometheus_is_told_of_the_pods_it_is_told_of_the_rules(overlay: str) -> None:
+    objects = of_kind(overlay, "PrometheusRule").values()
+    assert bool(objects) == bool(of_kind(overlay, "PodMonitor"))
+    for rule in objects:
+        assert rule["spec"] == yaml.safe_load(RULES.read_text())
 
 
 def test_no_secret_is_written_down_and_every_one_is_documented(tmp_path: Path) -> None:

@@ -87,7 +87,9 @@ def test_a_misspelt_key_of_a_ray_service_is_caught(path: str) -> None:
 
 def core_manifests(overlay: str) -> list[Manifest]:
     return [
-        manifest for manifest in manifests(overlay) if manifest["kind"] not in ("RayService", "PodMonitor")
+        manifest
+        for manifest in manifests(overlay)
+        if not manifest["apiVersion"].startswith(("ray.io/", "monitoring.coreos.com/"))
     ]
 
 
