@@ -6,13 +6,44 @@ from contextlib import contextmanager
 from ray.serve import metrics
 
 
-class Work:
-    """Counts what has been accepted and what of it is not done yet. For one event loop."""
+class Tally:
+    """What has been accepted, and what of it is not done yet."""
 
     def __init__(self) -> None:
         self._held_s = 0.0
         self._accepted_s = 0.0
+        self._accepted_s2 = 0.0
         self._accepted = 0
+
+    def accept(self, seconds: float) -> None:
+        self._held_s += seconds
+        self._accepted_s += seconds
+        self._accepted_s2 += seconds**2
+        self._accepted += 1
+
+    def finish(self, seconds: float) -> None:
+        """Of a request that was accepted."""
+        self._held_s -= seconds
+
+    @property
+    def held_s(self) -> float:
+        return self._held_s
+
+    def stats(self) -> dict[str, float]:
+        """By the names that serve.autoscaling reads. accepted_s2: the sum of the squares."""
+        return {
+            "work_s": self.held_s,
+            "accepted_s": self._accepted_s,
+            "accepted_s2": self._accepted_s2,
+            "accepted": self._accepted,
+        }
+
+
+class Work:
+    """A replica's tally, shown as metrics too. For one event loop."""
+
+    def __init__(self) -> None:
+        self._tally = Tally()
         self._gauge = metrics.Gauge(
             "midstep_work_seconds", "Device-seconds of what a replica has accepted and not done."
         )
@@ -26,21 +57,19 @@ class Work:
     @contextmanager
     def of(self, seconds: float) -> Iterator[None]:
         """Around the work on a request that takes so many seconds of the device; none if all is cached."""
-        self._held_s += seconds
-        self._accepted_s += seconds
-        self._accepted += 1
+        self._tally.accept(seconds)
         self._accepted_requests.inc()
         if seconds:  # Ray's counters refuse to count nothing
             self._accepted_work.inc(seconds)
-        self._gauge.set(self._held_s)
+        self._gauge.set(self._tally.held_s)
         try:
             yield
         finally:
-            self._held_s -= seconds
-            self._gauge.set(self._held_s)
+            self._tally.finish(seconds)
+            self._gauge.set(self._tally.held_s)
 
     def stats(self) -> dict[str, float]:
-        """For `record_autoscaling_stats`; the names are those that serve.autoscaling reads."""
+        """For `record_autoscaling_stats`."""
         # Ray exports a gauge once for each time it is set, and what stands still must be seen as well.
-        self._gauge.set(self._held_s)
-        return {"work_s": self._held_s, "accepted_s": self._accepted_s, "accepted": self._accepted}
+        self._gauge.set(self._tally.held_s)
+        return self._tally.stats()

@@ -7,19 +7,46 @@ and `upscale_delay_s`. This module is sent there by value: it imports nothing of
 import logging
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, NamedTuple, TypeVar
 
 from ray.serve.config import AutoscalingContext
 
 logger = logging.getLogger("ray.serve")
 
 # What replicas report (deployments.work).
-WORK_S, ACCEPTED_S, ACCEPTED = "work_s", "accepted_s", "accepted"
+WORK_S, ACCEPTED_S, ACCEPTED_S2, ACCEPTED = "work_s", "accepted_s", "accepted_s2", "accepted"
 # How many standard deviations of Poisson arrivals are more than chance.
 _MORE_THAN_CHANCE = 3.0
 
-History = list[tuple[float, float]]  # (time, value), one for every second
+Value = TypeVar("Value")
+History = list[tuple[float, Value]]  # (time, value), one for every second
+
+
+class Arrivals(NamedTuple):
+    """Requests that came within a look-back. work_s: device-seconds; work_s2: the sum of their squares, which
+    is the variance of work_s when requests come at random."""
+
+    requests: float
+    work_s: float
+    work_s2: float
+
+    def times(self, factor: float) -> "Arrivals":
+        return Arrivals(*(factor * value for value in self))
+
+
+@dataclass(frozen=True, slots=True)
+class Reports:
+    """What a stage's replicas report. waiting: requests that none of them has taken in yet
+
+    held_s: device-seconds of what they have taken in and not done
+    arrived: what they have taken in within the look-back; ever: since their starts
+    """
+
+    waiting: float
+    held_s: float
+    arrived: Arrivals
+    ever: Arrivals
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,15 +54,11 @@ class Load:
     """A stage's load.
 
     replicas: that run
-    request_s: device-seconds of a request, in the mean
-    waiting: requests that no replica has taken in yet
-    work_s: device-seconds of what is not done, those that wait included
-    arriving: requests that come in a second, over the look-back
+    work_s: device-seconds of what is not done, what waits outside of the replicas included
+    arriving: device-seconds that come in a second
     """
 
     replicas: int
-    request_s: float
-    waiting: float
     work_s: float
     arriving: float
 
@@ -59,36 +82,27 @@ class Aim:
 
 def replicas_needed(load: Load, aim: Aim) -> int:
     """Enough for what arrives, and to drain the queue in time. A new replica helps after its cold start."""
-    arriving_s = load.arriving * load.request_s
-    enough = arriving_s / aim.utilization
-    work_s = load.work_s + arriving_s * aim.drain_s
+    enough = load.arriving / aim.utilization
+    work_s = load.work_s + load.arriving * aim.drain_s
     missing_s = work_s - load.replicas * aim.drain_s
     if missing_s <= 0:
         return math.ceil(max(enough, work_s / aim.drain_s))
     return math.ceil(max(enough, load.replicas + missing_s / (aim.drain_s - aim.cold_start_s)))
 
 
-def load_of(ctx: AutoscalingContext) -> Load | None:
-    """What the replicas have reported within the look-back; None before one has done so twice.
-
-    A request that waits outside of the replicas counts as much as those that they have taken in, and is none
-    of those that arrive.
-    """
+def reports_of(ctx: AutoscalingContext) -> Reports | None:
+    """None before a replica has reported twice."""
     reported = ctx.raw_metrics
-    accepted_s, accepted = reported.get(ACCEPTED_S), reported.get(ACCEPTED)
-    if not accepted_s or not accepted or not any(map(_seconds, accepted.values())):
+    accepted = reported.get(ACCEPTED)
+    if not accepted or not any(map(_seconds, accepted.values())):
         return None
-    held_s, total_s, total = (
-        sum(series[-1].value for series in of.values()) for of in (reported[WORK_S], accepted_s, accepted)
-    )
-    request_s = total_s / total if total else 0.0
-    return Load(
-        replicas=ctx.current_num_replicas,
-        request_s=request_s,
+    taken_in = [reported[name].values() for name in (ACCEPTED, ACCEPTED_S, ACCEPTED_S2)]
+    return Reports(
         waiting=ctx.total_queued_requests,
-        work_s=held_s + ctx.total_queued_requests * request_s,
+        held_s=sum(series[-1].value for series in reported[WORK_S].values()),
         # A new replica has looked back less far, and what it took in at its start came over a longer time.
-        arriving=sum(_growth(series) for series in accepted.values()) / ctx.config.look_back_period_s,
+        arrived=Arrivals(*(sum(map(_growth, of)) for of in taken_in)),
+        ever=Arrivals(*(sum(series[-1].value for series in of) for of in taken_in)),
     )
 
 
@@ -100,16 +114,21 @@ def _seconds(series: Any) -> float:
     return float(series[-1].timestamp - series[0].timestamp)
 
 
-def steady_rate(rate: float, look_back_s: float, history: History) -> tuple[float, bool]:
-    """The rate of arrivals to plan with: its mean over the history, unless the look-back departs from that by
-    more than chance explains. And whether it does.
+def steady(arrived: Arrivals, history: History[Arrivals]) -> tuple[Arrivals, bool]:
+    """The arrivals to plan with: their mean over the history, unless the work of the look-back departs from
+    that by more than chance explains. And whether it does.
 
-    A look-back of some seconds sees a change at once, and is too short to tell how much arrives on average.
+    A look-back of some seconds sees a change at once, in how many requests come and in what they cost, and is
+    too short to tell how much arrives on average.
     """
-    mean = sum(past for _, past in history) / len(history) if history else rate
-    arrived, expected = rate * look_back_s, mean * look_back_s
-    departs = abs(arrived - expected) > _MORE_THAN_CHANCE * math.sqrt(max(1.0, expected))
-    return (rate if departs else mean), departs
+    if not history:
+        return arrived, False
+    pasts = [past for _, past in history]
+    mean = Arrivals(*map(sum, zip(*pasts, strict=True))).times(1 / len(pasts))
+    # That of one request at least: of a few it cannot be told whether they are more than usual, or dearer.
+    variance = max(mean.work_s2, arrived.work_s2 / max(1.0, arrived.requests))
+    departs = abs(arrived.work_s - mean.work_s) > _MORE_THAN_CHANCE * math.sqrt(variance)
+    return (arrived if departs else mean), departs
 
 
 class WorkPolicy:
@@ -124,43 +143,55 @@ class WorkPolicy:
 
     def __call__(self, ctx: AutoscalingContext) -> tuple[int, dict[str, Any]]:
         try:
-            load = load_of(ctx)
-            if load is None:
+            reports = reports_of(ctx)
+            if reports is None:
                 return ctx.target_num_replicas, ctx.policy_state
-            return self._decide(load, ctx)
+            return self._decide(reports, ctx)
         except Exception:  # the boundary to the controller
             logger.exception("autoscaling of %s: replicas are left as they are", ctx.deployment_name)
             return ctx.target_num_replicas, ctx.policy_state
 
-    def _decide(self, load: Load, ctx: AutoscalingContext) -> tuple[int, dict[str, Any]]:
+    def _decide(self, reports: Reports, ctx: AutoscalingContext) -> tuple[int, dict[str, Any]]:
         now, state, aim = ctx.current_time, ctx.policy_state, self._aim
         look_back_s = ctx.config.look_back_period_s
-        waiting = _with(state.get("waiting", []), now, load.waiting, now - look_back_s)
+        waiting = _with(state.get("waiting", []), now, reports.waiting, now - look_back_s)
+        # What a request is like: as those of late, and as those before when none came.
+        request = _mean(reports.arrived) or state.get("request") or _mean(reports.ever) or Arrivals(1, 0, 0)
         # What replicas have no room for arrives as well: the queue outside of them grows by it.
-        rate = load.arriving + max(0.0, waiting[-1][1] - waiting[0][1]) / look_back_s
-        planned, departs = steady_rate(rate, look_back_s, state.get("rates", []))
-        rates = _with(state.get("rates", []), now, rate, now if departs else now - aim.drain_s)
-        needed = replicas_needed(replace(load, arriving=planned), aim)
+        grown = max(0.0, waiting[-1][1] - waiting[0][1])
+        arrived = request.times(reports.arrived.requests + grown)
+        planned, departs = steady(arrived, state.get("arrivals", []))
+        arrivals = _with(state.get("arrivals", []), now, arrived, now if departs else now - aim.drain_s)
+        request = _mean(planned) or request
+        # What waits outside of the replicas is as much work as what comes.
+        work_s = reports.held_s + reports.waiting * request.work_s
+        load = Load(ctx.current_num_replicas, work_s, planned.work_s / look_back_s)
+        needed = replicas_needed(load, aim)
         recent = _with(state.get("needed", []), now, needed, now - aim.downscale_delay_s, merge=max)
         seen_for_s = now - recent[0][0]
         most = int(max(replicas for _, replicas in recent))
         if seen_for_s < aim.downscale_delay_s:
             most = ctx.target_num_replicas
         target = max(needed, min(ctx.target_num_replicas, most))
-        return target, {"waiting": waiting, "rates": rates, "needed": recent}
+        return target, {"waiting": waiting, "arrivals": arrivals, "request": request, "needed": recent}
 
 
-def _latest(_: float, new: float) -> float:
+def _mean(arrivals: Arrivals) -> Arrivals | None:
+    """One of these requests; None if there are none."""
+    return arrivals.times(1 / arrivals.requests) if arrivals.requests else None
+
+
+def _latest(_: Value, new: Value) -> Value:
     return new
 
 
 def _with(
-    history: History,
+    history: History[Value],
     now: float,
-    value: float,
+    value: Value,
     since: float,
-    merge: Callable[[float, float], float] = _latest,
-) -> History:
+    merge: Callable[[Value, Value], Value] = _latest,
+) -> History[Value]:
     """The history with this value, from `since` on and with one entry from before. merge: of one second."""
     if history and now - history[-1][0] < 1.0:
         history = [*history[:-1], (history[-1][0], merge(history[-1][1], value))]

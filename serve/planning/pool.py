@@ -3,13 +3,13 @@
 import random
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Generic, TypeVar
 
 from simpy import Environment, Event
 
-from serve.autoscaling import ACCEPTED, ACCEPTED_S, WORK_S
+from deployments.work import Tally
 from serve.planning.devices import Device, Devices, Place
 from serve.planning.stages import Process, Replica
 
@@ -18,19 +18,14 @@ Call = TypeVar("Call")
 
 @dataclass(eq=False, slots=True)
 class Member(Generic[Call]):
-    """A replica, where it is, and what it has: as deployments.work counts."""
+    """A replica, where it is, and what it has."""
 
     replica: Replica[Call]
     place: Place
     running: bool = False
     leaving: bool = False
     ongoing: int = 0
-    work_s: float = 0.0
-    accepted_s: float = 0.0
-    accepted: int = 0
-
-    def stats(self) -> dict[str, float]:
-        return {WORK_S: self.work_s, ACCEPTED_S: self.accepted_s, ACCEPTED: self.accepted}
+    tally: Tally = field(default_factory=Tally)
 
 
 class Pool(Generic[Call]):
@@ -93,11 +88,9 @@ class Pool(Generic[Call]):
         """As a process: ends when the call is done."""
         member = yield self._assigned()
         work_s = member.replica.work_s(call)
-        member.work_s += work_s
-        member.accepted_s += work_s
-        member.accepted += 1
+        member.tally.accept(work_s)
         yield member.replica.run(call)
-        member.work_s -= work_s
+        member.tally.finish(work_s)
         member.ongoing -= 1
         self._assign()
         self._let_go(member)

@@ -70,7 +70,7 @@ class Scaler:
             self._notes = {
                 member: [
                     (noted, stats)
-                    for noted, stats in [*self._notes.get(member, []), (now, member.stats())]
+                    for noted, stats in [*self._notes.get(member, []), (now, member.tally.stats())]
                     if noted >= now - look_back_s
                 ]
                 for member in self._pool.running

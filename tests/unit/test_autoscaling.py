@@ -2,7 +2,7 @@
 
 import itertools
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import pytest
@@ -10,11 +10,23 @@ from ray.serve._private.common import DeploymentID, TimeStampedValue
 from ray.serve.config import AutoscalingConfig, AutoscalingContext
 
 from deployments.work import Work
-from serve.autoscaling import Aim, Load, WorkPolicy, load_of, replicas_needed
+from serve.autoscaling import Aim, Arrivals, Load, Reports, WorkPolicy, replicas_needed, reports_of
 from serve.config import AppConfig
 
 AIM = {"utilization": 0.7, "drain_s": 60.0, "cold_start_s": 20.0, "downscale_delay_s": 100.0}
-NOTHING: dict[str, float] = {"work_s": 0.0, "accepted_s": 0.0, "accepted": 0.0}
+
+
+def taken_in(number: float, seconds: float) -> dict[str, float]:
+    """What a replica reports that has taken in so many requests of so many seconds each, and done them."""
+    return {
+        "work_s": 0.0,
+        "accepted_s": number * seconds,
+        "accepted_s2": number * seconds**2,
+        "accepted": float(number),
+    }
+
+
+NOTHING = taken_in(0, 0.0)
 
 
 def context(
@@ -57,31 +69,29 @@ def context(
 @pytest.mark.parametrize(
     ("load", "needed"),
     [
-        (Load(1, 0.5, 0.0, work_s=0.0, arriving=0.0), 0),
-        (Load(1, 0.5, 0.0, work_s=0.5, arriving=0.0), 1),
-        (Load(4, 0.5, 0.0, work_s=10.0, arriving=1.3), 1),
-        (Load(4, 0.5, 0.0, work_s=10.0, arriving=1.5), 2),  # one would be busier than 70%
-        (Load(1, 0.5, 0.0, work_s=60.0, arriving=0.0), 1),
-        (
-            Load(1, 0.5, 0.0, work_s=140.0, arriving=0.0),
-            3,
-        ),  # 80 s are missing
-        (Load(3, 0.5, 0.0, work_s=140.0, arriving=0.0), 3),  # they are there: nothing starts cold
-        (Load(2, 0.5, 0.0, work_s=60.0, arriving=6.0), 5),
-        (Load(0, 0.5, 0.0, work_s=100.0, arriving=0.0), 3),
+        (Load(1, work_s=0.0, arriving=0.0), 0),
+        (Load(1, work_s=0.5, arriving=0.0), 1),
+        (Load(4, work_s=10.0, arriving=0.65), 1),
+        (Load(4, work_s=10.0, arriving=0.75), 2),  # one would be busier than 70%
+        (Load(1, work_s=60.0, arriving=0.0), 1),
+        (Load(1, work_s=140.0, arriving=0.0), 3),  # 80 s are missing
+        (Load(3, work_s=140.0, arriving=0.0), 3),  # they are there: nothing starts cold
+        (Load(2, work_s=60.0, arriving=3), 5),
+        (Load(0, work_s=100.0, arriving=0.0), 3),
     ],
 )
 def test_enough_replicas_for_what_arrives_and_for_the_queue(load: Load, needed: int) -> None:
     assert replicas_needed(load, Aim(**AIM)) == needed
 
 
-def test_the_load_is_read_from_what_stages_report() -> None:
+def test_arrivals_are_read_from_what_stages_report() -> None:
     work = Work()
     before = work.stats()
     with work.of(12.0), work.of(4.0):
         ctx = context([[(985.0, before), (1000.0, work.stats())], [(995.0, before)]], queued=3.0)
-    assert load_of(ctx) == Load(2, 8.0, 3.0, work_s=16.0 + 3 * 8.0, arriving=2 / 15)
-    assert work.stats() == {"work_s": 0.0, "accepted_s": 16.0, "accepted": 2}
+    arrived = Arrivals(2, 16.0, 12.0**2 + 4.0**2)
+    assert reports_of(ctx) == Reports(waiting=3.0, held_s=16.0, arrived=arrived, ever=arrived)
+    assert work.stats() == {"work_s": 0.0, "accepted_s": 16.0, "accepted_s2": 160.0, "accepted": 2}
 
 
 def test_without_reports_replicas_stay_as_many_as_there_are_meant_to_be() -> None:
@@ -122,7 +132,7 @@ def test_steady_random_load_changes_little() -> None:
         arrived = sum(rng.random() < 0.003 for _ in range(1000))
         accepted += arrived
         work_s = max(0.0, work_s + 10.0 * arrived - target)
-        totals = {"work_s": work_s, "accepted_s": 10.0 * accepted, "accepted": float(accepted)}
+        totals = taken_in(accepted, 10.0) | {"work_s": work_s}
         reports = [*reports[-15:], (float(now), totals)]
         targets.append(target)
         others = [[(float(now), NOTHING)]] * (target - 1)
@@ -153,14 +163,14 @@ def test_what_replicas_have_no_room_for_counts_as_arriving() -> None:
     policy, state = WorkPolicy(**AIM), {}
     for second in range(16):
         now = 1000.0 + second
-        reports = [(at, NOTHING | {"accepted_s": at, "accepted": at}) for at in (now - 15, now)]
+        reports = [(at, taken_in(at, 1.0)) for at in (now - 15, now)]
         wanted, state = policy(context([reports], target=1, queued=2.0 * second, now=now, state=state))
     assert wanted >= 3, "one does all that waits in time, and not what arrives"
 
 
 def test_a_replica_that_has_just_started_reports_no_flood() -> None:
     """It took in its first request within half a second."""
-    reports = [(999.5, NOTHING), (1000.0, {"work_s": 1.0, "accepted_s": 1.0, "accepted": 1.0})]
+    reports = [(999.5, NOTHING), (1000.0, taken_in(1, 1.0) | {"work_s": 1.0})]
     assert WorkPolicy(**AIM)(context([reports], target=1))[0] == 1
 
 
@@ -173,12 +183,84 @@ def test_a_tenfold_step_is_seen_within_seconds() -> None:
         taken = min(2.0, waiting + arrives)
         waiting += arrives - taken
         accepted += taken
-        reports = [
-            *reports[-3:],
-            (float(second), {"work_s": 2, "accepted_s": accepted, "accepted": accepted}),
-        ]
+        reports = [*reports[-3:], (float(second), taken_in(accepted, 1.0) | {"work_s": 2.0})]
         ctx = context([reports], target=1, queued=waiting, now=second, state=state, look_back_s=3.0)
         target, state = policy(ctx)
         targets.append(target)
     assert set(targets[:40]) == {1}
     assert max(targets[40:46]) >= 3
+
+
+def replicas_over_time(
+    costs: Callable[[int], Sequence[float]],
+    seconds: int,
+    before: float,
+    room: int = 64,
+    look_back_s: int = 15,
+) -> list[int]:
+    """As many as there are meant to be, at each second. Every replica does a second of work in a second and
+    takes in `room` requests; what is past it waits outside.
+
+    costs: of the requests of each second; before: seconds of each of a million requests that came earlier
+    """
+    policy, state, target, targets = WorkPolicy(**AIM), {}, 1, []
+    held: list[float] = []
+    waiting: list[float] = []
+    totals, reports = taken_in(10**6, before), []
+    for now in range(seconds):
+        waiting += costs(now)
+        done_s = float(target)
+        while held and done_s:
+            done_s, held[0] = max(0.0, done_s - held[0]), max(0.0, held[0] - done_s)
+            held = held if held[0] else held[1:]
+        while waiting and len(held) < room * target:
+            held.append(waiting.pop(0))
+            for name, value in taken_in(1, held[-1]).items():
+                totals[name] += value
+        reports = [*reports[-look_back_s:], (float(now), totals | {"work_s": sum(held)})]
+        others = [[(float(now), NOTHING)]] * (target - 1)
+        ctx = context([reports, *others], target, len(waiting), now, state, look_back_s)
+        target, state = policy(ctx)
+        targets.append(target)
+    return targets
+
+
+def test_dearer_requests_are_seen_within_seconds() -> None:
+    """A million requests of 0.2 s, and then ones of 2.5 s as often: twelve times the work."""
+    targets = replicas_over_time(lambda now: [2.5 if now >= 100 else 0.2] * 2, 160, before=0.2)
+    assert set(targets[15:100]) == {1}
+    assert targets[104] > 1
+    assert 7 <= targets[120] <= max(targets) <= 9, "5 s of work a second, at 70%, keep 7.1 busy"
+
+
+def test_a_queue_outside_is_worth_what_comes_now() -> None:
+    """A replica with room for four: most of what comes waits outside of it, and by the mean of all that ever
+    came that would be hardly any work."""
+    targets = replicas_over_time(
+        lambda now: [2.5 if now >= 100 else 0.2] * 2, 115, before=0.2, room=4, look_back_s=3
+    )
+    assert set(targets[15:100]) == {1}
+    assert max(targets[100:115]) >= 6
+
+
+@pytest.mark.parametrize(
+    ("kinds", "rate", "busy"),
+    [
+        ({0.2: 20, 1.0: 70, 2.5: 10}, 10.0, 9.9),
+        ({0.0: 95, 0.5: 5}, 200.0, 5.0),  # most are cached
+        ({0.2: 20, 1.0: 70, 2.5: 10}, 0.3, 0.3),
+    ],
+)
+def test_a_steady_mix_changes_little(kinds: dict[float, int], rate: float, busy: float) -> None:
+    """Requests of several costs that come at random, for ten minutes."""
+    rng = random.Random(2)
+
+    def costs(_: int) -> list[float]:
+        arrived = sum(rng.random() < rate / 1000 for _ in range(1000))
+        return rng.choices(list(kinds), list(kinds.values()), k=arrived)
+
+    targets = replicas_over_time(costs, 600, before=busy / rate)
+    assert busy / 0.7 - 1 <= targets[-1] <= 1.5 * busy / 0.7 + 1
+    changes = [after - before for before, after in itertools.pairwise(targets[300:]) if before != after]
+    turns = sum((before > 0) != (after > 0) for before, after in itertools.pairwise(changes))
+    assert turns <= 2, f"it flaps: {targets[300:]}"
