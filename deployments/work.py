@@ -10,24 +10,25 @@ class Tally:
     """What has been accepted, and what of it is not done yet."""
 
     def __init__(self) -> None:
-        self._held_s = 0.0
+        self._held: list[float] = []
         self._accepted_s = 0.0
         self._accepted_s2 = 0.0
         self._accepted = 0
 
     def accept(self, seconds: float) -> None:
-        self._held_s += seconds
+        self._held.append(seconds)
         self._accepted_s += seconds
         self._accepted_s2 += seconds**2
         self._accepted += 1
 
     def finish(self, seconds: float) -> None:
         """Of a request that was accepted."""
-        self._held_s -= seconds
+        self._held.remove(seconds)
 
     @property
     def held_s(self) -> float:
-        return self._held_s
+        """A sum of what is there: a running one would keep a residue, for which a replica stays for ever."""
+        return sum(self._held)
 
     def stats(self) -> dict[str, float]:
         """By the names that serve.autoscaling reads. accepted_s2: the sum of the squares."""

@@ -9,7 +9,7 @@ import pytest
 from ray.serve._private.common import DeploymentID, TimeStampedValue
 from ray.serve.config import AutoscalingConfig, AutoscalingContext
 
-from deployments.work import Work
+from deployments.work import Tally, Work
 from serve.autoscaling import Aim, Arrivals, Load, Reports, WorkPolicy, replicas_needed, reports_of
 from serve.config import AppConfig
 
@@ -92,6 +92,20 @@ def test_arrivals_are_read_from_what_stages_report() -> None:
     arrived = Arrivals(2, 16.0, 12.0**2 + 4.0**2)
     assert reports_of(ctx) == Reports(waiting=3.0, held_s=16.0, arrived=arrived, ever=arrived)
     assert work.stats() == {"work_s": 0.0, "accepted_s": 16.0, "accepted_s2": 160.0, "accepted": 2}
+
+
+@pytest.mark.parametrize("order", list(itertools.permutations((0.1, 0.2, 0.3))))
+def test_what_is_done_leaves_nothing_for_which_a_replica_would_stay(order: tuple[float, ...]) -> None:
+    tally = Tally()
+    for seconds in (0.1, 0.2, 0.3):
+        tally.accept(seconds)
+    for seconds in order:
+        tally.finish(seconds)
+    assert tally.held_s == 0.0
+    reports = [(985.0, tally.stats()), (1000.0, tally.stats())]
+    assert replicas_needed(Load(1, work_s=tally.held_s, arriving=0.0), Aim(**AIM)) == 0
+    past = {"needed": [(800.0, 0)]}
+    assert WorkPolicy(**AIM)(context([reports], target=1, state=past))[0] == 0
 
 
 def test_without_reports_replicas_stay_as_many_as_there_are_meant_to_be() -> None:
