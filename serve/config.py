@@ -309,6 +309,11 @@ class AppConfig(Section):
     jobs: JobsConfig = Field(default_factory=JobsConfig)
     api_keys: ApiKeys = Field((), description="the keys that requests must come with; none: all may come")
 
+    @property
+    def stages(self) -> dict[str, _DeviceStage]:
+        """Those that have a device, by their section's key."""
+        return {"encoder": self.encoder, "denoiser": self.denoiser, "decoder": self.decoder}
+
     @model_validator(mode="before")
     @classmethod
     def _name_unknown_keys(cls, data: Any) -> Any:
@@ -318,8 +323,7 @@ class AppConfig(Section):
 
     @model_validator(mode="after")
     def _check_gpus(self) -> "AppConfig":
-        stages = {"encoder": self.encoder, "denoiser": self.denoiser, "decoder": self.decoder}
-        without = [name for name, stage in stages.items() if stage.num_gpus == 0]
+        without = [name for name, stage in self.stages.items() if stage.num_gpus == 0]
         if self.model.device == "cuda" and without:
             raise ValueError(
                 f"model.device: cuda needs a share of a GPU for each stage, else all would be on one; "

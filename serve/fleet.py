@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+from collections.abc import Mapping
 
 from ray import serve
 
@@ -13,36 +14,35 @@ _LOOK_INTERVAL_S = 2.0
 class Fleet:
     """The running replicas of an application; one of each before the first look."""
 
-    def __init__(self, application: str, denoiser: str, ingress: str) -> None:
-        """denoiser, ingress: the names of these deployments"""
+    def __init__(self, application: str, stages: Mapping[str, str], ingress: str) -> None:
+        """stages: the deployments' names by encoder, denoiser and decoder; ingress: its deployment's"""
         self._application = application
-        self._denoiser = denoiser
-        self._ingress = ingress
-        self._num_denoisers = 1
-        self._num_ingresses = 1
+        self._deployments = {**stages, "ingress": ingress}
+        self._running = dict.fromkeys(self._deployments, 1)
 
     def denoisers_per_ingress(self) -> float:
         """An ingress replica's share of the denoisers. None yet counts as one: a request brings it."""
-        return self._num_denoisers / self._num_ingresses
+        return max(1, self._running["denoiser"]) / self.num_ingresses()
 
     def num_ingresses(self) -> int:
         """One at least."""
-        return self._num_ingresses
+        return max(1, self._running["ingress"])
+
+    def has_replica(self, stage: str) -> bool:
+        return self._running[stage] > 0
 
     async def watch(self) -> None:
         """Until it is cancelled."""
         while True:
             try:
-                self._num_denoisers, self._num_ingresses = await asyncio.to_thread(self._look)
+                self._running = await asyncio.to_thread(self._look)
             except Exception:  # the boundary of a loop that must outlive a controller's restart
                 logger.exception("the number of replicas could not be read; the last known is kept")
             await asyncio.sleep(_LOOK_INTERVAL_S)
 
-    def _look(self) -> tuple[int, int]:
-        """Denoisers and ingress replicas."""
+    def _look(self) -> dict[str, int]:
         deployments = serve.status().applications[self._application].deployments
-        num_denoisers, num_ingresses = (
-            max(1, deployments[name].replica_states.get("RUNNING", 0))
-            for name in (self._denoiser, self._ingress)
-        )
-        return num_denoisers, num_ingresses
+        return {
+            stage: deployments[name].replica_states.get("RUNNING", 0)
+            for stage, name in self._deployments.items()
+        }

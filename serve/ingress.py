@@ -28,7 +28,9 @@ class Ingress:
         self._info = info
         self._pipeline = Pipeline(config.model.shown_id, encoder, denoiser, decoder, Telemetry())
         here = serve.get_replica_context()
-        self._fleet = Fleet(here.app_name, denoiser.deployment_name, here.deployment)
+        stages = {"encoder": encoder, "denoiser": denoiser, "decoder": decoder}
+        names = {stage: handle.deployment_name for stage, handle in stages.items()}
+        self._fleet = Fleet(here.app_name, names, here.deployment)
 
     def __serve_build_asgi_app__(self) -> Starlette:
         """Called by Serve once the replica is constructed."""

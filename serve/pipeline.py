@@ -3,7 +3,7 @@
 import asyncio
 import time
 import uuid
-from collections.abc import AsyncGenerator, Awaitable, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Collection, Sequence
 from contextlib import aclosing
 from typing import Any, TypeVar
 
@@ -60,7 +60,7 @@ class Pipeline:
         self._denoiser = denoiser
         self._decoder = decoder
         self._telemetry = telemetry
-        self._cost_model: CostModel | None = None
+        self._costs: dict[str, Any] = {}  # by stage
 
     async def generate(
         self, request: GenerationRequest, resume: Resume = FROM_THE_START
@@ -81,15 +81,17 @@ class Pipeline:
                 async for event in events:
                     yield event
 
-    async def check_ready(self, timeout_s: float) -> None:
+    async def check_ready(self, timeout_s: float, asked_once: Collection[str] = ()) -> None:
         """Returns when every stage has answered. Raises NotReadyError.
 
         A call waits its turn among the requests: once every stage has answered, one that is late is busy.
+        asked_once: stages that are not called again
         """
+        done = self._costs.keys() & set(asked_once)
         try:
-            self._cost_model = await asyncio.wait_for(self._ask_cost_model(), timeout_s)
+            await asyncio.wait_for(self._ask_costs(self._stages.keys() - done), timeout_s)
         except TimeoutError as error:
-            if self._cost_model is None:
+            if self.known_cost_model is None:
                 raise NotReadyError(
                     "Not every stage has a replica that answers yet.", retry_after_s=1
                 ) from error
@@ -99,22 +101,35 @@ class Pipeline:
     @property
     def known_cost_model(self) -> CostModel | None:
         """None before every stage has said what its work costs."""
-        return self._cost_model
+        if self._costs.keys() < self._stages.keys():
+            return None
+        return CostModel(*(self._costs[stage] for stage in self._stages))
 
     async def cost_model(self, deadline: float) -> CostModel:
         """What each stage's work costs, as its replicas know it; asked once.
 
         Raises DeadlineExceededError and GenerationFailedError.
         """
-        if self._cost_model is None:
-            self._cost_model = await _until(
-                deadline, retried("that asks what work costs", self._ask_cost_model)
+        while (known := self.known_cost_model) is None:
+            await _until(
+                deadline,
+                retried(
+                    "that asks what work costs",
+                    lambda: self._ask_costs(self._stages.keys() - self._costs.keys()),
+                ),
             )
-        return self._cost_model
+        return known
 
-    async def _ask_cost_model(self) -> CostModel:
-        stages = (self._encoder, self._denoiser, self._decoder)
-        return CostModel(*await asyncio.gather(*(call_once(handle.cost.remote) for handle in stages)))
+    @property
+    def _stages(self) -> dict[str, DeploymentHandle]:
+        """In the order of the cost model."""
+        return {"encoder": self._encoder, "denoiser": self._denoiser, "decoder": self._decoder}
+
+    async def _ask_costs(self, stages: Collection[str]) -> None:
+        async def ask(stage: str) -> None:
+            self._costs[stage] = await call_once(self._stages[stage].cost.remote)
+
+        await asyncio.gather(*map(ask, stages))
 
     async def _encode(self, request: GenerationRequest, context: Context) -> PromptEmbeds:
         text = PromptText(request.prompt, request.negative_prompt, request.is_guided, request.deterministic)

@@ -30,6 +30,7 @@ from serve.jobs.opening import opened
 from serve.jobs.prediction import FILES_PATH, PREDICTIONS_PATH
 from serve.pipeline import Pipeline
 from serve.rate_limits import RateLimits
+from serve.readiness import Readiness
 
 _READY_TIMEOUT_S = 2.0
 _LEARNING_PAUSE_S = 1.0
@@ -53,11 +54,14 @@ def build_http_app(config: AppConfig, info: ModelInfo, pipeline: Pipeline, fleet
     )
     files = FilesRoute(config.jobs.object_store(), _PRESIGNED_S if config.jobs.presigned_urls else None)
 
+    autoscaling = {name: stage.autoscaling for name, stage in config.stages.items()}
+    readiness = Readiness(pipeline, fleet, autoscaling)
+
     async def livez(_: Request) -> Response:
         return PlainTextResponse("ok")
 
     async def readyz(_: Request) -> Response:
-        await pipeline.check_ready(_READY_TIMEOUT_S)
+        await readiness.check(_READY_TIMEOUT_S)
         return PlainTextResponse("ok")
 
     async def on_error(request: Request, error: Exception) -> Response:
@@ -90,7 +94,7 @@ def build_http_app(config: AppConfig, info: ModelInfo, pipeline: Pipeline, fleet
     @asynccontextmanager
     async def lifespan(_: Starlette) -> AsyncIterator[None]:
         async with opened(store):
-            loops = (_learn_costs(pipeline), fleet.watch(), _show_limit(config.limits.max_wait_s))
+            loops = (_learn_costs(pipeline, readiness), fleet.watch(), _show_limit(config.limits.max_wait_s))
             tasks = [asyncio.create_task(loop) for loop in loops]
             yield
             for task in tasks:
@@ -110,12 +114,12 @@ def build_http_app(config: AppConfig, info: ModelInfo, pipeline: Pipeline, fleet
     return app
 
 
-async def _learn_costs(pipeline: Pipeline) -> None:
+async def _learn_costs(pipeline: Pipeline, readiness: Readiness) -> None:
     """For estimates, also where nobody asks /readyz of this replica."""
     while pipeline.known_cost_model is None:
         await asyncio.sleep(_LEARNING_PAUSE_S)
         with suppress(NotReadyError):
-            await pipeline.check_ready(_READY_TIMEOUT_S)
+            await readiness.check(_READY_TIMEOUT_S)
 
 
 async def _show_limit(max_wait_s: float) -> None:

@@ -72,12 +72,7 @@ def plan_load(model: Model, planned: Sequence[PlannedRequest], aim: Aim, watch: 
 
 def check_autoscaling(model: Model) -> None:
     """Raises ConfigError for a policy that is not simulated."""
-    config = model.config
-    for name, stage in (
-        ("encoder", config.encoder),
-        ("denoiser", config.denoiser),
-        ("decoder", config.decoder),
-    ):
+    for name, stage in model.config.stages.items():
         if stage.autoscaling.is_on and stage.autoscaling.policy != "work":
             raise ConfigError(
                 f"{name}.autoscaling.policy: {stage.autoscaling.policy!r} is not simulated, only 'work' is"

@@ -71,11 +71,22 @@ class Watch:
         )
 
 
-async def until_idle(deployment: str, number: int, timeout_s: float) -> None:
+async def until_idle(http: httpx.AsyncClient, deployment: str, number: int, timeout_s: float) -> None:
+    """While a load balancer asks whether the application is ready."""
     deadline = time.monotonic() + timeout_s
     while (seen := await asyncio.to_thread(replicas, deployment)) > number:
         assert time.monotonic() < deadline, f"{deployment} still has {seen} replicas"
+        assert (await http.get("/readyz")).status_code == 200
         await asyncio.sleep(0.5)
+
+
+async def stays_idle(http: httpx.AsyncClient, deployment: str, seconds: float) -> None:
+    """Likewise; Serve would bring the first replica for a call at once."""
+    until = time.monotonic() + seconds
+    while time.monotonic() < until:
+        assert (await http.get("/readyz")).status_code == 200, "idle is ready"
+        await asyncio.sleep(0.5)
+        assert await asyncio.to_thread(replicas, deployment) == 0, "asking has woken it"
 
 
 def test_replicas_come_with_the_load_and_go_with_it(url: str) -> None:
@@ -104,8 +115,9 @@ def test_replicas_come_with_the_load_and_go_with_it(url: str) -> None:
             assert watch.most("VaeDecoder") in (2, 3), "4 pictures a second need 1.2 decoders"
             assert watch.most("PromptEncoder") == 1, "texts are hardly any work"
             assert drained_s < DRAIN_S
-            await until_idle("Denoiser", 0, 120)
-            await until_idle("VaeDecoder", 1, 60)
+            await until_idle(http, "Denoiser", 0, 120)
+            await stays_idle(http, "Denoiser", 6)
+            await until_idle(http, "VaeDecoder", 1, 60)
             watching.cancel()
             assert await ask(http, 0, 1) == 200, "back from zero"
 

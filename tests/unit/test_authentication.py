@@ -77,7 +77,7 @@ async def serving(folder: Path, api_keys: list[dict[str, Any]]) -> AsyncIterator
     nobody = cast(Any, None)
     pipeline = InstantPipeline("shapes", nobody, nobody, nobody, Telemetry())
     info = load_model_info(config.model.source())
-    app = build_http_app(config, info, pipeline, LoneFleet("app", "Denoiser", "Ingress"))
+    app = build_http_app(config, info, pipeline, LoneFleet("app", {"denoiser": "Denoiser"}, "Ingress"))
     client = httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://midstep")
     async with app.router.lifespan_context(app), client:
         yield client

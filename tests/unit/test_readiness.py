@@ -1,0 +1,111 @@
+"""Readiness: stages that sleep are left asleep, others must be there."""
+
+import asyncio
+from collections.abc import Generator
+from typing import Any
+
+import pytest
+
+from serve.autoscaling_config import AutoscalingSection
+from serve.errors import NotReadyError
+from serve.fleet import Fleet
+from serve.pipeline import Pipeline
+from serve.readiness import Readiness
+from serve.telemetry import Telemetry
+from tests.unit.test_admission import COST
+
+STAGES = ("encoder", "denoiser", "decoder")
+COSTS = dict(zip(STAGES, (COST.encode, COST.forward, COST.decode), strict=True))
+AUTOSCALING = {stage: AutoscalingSection(min_replicas=int(stage != "denoiser")) for stage in STAGES}
+
+
+class Call:
+    """The response of a stage, which never comes where it is late."""
+
+    def __init__(self, value: Any, late: bool) -> None:
+        self._value = value
+        self._late = late
+
+    def __await__(self) -> Generator[Any, None, Any]:
+        if self._late:
+            yield from asyncio.Event().wait().__await__()
+        return self._value
+
+    def cancel(self) -> None: ...
+
+
+class Stage:
+    """A handle with one method. calls: the names of all stages that were called; late: of those that never
+    answer"""
+
+    def __init__(self, name: str, calls: list[str], late: set[str]) -> None:
+        self._name = name
+        self._calls = calls
+        self._late = late
+
+    @property
+    def cost(self) -> "Stage":
+        return self
+
+    def remote(self) -> Call:
+        self._calls.append(self._name)
+        return Call(COSTS[self._name], self._name in self._late)
+
+
+class StillFleet(Fleet):
+    """There is no Serve to watch. gone: stages without replicas"""
+
+    def __init__(self, *gone: str) -> None:
+        super().__init__("app", dict(zip(STAGES, STAGES, strict=True)), "ingress")
+        self.gone = set(gone)
+
+    def has_replica(self, stage: str) -> bool:
+        return stage not in self.gone
+
+
+class Scripted:
+    def __init__(self, *late: str) -> None:
+        self.calls: list[str] = []
+        self.late = set(late)
+        handles: list[Any] = [Stage(name, self.calls, self.late) for name in STAGES]
+        self.fleet = StillFleet()
+        self.pipeline = Pipeline("scripted", *handles, telemetry=Telemetry())
+        self.readiness = Readiness(self.pipeline, self.fleet, AUTOSCALING)
+
+    def check(self, times: int = 1) -> None:
+        async def check() -> None:
+            for _ in range(times):
+                await self.readiness.check(0.2)
+
+        asyncio.run(check())
+
+
+def test_a_stage_that_may_sleep_is_called_once() -> None:
+    stages = Scripted()
+    stages.check()
+    assert sorted(stages.calls) == sorted(STAGES), "what it costs is not known before"
+    assert stages.pipeline.known_cost_model == COST
+    for gone in ({"denoiser"}, set()):  # it may be on the way there
+        stages.fleet.gone = gone
+        stages.calls.clear()
+        stages.check(times=3)
+        assert sorted(stages.calls) == ["decoder"] * 3 + ["encoder"] * 3
+
+
+def test_it_is_not_called_again_because_another_is_late() -> None:
+    stages = Scripted("decoder")
+    for _ in range(3):
+        with pytest.raises(NotReadyError, match="Not every stage has a replica that answers"):
+            stages.check()
+    assert stages.calls.count("denoiser") == 1
+    stages.late.clear()
+    stages.check()
+    assert stages.pipeline.known_cost_model == COST
+
+
+def test_a_stage_without_replicas_that_should_have_some_is_not_ready() -> None:
+    stages = Scripted()
+    stages.check()
+    stages.fleet.gone = {"decoder"}
+    with pytest.raises(NotReadyError, match="The decoder has no replica that runs"):
+        stages.check()
