@@ -1,7 +1,7 @@
 """The options that say what load there is, when and of what: of every command that makes or plans one."""
 
 import argparse
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -27,7 +27,8 @@ SETTINGS = ["arrivals", "rate", "duration", "speed_up", "start", "warmup", "time
 
 def add_when(parser: argparse.ArgumentParser) -> None:
     times = parser.add_argument_group("when").add_argument
-    times("--arrivals", choices=("poisson", "constant", "step", "trace"), default="poisson")
+    kinds = "(poisson; with --trace: trace)"
+    times("--arrivals", choices=("poisson", "constant", "step", "trace"), help=kinds)
     rates = "requests/s; several are runs, but with --arrivals step the steps of one run"
     times("--rate", "--rates", type=told(read_positives), help=rates)
     times("--duration", type=told(read_positive), help="seconds of a run or step (60; a trace: to its end)")
@@ -36,6 +37,14 @@ def add_when(parser: argparse.ArgumentParser) -> None:
     times("--start", type=told(read_not_negative), help="second of the trace to start at (0)")
     times("--warmup", type=told(read_count), default=0, help="requests before each run, which do not count")
     times("--timeout", type=told(read_positive), default=300.0, help="seconds from due (%(default)s)")
+
+
+def parsed(parser: OneLineParser, argv: Sequence[str] | None) -> argparse.Namespace:
+    """The command line of a parser with these options; exits as parsers do."""
+    args = parser.parse_args(argv)
+    if args.arrivals is None:
+        args.arrivals = "poisson" if args.trace is None else "trace"
+    return args
 
 
 def add_what(parser: argparse.ArgumentParser) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from cluster.bench.load import Target
-from cluster.bench.load_options import add_what, add_when, file_of, mix_of, plans_of, settings_of
+from cluster.bench.load_options import add_what, add_when, file_of, mix_of, parsed, plans_of, settings_of
 from cluster.bench.mix import PlannedRequest
 from cluster.bench.option_values import (
     OneLineParser,
@@ -72,7 +72,7 @@ def _parser() -> OneLineParser:
 def read_options(argv: Sequence[str] | None) -> Load | Drawing:
     """What the command line asks for; exits with a line that names the option which is at fault."""
     parser = _parser()
-    args = parser.parse_args(argv)
+    args = parsed(parser, argv)
     if args.plot is not None:
         return Drawing(_by_name(args.plot), args.output or Path(PLOT_NAME))
     systems = [*([(args.name, args.url)] if args.url else []), *(args.system or [])]

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from cluster.bench.load_options import add_what, add_when, mix_of, plans_of, settings_of
+from cluster.bench.load_options import add_what, add_when, mix_of, parsed, plans_of, settings_of
 from cluster.bench.mix import PlannedRequest
 from cluster.bench.option_values import OneLineParser, read_positive, read_positive_count, told
 
@@ -50,7 +50,7 @@ def read_options(argv: Sequence[str]) -> RehearsalOptions:
     told_of = parser.add_argument_group("what is told").add_argument
     told_of("--slo-s", type=told(read_positive), help="seconds that a good answer takes at most")
     told_of("--output", type=Path, default=Path("build/rehearsal"), help="a folder (%(default)s)")
-    args = parser.parse_args(argv)
+    args = parsed(parser, argv)
     mix = mix_of(args)
     plans = plans_of(parser, args, mix)
     if len(plans) != 1:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from cluster.bench.load import Target
-from cluster.bench.load_options import add_what, add_when, mix_of, plans_of, settings_of
+from cluster.bench.load_options import add_what, add_when, mix_of, parsed, plans_of, settings_of
 from cluster.bench.mix import PlannedRequest
 from cluster.bench.option_values import (
     OneLineParser,
@@ -46,12 +46,10 @@ class PlanOptions:
 def read_options(argv: Sequence[str]) -> PlanOptions:
     """What the command line asks for; exits with a line that names the option which is at fault."""
     parser = _parser()
-    args = parser.parse_args(argv)
+    args = parsed(parser, argv)
     if args.percentile > 100:
         parser.error("argument --percentile: is more than 100")
-    if args.trace is not None:
-        args.arrivals = "trace"
-    elif args.duration is None:
+    if args.arrivals != "trace" and args.duration is None:
         args.duration = DURATION_S
     mix = mix_of(args)
     return PlanOptions(

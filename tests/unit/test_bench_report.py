@@ -179,6 +179,10 @@ URL = ["--url", "http://127.0.0.1:1"]
         ([*URL, "--rate", "1", "--mix", "/nowhere"], "argument --mix: /nowhere: No such file or directory"),
         ([*URL, "--rate", "1", "--body", "/nowhere"], "argument --body: /nowhere: No such file or directory"),
         ([*URL, "--rate", "0.001", "--duration", "1"], "argument --duration: no request falls due"),
+        (
+            [*URL, "--arrivals", "poisson", "--rate", "1", "--trace", "x"],
+            "argument --trace: needs --arrivals trace",
+        ),
         ([*URL, "--arrivals", "trace"], "argument --trace: is required with --arrivals trace"),
         ([*URL, "--arrivals", "trace", "--trace", "/nowhere"], "argument --trace: /nowhere: No such file"),
         ([*URL, "--arrivals", "burst"], "argument --arrivals: invalid choice: 'burst'"),

@@ -50,6 +50,15 @@ def test_nodes_have_all_the_gpus(capsys: pytest.CaptureFixture[str]) -> None:
     assert "one run is rehearsed" in capsys.readouterr().err
 
 
+def test_a_trace_is_one_without_being_called_so(tmp_path: Path) -> None:
+    trace = tmp_path / "trace.csv"
+    trace.write_text("arrival_s,num_images,num_inference_steps\n0,1,20\n6,2,4\n")
+    options = read_options(["config.yaml", "--trace", str(trace), "--speed-up", "2"])
+    assert [request.due_s for request in options.planned] == pytest.approx([0, 3], abs=0.5)
+    assert [request.num_inference_steps for request in options.planned] == [20, 4]
+    assert options.settings["arrivals"] == "trace"
+
+
 def outcome(due_s: float, ended_s: float, kind: Kind = Kind.COMPLETED) -> Outcome:
     request = PlannedRequest(due_s, "a prompt", seed=1, num_images=2)
     num_images = 2 if kind is Kind.COMPLETED else 0
