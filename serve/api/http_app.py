@@ -49,9 +49,6 @@ def build_http_app(config: AppConfig, info: ModelInfo, pipeline: Pipeline, fleet
     images = ImagesRoute(config, acceptance, pipeline, admission, rate_limits)
     store = config.jobs.job_store()
     predictions = PredictionsRoutes(config, acceptance, store, pipeline, estimator, rate_limits)
-    refused = metrics.Counter(
-        "midstep_refused_requests_total", "HTTP requests answered with an error, by its code.", ("code",)
-    )
     files = FilesRoute(config.jobs.object_store(), _PRESIGNED_S if config.jobs.presigned_urls else None)
 
     autoscaling = {name: stage.autoscaling for name, stage in config.stages.items()}
@@ -63,11 +60,6 @@ def build_http_app(config: AppConfig, info: ModelInfo, pipeline: Pipeline, fleet
     async def readyz(_: Request) -> Response:
         await readiness.check(_READY_TIMEOUT_S)
         return PlainTextResponse("ok")
-
-    async def on_error(request: Request, error: Exception) -> Response:
-        assert isinstance(error, MidstepError)
-        refused.inc(tags={"code": error.code})
-        return await on_midstep_error(request, error)
 
     # What knows no keys: browsers and Replicate's client fetch images, by URLs that nobody can guess.
     open_routes = [
@@ -105,12 +97,16 @@ def build_http_app(config: AppConfig, info: ModelInfo, pipeline: Pipeline, fleet
         lifespan=lifespan,
         middleware=[Middleware(Authentication, clients=Clients(config.api_keys), open_routes=open_routes)],
         exception_handlers={
-            MidstepError: on_error,
+            MidstepError: on_midstep_error,
             HTTPException: on_http_exception,
             Exception: on_fault,
         },
     )
+    # For serve.api.problems.
     app.state.route_paths = list(dict.fromkeys(route.path for route in routes))
+    app.state.refused = metrics.Counter(
+        "midstep_refused_requests_total", "HTTP requests answered with an error, by its code.", ("code",)
+    )
     return app
 
 

@@ -36,6 +36,8 @@ def error_object(error: MidstepError) -> dict[str, Any]:
 
 
 def problem_response(error: MidstepError, request: Request) -> Response:
+    """Every answer that is an error is made here, and counted."""
+    request.app.state.refused.inc(tags={"code": error.code})
     body = {
         "type": f"urn:midstep:{error.code}",
         "title": error.title,

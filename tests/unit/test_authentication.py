@@ -1,13 +1,15 @@
 """API keys in front of the whole HTTP application: who is let in, whose the jobs are, what is charged."""
 
 import json
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections import Counter
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, cast
 
 import httpx
 import pytest
+from starlette.applications import Starlette
 from starlette.types import Receive, Scope, Send
 
 from deployments.engine.cost import CostModel
@@ -53,6 +55,8 @@ class InstantPipeline(Pipeline):
     async def generate(
         self, request: GenerationRequest, resume: Resume = FROM_THE_START
     ) -> AsyncGenerator[GenerationEvent, None]:
+        if request.prompt == "a fault":
+            raise ZeroDivisionError
         yield PromptEncoded(3, 0, 77)
         for index in range(request.num_images):
             yield ImageDone(index, request.seed + index, EncodedImage(b"image", "image/png", 128, 128))
@@ -64,8 +68,18 @@ class LoneFleet(Fleet):
     async def watch(self) -> None: ...
 
 
+class Refused(Counter[str]):
+    """As the metric, by code."""
+
+    def inc(self, tags: Mapping[str, str]) -> None:
+        self[tags["code"]] += 1
+
+
 @asynccontextmanager
-async def serving(folder: Path, api_keys: list[dict[str, Any]]) -> AsyncIterator[httpx.AsyncClient]:
+async def serving(
+    folder: Path, api_keys: list[dict[str, Any]], refused: Refused | None = None
+) -> AsyncIterator[httpx.AsyncClient]:
+    """refused: counts in place of the metric"""
     config = AppConfig.model_validate(
         {
             "denoiser": {"rows_per_forward": 16},
@@ -78,7 +92,10 @@ async def serving(folder: Path, api_keys: list[dict[str, Any]]) -> AsyncIterator
     pipeline = InstantPipeline("shapes", nobody, nobody, nobody, Telemetry())
     info = load_model_info(config.model.source())
     app = build_http_app(config, info, pipeline, LoneFleet("app", {"denoiser": "Denoiser"}, "Ingress"))
-    client = httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://midstep")
+    if refused is not None:
+        app.state.refused = refused
+    transport = httpx.ASGITransport(app, raise_app_exceptions=False)
+    client = httpx.AsyncClient(transport=transport, base_url="http://midstep")
     async with app.router.lifespan_context(app), client:
         yield client
 
@@ -119,6 +136,26 @@ async def test_without_a_known_key_nothing_but_files_and_health_is_there(
         assert (file.status_code, file.json()["error_type"]) == (404, "file_not_found")
         assert (await client.get("/v1/models", headers=by(ALICE))).status_code == 200
         assert (await client.get("/nothing", headers=by(ALICE))).status_code == 404
+
+
+@in_loop
+async def test_every_error_is_counted_by_its_code_whoever_answers(tmp_path: Path) -> None:
+    refused = Refused()
+    async with serving(tmp_path, API_KEYS, refused) as client:
+        assert (await client.get("/livez")).status_code == 200
+        assert refused == {}
+        for status, code, method, path, headers, body in (
+            (401, "invalid_api_key", "POST", IMAGES, {}, IMAGE),
+            (404, "route_not_found", "GET", "/nothing", by(ALICE), None),
+            (405, "method_not_allowed", "GET", IMAGES, by(ALICE), None),
+            (400, "invalid_request", "POST", IMAGES, by(ALICE), {}),
+            (404, "prediction_not_found", "GET", f"{JOBS}/x", by(ALICE), None),
+            (500, "internal_error", "POST", IMAGES, by(BOB), {"prompt": "a fault"}),
+        ):
+            answer = await client.request(method, path, headers=headers, json=body)
+            assert (answer.status_code, answer.json()["error_type"]) == (status, code)
+            assert refused == {code: 1}
+            refused.clear()
 
 
 @in_loop
@@ -208,8 +245,11 @@ async def test_a_refusal_reads_nothing_and_what_passes_is_not_held_back() -> Non
     async def send(message: Any) -> None:
         sent.append(message)
 
+    whole = Starlette()
+    whole.state.refused = Refused()
     app = Authentication(events, Clients(AppConfig.model_validate({"api_keys": API_KEYS}).api_keys), [])
     scope: Any = {"type": "http", "method": "POST", "path": IMAGES, "query_string": b"", "headers": []}
+    scope["app"] = whole
     await app(scope, receive, send)
     start, body = sent
     assert start["status"] == 401

@@ -7,6 +7,7 @@ from typing import Any
 
 import httpx
 import pytest
+from ray.serve.metrics import Counter
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.routing import Route
@@ -46,6 +47,7 @@ def client_of(files: FilesRoute) -> TestClient:
     }
     app = Starlette(routes=routes, exception_handlers=handlers)
     app.state.route_paths = [route.path for route in routes]
+    app.state.refused = Counter("refused", "Errors.", ("code",))
     return TestClient(app, follow_redirects=False)
 
 
