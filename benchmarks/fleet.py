@@ -46,7 +46,7 @@ def config(num_denoisers: int, folder: Path) -> AppConfig:
             "encoder": stage(0.1, 1),
             "denoiser": stage(0.8, num_denoisers) | {"max_rows": ROWS, "max_ongoing_requests": 16},
             "decoder": stage(0.1, 1),
-            "limits": {"max_queue": 10_000, "max_wait_s": 1000},
+            "limits": {"max_queue": 10_000, "max_wait_s": 1000, "max_width": 128, "max_height": 128},
             "ingress": {"drain_timeout_s": 2000},
         }
     )

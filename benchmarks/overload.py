@@ -41,7 +41,7 @@ def build_app(num_threads: int) -> Application:
     config = {
         "model": {"device": "simulated", "cost_model": str(folder / _COST_MODEL)},
         "denoiser": {"num_threads": num_threads, "max_rows": MAX_ROWS, "rows_per_forward": MAX_ROWS},
-        "limits": {"max_queue": 4096, "max_wait_s": MAX_WAIT_S},
+        "limits": {"max_queue": 4096, "max_wait_s": MAX_WAIT_S, "max_width": 128, "max_height": 128},
         "jobs": {"data_folder": str(folder / "data")},
     }
     return build_midstep(AppConfig.model_validate(config))

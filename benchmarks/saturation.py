@@ -57,7 +57,7 @@ def config(num_threads: int) -> AppConfig:
                 "max_rows": MAX_ROWS,
                 "rows_per_forward": MAX_ROWS,
             },
-            "limits": {"max_queue": 4096},
+            "limits": {"max_queue": 4096, "max_width": 128, "max_height": 128},
         }
     )
 

@@ -8,6 +8,7 @@ from deployments.engine.models import load_model_info
 from deployments.prompt_encoder import PromptEncoder
 from deployments.vae_decoder import VaeDecoder
 from serve.config import AppConfig
+from serve.drain import check_drain
 from serve.ingress import Ingress
 from serve.runner import Runner
 
@@ -20,6 +21,7 @@ def build_app(config: AppConfig) -> Application:
     source, placement = config.model.source(), config.model.placement()
     info = load_model_info(source)
     config.check_for(info)
+    check_drain(config, info)
     profiling = config.profiling(info)
     jobs = config.jobs.resolved()
     jobs.job_store(), jobs.object_store()  # said now rather than by replicas that cannot start

@@ -246,8 +246,8 @@ class IngressConfig(_Stage):
     )
     drain_timeout_s: PositiveFloat = Field(
         120,
-        description="seconds that a replica which is to go has to answer its requests: its connections go "
-        "with it",
+        description="seconds that a replica which is to go has to answer its requests, as its connections go "
+        "with it: `limits.max_wait_s` and what the longest one takes",
     )
     max_surge_percent: Annotated[int, Field(ge=0, le=100)] = Field(
         100, description="replicas more than there should be while new ones take over from old ones"

@@ -27,6 +27,7 @@ STATE_SLOTS = 5
 NUM_INPUTS = STATE_SLOTS + 2  # the state, the guided model output, fresh noise
 NUM_OUTPUTS = STATE_SLOTS + 1  # the next state, the estimate of the clean latents
 MAX_REPLAY_ERROR = 1e-4
+MAX_CALLS_PER_STEP = 2  # of the model: Heun and KDPM2 take two for most steps
 
 
 class UnsupportedSamplerError(ValueError):

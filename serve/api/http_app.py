@@ -1,6 +1,7 @@
 """The ASGI application: routes, and errors in one form."""
 
 import asyncio
+import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 
@@ -12,6 +13,7 @@ from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route
 
+from deployments.engine.cost import CostModel
 from deployments.engine.models import ModelInfo
 from deployments.engine.samplers import SamplerTables
 from serve.acceptance import Acceptance
@@ -24,6 +26,7 @@ from serve.api.predictions import PredictionsRoutes
 from serve.api.problems import on_fault, on_http_exception, on_midstep_error
 from serve.api_keys import Clients
 from serve.config import AppConfig
+from serve.drain import drain_problem
 from serve.errors import MidstepError, NotReadyError
 from serve.fleet import Fleet
 from serve.jobs.opening import opened
@@ -31,6 +34,8 @@ from serve.jobs.prediction import FILES_PATH, PREDICTIONS_PATH
 from serve.pipeline import Pipeline
 from serve.rate_limits import RateLimits
 from serve.readiness import Readiness
+
+logger = logging.getLogger("ray.serve")
 
 _READY_TIMEOUT_S = 2.0
 _LEARNING_PAUSE_S = 1.0
@@ -61,6 +66,11 @@ def build_http_app(config: AppConfig, info: ModelInfo, pipeline: Pipeline, fleet
         await readiness.check(_READY_TIMEOUT_S)
         return PlainTextResponse("ok")
 
+    async def learn_costs() -> None:
+        cost = await _learned(pipeline, readiness)
+        if problem := drain_problem(config, info, cost):
+            logger.warning("%s", problem)
+
     # What knows no keys: browsers and Replicate's client fetch images, by URLs that nobody can guess.
     open_routes = [
         Route(FILES_PATH + "/{key:path}", files.get),
@@ -86,7 +96,7 @@ def build_http_app(config: AppConfig, info: ModelInfo, pipeline: Pipeline, fleet
     @asynccontextmanager
     async def lifespan(_: Starlette) -> AsyncIterator[None]:
         async with opened(store):
-            loops = (_learn_costs(pipeline, readiness), fleet.watch(), _show_limit(config.limits.max_wait_s))
+            loops = (learn_costs(), fleet.watch(), _show_limit(config.limits.max_wait_s))
             tasks = [asyncio.create_task(loop) for loop in loops]
             yield
             for task in tasks:
@@ -110,12 +120,13 @@ def build_http_app(config: AppConfig, info: ModelInfo, pipeline: Pipeline, fleet
     return app
 
 
-async def _learn_costs(pipeline: Pipeline, readiness: Readiness) -> None:
+async def _learned(pipeline: Pipeline, readiness: Readiness) -> CostModel:
     """For estimates, also where nobody asks /readyz of this replica."""
-    while pipeline.known_cost_model is None:
+    while (cost := pipeline.known_cost_model) is None:
         await asyncio.sleep(_LEARNING_PAUSE_S)
         with suppress(NotReadyError):
             await readiness.check(_READY_TIMEOUT_S)
+    return cost
 
 
 async def _show_limit(max_wait_s: float) -> None:

@@ -34,7 +34,7 @@ def simulated_app(stages: Stages, folder: Path, cost_model: str = "cost_model.js
     config = {
         "model": {"device": "simulated", "cost_model": str(folder / cost_model)},
         "ingress": {"num_cpus": 0.05},
-        "limits": {"max_queue": 1000},
+        "limits": {"max_queue": 1000, "max_width": 128, "max_height": 128},
         "jobs": {"data_folder": str(folder), "num_cpus": 0.05, "lease_s": 4.0},
         **stages,
     }

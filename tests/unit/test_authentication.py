@@ -1,6 +1,8 @@
 """API keys in front of the whole HTTP application: who is let in, whose the jobs are, what is charged."""
 
+import asyncio
 import json
+import logging
 from collections import Counter
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from contextlib import asynccontextmanager
@@ -156,6 +158,16 @@ async def test_every_error_is_counted_by_its_code_whoever_answers(tmp_path: Path
             assert (answer.status_code, answer.json()["error_type"]) == (status, code)
             assert refused == {code: 1}
             refused.clear()
+
+
+@in_loop
+async def test_costs_that_are_learned_are_held_against_the_time_to_drain(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(logging.getLogger("ray.serve"), "propagate", True)  # Serve may have turned it off
+    async with serving(tmp_path, []):
+        await asyncio.sleep(0)  # to what it does besides its routes
+    assert "ingress.drain_timeout_s: 120 s are too few" in caplog.text
 
 
 @in_loop

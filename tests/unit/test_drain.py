@@ -1,0 +1,63 @@
+"""An ingress replica that goes has time for the longest request, or says at the start that it has not."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from deployments.engine.models import load_model_info
+from serve.app import build_app
+from serve.config import PROJECT_FOLDER, AppConfig, ConfigError, CostModelFile
+from serve.drain import check_drain, drain_problem
+from tests.unit.test_admission import COST
+
+# Of ten images of 128x128, 16 rows and then 4 share a forward: 0.8 s each, 40 calls for 20 steps.
+SMALL = {"max_width": 128, "max_height": 128, "max_num_inference_steps": 20}
+ROWS = {"max_rows": 16, "rows_per_forward": 16}
+
+
+def config(**sections: Any) -> AppConfig:
+    return AppConfig.model_validate({"denoiser": ROWS, "limits": SMALL} | sections)
+
+
+def problem(**sections: Any) -> str | None:
+    of = config(**sections)
+    return drain_problem(of, load_model_info(of.model.source()), COST)
+
+
+@pytest.mark.parametrize(
+    ("limits", "itself_s"),
+    [
+        ({}, 2 * 40 * 0.8),
+        ({"max_num_inference_steps": 30}, 2 * 60 * 0.8),
+        ({"max_num_images": 1}, 40 * 0.4),  # deterministic: eight rows, whatever it fills
+        ({"max_width": 256}, 3 * 40 * 0.8),  # half as many rows, each twice as long
+        ({"max_width": 256, "max_pixels": 128 * 128}, 2 * 40 * 0.8),
+    ],
+)
+def test_the_number_that_is_needed_is_what_the_longest_request_takes(
+    limits: dict[str, int], itself_s: float
+) -> None:
+    allowed = SMALL | limits | {"max_wait_s": 5.5}
+    told = problem(limits=allowed, ingress={"drain_timeout_s": 5.5 + itself_s - 0.1})
+    assert told is not None
+    assert told.startswith("ingress.drain_timeout_s: ")
+    assert f"{5.5 + itself_s + 0.5:.0f} are needed" in told
+    assert problem(limits=allowed, ingress={"drain_timeout_s": 5.5 + itself_s + 0.1}) is None
+
+
+def test_with_known_costs_the_application_does_not_start(tmp_path: Path) -> None:
+    file = CostModelFile(path="models/shapes", dtype="float32", device="CPU", cost_model=COST)
+    (tmp_path / "cost_model.json").write_text(file.model_dump_json())
+    model = {"cost_model": str(tmp_path / "cost_model.json")}
+    with pytest.raises(ConfigError, match=r"ingress\.drain_timeout_s: 70 s are too few, 125 are needed"):
+        build_app(config(model=model, ingress={"drain_timeout_s": 70}))
+
+
+def test_the_shipped_configuration_with_known_costs_has_time() -> None:
+    path = PROJECT_FOLDER / "cluster" / "rehearsal" / "sdxl-16gpu.yaml"
+    [application] = yaml.safe_load(path.read_text())["applications"]
+    shipped = AppConfig.model_validate(application["args"])
+    assert shipped.model.known_cost() is not None
+    check_drain(shipped, load_model_info(shipped.model.source()))
