@@ -27,9 +27,11 @@ COST = CostModel(
 DENOISER = {"max_rows": 4, "deterministic_rows": 4, "max_batch_size": 2, "max_ongoing_requests": 4}
 
 
-def simulated_app(stages: Stages, folder: Path, cost_model: str = "cost_model.json") -> Application:
+def simulated_app(
+    stages: Stages, folder: Path, cost: CostModel = COST, cost_model: str = "cost_model.json"
+) -> Application:
     """stages: their sections of the configuration; folder: for its jobs and its cost model, by that name."""
-    file = CostModelFile(path="models/shapes", dtype="float32", device="simulated", cost_model=COST)
+    file = CostModelFile(path="models/shapes", dtype="float32", device="simulated", cost_model=cost)
     (folder / cost_model).write_text(file.model_dump_json())
     config = {
         "model": {"device": "simulated", "cost_model": str(folder / cost_model)},

@@ -138,7 +138,7 @@ def test_an_update_takes_no_request_with_it(url: str, folder: Path) -> None:
     old = set(replica_names())
 
     def update() -> None:
-        app = simulated_app(sections(), folder, "another_cost_model.json")  # of which all replicas are told
+        app = simulated_app(sections(), folder, cost_model="another.json")  # of which all replicas are told
         serve.run(app, name=APPLICATION, route_prefix=f"/{APPLICATION}")
         until(lambda: not old & set(replica_names()), "old replicas are still there")
 

@@ -129,21 +129,24 @@ def test_the_load_is_shared_by_the_replicas() -> None:
             check(request(deadline_s=2.5), door=door)
 
 
-@pytest.mark.parametrize(("num_denoisers", "wait"), [(1, "3.0"), (4, "2.2")])
+@pytest.mark.parametrize(
+    ("num_denoisers", "accepted_images", "wait", "retry_after_s"),
+    [(1, [1, 1, 1], "3.0", 1), (4, [1] * 9, "2.2", 1), (1, [1, 8], "9.0", 7), (2, [4, 10], "7.0", 5)],
+)
 def test_past_the_longest_wait_requests_are_refused_and_told_when_to_come_again(
-    num_denoisers: int, wait: str
+    num_denoisers: int, accepted_images: list[int], wait: str, retry_after_s: int
 ) -> None:
     """An image is 10 calls of two rows, each a sixteenth of 0.8 s: a second of work."""
     door = admission(max_wait_s=2.0, num_denoisers=num_denoisers)
     with ExitStack() as accepted:
-        for _ in range(2 * num_denoisers + 1):
-            accepted.enter_context(door.admitted(request(), COST))
+        for num_images in accepted_images:
+            accepted.enter_context(door.admitted(request(num_images), COST))
         with (
             pytest.raises(QueueFullError, match=f"wait for about {wait} s; at most 2 s") as refusal,
             door.admitted(request(), COST),
         ):
             pass
-        assert refusal.value.retry_after_s == 1
+        assert refusal.value.retry_after_s == retry_after_s
     with door.admitted(request(), COST):
         pass
 

@@ -1,6 +1,7 @@
 """The planner's simulation: exact times, and the engine's own order of steps."""
 
 import random
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -279,6 +280,29 @@ def test_replicas_come_with_a_step_in_load_and_go_after_it() -> None:
     assert simulated.gpus == max(number for _, number in simulated.denoisers) <= 5
     assert simulated.gpu_s < simulated.gpus * simulated.outcomes[-1].answer.ended_s
     assert all(outcome.answer.kind is Kind.COMPLETED for outcome in simulated.outcomes)
+
+
+def test_a_tenfold_step_is_met_within_seconds_and_drained_in_time() -> None:
+    """As in tests/integration/test_autoscaling.py, where time is not to be relied on: an image takes half a
+    second of a denoiser, and for 40 s there are four a second."""
+    autoscaling = SCALED["denoiser"]["autoscaling"] | {
+        "utilization": 0.8,
+        "drain_s": 40.0,
+        "cold_start_s": 20.0,
+        "downscale_delay_s": 15.0,
+    }
+    denoiser = SCALED["denoiser"] | {"autoscaling": autoscaling}
+    cost = replace(COST, forward=StageCost(((SHAPE, Curve(0.05, 4, 0.0125)),)))
+    load = plan(steps([(0.4, 60.0), (4.0, 40.0), (0.4, 120.0)], seed=1), Mix(), seed=1)
+    simulated = Simulation(model(cost=cost, **SCALED | {"denoiser": denoiser}), None).run(load)
+    changes = simulated.denoisers
+    assert not [number for second, number in changes if second <= 60 and number > 1]
+    asked_at = next(second for second, number in changes if number > 1)
+    assert asked_at < 60 + 6
+    within = [outcome for outcome in simulated.outcomes if outcome.request.due_s < 100]
+    assert max(outcome.answer.ended_s for outcome in within) < 100 + autoscaling["drain_s"]
+    assert all(outcome.answer.kind is Kind.COMPLETED for outcome in simulated.outcomes)
+    assert changes[-1][1] == 1, "they stay although they are not needed"
 
 
 def test_the_first_replica_comes_when_it_is_asked_for() -> None:
