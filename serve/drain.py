@@ -26,7 +26,8 @@ def drain_problem(config: AppConfig, info: ModelInfo, cost: CostModel) -> str | 
     return (
         f"ingress.drain_timeout_s: {drain_s:g} s are too few, {math.ceil(wait_s + longest_s)} are needed: a "
         f"request may wait for {wait_s:g} s (limits.max_wait_s), and the longest that is allowed "
-        f"(limits.max_pixels, max_num_inference_steps, max_num_images) takes {math.ceil(longest_s)} s itself"
+        f"(limits.max_width, max_height, max_pixels, max_num_inference_steps, max_num_images) takes "
+        f"{math.ceil(longest_s)} s itself"
     )
 
 

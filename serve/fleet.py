@@ -9,6 +9,8 @@ from ray import serve
 logger = logging.getLogger("ray.serve")
 
 _LOOK_INTERVAL_S = 2.0
+# Those that take requests: also while the controller is new, or a replacement on another node is awaited.
+_SERVING = ("RUNNING", "UPDATING", "RECOVERING", "PENDING_MIGRATION")
 
 
 class Fleet:
@@ -43,6 +45,6 @@ class Fleet:
     def _look(self) -> dict[str, int]:
         deployments = serve.status().applications[self._application].deployments
         return {
-            stage: deployments[name].replica_states.get("RUNNING", 0)
+            stage: sum(deployments[name].replica_states.get(state, 0) for state in _SERVING)
             for stage, name in self._deployments.items()
         }

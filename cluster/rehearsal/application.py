@@ -28,11 +28,7 @@ def rehearsed(config: AppConfig, data_folder: str) -> AppConfig:
         raise ConfigError("denoiser.num_gpus: is 0, so nothing would be on the GPUs")
     stages = {
         name: _changed(stage, num_cpus=0 if stage.num_gpus else _HEAD_STAGE_CPUS)
-        for name, stage in (
-            ("encoder", config.encoder),
-            ("denoiser", config.denoiser),
-            ("decoder", config.decoder),
-        )
+        for name, stage in config.stages.items()
     }
     jobs = _changed(
         config.jobs,

@@ -39,8 +39,7 @@ def rehearse(
     config: AppConfig, planned: Sequence[PlannedRequest], timeout_s: float, on_outcome: OnOutcome
 ) -> Rehearsal:
     """On the Ray that this process is connected to. Raises ConfigError."""
-    stages = {"encoder": config.encoder, "denoiser": config.denoiser, "decoder": config.decoder}
-    gpus = {name: stage.num_gpus for name, stage in stages.items()}
+    gpus = {name: stage.num_gpus for name, stage in config.stages.items()}
     sightings: list[Sighting] = []
     with running(config) as url:
         outcomes = asyncio.run(_loaded(Target(url), planned, timeout_s, on_outcome, sightings))
