@@ -88,7 +88,6 @@ class JobRunner:
         self._generate = generate
         self._settings = settings
         self._running: dict[str, _Running] = {}
-        self._renewed_at = time.monotonic()
         self._deliveries: dict[asyncio.Task[None], str] = {}  # and to which host
         self._metrics = JobMetrics()
 
@@ -101,7 +100,7 @@ class JobRunner:
                 loops.create_task(_every(min(1.0, self._settings.lease_s / 3), self._renew))
                 loops.create_task(_every(_LOOK_INTERVAL_S, self._leave_lost))
                 loops.create_task(_every(poll_s, self._send_webhooks))
-                loops.create_task(_every(1.0, self._store.sweep))
+                loops.create_task(_every(1.0, self._sweep))
                 loops.create_task(_every(_WAITING_INTERVAL_S, self._count_waiting))
                 loops.create_task(_every(60.0, self._expire))
         finally:
@@ -109,23 +108,22 @@ class JobRunner:
 
     async def _claim(self) -> None:
         """As many as there is room for; one job may go over it, or the largest would never have a turn."""
-        if time.monotonic() - self._renewed_at > self._settings.lease_s:
-            await self._renew()  # the database was away, and what would be claimed first are our own
         under_way = sum(running.job.request.num_images for running in self._running.values())
         while under_way < self._settings.max_images:
-            jobs = await self._store.claim(1, self._settings.lease_s)
+            jobs = await self._store.claim(1, self._settings.lease_s, list(self._running))
             if not jobs:
                 return
             for job in jobs:
-                if earlier := self._running.get(job.id):  # our lease on it has run out all the same
-                    earlier.task.cancel()
                 self._running[job.id] = _Running(job, asyncio.create_task(self._work(job)))
                 under_way += job.request.num_images
 
     async def _renew(self) -> None:
-        claims = [Claim.of(running.job) for running in self._running.values()]
-        await self._store.renew(claims, self._settings.lease_s)
-        self._renewed_at = time.monotonic()
+        await self._store.renew(
+            [Claim.of(running.job) for running in self._running.values()], self._settings.lease_s
+        )
+
+    async def _sweep(self) -> None:
+        await self._store.sweep(list(self._running))
 
     async def _leave_lost(self) -> None:
         """Stops work on jobs that are no longer ours: canceled by their clients, or taken for lost."""
@@ -149,9 +147,7 @@ class JobRunner:
             reason = "A fault of ours; the log has it under the job's id."
             await _until_it_is_done(partial(self._store.retry, claim, reason))
         finally:
-            # By now it may be running here again, under another claim.
-            if (running := self._running.get(job.id)) and running.job is job:
-                del self._running[job.id]
+            del self._running[job.id]
 
     async def _make_images(self, job: Job, claim: Claim) -> None:
         steps_done = dict.fromkeys(job.output, job.request.num_inference_steps)

@@ -164,13 +164,17 @@ class JobStore:
     # For runners.
 
     @uninterrupted
-    async def claim(self, limit: int, lease_s: float) -> list[Job]:
-        """By priority and then by age: jobs that wait, and those whose runner let its lease run out."""
+    async def claim(self, limit: int, lease_s: float, running: Collection[str] = ()) -> list[Job]:
+        """By priority and then by age: jobs that wait, and those whose runner let its lease run out.
+
+        running: the ids of what this runner has already: it is not dead, whatever its leases say
+        """
         is_free = or_(_c.state == JobState.STARTING, and_(_lease_ran_out, not_(self._is_exhausted)))
         in_time = or_(_c.deadline.is_(None), not_(_deadline_passed))
-        picked = _pick(and_(_unfinished, is_free, in_time), limit, _c.priority.desc(), _c.seq)
+        is_claimable = and_(_unfinished, is_free, in_time, _c.id.not_in(running))
+        picked = _pick(is_claimable, limit, _c.priority.desc(), _c.seq)
         async with self.database.write() as connection:
-            await self._fail_exhausted(connection)
+            await self._fail_exhausted(connection, running)
             claimed = await self._transition(
                 connection,
                 JobState.PROCESSING,
@@ -290,10 +294,10 @@ class JobStore:
     # Housekeeping.
 
     @uninterrupted
-    async def sweep(self, key_age_s: float = DAY_S) -> list[Job]:
+    async def sweep(self, running: Collection[str] = (), key_age_s: float = DAY_S) -> list[Job]:
         """Ends jobs past their deadline and those whose last runner died; answers with them.
 
-        key_age_s: idempotency keys older than this are free again
+        running: as `claim` has it; key_age_s: idempotency keys older than this are free again
         """
         too_late = _pick(and_(_unfinished, _deadline_passed), MAX_SWEPT, _c.deadline)
         reason = "It was not finished by its deadline."
@@ -307,7 +311,7 @@ class JobStore:
                 reason=reason,
                 error=reason,
             )
-            ended += await self._fail_exhausted(connection)
+            ended += await self._fail_exhausted(connection, running)
             await connection.execute(
                 update(jobs)
                 .where(_c.seq.in_(select(with_old_key.c.seq)))
@@ -378,8 +382,9 @@ class JobStore:
             await self.outbox.add(connection, WebhookEvent.START, first)
         return changed
 
-    async def _fail_exhausted(self, connection: AsyncConnection) -> list[Job]:
-        picked = _pick(and_(_unfinished, self._is_exhausted), MAX_SWEPT, _c.lease_until)
+    async def _fail_exhausted(self, connection: AsyncConnection, running: Collection[str]) -> list[Job]:
+        is_lost = and_(_unfinished, self._is_exhausted, _c.id.not_in(running))
+        picked = _pick(is_lost, MAX_SWEPT, _c.lease_until)
         reason = f"It came no further in {self._max_attempts} attempts or more; at the last its runner died."
         return await self._transition(
             connection, JobState.FAILED, _c.seq.in_(select(picked.c.seq)), reason=reason, error=reason

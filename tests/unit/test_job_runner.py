@@ -1,17 +1,27 @@
 """The runner: what comes of a job, however its attempts end. The pipeline is scripted, the rest is real."""
 
 import asyncio
+import sqlite3
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager, closing, suppress
+from dataclasses import replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import pytest
 import torch
-from sqlalchemy import select
+from aiohttp import web
+from aiohttp.test_utils import TestServer
+from sqlalchemy import make_url, select
 
 from deployments.engine.messages import Checkpoint, EncodedImage
-from serve.errors import GenerationFailedError, PoisonousRequestError, StorageFullError
+from serve.errors import (
+    GenerationFailedError,
+    ObjectStoreUnavailableError,
+    PoisonousRequestError,
+    StorageFullError,
+)
 from serve.generation import (
     GenerationEvent,
     GenerationRequest,
@@ -20,13 +30,15 @@ from serve.generation import (
     PromptEncoded,
     Resume,
 )
-from serve.jobs.job import JobState
+from serve.jobs.checkpoints import checkpoint_key, to_bytes
+from serve.jobs.job import JobState, Webhook, WebhookEvent
 from serve.jobs.objects import ObjectStore
 from serve.jobs.runner import JobRunner, RunnerSettings
 from serve.jobs.store import JobStore
 from serve.jobs.tables import jobs
 from serve.jobs.webhooks import WebhookSender, new_secret
-from tests.job_stores import DEAD, LONG, in_loop, new_job, opened, state_of, states_of
+from tests.job_stores import DEAD, LONG, claim_one, in_loop, new_job, opened, state_of, states_of
+from tests.postgresql import Way
 
 Script = Callable[[GenerationRequest, Resume], AsyncGenerator[GenerationEvent, None]]
 PICTURE = EncodedImage(b"a picture", "image/png", 64, 64)
@@ -50,10 +62,14 @@ def failing(error: Exception) -> Script:
 
 @asynccontextmanager
 async def running(
-    store: JobStore, folder: Path, script: Script, settings: RunnerSettings = SETTINGS
+    store: JobStore,
+    folder: Path,
+    script: Script,
+    settings: RunnerSettings = SETTINGS,
+    kind: type[ObjectStore] = ObjectStore,
 ) -> AsyncIterator[ObjectStore]:
-    objects = ObjectStore(str(folder))
-    async with WebhookSender([new_secret()], allow_private=True) as webhooks:
+    objects = kind(str(folder))
+    async with WebhookSender([new_secret()], allow_private=True, timeout_s=LONG) as webhooks:
         task = asyncio.create_task(JobRunner(store, objects, webhooks, script, settings).run())
         try:
             yield objects
@@ -189,15 +205,108 @@ async def test_an_image_waits_for_room_and_is_not_made_twice(
         for index in range(2):
             yield ImageDone(index, 7 + index, PICTURE)
 
-    async with opened(sqlite_url) as store, WebhookSender([new_secret()], allow_private=True) as webhooks:
-        objects = FullDisk(str(tmp_path))
-        task = asyncio.create_task(JobRunner(store, objects, webhooks, script, SETTINGS).run())
+    async with opened(sqlite_url) as store, running(store, tmp_path, script, kind=FullDisk) as objects:
         await store.create(new_job("job"))
         await until_state(store, JobState.SUCCEEDED)
-        task.cancel()
-        await asyncio.gather(task, return_exceptions=True)
         assert made == ["job"]
+        assert isinstance(objects, FullDisk)
         assert objects.refusals == 0
+
+
+class Unreadable(ObjectStore):
+    """Is away when the first checkpoints are read."""
+
+    refusals = 3
+
+    async def read(self, key: str, start: int = 0, end: int | None = None) -> bytes:
+        if self.refusals:
+            self.refusals -= 1
+            raise ObjectStoreUnavailableError("The object store cannot be reached, or refuses us.")
+        return await super().read(key, start, end)
+
+
+@in_loop
+async def test_a_job_waits_for_its_checkpoints_and_does_not_fail(
+    sqlite_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("serve.jobs.runner._AWAY_INTERVAL_S", 0.01)
+    asked: list[Resume] = []
+
+    async def script(request: GenerationRequest, resume: Resume) -> AsyncGenerator[GenerationEvent, None]:
+        asked.append(resume)
+        for index in range(2):
+            yield ImageDone(index, request.seed + index, PICTURE)
+
+    # One failure more and it would be failed.
+    async with opened(sqlite_url, max_attempts=1) as store:
+        await store.create(new_job("job"))
+        assert await store.give_back(await claim_one(store))
+        await ObjectStore(str(tmp_path)).put(checkpoint_key("job", 1), to_bytes(checkpoint(3)))
+        async with running(store, tmp_path, script, kind=Unreadable) as objects:
+            await until_state(store, JobState.SUCCEEDED)
+        assert isinstance(objects, Unreadable)
+        assert objects.refusals == 0
+        [resume] = asked
+        assert resume.checkpoints[1].row == 3
+        assert (await states_of(store, "job"))[-2:] == [(JobState.PROCESSING, 2), (JobState.SUCCEEDED, 2)]
+
+
+class Outages:
+    """Of a database. url: of the same database, and of none during one"""
+
+    def __init__(self, url: str, folder: str) -> None:
+        self._file = make_url(url).database if url.startswith("sqlite") else None
+        self._way = None if self._file else Way(url, Path(folder))
+        self.url = self._way.url if self._way else url
+
+    @asynccontextmanager
+    async def one(self) -> AsyncIterator[None]:
+        if self._way:
+            await self._way.close()
+            yield
+            self._way.open()
+            return
+        with closing(sqlite3.connect(self._file or "", 20, 0, None, False)) as other:
+            await asyncio.to_thread(other.execute, "BEGIN IMMEDIATE")  # the runner's own end meanwhile
+            yield
+
+
+@in_loop
+async def test_a_database_that_was_away_for_long_costs_no_runner_its_jobs(
+    url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Their leases have run out by then, and it is the first that could claim them."""
+    monkeypatch.setattr("serve.jobs.runner._AWAY_INTERVAL_S", 0.01)
+    began, is_made = asyncio.Event(), asyncio.Event()
+    made = []
+
+    async def script(request: GenerationRequest, _: Resume) -> AsyncGenerator[GenerationEvent, None]:
+        made.append(request.request_id)
+        began.set()
+        await is_made.wait()
+        for index in range(2):
+            yield ImageDone(index, request.seed + index, PICTURE)
+
+    settings = replace(SETTINGS, lease_s=0.2)
+    with TemporaryDirectory() as folder:
+        outages = Outages(url, folder)
+        async with opened(outages.url) as store:
+            await store.create(new_job("job"))
+            async with running(store, tmp_path, script, settings):
+                await began.wait()
+                for _ in range(5):
+                    async with outages.one():
+                        await asyncio.sleep(3 * settings.lease_s)
+                    await asyncio.sleep(0.1)
+                async with outages.one():
+                    is_made.set()
+                    await asyncio.sleep(3 * settings.lease_s)
+                await until_state(store, JobState.SUCCEEDED)
+            assert made == ["job"]
+            assert (await states_of(store, "job"))[1:] == [(JobState.PROCESSING, 1), (JobState.SUCCEEDED, 1)]
+            job = await store.get("job")
+            assert job is not None
+            assert sorted(job.output) == [0, 1]
 
 
 @in_loop
@@ -228,32 +337,124 @@ async def test_no_more_is_claimed_than_there_is_room_for(sqlite_url: str, tmp_pa
 
 @in_loop
 async def test_a_runner_that_lost_a_job_may_take_it_up_again(sqlite_url: str, tmp_path: Path) -> None:
-    """Its lease ran out and it was the first to see that: the later of its attempts is what counts."""
+    """Its lease ran out, and another took the job and died: the later of its attempts is what counts."""
     attempts = 0
-    left = asyncio.Event()
+    began, left = asyncio.Event(), asyncio.Event()
 
     async def script(request: GenerationRequest, _: Resume) -> AsyncGenerator[GenerationEvent, None]:
         nonlocal attempts
         attempts += 1
         if attempts == 1:
             try:
+                began.set()
                 await asyncio.Event().wait()
             finally:
                 left.set()
-        await left.wait()
+        assert left.is_set()
         for index in range(2):
             yield ImageDone(index, request.seed + index, PICTURE)
 
-    no_lease = RunnerSettings(
-        max_images=4, lease_s=DEAD, poll_interval_s=0.01, retention_s=LONG, forget_after_s=LONG
-    )
-    async with opened(sqlite_url, max_attempts=1000) as store:
+    async with opened(sqlite_url) as store:
         await store.create(new_job("job"))
-        async with running(store, tmp_path, script, no_lease):
-            async with asyncio.timeout(TIMEOUT_S):
-                await left.wait()
-        async with running(store, tmp_path, script):
+        async with running(store, tmp_path, script, replace(SETTINGS, lease_s=DEAD)):
+            await began.wait()
+            assert (await claim_one(store, DEAD)).attempt == 2
             await until_state(store, JobState.SUCCEEDED)
+        states = [(JobState.PROCESSING, attempt) for attempt in (1, 2, 3)]
+        assert (await states_of(store, "job"))[1:] == [*states, (JobState.SUCCEEDED, 3)]
+
+
+@in_loop
+async def test_two_runners_that_race_run_each_job_once(url: str, tmp_path: Path) -> None:
+    num_jobs = 200
+    ids = [f"job-{number}" for number in range(num_jobs)]
+    run: list[str] = []
+
+    async def script(request: GenerationRequest, _: Resume) -> AsyncGenerator[GenerationEvent, None]:
+        run.append(request.request_id)
+        await asyncio.sleep(0)
+        yield ImageDone(0, request.seed, PICTURE)
+
+    async with opened(url) as one, opened(url) as other:
+        for job_id in ids:
+            new = new_job(job_id)
+            await one.create(replace(new, request=replace(new.request, num_images=1)))
+
+        async def all_are_over() -> bool:
+            counts = await one.counts()
+            return counts[JobState.STARTING] + counts[JobState.PROCESSING] == 0
+
+        settings = replace(SETTINGS, max_images=16)
+        async with running(one, tmp_path, script, settings), running(other, tmp_path, script, settings):
+            await until(all_are_over)
+        assert sorted(run) == sorted(ids)
+        once = [(JobState.STARTING, 0), (JobState.PROCESSING, 1), (JobState.SUCCEEDED, 1)]
+        assert [await states_of(one, job_id) for job_id in ids] == [once] * num_jobs
+
+
+@in_loop
+async def test_an_image_that_is_done_counts_as_progress(sqlite_url: str, tmp_path: Path) -> None:
+    """Also where it was too fast for a checkpoint."""
+    seen = asyncio.Event()
+
+    async def script(request: GenerationRequest, _: Resume) -> AsyncGenerator[GenerationEvent, None]:
+        yield ImageDone(0, request.seed, PICTURE)
+        await seen.wait()
+        yield ImageDone(1, request.seed + 1, PICTURE)
+
+    async def has_an_image() -> bool:
+        job = await store.get("job")
+        return job is not None and bool(job.output)
+
+    async with opened(sqlite_url) as store, running(store, tmp_path, script):
+        await store.create(new_job("job"))
+        await until(has_an_image)
+        job = await store.get("job")
+        assert job is not None
+        assert (job.state, job.steps_done, job.num_steps) == (JobState.PROCESSING, 10, 20)
+        seen.set()
+        await until_state(store, JobState.SUCCEEDED)
+
+
+@in_loop
+async def test_a_receiver_that_hangs_holds_up_neither_jobs_nor_other_receivers(
+    sqlite_url: str, tmp_path: Path
+) -> None:
+    """What it is to be told is more than there is room for at once, and is due first."""
+    hung: list[str] = []
+    told: list[str] = []
+    is_over = asyncio.Event()
+
+    async def hang(request: web.Request) -> web.Response:
+        hung.append(request.path)
+        await is_over.wait()
+        return web.Response()
+
+    async def answer(request: web.Request) -> web.Response:
+        told.append((await request.json())["status"])
+        return web.Response()
+
+    app = web.Application()
+    app.router.add_post("/hang", hang)
+    app.router.add_post("/answer", answer)
+    async with opened(sqlite_url) as store, TestServer(app, host="127.0.0.1") as server:
+        hanging = Webhook(f"http://127.0.0.1:{server.port}/hang", frozenset(WebhookEvent))
+        answering = Webhook(f"http://localhost:{server.port}/answer", frozenset({WebhookEvent.COMPLETED}))
+        hooks = [hanging] * 40 + [answering] * 5
+        for number, hook in enumerate(hooks):
+            await store.create(new_job(f"job-{number}", webhook=hook))
+
+        async def all_are_told() -> bool:
+            return len(told) == 5
+
+        try:
+            async with running(store, tmp_path, both_images):
+                await until(all_are_told)
+                assert told == ["succeeded"] * 5
+                assert (await store.counts())[JobState.SUCCEEDED] == len(hooks)
+                assert hung
+        finally:
+            is_over.set()
 
 
 @in_loop
@@ -290,7 +491,7 @@ async def test_what_is_old_is_deleted(sqlite_url: str, tmp_path: Path) -> None:
         async with running(store, tmp_path, both_images):
             await until_state(store, JobState.SUCCEEDED)
         assert list((tmp_path / "images").glob("*/*"))
-        no_retention = RunnerSettings(4, LONG, 0.01, retention_s=0.0, forget_after_s=LONG)
+        no_retention = replace(SETTINGS, retention_s=0.0)
         async with running(store, tmp_path, both_images, no_retention):
 
             async def removed() -> bool:
@@ -302,3 +503,28 @@ async def test_what_is_old_is_deleted(sqlite_url: str, tmp_path: Path) -> None:
         assert job is not None
         assert (job.output, job.input, job.request.prompt) == ({}, {}, "")
         assert not list((tmp_path / "images").glob("*/*"))
+
+
+@in_loop
+async def test_however_much_is_old_goes_in_one_round(sqlite_url: str, tmp_path: Path) -> None:
+    """The next one is a minute later: under load the rest would pile up."""
+    num_jobs = 120
+    async with opened(sqlite_url) as store:
+        for number in range(num_jobs):
+            await store.create(new_job(f"job-{number}"))
+
+        async def succeeded() -> bool:
+            return (await store.counts())[JobState.SUCCEEDED] == num_jobs
+
+        async def forgotten() -> bool:
+            return (await store.counts())[JobState.SUCCEEDED] == 0
+
+        async with running(store, tmp_path, both_images, replace(SETTINGS, max_images=num_jobs)):
+            await until(succeeded)
+        assert len(list((tmp_path / "images").glob("*/*"))) == 2 * num_jobs
+        at_once = replace(SETTINGS, retention_s=0.0, forget_after_s=0.0)
+        async with running(store, tmp_path, both_images, at_once):
+            await until(forgotten)
+        assert not list((tmp_path / "images").iterdir())
+        assert await store.get("job-0") is None
+        assert await store.history("job-0") == []

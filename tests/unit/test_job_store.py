@@ -412,6 +412,22 @@ async def test_a_runner_that_dies_does_not_count_against_what_only_waited_in_it(
 
 
 @in_loop
+async def test_a_runner_does_not_take_itself_for_dead(url: str) -> None:
+    """Its leases have run out, as when the database was away, and it is the first to come back."""
+    async with opened(url, max_attempts=1) as store:
+        for job_id in "ab":
+            await store.create(new_job(job_id))
+        [a, b] = [Claim.of(job) for job in await store.claim(2, DEAD)]
+        assert await store.begin(a)
+        assert await store.claim(2, LONG, running=["a", "b"]) == []
+        assert await store.sweep(running=["a", "b"]) == []
+        assert await store.held([a, b]) == {"a", "b"}
+        assert [job.id for job in await store.claim(2, LONG, running=["a"])] == ["b"]
+        assert [job.id for job in await store.sweep(running=["b"])] == ["a"]
+        assert await state_of(store, "a") is FAILED
+
+
+@in_loop
 async def test_a_job_that_no_runner_survives_is_not_handed_to_all(url: str) -> None:
     async with opened(url) as store:
         await store.create(new_job("a"))
