@@ -79,13 +79,13 @@ class Refused(Counter[str]):
 
 @asynccontextmanager
 async def serving(
-    folder: Path, api_keys: list[dict[str, Any]], refused: Refused | None = None
+    folder: Path, api_keys: list[dict[str, Any]], refused: Refused | None = None, **jobs: Any
 ) -> AsyncIterator[httpx.AsyncClient]:
-    """refused: counts in place of the metric"""
+    """refused: counts in place of the metric; jobs: of that section of the configuration"""
     config = AppConfig.model_validate(
         {
             "denoiser": {"rows_per_forward": 16},
-            "jobs": {"data_folder": str(folder)},
+            "jobs": {"data_folder": str(folder)} | jobs,
             "api_keys": api_keys,
         }
     )

@@ -108,6 +108,20 @@ async def test_of_creations_at_once_with_one_key_one_makes_the_job(url: str) -> 
 
 
 @in_loop
+async def test_keys_that_come_in_opposite_orders_lock_nobody_out(postgresql_url: str) -> None:
+    """Two batches that each wait for the other's key would be a deadlock, of which the database ends one."""
+    async with opened(postgresql_url) as one, opened(postgresql_url) as other:
+        for turn in range(25):
+            keys = [IdempotencyKey(f"{turn} {number}", "f") for number in range(200)]
+            created = await asyncio.gather(
+                *(one.create(new_job(f"{turn} one {key.key}", key=key)) for key in keys),
+                *(other.create(new_job(f"{turn} other {key.key}", key=key)) for key in reversed(keys)),
+            )
+            ids = [job.id for job in created]
+            assert ids[:200] == ids[:199:-1], "of either store, the same job for the same key"
+
+
+@in_loop
 async def test_what_is_created_at_once_shares_transactions_and_nothing_else(url: str) -> None:
     async with opened(url) as store:
         commits: list[None] = []

@@ -1,13 +1,18 @@
 """The section `jobs`: what it takes from the environment, and how it says that something is missing there."""
 
 import asyncio
+import resource
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
+from threading import Barrier
 from typing import Any
 
 import pytest
 
 from serve.jobs.config import JobsConfig
-from serve.jobs.webhooks import new_secret
+from serve.jobs.webhooks import check_secret, new_secret
 from serve.section import ConfigError
 
 
@@ -59,3 +64,57 @@ def test_the_credentials_of_a_bucket_come_from_the_environment(
     assert url is not None
     assert "KEY-FROM-ENVIRONMENT" in url
     assert "eu-north-9" in url
+
+
+def kept_secret(folder: Path) -> str:
+    [secret] = JobsConfig(data_folder=str(folder)).resolved().webhook_secrets
+    check_secret(secret)
+    return secret
+
+
+def test_the_secret_that_is_made_is_kept_for_its_owner_alone(tmp_path: Path) -> None:
+    secret = kept_secret(tmp_path)
+    assert kept_secret(tmp_path) == secret
+    [file] = tmp_path.iterdir()
+    assert (file.name, file.read_text(), file.stat().st_mode & 0o777) == ("webhook_secret", secret, 0o600)
+
+
+def test_a_secret_that_was_being_made_in_a_crash_is_nobodys(tmp_path: Path) -> None:
+    part = new_secret()[:20]
+    (tmp_path / ".webhook_secret.0123456789abcdef").write_text(part)
+    secret = kept_secret(tmp_path)
+    assert not secret.startswith(part)
+    assert kept_secret(tmp_path) == secret
+
+
+@contextmanager
+def no_room() -> Iterator[None]:
+    """Nothing can be written to any file."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (0, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def test_where_there_is_no_room_for_a_secret_a_later_start_makes_it(tmp_path: Path) -> None:
+    with no_room(), pytest.raises(ConfigError, match=r"jobs.data_folder: no secret can be kept in"):
+        kept_secret(tmp_path)
+    assert list(tmp_path.iterdir()) == []
+    assert kept_secret(tmp_path) == kept_secret(tmp_path)
+
+
+def test_all_that_start_at_once_have_one_secret(tmp_path: Path) -> None:
+    num_starts = 8
+    together = Barrier(num_starts)
+
+    def start(folder: Path) -> str:
+        together.wait()
+        return kept_secret(folder)
+
+    with ThreadPoolExecutor(num_starts) as threads:
+        for number in range(30):
+            secrets = set(threads.map(start, [tmp_path / str(number)] * num_starts))
+            assert len(secrets) == 1
+            assert [path.name for path in (tmp_path / str(number)).iterdir()] == ["webhook_secret"]
