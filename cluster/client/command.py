@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from cluster.client.predictions import FINAL, Predictions, ServerError
+from cluster.client.predictions import Predictions, ServerError
 
 KEY_VARIABLE = "MIDSTEP_API_KEY"
 _KEY_HELP = f"A server with API keys is sent the one in the environment variable {KEY_VARIABLE}."
@@ -39,6 +39,8 @@ def main(argv: Sequence[str]) -> None:
             sys.exit(arguments.run(predictions, arguments))
     except ServerError as error:
         sys.exit(str(error))
+    except KeyboardInterrupt:
+        sys.exit(130)  # as shells have it
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -87,7 +89,7 @@ def _generate(predictions: Predictions, arguments: argparse.Namespace) -> int:
         return _finish(predictions, created["id"], arguments)
     except KeyboardInterrupt:
         predictions.cancel(created["id"])
-        return 130
+        raise
 
 
 def _submit(predictions: Predictions, arguments: argparse.Namespace) -> int:
@@ -107,7 +109,9 @@ def _wait(predictions: Predictions, arguments: argparse.Namespace) -> int:
 
 
 def _cancel(predictions: Predictions, arguments: argparse.Namespace) -> int:
-    return _show(predictions.cancel(arguments.id), arguments)
+    canceled = predictions.cancel(arguments.id)
+    status = _show(canceled, arguments)
+    return 0 if canceled["status"] == "canceled" else status
 
 
 def _list(predictions: Predictions, arguments: argparse.Namespace) -> int:
@@ -131,8 +135,6 @@ def _finish(predictions: Predictions, prediction_id: str, arguments: argparse.Na
         bar = progress.add_task("starting", total=1.0)
         for prediction in predictions.follow(prediction_id):
             progress.update(bar, description=prediction["status"], completed=prediction["progress"])
-    if prediction["status"] not in FINAL:
-        raise ServerError(f"the stream of {prediction_id} ended before the job did; wait for it again")
     if arguments.output is not None and prediction["status"] == "succeeded":
         for index, url in enumerate(prediction["output"]):
             path = _numbered(arguments.output, index, len(prediction["output"]))

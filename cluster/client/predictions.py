@@ -1,5 +1,6 @@
 """The predictions of a server: created, asked after, followed, canceled."""
 
+import time
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -7,10 +8,17 @@ import httpx
 
 TIMEOUT_S = 60.0
 FINAL = ("succeeded", "failed", "canceled")
+# Of a stream that breaks, until there is news again: longer than a replica takes to be replaced.
+MAX_RECONNECTIONS = 60
+RECONNECTION_PAUSE_S = 1.0
 
 
 class ServerError(Exception):
     """What the server refused, in its words, or that it cannot be reached."""
+
+
+class UnavailableError(ServerError):
+    """It cannot be reached or is not in order now, and may be again."""
 
 
 class Predictions:
@@ -48,18 +56,43 @@ class Predictions:
         return results
 
     def follow(self, prediction_id: str) -> Iterator[dict[str, Any]]:
-        """The prediction whenever something has happened to it; the last one is final."""
+        """The prediction whenever something has happened to it; the last one is final.
+
+        Jobs outlive the server's replicas: where a connection breaks, another goes on from there.
+        """
         prediction = self.get(prediction_id)
         yield prediction
+        event_id, num_broken = "", 0
+        while prediction["status"] not in FINAL:
+            try:
+                for news in self._event_ids(prediction_id, event_id):
+                    prediction = self.get(prediction_id)
+                    yield prediction
+                    event_id, num_broken = news, 0
+                    if prediction["status"] in FINAL:
+                        break
+            except UnavailableError:
+                if num_broken == MAX_RECONNECTIONS:
+                    raise
+                num_broken += 1
+                time.sleep(RECONNECTION_PAUSE_S)
+
+    def _event_ids(self, prediction_id: str, last: str) -> Iterator[str]:
+        """Of the events after `last`, or of all. Raises UnavailableError when there are no more."""
+        url = f"{self._url}/v1/predictions/{prediction_id}/stream"
+        headers = self._headers | ({"last-event-id": last} if last else {})
         try:
-            url = f"{self._url}/v1/predictions/{prediction_id}/stream"
-            with self._http.stream("GET", url, headers=self._headers) as events:
-                for line in events.iter_lines():
-                    if line.startswith("event:"):
-                        prediction = self.get(prediction_id)
-                        yield prediction
+            with self._http.stream("GET", url, headers=headers) as response:
+                if response.is_error:
+                    response.read()
+                    raise _problem(response)
+                for line in response.iter_lines():
+                    name, _, value = line.partition(":")
+                    if name == "id":
+                        yield value.strip()
         except httpx.HTTPError as error:
-            raise ServerError(f"{self._url}: the stream has ended: {error}") from error
+            raise UnavailableError(f"{self._url}: the stream has ended: {error}") from error
+        raise UnavailableError(f"the stream of {prediction_id} ended before the job did; wait for it again")
 
     def download(self, url: str) -> bytes:
         # Without the key: the URL is all that it takes, and may be another server's.
@@ -74,9 +107,9 @@ class Predictions:
         try:
             response = self._http.request(method, url, follow_redirects=True, **options)
         except httpx.HTTPError as error:
-            raise ServerError(f"{url} cannot be reached: {error}") from error
+            raise UnavailableError(f"{url} cannot be reached: {error}") from error
         if response.is_error:
-            raise ServerError(_detail(response))
+            raise _problem(response)
         return response
 
 
@@ -85,8 +118,9 @@ def _object(response: httpx.Response) -> dict[str, Any]:
     return answer
 
 
-def _detail(response: httpx.Response) -> str:
+def _problem(response: httpx.Response) -> ServerError:
+    kind = UnavailableError if response.is_server_error else ServerError
     try:
-        return str(response.json()["detail"])
+        return kind(str(response.json()["detail"]))
     except (ValueError, KeyError, TypeError):
-        return f"{response.url} answered {response.status_code}: {response.text[:200]}"
+        return kind(f"{response.url} answered {response.status_code}: {response.text[:200]}")

@@ -1,78 +1,114 @@
-"""The command line's HTTP client: whom it tells its API key."""
+"""The command line's HTTP client: whom it tells its API key, how it follows a job, and how it ends."""
 
 import json
+import signal
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing
+from dataclasses import dataclass, field
+from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
 
-from cluster.client.predictions import Predictions
+from cluster.client.predictions import Predictions, ServerError
 from serve.cli import main
 
 DONE = {"id": "x", "status": "succeeded", "progress": 1.0, "error": None, "created_at": "now", "input": {}}
-Seen = list[tuple[str, str | None]]
+NEWS = b"id: 0-5\nevent: logs\ndata: 25%\n\n"
+END = b"id: 1-20\nevent: done\ndata: {}\n\n"
+
+
+@dataclass
+class Server:
+    """seen: what it was asked, with which `Authorization`; resumed: from which event on streams were
+
+    statuses: of the prediction, each time that it is asked after, the last one ever after
+    streams: likewise what streams send before they break, or the status that they are refused with
+    on_stream: called when a stream is asked for
+    """
+
+    url: str = ""
+    seen: list[tuple[str, str | None]] = field(default_factory=list)
+    resumed: list[str | None] = field(default_factory=list)
+    statuses: list[str] = field(default_factory=lambda: ["succeeded"])
+    streams: list[bytes | int] = field(default_factory=lambda: [END])
+    on_stream: Callable[[], object] = bool
+
+    def prediction(self) -> bytes:
+        status = self.statuses.pop(0) if len(self.statuses) > 1 else self.statuses[0]
+        error = "It is cursed." if status == "failed" else None
+        return json.dumps(DONE | {"status": status, "error": error, "output": [f"{self.url}/moved"]}).encode()
 
 
 @pytest.fixture
-def server() -> Iterator[tuple[str, Seen]]:
-    """Its URL, and what it was asked with which `Authorization`. Every prediction is done."""
-    seen: Seen = []
+def server() -> Iterator[Server]:
+    shown = Server()
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
-            seen.append((f"{self.command} {self.path}", self.headers["authorization"]))
+            shown.seen.append((f"{self.command} {self.path}", self.headers["authorization"]))
             self.rfile.read(int(self.headers["content-length"] or 0))
             if self.path == "/moved":
                 self.send_response(302)
                 self.send_header("location", "/picture")
                 self.end_headers()
-                return
-            url = f"http://{self.headers['host']}/moved"
-            answers = {
-                "/picture": b"picture",
-                "/v1/models": json.dumps({"data": [{"id": "shapes"}]}).encode(),
-                "/v1/predictions/x/stream": b"event: done\ndata: {}\n\n",
-            }
-            self.send_response(200)
-            self.end_headers()
-            self.wfile.write(answers.get(self.path, json.dumps(DONE | {"output": [url]}).encode()))
+            elif self.path.endswith("/stream"):
+                self.stream()
+            else:
+                answers = {"/picture": b"picture", "/v1/models": b'{"data": [{"id": "shapes"}]}'}
+                self.send_response(200)
+                self.end_headers()
+                self.wfile.write(answers.get(self.path) or shown.prediction())
 
         do_POST = do_GET
 
+        def stream(self) -> None:
+            shown.on_stream()
+            shown.resumed.append(self.headers["last-event-id"])
+            sent = shown.streams.pop(0) if len(shown.streams) > 1 else shown.streams[0]
+            self.send_response(200 if isinstance(sent, bytes) else sent)
+            self.send_header("content-length", "1000")
+            self.end_headers()
+            self.wfile.write(sent if isinstance(sent, bytes) else b'{"detail": "not now"}'.ljust(1000))
+
         def log_message(self, *_: object) -> None: ...
 
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    thread = threading.Thread(target=server.serve_forever)
+    http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    shown.url = f"http://127.0.0.1:{http.server_port}"
+    thread = threading.Thread(target=http.serve_forever, args=[0.01])
     thread.start()
-    yield f"http://127.0.0.1:{server.server_port}", seen
-    server.shutdown()
+    yield shown
+    http.shutdown()
     thread.join()
-    server.server_close()
+    http.server_close()
+
+
+def midstep(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int | str | None:
+    """Its exit status, or what it says as it fails."""
+    monkeypatch.setattr(sys, "argv", ["midstep", *arguments])
+    with pytest.raises(SystemExit) as end:
+        main()
+    return end.value.code
 
 
 @pytest.mark.parametrize("key", ["mst_secret", None])
 def test_the_environments_key_goes_to_the_server_and_to_no_files(
-    key: str | None, server: tuple[str, Seen], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    key: str | None, server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    url, seen = server
     if key is None:
         monkeypatch.delenv("MIDSTEP_API_KEY", raising=False)
     else:
         monkeypatch.setenv("MIDSTEP_API_KEY", key)
     picture = tmp_path / "picture.png"
-    monkeypatch.setattr(
-        sys, "argv", ["midstep", "generate", "a star", "--json", "--url", url, "-o", str(picture)]
-    )
-    with pytest.raises(SystemExit) as end:
-        main()
-    assert end.value.code == 0
+    server.statuses = ["starting", "processing", "succeeded"]
+    arguments = ("generate", "a star", "--json", "--url", server.url, "-o", str(picture))
+    assert midstep(monkeypatch, *arguments) == 0
     assert picture.read_bytes() == b"picture"
     sent = key and f"Bearer {key}"
-    assert dict(seen) == {
+    assert dict(server.seen) == {
         "GET /v1/models": sent,
         "POST /v1/predictions": sent,
         "GET /v1/predictions/x": sent,
@@ -82,11 +118,10 @@ def test_the_environments_key_goes_to_the_server_and_to_no_files(
     }
 
 
-def test_an_idempotency_key_is_sent_beside_it(server: tuple[str, Seen]) -> None:
-    url, seen = server
-    with closing(Predictions(url, "mst_secret")) as predictions:
+def test_an_idempotency_key_is_sent_beside_it(server: Server) -> None:
+    with closing(Predictions(server.url, "mst_secret")) as predictions:
         predictions.create("shapes", {"prompt": "a star"}, key="k")
-    assert seen == [("POST /v1/predictions", "Bearer mst_secret")]
+    assert server.seen == [("POST /v1/predictions", "Bearer mst_secret")]
 
 
 @pytest.mark.parametrize(
@@ -95,7 +130,82 @@ def test_an_idempotency_key_is_sent_beside_it(server: tuple[str, Seen]) -> None:
 def test_help_names_the_variable(
     arguments: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(sys, "argv", ["midstep", *arguments])
-    with pytest.raises(SystemExit):
-        main()
+    assert midstep(monkeypatch, *arguments) == 0
     assert "MIDSTEP_API_KEY" in capsys.readouterr().out
+
+
+def followed(server: Server, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The prediction's statuses, until it is final or that is given up."""
+    monkeypatch.setattr("cluster.client.predictions.RECONNECTION_PAUSE_S", 0.0)
+    with closing(Predictions(server.url)) as predictions:
+        return [prediction["status"] for prediction in predictions.follow("x")]
+
+
+def test_a_stream_that_breaks_is_taken_up_where_it_ended(
+    server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server.statuses = ["starting", "processing", "processing", "succeeded"]
+    server.streams = [b"", NEWS, 503, b": ping\n\n", NEWS.replace(b"0-5", b"0-9"), END]
+    assert followed(server, monkeypatch) == ["starting", "processing", "processing", "succeeded"]
+    assert server.resumed == [None, None, "0-5", "0-5", "0-5", "0-9"]
+
+
+def test_a_stream_that_breaks_for_ever_is_given_up(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("cluster.client.predictions.MAX_RECONNECTIONS", 3)
+    server.statuses = ["processing"]
+    server.streams = [b"", NEWS, b""]
+    with pytest.raises(ServerError, match="the stream has ended"):
+        followed(server, monkeypatch)
+    assert server.resumed == [None, None, *["0-5"] * 3], "counted anew since there was news"
+
+
+def test_a_stream_that_is_refused_is_not_asked_for_again(
+    server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server.statuses = ["processing"]
+    server.streams = [404]
+    with pytest.raises(ServerError, match="not now"):
+        followed(server, monkeypatch)
+    assert server.resumed == [None]
+
+
+@pytest.mark.parametrize(
+    ("command", "status", "code", "shown"),
+    [
+        ("get", "processing", 0, "x: processing, 100%"),
+        ("get", "succeeded", 0, "/moved"),
+        ("get", "failed", 1, "failed: It is cursed."),
+        ("get", "canceled", 1, "x: canceled"),
+        ("wait", "failed", 1, "failed: It is cursed."),
+        ("cancel", "canceled", 0, "x: canceled"),
+        ("cancel", "succeeded", 0, "x: succeeded"),
+        ("cancel", "failed", 1, "failed: It is cursed."),
+    ],
+)
+def test_what_is_shown_of_a_job_and_how_it_ends(
+    command: str,
+    status: str,
+    code: int,
+    shown: str,
+    server: Server,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    server.statuses = [status]
+    assert midstep(monkeypatch, "jobs", command, "x", "--url", server.url) == code
+    output = capfd.readouterr()
+    assert shown in (output.err if status == "failed" else output.out)
+    method, path = ("POST", "/cancel") if command == "cancel" else ("GET", "")
+    assert server.seen == [(f"{method} /v1/predictions/x{path}", None)]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "is_canceled"), [(["generate", "a star"], True), (["jobs", "wait", "x"], False)]
+)
+def test_ctrl_c_cancels_what_was_just_handed_in_and_nothing_else(
+    arguments: list[str], is_canceled: bool, server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server.statuses = ["processing"]
+    server.on_stream = partial(signal.pthread_kill, threading.main_thread().ident, signal.SIGINT)
+    assert midstep(monkeypatch, *arguments, "--json", "--url", server.url) == 130
+    assert (("POST /v1/predictions/x/cancel", None) in server.seen) == is_canceled
