@@ -18,11 +18,15 @@ import numpy as np
 import pytest
 import replicate
 from PIL import Image
+from replicate.exceptions import ReplicateError
+from replicate.stream import ServerSentEvent
 from standardwebhooks import Webhook
 
 from tests.integration.conftest import Metric, settled, wait_for
 from tests.integration.predictions import FINISH_TIMEOUT_S, PROMPT, ROUTE, create, finished
 from tests.shapes import evaluate, scenes
+
+EventType = ServerSentEvent.EventType
 
 
 def test_a_job_makes_the_picture_that_the_images_route_makes(client: httpx.Client) -> None:
@@ -48,19 +52,70 @@ def test_waiting_for_it_answers_with_the_finished_job(client: httpx.Client) -> N
     assert evaluate.judge(wanted, np.asarray(image)) == evaluate.Verdict(True, None, True)
 
 
-def test_replicates_own_client(base_url: str) -> None:
+@pytest.fixture
+def replicates(base_url: str) -> Iterator[replicate.Client]:
     client = replicate.Client(api_token="any", base_url=base_url)
-    # It makes files of https:// URLs only.
-    urls = client.run("midstep/shapes", input={"prompt": PROMPT, "seed": 4, "num_outputs": 2})
-    assert [Image.open(io.BytesIO(httpx.get(url).content)).size for url in urls] == [(128, 128)] * 2
-    prediction = client.predictions.create(version="shapes", input={"prompt": PROMPT})
+    yield client
+    client._client.close()  # it has no way of its own
+
+
+def sizes(urls: list[str]) -> list[tuple[int, int]]:
+    """Of the pictures; Replicate's client makes files of https:// URLs only."""
+    return [Image.open(io.BytesIO(httpx.get(url).content)).size for url in urls]
+
+
+@pytest.mark.parametrize("model", ["midstep/shapes", "midstep/shapes:shapes"])
+def test_replicates_own_client(replicates: replicate.Client, model: str) -> None:
+    urls = replicates.run(model, input={"prompt": PROMPT, "seed": 4, "num_outputs": 2})
+    assert sizes(urls) == [(128, 128)] * 2
+    prediction = replicates.predictions.create(version="shapes", input={"prompt": PROMPT})
     prediction.wait()
     assert prediction.status == "succeeded"
     assert prediction.progress is not None
     assert prediction.progress.percentage == 1.0
-    assert prediction.id in [other.id for other in client.predictions.list()]
-    assert client.predictions.get(prediction.id).output == prediction.output
-    client._client.close()  # it has no way of its own
+    assert prediction.id in [other.id for other in replicates.predictions.list()]
+    assert replicates.predictions.get(prediction.id).output == prediction.output
+
+
+def test_replicates_own_client_waits_for_what_takes_longer_than_its_request(
+    replicates: replicate.Client,
+) -> None:
+    """It takes whatever is not "starting" when the wait is over for the end of it."""
+    given = {"prompt": PROMPT, "num_outputs": 4, "num_inference_steps": 100}
+    assert sizes(replicates.run("midstep/shapes", input=given, wait=1)) == [(128, 128)] * 4
+
+
+def test_replicates_own_client_reloads_and_cancels(replicates: replicate.Client) -> None:
+    given = {"prompt": PROMPT, "num_outputs": 8, "num_inference_steps": 100}
+    prediction = replicates.predictions.create(version="shapes", input=given)
+    prediction.reload()
+    assert prediction.status in ("starting", "processing")
+    prediction.cancel()
+    assert prediction.status == "canceled"
+    prediction.reload()
+    assert prediction.status == "canceled"
+
+
+def test_replicates_own_client_streams(replicates: replicate.Client) -> None:
+    given = {"prompt": PROMPT, "num_outputs": 2}
+    seen = list(replicates.stream("midstep/shapes", input=given))
+    assert sizes([event.data for event in seen if event.event is EventType.OUTPUT]) == [(128, 128)] * 2
+    assert seen[-1].event is EventType.DONE
+    prediction = replicates.predictions.create(version="shapes", input=given)
+    streamed = [event.data for event in prediction.stream() if event.event is EventType.OUTPUT]
+    prediction.reload()
+    assert (prediction.status, prediction.output) == ("succeeded", streamed)
+
+
+def test_replicates_own_client_finds_the_model(replicates: replicate.Client) -> None:
+    model = replicates.models.get("midstep/shapes")
+    assert (model.owner, model.name) == ("midstep", "shapes")
+    assert [version.id for version in model.versions.list()] == ["shapes"]
+    assert model.latest_version is not None
+    assert model.latest_version == model.versions.get("shapes")
+    assert sizes(replicates.run(model.latest_version, input={"prompt": PROMPT})) == [(128, 128)]
+    with pytest.raises(ReplicateError, match="not served here"):
+        replicates.models.get("midstep/sdxl")
 
 
 def test_the_same_idempotency_key_is_the_same_job(client: httpx.Client) -> None:

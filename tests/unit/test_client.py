@@ -5,7 +5,7 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import dataclass, field
 from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -64,6 +64,10 @@ def server() -> Iterator[Server]:
                 self.wfile.write(answers.get(self.path) or shown.prediction())
 
         do_POST = do_GET
+
+        def handle(self) -> None:
+            with suppress(ConnectionError):  # of a client that has left
+                super().handle()
 
         def stream(self) -> None:
             shown.on_stream()

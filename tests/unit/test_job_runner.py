@@ -252,7 +252,7 @@ async def test_a_job_waits_for_its_checkpoints_and_does_not_fail(
 
 
 class Outages:
-    """Of a database. url: of the same database, and of none during one"""
+    """Of a database: nothing can be written meanwhile. url: the same database, that outages are of"""
 
     def __init__(self, url: str, folder: str) -> None:
         self._file = make_url(url).database if url.startswith("sqlite") else None
@@ -266,8 +266,8 @@ class Outages:
             yield
             self._way.open()
             return
-        with closing(sqlite3.connect(self._file or "", 20, 0, None, False)) as other:
-            await asyncio.to_thread(other.execute, "BEGIN IMMEDIATE")  # the runner's own end meanwhile
+        with closing(sqlite3.connect(self._file or "", timeout=20, check_same_thread=False)) as other:
+            await asyncio.to_thread(other.execute, "BEGIN IMMEDIATE")  # may have to wait for the runner
             yield
 
 
@@ -275,7 +275,7 @@ class Outages:
 async def test_a_database_that_was_away_for_long_costs_no_runner_its_jobs(
     url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Their leases have run out by then, and it is the first that could claim them."""
+    """Their leases have run out, and what waited for the database is often its next look for jobs."""
     monkeypatch.setattr("serve.jobs.runner._AWAY_INTERVAL_S", 0.01)
     began, is_made = asyncio.Event(), asyncio.Event()
     made = []
