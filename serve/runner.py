@@ -1,4 +1,4 @@
-"""The runner's deployment: it runs jobs for as long as it lives, and answers nobody."""
+"""The runner's deployment: it runs jobs for as long as it lives."""
 
 import asyncio
 from collections.abc import AsyncGenerator
@@ -28,6 +28,7 @@ class Runner:
     ) -> None:
         self._config = config
         self._pipeline = Pipeline(config.model.shown_id, encoder, denoiser, decoder, Telemetry())
+        self._runner: JobRunner | None = None
         # Serve calls constructors on the replica's event loop; what is started here is stopped in __del__.
         self._task = asyncio.get_running_loop().create_task(self._run(), name="job-runner")
 
@@ -35,6 +36,11 @@ class Runner:
         """Called by Serve, which replaces the replica when this raises."""
         if self._task.done():
             raise RuntimeError("the job runner has ended")
+
+    async def look_for_canceled(self) -> None:
+        """A job was canceled, perhaps one of this replica's: it need not go on until the next look."""
+        if self._runner is not None:
+            await self._runner.leave_lost()
 
     async def __del__(self) -> None:
         self._task.cancel()
@@ -55,8 +61,8 @@ class Runner:
             webhooks = await stack.enter_async_context(
                 WebhookSender(jobs.webhook_secrets, jobs.allow_private_webhooks)
             )
-            runner = JobRunner(store, jobs.object_store(), webhooks, self._generate, settings)
-            await runner.run()
+            self._runner = JobRunner(store, jobs.object_store(), webhooks, self._generate, settings)
+            await self._runner.run()
 
     def _generate(self, request: GenerationRequest, resume: Resume) -> AsyncGenerator[GenerationEvent, None]:
         """Under the job's id, in the logs of every stage: no HTTP request is there whose id Serve would take

@@ -2,7 +2,7 @@
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
 
 from ray.serve import metrics
@@ -43,7 +43,14 @@ _PRESIGNED_S = 3600.0
 _SHOW_INTERVAL_S = 5.0
 
 
-def build_http_app(config: AppConfig, info: ModelInfo, pipeline: Pipeline, fleet: Fleet) -> Starlette:
+def build_http_app(
+    config: AppConfig,
+    info: ModelInfo,
+    pipeline: Pipeline,
+    fleet: Fleet,
+    look_for_canceled: Callable[[], None],
+) -> Starlette:
+    """look_for_canceled: called when a job was canceled, for runners to stop it"""
     tables = SamplerTables(info.scheduler_config)
     engine = config.engine_config(info)
     estimator = Estimator(engine, tables, info.scale_factor, fleet.denoisers_per_ingress)
@@ -53,7 +60,9 @@ def build_http_app(config: AppConfig, info: ModelInfo, pipeline: Pipeline, fleet
     models = ModelsRoutes(config.model, acceptance)
     images = ImagesRoute(config, acceptance, pipeline, admission, rate_limits)
     store = config.jobs.job_store()
-    predictions = PredictionsRoutes(config, acceptance, store, pipeline, estimator, rate_limits)
+    predictions = PredictionsRoutes(
+        config, acceptance, store, pipeline, estimator, rate_limits, look_for_canceled
+    )
     files = FilesRoute(config.jobs.object_store(), _PRESIGNED_S if config.jobs.presigned_urls else None)
 
     autoscaling = {name: stage.autoscaling for name, stage in config.stages.items()}

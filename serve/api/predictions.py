@@ -7,7 +7,7 @@ import logging
 import re
 import secrets
 import time
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
@@ -64,13 +64,16 @@ class PredictionsRoutes:
         pipeline: Pipeline,
         estimator: Estimator,
         rate_limits: RateLimits,
+        look_for_canceled: Callable[[], None],
     ) -> None:
+        """look_for_canceled: called when a job was canceled, for runners to stop it"""
         self._config = config
         self._acceptance = acceptance
         self._store = store
         self._pipeline = pipeline
         self._estimator = estimator
         self._rate_limits = rate_limits
+        self._look_for_canceled = look_for_canceled
 
     async def create(self, request: Request) -> Response:
         """201 once the job is on disk; with `Prefer: wait` when it is finished or that time is over."""
@@ -112,6 +115,7 @@ class PredictionsRoutes:
     async def cancel(self, request: Request) -> Response:
         """What is finished stays as it is."""
         job = await self._store.cancel(_job_id(request), client_of(request).name)
+        self._look_for_canceled()
         return JSONResponse(await self._described(_found(job, request)))
 
     async def stream(self, request: Request) -> Response:

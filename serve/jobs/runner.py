@@ -43,7 +43,7 @@ Generate = Callable[[GenerationRequest, Resume], AsyncGenerator[GenerationEvent,
 # What passes by itself: the job waits, or is taken over when its lease has run out.
 _AWAY = (JobStoreUnavailableError, ObjectStoreUnavailableError, StorageFullError)
 _PROGRESS_INTERVAL_S = 0.5
-_LOOK_INTERVAL_S = 0.1  # how long a canceled job may go on: a look costs a millisecond
+_LOOK_INTERVAL_S = 0.1  # how long a canceled job may go on if nobody tells: a look costs a millisecond
 _AWAY_INTERVAL_S = 2.0
 _MAX_DELIVERIES = 32
 _MAX_DELIVERIES_TO_HOST = 4
@@ -98,7 +98,7 @@ class JobRunner:
             async with asyncio.TaskGroup() as loops:
                 loops.create_task(_every(poll_s, self._claim))
                 loops.create_task(_every(min(1.0, self._settings.lease_s / 3), self._renew))
-                loops.create_task(_every(_LOOK_INTERVAL_S, self._leave_lost))
+                loops.create_task(_every(_LOOK_INTERVAL_S, self.leave_lost))
                 loops.create_task(_every(poll_s, self._send_webhooks))
                 loops.create_task(_every(1.0, self._sweep))
                 loops.create_task(_every(_WAITING_INTERVAL_S, self._count_waiting))
@@ -125,7 +125,7 @@ class JobRunner:
     async def _sweep(self) -> None:
         await self._store.sweep(list(self._running))
 
-    async def _leave_lost(self) -> None:
+    async def leave_lost(self) -> None:
         """Stops work on jobs that are no longer ours: canceled by their clients, or taken for lost."""
         running = list(self._running.values())
         held = await self._store.held([Claim.of(one.job) for one in running])

@@ -148,6 +148,16 @@ async def test_a_stream_goes_on_after_the_event_that_is_named_and_else_from_the_
 
 
 @in_loop
+async def test_a_cancel_is_told_to_runners(tmp_path: Path) -> None:
+    told: list[None] = []
+    async with serving(tmp_path, [], canceled=lambda: told.append(None)) as client:
+        job = await created(client)
+        assert told == []
+        assert (await client.post(f"{JOBS}/{job['id']}/cancel")).json()["status"] == "canceled"
+        assert told == [None]
+
+
+@in_loop
 async def test_a_job_that_waits_has_a_place_in_the_queue_and_a_time(tmp_path: Path) -> None:
     """A call takes 0.1 s by what the test's pipeline says its work costs: twenty steps take about two."""
     async with serving(tmp_path, []) as client, opened(database_in(tmp_path)) as store:
