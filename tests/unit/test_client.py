@@ -203,6 +203,15 @@ def test_what_is_shown_of_a_job_and_how_it_ends(
     assert server.seen == [(f"{method} /v1/predictions/x{path}", None)]
 
 
+@pytest.fixture
+def interruptible() -> Iterator[None]:
+    """What is started in the background, as by a script, ignores Ctrl-C."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("interruptible")
 @pytest.mark.parametrize(
     ("arguments", "is_canceled"), [(["generate", "a star"], True), (["jobs", "wait", "x"], False)]
 )
