@@ -72,8 +72,10 @@ class JobStore:
         self.database = Database(url)
         self.outbox = Outbox(self.database, describe)
         self._max_attempts = max_attempts
-        self._is_exhausted = or_(
-            and_(_died, _c.failures + 1 >= max_attempts), and_(_lease_ran_out, _c.deaths + 1 >= MAX_DEATHS)
+        # The lease comes first, so that databases find these few by its index among all that waits.
+        self._is_exhausted = and_(
+            _lease_ran_out,
+            or_(and_(_c.is_begun, _c.failures + 1 >= max_attempts), _c.deaths + 1 >= MAX_DEATHS),
         )
         self._event_interval_s = event_interval_s
         self._creations = Creations(self.database)
