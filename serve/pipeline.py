@@ -60,7 +60,10 @@ class Pipeline:
         self._denoiser = denoiser
         self._decoder = decoder
         self._telemetry = telemetry
+        # In the order of the cost model.
+        self._stages = {"encoder": encoder, "denoiser": denoiser, "decoder": decoder}
         self._costs: dict[str, Any] = {}  # by stage
+        self._cost_model: CostModel | None = None
 
     async def generate(
         self, request: GenerationRequest, resume: Resume = FROM_THE_START
@@ -101,9 +104,7 @@ class Pipeline:
     @property
     def known_cost_model(self) -> CostModel | None:
         """None before every stage has said what its work costs."""
-        if self._costs.keys() < self._stages.keys():
-            return None
-        return CostModel(*(self._costs[stage] for stage in self._stages))
+        return self._cost_model
 
     async def cost_model(self, deadline: float) -> CostModel:
         """What each stage's work costs, as its replicas know it; asked once.
@@ -120,14 +121,11 @@ class Pipeline:
             )
         return known
 
-    @property
-    def _stages(self) -> dict[str, DeploymentHandle]:
-        """In the order of the cost model."""
-        return {"encoder": self._encoder, "denoiser": self._denoiser, "decoder": self._decoder}
-
     async def _ask_costs(self, stages: Collection[str]) -> None:
         async def ask(stage: str) -> None:
             self._costs[stage] = await call_once(self._stages[stage].cost.remote)
+            if self._costs.keys() == self._stages.keys():
+                self._cost_model = CostModel(*(self._costs[stage] for stage in self._stages))
 
         await asyncio.gather(*map(ask, stages))
 
