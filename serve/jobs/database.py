@@ -3,6 +3,7 @@
 import asyncio
 import functools
 import sqlite3
+import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from contextlib import asynccontextmanager, contextmanager, nullcontext
 from pathlib import Path
@@ -12,7 +13,7 @@ from alembic import command
 from alembic.config import Config
 from sqlalchemy import URL, Connection, Table, event, func, make_url, select
 from sqlalchemy.dialects import postgresql, sqlite
-from sqlalchemy.exc import ArgumentError, DBAPIError
+from sqlalchemy.exc import ArgumentError, DBAPIError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.ext.asyncio import AsyncConnection, create_async_engine
 
@@ -25,6 +26,9 @@ Owner = TypeVar("Owner", bound="OnDatabase")
 MIGRATIONS_FOLDER = Path(__file__).parent / "migrations"
 # How long a write waits for those of other processes, unless the URL says `?timeout=`.
 SQLITE_TIMEOUT_S = 5
+# SQLite wakes nobody who waits to write: he looks again so soon, and whoever has written leaves time for it.
+# Its own way is to look ever more seldom, so that a process that writes often would keep the others out.
+SQLITE_LOOK_S = 0.004
 # For a server to answer at all, and to answer a statement.
 POSTGRESQL_TIMEOUTS_S = {"timeout": 5, "command_timeout": 30}
 # At opening, for a database that is locked or that is only coming up itself.
@@ -61,16 +65,18 @@ class Database:
         self._url = parse_database_url(url)
         self._is_sqlite = self._url.get_backend_name() == "sqlite"
         if self._is_sqlite:
-            self.engine = create_async_engine(self._url)
-            event.listen(self.engine.sync_engine, "connect", _prepare_sqlite)
-            event.listen(self.engine.sync_engine, "begin", _begin_on_sqlite)
+            timeout_s = float(str(self._url.query["timeout"]))
+            self.reader = create_async_engine(self._url)
+            self.writer = create_async_engine(self._url, connect_args={"timeout": SQLITE_LOOK_S})
+            for engine in (self.reader, self.writer):
+                event.listen(engine.sync_engine, "connect", _prepare_sqlite)
+            event.listen(self.writer.sync_engine, "begin", functools.partial(_begin_on_sqlite, timeout_s))
         else:
-            self.engine = create_async_engine(
+            self.reader = self.writer = create_async_engine(
                 self._url, pool_pre_ping=True, connect_args=dict(POSTGRESQL_TIMEOUTS_S)
             )
         self._under_way: set[asyncio.Task[Any]] = set()
-        # SQLite has one writer at a time and makes others ask again and again: within a process they queue.
-        self._turn = asyncio.Lock() if self._is_sqlite else nullcontext()
+        self._turn = _SqliteTurn() if self._is_sqlite else nullcontext()
 
     async def open(self) -> None:
         """Makes the tables, or brings them up to date; of several processes that do so at once, one does."""
@@ -88,7 +94,8 @@ class Database:
         """Waits for what is under way."""
         if self._under_way:
             await asyncio.wait(self._under_way)
-        await self.engine.dispose()
+        for engine in {self.reader, self.writer}:
+            await engine.dispose()
 
     async def finish(self, work: Coroutine[Any, Any, Result]) -> Result:
         """Work on this database, which goes on to its end if its caller is canceled.
@@ -105,8 +112,7 @@ class Database:
     async def read(self) -> AsyncIterator[AsyncConnection]:
         """For one statement that changes nothing."""
         with _translated_errors():
-            async with self.engine.connect() as connection:
-                await connection.execution_options(reads_only=True)
+            async with self.reader.connect() as connection:
                 yield connection
 
     @asynccontextmanager
@@ -114,7 +120,7 @@ class Database:
         """A transaction: when it is left without an exception, it is on disk."""
         async with self._turn:
             with _translated_errors():
-                async with self.engine.begin() as connection:
+                async with self.writer.begin() as connection:
                     yield connection
 
     def insert(self, table: Table) -> sqlite.Insert | postgresql.Insert:
@@ -129,6 +135,19 @@ class Database:
             if not self._is_sqlite:
                 await connection.execute(select(func.pg_advisory_xact_lock(MIGRATION_LOCK)))
             await connection.run_sync(_upgrade)
+
+
+class _SqliteTurn:
+    """Within a process writers queue, and after each one those of other processes have their chance."""
+
+    def __init__(self) -> None:
+        self._lock = asyncio.Lock()
+
+    async def __aenter__(self) -> None:
+        await self._lock.acquire()
+
+    async def __aexit__(self, *_: object) -> None:
+        asyncio.get_running_loop().call_later(SQLITE_LOOK_S, self._lock.release)
 
 
 class OnDatabase(Protocol):
@@ -163,10 +182,16 @@ def _prepare_sqlite(connection: Any, _record: Any) -> None:
     cursor.close()
 
 
-def _begin_on_sqlite(connection: Connection) -> None:
-    if not connection.get_execution_options().get("reads_only"):
-        # One that begins as a reader and comes to write beside another does not wait for it: it fails.
-        connection.exec_driver_sql("BEGIN IMMEDIATE")
+def _begin_on_sqlite(timeout_s: float, connection: Connection) -> None:
+    """As a writer: one that begins as a reader and comes to write beside another does not wait, but fails."""
+    until = time.monotonic() + timeout_s
+    while True:
+        try:
+            connection.exec_driver_sql("BEGIN IMMEDIATE")
+            return
+        except OperationalError as error:
+            if _sqlite_code(error) & 0xFF != sqlite3.SQLITE_BUSY or time.monotonic() >= until:
+                raise
 
 
 @contextmanager
@@ -185,8 +210,8 @@ def _translated_errors() -> Iterator[None]:
 def _translate(error: DBAPIError) -> MidstepError | None:
     """None for what is a mistake of ours."""
     match error.orig:
-        case sqlite3.Error() as sqlite_error:
-            code = getattr(sqlite_error, "sqlite_errorcode", sqlite3.SQLITE_OK)
+        case sqlite3.Error():
+            code = _sqlite_code(error)
             is_full = code in (sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR_SHMSIZE)
             is_away = code & 0xFF in _SQLITE_AWAY
         case _:
@@ -196,6 +221,10 @@ def _translate(error: DBAPIError) -> MidstepError | None:
     if is_full:
         return StorageFullError("There is no room for the job on the server's disk.")
     return _unavailable() if is_away or error.connection_invalidated else None
+
+
+def _sqlite_code(error: DBAPIError) -> int:
+    return getattr(error.orig, "sqlite_errorcode", sqlite3.SQLITE_OK)
 
 
 def _unavailable() -> JobStoreUnavailableError:

@@ -6,7 +6,6 @@ back can do no harm. Nothing here is remembered that is not in the job store: a 
 
 import asyncio
 import logging
-import time
 from collections import Counter
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import aclosing
@@ -67,8 +66,11 @@ class RunnerSettings:
 
 @dataclass(eq=False, slots=True)
 class _Running:
+    """is_begun: the store knows that this attempt has come to something"""
+
     job: Job
     task: "asyncio.Task[None]"
+    is_begun: bool = False
 
 
 class JobRunner:
@@ -88,6 +90,7 @@ class JobRunner:
         self._generate = generate
         self._settings = settings
         self._running: dict[str, _Running] = {}
+        self._steps_done: dict[Claim, int] = {}  # what is to be recorded of them
         self._deliveries: dict[asyncio.Task[None], str] = {}  # and to which host
         self._metrics = JobMetrics()
 
@@ -99,6 +102,7 @@ class JobRunner:
                 loops.create_task(_every(poll_s, self._claim))
                 loops.create_task(_every(min(1.0, self._settings.lease_s / 3), self._renew))
                 loops.create_task(_every(_LOOK_INTERVAL_S, self.leave_lost))
+                loops.create_task(_every(_PROGRESS_INTERVAL_S, self._record_progress))
                 loops.create_task(_every(poll_s, self._send_webhooks))
                 loops.create_task(_every(1.0, self._sweep))
                 loops.create_task(_every(_WAITING_INTERVAL_S, self._count_waiting))
@@ -151,28 +155,39 @@ class JobRunner:
 
     async def _make_images(self, job: Job, claim: Claim) -> None:
         steps_done = dict.fromkeys(job.output, job.request.num_inference_steps)
-        recorded_at = 0.0
         resume = await self._resume(job)
         steps_done |= {index: checkpoint.step for index, checkpoint in resume.checkpoints.items()}
+        num_left = job.request.num_images - len(job.output)
+        unrecorded: dict[int, str] = {}
         async with aclosing(self._generate(job.request, resume)) as events:
             async for event in events:
                 match event:
                     case ImageProgress(index, checkpoint):
                         steps_done[index] = checkpoint.step
-                        is_due = time.monotonic() - recorded_at >= _PROGRESS_INTERVAL_S
-                        recorded_at = time.monotonic() if is_due else recorded_at
-                        total = sum(steps_done.values()) if is_due else None
-                        await self._keep_progress(claim, index, checkpoint, total)
+                        await self._keep_checkpoint(claim, index, checkpoint)
+                        self._steps_done[claim] = sum(steps_done.values())
                     case ImageDone(index, _, image):
                         steps_done[index] = job.request.num_inference_steps
                         key = image_key(job.id, index, image.media_type)
                         data, media_type = image.data, image.media_type
-                        total = sum(steps_done.values())
-                        await _until_it_is_done(partial(self._store.begin, claim))
+                        await self._begin(claim)
                         await _until_it_is_done(partial(self._objects.put, key, data, media_type))
-                        await _until_it_is_done(partial(self._store.record_image, claim, index, key, total))
-        await _until_it_is_done(partial(self._store.succeed, claim))
+                        num_left -= 1
+                        if num_left:
+                            total = sum(steps_done.values())
+                            record = partial(self._store.record_image, claim, index, key, total)
+                            await _until_it_is_done(record)
+                        else:
+                            unrecorded = {index: key}  # in one transaction with the job's success
+        await _until_it_is_done(partial(self._store.succeed, claim, unrecorded))
         await self._objects.delete_folder(f"checkpoints/{job.id}")
+
+    async def _begin(self, claim: Claim) -> None:
+        """Before an image is kept, so that a death of which keeping it is the cause counts."""
+        running = self._running[claim.job_id]
+        if not running.is_begun:
+            await _until_it_is_done(partial(self._store.begin, claim))
+            running.is_begun = True
 
     async def _resume(self, job: Job) -> Resume:
         """What another runner had come to."""
@@ -189,17 +204,19 @@ class JobRunner:
                 logger.warning("job %s: the checkpoint of image %d cannot be read", job.id, index)
         return Resume(frozenset(job.output), checkpoints)
 
-    async def _keep_progress(
-        self, claim: Claim, index: int, checkpoint: Checkpoint, steps_done: int | None
-    ) -> None:
+    async def _keep_checkpoint(self, claim: Claim, index: int, checkpoint: Checkpoint) -> None:
         """Worth having, and no reason to wait: where it cannot be kept the image goes on without."""
         try:
-            key = checkpoint_key(claim.job_id, index)
-            await self._objects.put(key, to_bytes(checkpoint))
-            if steps_done is not None:
-                await self._store.record_progress({claim: steps_done})
+            await self._objects.put(checkpoint_key(claim.job_id, index), to_bytes(checkpoint))
         except _AWAY as error:
-            logger.warning("job %s: its progress is not recorded, since %s", claim.job_id, error.detail)
+            logger.warning("job %s: a checkpoint is not kept, since %s", claim.job_id, error.detail)
+
+    async def _record_progress(self) -> None:
+        """All jobs' in one transaction: SQLite has one writer, and clients wait to hand in theirs."""
+        steps_done, self._steps_done = self._steps_done, {}
+        for job_id in await self._store.record_progress(steps_done):
+            if running := self._running.get(job_id):
+                running.is_begun = True
 
     async def _send_webhooks(self) -> None:
         """Those that are due, at once and without waiting for them: a slow receiver holds up nobody."""

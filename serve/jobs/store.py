@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import replace
+from types import MappingProxyType
 from typing import Any
 
 from sqlalchemy import (
@@ -9,6 +10,7 @@ from sqlalchemy import (
     ColumnElement,
     Row,
     and_,
+    bindparam,
     case,
     delete,
     func,
@@ -33,6 +35,8 @@ from serve.jobs.tables import jobs, now_s, transitions
 # More are ended by the next sweep: others want to write, too.
 MAX_SWEPT = 500
 DAY_S = 24 * 3600.0
+
+_NOTHING: Mapping[int, str] = MappingProxyType({})
 
 _c = jobs.c
 _unfinished = _c.completed_at.is_(None)
@@ -235,18 +239,16 @@ class JobStore:
 
     @uninterrupted
     async def record_progress(self, steps_done: Mapping[Claim, int]) -> set[str]:
-        """Of any number of jobs in one transaction. The ids of the jobs that are still held."""
+        """Of any number of jobs in one transaction. The ids of the jobs that are still held.
+
+        What is recorded never falls: steps that another attempt has to do again are not counted again.
+        """
         if not steps_done:
             return set()
         async with self.database.write() as connection:
             rows = await _lock(connection, steps_done)
-            if not rows:
-                return set()
-            changed = []
-            for row in rows:
-                steps = steps_done[Claim(row.id, row.attempt)]
-                await _advance(connection, row, steps)
-                changed.append((row, replace(read_job(row), steps_done=steps)))
+            changed = [(row, _advanced(row, steps_done[Claim(row.id, row.attempt)])) for row in rows]
+            await _keep(connection, changed)
             await self._notify(connection, WebhookEvent.LOGS, changed)
         return {row.id for row in rows}
 
@@ -257,17 +259,14 @@ class JobStore:
         steps_done: of all its images
         """
         async with self.database.write() as connection:
-            rows = await _lock(connection, [claim])
-            for row in rows:
-                job = read_job(row)
-                job = replace(job, steps_done=steps_done, output={**job.output, index: key})
-                await _advance(connection, row, steps_done, output=output_column(job.output))
-                await self._notify(connection, WebhookEvent.OUTPUT, [(row, job)])
-        return bool(rows)
+            return await self._record_output(connection, claim, {index: key}, steps_done)
 
     @uninterrupted
-    async def succeed(self, claim: Claim) -> bool:
+    async def succeed(self, claim: Claim, output: Mapping[int, str] = _NOTHING) -> bool:
+        """output: images that are in the object store and not recorded yet, by index their keys"""
         async with self.database.write() as connection:
+            if output:
+                await self._record_output(connection, claim, output)
             succeeded = await self._transition(
                 connection, JobState.SUCCEEDED, _held([claim]), steps_done=_c.num_steps
             )
@@ -384,6 +383,22 @@ class JobStore:
             await self.outbox.add(connection, WebhookEvent.START, first)
         return changed
 
+    async def _record_output(
+        self,
+        connection: AsyncConnection,
+        claim: Claim,
+        output: Mapping[int, str],
+        steps_done: int | None = None,
+    ) -> bool:
+        """steps_done: None if that is the last of it"""
+        rows = await _lock(connection, [claim])
+        changed = [
+            (row, _advanced(row, row.num_steps if steps_done is None else steps_done, output)) for row in rows
+        ]
+        await _keep(connection, changed)
+        await self._notify(connection, WebhookEvent.OUTPUT, changed)
+        return bool(rows)
+
     async def _fail_exhausted(self, connection: AsyncConnection, running: Collection[str]) -> list[Job]:
         is_lost = and_(_unfinished, self._is_exhausted, _c.id.not_in(running))
         picked = _pick(is_lost, MAX_SWEPT, _c.lease_until)
@@ -438,13 +453,30 @@ def _held(claims: Collection[Claim]) -> ColumnElement[bool]:
     return and_(_of(claims), _c.state == JobState.PROCESSING)
 
 
-async def _advance(connection: AsyncConnection, row: Row[Any], steps_done: int, **values: Any) -> None:
-    """Of a locked row. Once it has come further, no earlier failure counts: it was not what those died of."""
-    if steps_done > row.steps_done:
-        values |= {"failures": 0, "deaths": 0}
-    await connection.execute(
-        update(jobs).where(_c.seq == row.seq).values(steps_done=steps_done, is_begun=True, **values)
-    )
+def _advanced(row: Row[Any], steps_done: int, output: Mapping[int, str] = _NOTHING) -> Job:
+    """The job of a row, when it has come so far."""
+    job = read_job(row)
+    return replace(job, steps_done=max(job.steps_done, steps_done), output={**job.output, **output})
+
+
+async def _keep(connection: AsyncConnection, changed: list[tuple[Row[Any], Job]]) -> None:
+    """Of locked rows. Once a job has come further, no earlier failure counts: it was not their cause."""
+    values = []
+    for row, job in changed:
+        was = read_job(row)
+        is_further = job.steps_done > was.steps_done or len(job.output) > len(was.output)
+        values.append(
+            {
+                "of_seq": row.seq,
+                "steps_done": job.steps_done,
+                "output": output_column(job.output),
+                "is_begun": True,
+                "failures": 0 if is_further else row.failures,
+                "deaths": 0 if is_further else row.deaths,
+            }
+        )
+    if values:
+        await connection.execute(update(jobs).where(_c.seq == bindparam("of_seq")), values)
 
 
 async def _lock(connection: AsyncConnection, claims: Collection[Claim]) -> list[Row[Any]]:

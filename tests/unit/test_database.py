@@ -39,7 +39,7 @@ STARTING = JobState.STARTING
 
 @in_loop
 async def test_the_migrations_make_the_tables_that_the_code_has(url: str) -> None:
-    async with opened(url) as store, store.database.engine.connect() as connection:
+    async with opened(url) as store, store.database.reader.connect() as connection:
 
         def differences(sync_connection: Any) -> list[Any]:
             return compare_metadata(MigrationContext.configure(sync_connection), metadata)
@@ -111,7 +111,9 @@ async def test_sqlite_walks_through_no_jobs_that_it_is_not_asked_for(sqlite_url:
             statements[statement] = parameters[0] if executemany else parameters
 
     async with opened(sqlite_url) as store:
-        event.listen(store.database.engine.sync_engine, "before_cursor_execute", keep)
+        engines = (store.database.reader.sync_engine, store.database.writer.sync_engine)
+        for engine in engines:
+            event.listen(engine, "before_cursor_execute", keep)
         job = await store.create(new_job("a", webhook=webhook(), key=IdempotencyKey("k", "f")))
         await store.create(new_job("b", key=IdempotencyKey("k", "f")))
         await store.get("a")
@@ -130,7 +132,8 @@ async def test_sqlite_walks_through_no_jobs_that_it_is_not_asked_for(sqlite_url:
         await store.sweep(key_age_s=-60)
         await store.remove_data(await store.expired(-60, 10))
         await store.forget(-60, 10)
-        event.remove(store.database.engine.sync_engine, "before_cursor_execute", keep)
+        for engine in engines:
+            event.remove(engine, "before_cursor_execute", keep)
         assert len(statements) > 15
         async with store.database.read() as connection:
             for statement, parameters in statements.items():
@@ -186,7 +189,7 @@ async def test_a_full_disk_under_sqlite_loses_nothing_that_was_accepted(sqlite_u
                 accepted.append((await store.create(new)).id)
 
         async def limit_pages(pages: int) -> None:
-            async with store.database.read() as connection:
+            async with store.database.write() as connection:
                 await connection.execute(text(f"PRAGMA max_page_count = {pages}"))
 
         await limit_pages(200)

@@ -125,7 +125,7 @@ async def test_keys_that_come_in_opposite_orders_lock_nobody_out(postgresql_url:
 async def test_what_is_created_at_once_shares_transactions_and_nothing_else(url: str) -> None:
     async with opened(url) as store:
         commits: list[None] = []
-        event.listen(store.database.engine.sync_engine, "commit", lambda _: commits.append(None))
+        event.listen(store.database.writer.sync_engine, "commit", lambda _: commits.append(None))
         news = [new_job(f"job {number}", key=IdempotencyKey(f"{number}", "f")) for number in range(50)]
         news.append(new_job("reused", key=IdempotencyKey("7", "another payload")))
         *created, refused = await asyncio.gather(*map(store.create, news), return_exceptions=True)
@@ -275,15 +275,15 @@ async def test_a_job_from_creation_to_success(url: str) -> None:
         assert job.started_at >= job.created_at
         assert await store.record_progress({claim: 12}) == {"a"}
         assert await store.record_image(claim, 1, "a/1.webp", 14)
-        assert await store.record_image(claim, 0, "a/0.webp", 18)
         now = await store.get("a")
         assert now is not None
-        assert (now.steps_done, now.output) == (18, {0: "a/0.webp", 1: "a/1.webp"})
+        assert (now.steps_done, now.output) == (14, {1: "a/1.webp"})
         assert await store.renew([claim], LONG) == {"a"}
-        assert await store.succeed(claim)
+        assert await store.succeed(claim, {0: "a/0.webp"})
         done = await store.get("a")
         assert done is not None
         assert (done.state, done.steps_done, done.started_at) == (SUCCEEDED, 20, job.started_at)
+        assert done.output == {0: "a/0.webp", 1: "a/1.webp"}
         assert done.completed_at is not None
         assert done.completed_at >= job.started_at
         history = await store.history("a")
@@ -326,6 +326,7 @@ async def refused(store: JobStore, claim: Claim) -> bool:
             await store.record_progress({claim: 20}),
             await store.record_image(claim, 0, "key", 5),
             await store.succeed(claim),
+            await store.succeed(claim, {0: "key"}),
             await store.fail(claim, "error"),
             await store.retry(claim, "error"),
             await store.give_back(claim),
@@ -457,11 +458,24 @@ async def test_attempts_count_only_while_the_job_comes_no_further(url: str) -> N
         await store.create(new_job("a"))
         for steps in range(1, 6):  # more often than it may be begun, each time one step further
             assert await store.record_progress({await claim_one(store, DEAD): steps}) == {"a"}
-        for _ in range(2):
-            await store.record_progress({await claim_one(store, DEAD): 5})
+        for steps in (3, 4):  # it only comes again to where it was
+            await store.record_progress({await claim_one(store, DEAD): steps})
         assert await store.claim(1, LONG) == []
+        job = await store.get("a")
+        assert job is not None
+        assert job.steps_done == 5
         assert await state_of(store, "a") is FAILED
         check_history(await store.history("a"))
+
+
+@in_loop
+async def test_another_image_is_further_however_few_its_steps(url: str) -> None:
+    async with opened(url) as store:
+        await store.create(new_job("a"))
+        await store.record_progress({await claim_one(store, DEAD): 15})
+        for index in range(5):
+            assert await store.record_image(await claim_one(store, DEAD), index, "key", 4 * index)
+        assert await claim_one(store)
 
 
 @in_loop

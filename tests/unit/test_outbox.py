@@ -57,6 +57,17 @@ async def test_webhooks_are_told_of_what_they_asked_for(url: str) -> None:
 
 
 @in_loop
+async def test_the_last_image_is_told_of_with_all_steps_and_before_the_end(url: str) -> None:
+    async with opened(url) as store:
+        await store.create(new_job("a", webhook=webhook(WebhookEvent.OUTPUT, WebhookEvent.COMPLETED)))
+        await store.succeed(await claim_one(store), {0: "key"})
+        assert [(event, payload["steps"], payload["output"]) for _, event, payload in await told(store)] == [
+            (WebhookEvent.OUTPUT, 20, ["key"]),
+            (WebhookEvent.COMPLETED, 20, ["key"]),
+        ]
+
+
+@in_loop
 async def test_what_comes_often_is_told_of_once_in_an_interval(url: str) -> None:
     async with opened(url, event_interval_s=3600.0) as store:
         await store.create(new_job("a", webhook=webhook()))
