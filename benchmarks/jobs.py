@@ -15,7 +15,7 @@ from pathlib import Path
 from ray.serve import Application
 
 from benchmarks.engine import PROMPTS
-from benchmarks.peers.systems import on_ray, running
+from benchmarks.peers.systems import PROXIES, on_ray, running
 from cluster.bench.arrivals import constant
 from cluster.bench.load import Target, run_load
 from cluster.bench.mix import Mix, plan
@@ -56,14 +56,14 @@ def build_app(num_threads: int) -> Application:
     return build_midstep(AppConfig.model_validate(config))
 
 
-def submissions(rate: float, duration_s: float, num_threads: int, is_simulated: bool) -> Summary:
+def submissions(rate: float, duration_s: float, num_threads: int, proxy: str, is_simulated: bool) -> Summary:
     with tempfile.TemporaryDirectory() as folder:
         if is_simulated:
             file = CostModelFile(path="any", dtype="any", device="modelled", cost_model=SLEEPING)
             (Path(folder) / _COST_MODEL).write_text(file.model_dump_json())
         os.environ[_FOLDER] = folder
         mix = Mix(prompts=PROMPTS, num_inference_steps={STEPS: 1.0})
-        with running(on_ray("Midstep", "benchmarks.jobs"), num_threads) as url:
+        with running(on_ray("Midstep", "benchmarks.jobs", proxy), num_threads) as url:
             target = Target(url, path="/v1/predictions", body=BODY)
             asyncio.run(run_load(target, plan(constant(rate / 2, 3.0), mix, seed=2)))
             return summarize(asyncio.run(run_load(target, plan(constant(rate, duration_s), mix, seed=1))))
@@ -77,9 +77,13 @@ def main() -> None:
     parser.add_argument("--busy-rate", type=float, default=60.0, help="jobs/s while the engine runs")
     parser.add_argument("--duration", type=float, default=20.0, help="seconds of each")
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument(
+        "--proxy", choices=PROXIES, default="haproxy", help="as production has it, or Serve's"
+    )
     args = parser.parse_args()
+    print(f"HTTP by {args.proxy}", flush=True)
     for rate, is_simulated in ((args.idle_rate, True), (args.busy_rate, False)):
-        summary = submissions(rate, args.duration, args.threads, is_simulated)
+        summary = submissions(rate, args.duration, args.threads, args.proxy, is_simulated)
         assert summary.latency_p50_s is not None, summary.counts
         assert summary.latency_p95_s is not None
         p50_ms, p95_ms = 1000 * summary.latency_p50_s, 1000 * summary.latency_p95_s

@@ -16,7 +16,7 @@ import numpy as np
 from ray.serve import Application
 
 from benchmarks.engine import GUIDANCE_SCALE, PROMPTS
-from benchmarks.peers.systems import on_ray, running
+from benchmarks.peers.systems import PROXIES, on_ray, running
 from benchmarks.saturation import MAX_ROWS, SLEEPING, STEPS
 from cluster.bench.answers import Kind
 from cluster.bench.arrivals import poisson
@@ -80,6 +80,9 @@ def main() -> None:
     parser.add_argument("--duration", type=float, default=60.0, help="seconds of each load")
     parser.add_argument("--multiples", type=float, nargs="+", default=[1.0, 2.0, 5.0, 10.0])
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument(
+        "--proxy", choices=PROXIES, default="haproxy", help="as production has it, or Serve's"
+    )
     args = parser.parse_args()
 
     def load(url: str, requests: Sequence[PlannedRequest]) -> list[Outcome]:
@@ -89,8 +92,10 @@ def main() -> None:
         file = CostModelFile(path="any", dtype="any", device="modelled", cost_model=SLEEPING)
         (Path(folder) / _COST_MODEL).write_text(file.model_dump_json())
         os.environ[_FOLDER] = folder
-        print(f"a simulated device that does {CAPACITY:.2f} images/s at most", flush=True)
-        with running(on_ray("Midstep", "benchmarks.overload"), args.threads) as url:
+        print(
+            f"a simulated device that does {CAPACITY:.2f} images/s at most; HTTP by {args.proxy}", flush=True
+        )
+        with running(on_ray("Midstep", "benchmarks.overload", args.proxy), args.threads) as url:
             calm = load(url, planned(CALM, args.duration))
             print(described(f"{CALM:g} of that", calm), flush=True)
             for multiple in args.multiples:

@@ -6,7 +6,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import httpx
@@ -18,21 +18,29 @@ from cluster.rehearsal.ports import free_port
 
 START_TIMEOUT_S = 600.0
 STOP_TIMEOUT_S = 60.0
+# What takes HTTP in front of replicas on Ray, and how it is asked for.
+PROXIES: Mapping[str, Mapping[str, str]] = {
+    "serve": {"RAY_SERVE_ENABLE_HA_PROXY": "0"},
+    "haproxy": {"RAY_SERVE_ENABLE_HA_PROXY": "1"},
+}
 _FIRST_IMAGE = {"prompt": "a red star on a blue background", "seed": 1, "num_inference_steps": 4}
 
 
 @dataclass(frozen=True)
 class System:
-    """title: in tables. python: of the environment that it runs in. arguments: after it."""
+    """title: in tables. python: of the environment that it runs in. arguments: after it. variables: of its
+    environment."""
 
     title: str
     python: Callable[[], Path]
     arguments: tuple[str, ...]
+    variables: Mapping[str, str] = field(default_factory=dict)
 
 
-def on_ray(title: str, module: str) -> System:
+def on_ray(title: str, module: str, proxy: str = "serve") -> System:
+    """proxy: one of PROXIES"""
     arguments = ("-m", "benchmarks.peers.ray_host", module, "--threads", "{threads}", "--port", "{port}")
-    return System(title, project_python, arguments)
+    return System(title, project_python, arguments, PROXIES[proxy])
 
 
 _LITSERVE = ("-m", "benchmarks.peers.litserve_server", "--threads", "{threads}", "--port", "{port}")
@@ -57,6 +65,7 @@ def running(system: System, num_threads: int) -> Iterator[str]:
         "RAY_AUTH_MODE": "disabled",
         "PEER_THREADS": str(num_threads),
         "BENTOML_DO_NOT_TRACK": "True",
+        **system.variables,
     }
     # Of the environment's, those that would decide on threads in place of us.
     environment.pop("OMP_NUM_THREADS", None)
