@@ -30,6 +30,8 @@ NUM_SEEDS = 4
 FINAL = {state.value for state in JobState if state.is_final}
 INPUT = {"prompt": "a small blue circle above a red square on a white background", "deterministic": True}
 FINISH_TIMEOUT_S = 240.0
+# More, and the replicas that come next would take longer to start on two cores.
+PERIOD_S = 2.0
 # No more jobs are handed in meanwhile: a machine that cannot keep up must come to the end of them, too.
 MAX_UNFINISHED = 50
 
@@ -92,15 +94,15 @@ def _job(seed: int) -> dict[str, Any]:
 
 @asynccontextmanager
 async def steadily(load: Load, http: httpx.AsyncClient) -> AsyncIterator[None]:
-    """One job and one request a second, whether or not they are answered."""
+    """One job and one request in PERIOD_S, whether or not they are answered."""
 
     async def arrive() -> None:
         async with asyncio.TaskGroup() as group:
             for seed in itertools.cycle(range(NUM_SEEDS)):
                 group.create_task(load.hand_in(http, seed))
-                await asyncio.sleep(0.5)
+                await asyncio.sleep(PERIOD_S / 2)
                 group.create_task(load.ask(http, seed))
-                await asyncio.sleep(0.5)
+                await asyncio.sleep(PERIOD_S / 2)
 
     task = asyncio.create_task(arrive())
     try:
@@ -175,7 +177,7 @@ def test_nothing_accepted_is_lost_whatever_is_killed(base_url: str, data_folder:
                     await asyncio.sleep(1.0)
                     await replaced(kind, await asyncio.to_thread(kill, kind), http)
                     load.ingress_is_down = False
-            # Of one each that is offered in a second; a kill takes longer than that.
+            # Of one each that is offered in PERIOD_S; five kills take longer than twice that.
             assert len(load.jobs) >= 2 * KILLS_OF_EACH, load.failures
             assert load.answered >= 2 * KILLS_OF_EACH, load.failures
             await check_jobs(load, http, data_folder)

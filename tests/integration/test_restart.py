@@ -7,11 +7,11 @@ import httpx
 from tests.integration.applications import whole_application
 from tests.integration.predictions import begun, create, finished, get
 
-NUM_JOBS = 5
+NUM_JOBS = 3
 
 
 def test_every_acknowledged_job_finishes_after_a_restart(tmp_path: Path) -> None:
-    given = {"num_inference_steps": 100, "num_outputs": 2, "deterministic": True, "seed": 1}
+    given = {"num_inference_steps": 60, "num_outputs": 2, "deterministic": True, "seed": 1}
     jobs = {"data_folder": str(tmp_path / "data")}
     with whole_application(jobs, tmp_path / "first.log") as first:
         client = first.client
