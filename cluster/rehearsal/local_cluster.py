@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import ray
+from ray._common.utils import get_default_ray_temp_dir
 from ray._private.node import Node
 from ray._raylet import GcsClient  # type: ignore[attr-defined]
 from ray.cluster_utils import Cluster
@@ -52,6 +53,7 @@ class LocalCluster:
 def local_cluster(metrics_port: int | None = None) -> Iterator[LocalCluster]:
     """With a head alone at first; this process is connected to it. metrics_port: of the head."""
     os.environ["RAY_AUTH_MODE"] = "disabled"  # everything of it is bound to this machine
+    os.makedirs(get_default_ray_temp_dir(), exist_ok=True)  # a Cluster writes its address there
     # Sockets live below it, and their paths must stay short.
     folder = tempfile.mkdtemp(prefix="midstep-", dir="/tmp")
     cluster = Cluster(

@@ -18,6 +18,8 @@ from transformers.utils import logging as transformers_logging
 # Importing diffusers makes these libraries tell every process, a replica each, that xformers has no CUDA here
 # and that torchvision is not installed, and draw progress bars into its log. What of it matters is checked in
 # `models`. So this stands before diffusers is imported.
+# What the engine uses of diffusers it names where it uses it, as in `diffusers.AutoencoderKL`: that loads no
+# more, and ingress and runner, which use none of its models, start a second earlier.
 logging.getLogger("xformers").setLevel(logging.ERROR)
 transformers_logging.set_verbosity_error()
 transformers_logging.disable_progress_bar()

@@ -1,12 +1,14 @@
 """Latents to pixels, and pixels to files."""
 
+from __future__ import annotations
+
 import io
 from collections.abc import Mapping, Sequence
 
+import diffusers
 import numpy as np
 import torch
 import torch.nn.functional as F
-from diffusers import AutoencoderKL
 from PIL import Image, PngImagePlugin
 
 from deployments.engine.messages import EncodedImage, ImageFormat, LatentShape
@@ -19,7 +21,7 @@ _LOSSY = {"image/webp": "WEBP", "image/jpeg": "JPEG"}
 class LatentDecoder:
     """Decodes latents with a VAE, and previews them with a linear map that is fitted to that VAE."""
 
-    def __init__(self, vae: AutoencoderKL) -> None:
+    def __init__(self, vae: diffusers.AutoencoderKL) -> None:
         self._vae = vae
         self._scale_factor = 2 ** (len(vae.config.block_out_channels) - 1)
         self._rgb_map = _fit_rgb_map(vae, self._scale_factor)  # [C + 1, 3], on the CPU
@@ -50,7 +52,7 @@ class LatentDecoder:
         return pixels
 
 
-def _latent_statistics(vae: AutoencoderKL) -> tuple[torch.Tensor, torch.Tensor]:
+def _latent_statistics(vae: diffusers.AutoencoderKL) -> tuple[torch.Tensor, torch.Tensor]:
     """Mean and scale [1, C, 1, 1] between the U-Net's latents and the VAE's, as in diffusers' pipelines."""
     mean, std = vae.config.latents_mean, vae.config.latents_std
     if mean is None or std is None:
@@ -68,7 +70,7 @@ def _to_pixels(images: torch.Tensor) -> Pixels:
 
 
 @torch.inference_mode()
-def _fit_rgb_map(vae: AutoencoderKL, scale_factor: int) -> torch.Tensor:
+def _fit_rgb_map(vae: diffusers.AutoencoderKL, scale_factor: int) -> torch.Tensor:
     """Least squares from latents to the mean colour of their pixels, on random patches of colour."""
     generator = torch.Generator().manual_seed(0)
     # The sine takes them towards the corners of the colour cube, where most of a picture's contrast is.

@@ -4,32 +4,23 @@ Stable Diffusion 1.x and 2.x (epsilon or v-prediction) and SDXL. What cannot be 
 start, with the reason.
 """
 
+from __future__ import annotations
+
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import import_module
 from typing import Any
 
+import diffusers
 import torch
-from diffusers import (
-    AutoencoderKL,
-    DDIMScheduler,
-    DiffusionPipeline,
-    StableDiffusionPipeline,
-    StableDiffusionXLPipeline,
-    UNet2DConditionModel,
-)
-from diffusers.models.attention_processor import AttnProcessor2_0, XFormersAttnProcessor
 
 DTYPES: Mapping[str, torch.dtype] = {
     "float32": torch.float32,
     "bfloat16": torch.bfloat16,
     "float16": torch.float16,
 }
-_PIPELINES = {
-    "StableDiffusionPipeline": StableDiffusionPipeline,
-    "StableDiffusionXLPipeline": StableDiffusionXLPipeline,
-}
+_PIPELINES = ("StableDiffusionPipeline", "StableDiffusionXLPipeline")
 
 
 class ModelLoadError(RuntimeError):
@@ -91,57 +82,62 @@ class ModelInfo:
 def load_model_info(source: ModelSource) -> ModelInfo:
     """Reads no weights. Raises ModelLoadError."""
     unet_config = load_unet_config(source)
-    scheduler_config = DDIMScheduler.load_config(source.path, subfolder="scheduler", **source.hub_kwargs())
-    vae_config = AutoencoderKL.load_config(source.path, subfolder="vae", **source.hub_kwargs())
+    scheduler_config = diffusers.DDIMScheduler.load_config(
+        source.path, subfolder="scheduler", **source.hub_kwargs()
+    )
+    vae_config = diffusers.AutoencoderKL.load_config(source.path, subfolder="vae", **source.hub_kwargs())
     scale_factor = 2 ** (len(vae_config["block_out_channels"]) - 1)
     return ModelInfo(scheduler_config, scale_factor, unet_config["sample_size"] * scale_factor)
 
 
 def load_unet_config(source: ModelSource) -> Mapping[str, Any]:
     """Raises ModelLoadError for a U-Net that needs more than a prompt."""
-    _pipeline_class(source)
-    config: Mapping[str, Any] = UNet2DConditionModel.load_config(
+    _pipeline_name(source)
+    config: Mapping[str, Any] = diffusers.UNet2DConditionModel.load_config(
         source.path, subfolder="unet", **source.hub_kwargs()
     )
     _refuse_unserved(config, source)
     return config
 
 
-def _pipeline_class(source: ModelSource) -> type[DiffusionPipeline]:
+def _pipeline_name(source: ModelSource) -> str:
+    """Of its class."""
     try:
-        index = DiffusionPipeline.load_config(source.path, **source.hub_kwargs())
+        index = diffusers.DiffusionPipeline.load_config(source.path, **source.hub_kwargs())
     except OSError as error:
         raise ModelLoadError(f"model {source.path!r} cannot be read: {error}") from error
-    name = index["_class_name"]
+    name: str = index["_class_name"]
     if name not in _PIPELINES:
         raise ModelLoadError(f"model {source.path!r} is a {name}; served are {' and '.join(_PIPELINES)}")
     if index.get("requires_aesthetics_score"):
         raise ModelLoadError(
             f"model {source.path!r} is an SDXL refiner, which makes no image from a prompt alone"
         )
-    pipeline_class: type[DiffusionPipeline] = _PIPELINES[name]
-    return pipeline_class
+    return name
 
 
-def load_text_pipeline(source: ModelSource, placement: Placement) -> DiffusionPipeline:
+def load_text_pipeline(source: ModelSource, placement: Placement) -> diffusers.DiffusionPipeline:
     """The stock pipeline with its tokenizers and text encoders and nothing else: for `encode_prompt`."""
-    pipeline_class = _pipeline_class(source)
+    name = _pipeline_name(source)
     parts: dict[str, Any] = {"unet": None, "vae": None, "feature_extractor": None, "image_encoder": None}
-    if pipeline_class is StableDiffusionPipeline:
+    if name == "StableDiffusionPipeline":
         parts |= {"safety_checker": None, "requires_safety_checker": False}
-    pipeline = pipeline_class.from_pretrained(
+    pipeline = getattr(diffusers, name).from_pretrained(
         source.path, dtype=placement.torch_dtype(), **parts, **source.hub_kwargs()
     )
     pipeline.set_progress_bar_config(disable=True)
     return pipeline.to(placement.torch_device())
 
 
-def load_vae(source: ModelSource, placement: Placement) -> AutoencoderKL:
+def load_vae(source: ModelSource, placement: Placement) -> diffusers.AutoencoderKL:
     dtype = placement.torch_dtype()
-    config = AutoencoderKL.load_config(source.path, subfolder="vae", **source.hub_kwargs())
+    hub_kwargs = source.hub_kwargs()
+    config = diffusers.AutoencoderKL.load_config(source.path, subfolder="vae", **hub_kwargs)
     if dtype is torch.float16 and config.get("force_upcast", True):
         dtype = torch.float32  # this VAE overflows in float16; diffusers upcasts it just so
-    vae = AutoencoderKL.from_pretrained(source.path, subfolder="vae", dtype=dtype, **source.hub_kwargs())
+    vae = diffusers.AutoencoderKL.from_pretrained(
+        source.path, subfolder="vae", dtype=dtype, **source.hub_kwargs()
+    )
     vae.to(placement.torch_device(), memory_format=torch.channels_last)
     return vae.eval().requires_grad_(False)
 
@@ -154,7 +150,7 @@ class UNet:
 
     def __init__(
         self,
-        module: UNet2DConditionModel,
+        module: diffusers.UNet2DConditionModel,
         device: torch.device,
         dtype: torch.dtype,
         is_compiled: bool = False,
@@ -204,7 +200,7 @@ def load_unet(source: ModelSource, placement: Placement) -> UNet:
     """Raises ModelLoadError for a U-Net that needs more than a prompt, or an attention that cannot run."""
     load_unet_config(source)
     device, dtype = placement.torch_device(), placement.torch_dtype()
-    module = UNet2DConditionModel.from_pretrained(
+    module = diffusers.UNet2DConditionModel.from_pretrained(
         source.path, subfolder="unet", dtype=dtype, **source.hub_kwargs()
     )
     module.to(device, memory_format=torch.channels_last).eval().requires_grad_(False)
@@ -234,10 +230,11 @@ def _refuse_unserved(config: Mapping[str, Any], source: ModelSource) -> None:
 
 
 def _set_attention(
-    module: UNet2DConditionModel, attention: str, device: torch.device, dtype: torch.dtype
+    module: diffusers.UNet2DConditionModel, attention: str, device: torch.device, dtype: torch.dtype
 ) -> None:
+    processors = import_module("diffusers.models.attention_processor")
     if attention == "sdpa":
-        module.set_attn_processor(AttnProcessor2_0())
+        module.set_attn_processor(processors.AttnProcessor2_0())
         return
     query = torch.zeros(1, 8, 2, 32, device=device, dtype=dtype)
     try:
@@ -247,4 +244,4 @@ def _set_attention(
         raise ModelLoadError(
             f"attention: xformers cannot run on {device.type} in {dtype}: {reason}. Use attention: sdpa"
         ) from error
-    module.set_attn_processor(XFormersAttnProcessor())
+    module.set_attn_processor(processors.XFormersAttnProcessor())

@@ -1,10 +1,12 @@
 """Text to embeddings, by the stock pipeline's own `encode_prompt`."""
 
+from __future__ import annotations
+
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import diffusers
 import torch
-from diffusers import DiffusionPipeline, StableDiffusionXLPipeline
 from diffusers.utils import logging as diffusers_logging
 
 from deployments.engine.messages import PromptEmbeds
@@ -54,9 +56,9 @@ def join_embeds(positive: EncodedText, negative: EncodedText | None, max_tokens:
 class TextEncoder:
     """Texts to embeddings. Keeps nothing; not thread-safe (its tokenizers are not)."""
 
-    def __init__(self, pipeline: DiffusionPipeline) -> None:
+    def __init__(self, pipeline: diffusers.DiffusionPipeline) -> None:
         self._pipeline = pipeline
-        self._is_xl = isinstance(pipeline, StableDiffusionXLPipeline)
+        self._is_xl = isinstance(pipeline, diffusers.StableDiffusionXLPipeline)
 
     @torch.inference_mode()
     def encode(self, texts: Sequence[str]) -> list[EncodedText]:

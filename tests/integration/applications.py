@@ -30,17 +30,21 @@ class WholeApplication:
 def whole_application(
     jobs: Mapping[str, Any],
     log: Path,
+    cost_model: Path | None,
     command: Sequence[str | Path] = (),
     api_keys: Sequence[Mapping[str, Any]] = (),
 ) -> Iterator[WholeApplication]:
-    """Killed at the end, all of its processes at once. command: what runs it, if anything does."""
+    """Killed at the end, all of its processes at once.
+
+    cost_model: None to measure at its start; command: what runs it, if anything does
+    """
     port = free_port()
     environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
     module = [sys.executable, "-m", "tests.integration.whole_application"]
-    sections = json.dumps({"jobs": jobs, "api_keys": api_keys})
+    given = {"jobs": jobs, "api_keys": api_keys, "cost_model": cost_model and str(cost_model)}
     with log.open("w") as output:
         process = subprocess.Popen(
-            [*command, *module, str(port), sections],
+            [*command, *module, str(port), json.dumps(given)],
             env=environment,
             stdout=output,
             stderr=subprocess.STDOUT,

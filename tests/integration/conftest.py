@@ -20,6 +20,9 @@ from cluster.rehearsal.ports import free_port
 START_TIMEOUT_S = 240.0
 MAX_QUEUE = 24
 LEASE_S = 4.0
+# Longer than any machine takes for the largest request that is allowed, for which an ingress is checked.
+DRAIN = {"drain_timeout_s": 86400}
+MIDSTEP = Path(sys.executable).with_name("midstep")
 Metric = Callable[[str], float]
 
 
@@ -36,7 +39,15 @@ def data_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def base_url(cluster: LocalCluster, data_folder: Path) -> Iterator[str]:
+def cost_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Of the embedded model on this machine, so that no replica measures anew."""
+    file = tmp_path_factory.mktemp("profile") / "cost_model.json"
+    subprocess.run([MIDSTEP, "profile", "serve_config.yaml", "--output", file], check=True)
+    return file
+
+
+@pytest.fixture(scope="session")
+def base_url(cluster: LocalCluster, cost_model: Path, data_folder: Path) -> Iterator[str]:
     """The shipped configuration on a free port, run by the command that the README's `make serve` runs."""
     folder = data_folder.parent
     url = f"http://127.0.0.1:{free_port()}"
@@ -45,7 +56,8 @@ def base_url(cluster: LocalCluster, data_folder: Path) -> Iterator[str]:
     settings["logging_config"] = {"encoding": "JSON"}
     # The row cap is set, since what a busy machine measures would differ from run to run.
     settings["applications"][0]["args"] |= {
-        "model": {"device": "cpu"},
+        "model": {"device": "cpu", "cost_model": str(cost_model)},
+        "ingress": DRAIN,
         "denoiser": {"rows_per_forward": 16},
         "limits": {"max_queue": MAX_QUEUE},
         "jobs": {"data_folder": str(data_folder), "allow_private_webhooks": True, "lease_s": LEASE_S},
@@ -54,7 +66,7 @@ def base_url(cluster: LocalCluster, data_folder: Path) -> Iterator[str]:
     config.write_text(yaml.safe_dump(settings))
     log = (folder / "serve.log").open("w")
     process = subprocess.Popen(
-        [Path(sys.executable).with_name("midstep"), "run", config],
+        [MIDSTEP, "run", config],
         env=os.environ | {"RAY_ADDRESS": cluster.address},
         stdout=log,
         stderr=subprocess.STDOUT,

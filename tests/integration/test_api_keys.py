@@ -2,7 +2,6 @@
 
 import os
 import subprocess
-import sys
 from pathlib import Path
 
 import httpx
@@ -12,6 +11,7 @@ import replicate
 
 from serve.api_keys import key_sha256, new_key
 from tests.integration.applications import whole_application
+from tests.integration.conftest import MIDSTEP
 from tests.integration.predictions import FINISH_TIMEOUT_S, PROMPT, ROUTE, body
 
 ALICE, BOB, POOR = new_key(), new_key(), new_key()
@@ -25,7 +25,7 @@ IMAGE = {"prompt": PROMPT, "num_inference_steps": 4}
 
 def test_the_clients_with_keys_and_without(tmp_path: Path) -> None:
     jobs = {"data_folder": str(tmp_path / "data")}
-    with whole_application(jobs, tmp_path / "log", api_keys=API_KEYS) as application:
+    with whole_application(jobs, tmp_path / "log", None, api_keys=API_KEYS) as application:
         url = str(application.client.base_url)
         for_openai(url)
         job_id = for_replicate(url)
@@ -67,7 +67,7 @@ def for_replicate(url: str) -> str:
 
 def for_the_command_line(url: str, job_id: str) -> None:
     def listed(key: str) -> "subprocess.CompletedProcess[str]":
-        command = [Path(sys.executable).with_name("midstep"), "jobs", "list", "--json", "--url", url]
+        command = [MIDSTEP, "jobs", "list", "--json", "--url", url]
         environment = os.environ | {"MIDSTEP_API_KEY": key}
         return subprocess.run(
             command, env=environment, capture_output=True, text=True, timeout=FINISH_TIMEOUT_S, check=False

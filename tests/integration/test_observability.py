@@ -135,7 +135,7 @@ def collector() -> Iterator[tuple[str, list[Span]]]:
 
 
 def test_a_trace_goes_on_through_every_stage(
-    collector: tuple[str, list[Span]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    collector: tuple[str, list[Span]], cost_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     url, spans = collector
     settings = {
@@ -147,7 +147,8 @@ def test_a_trace_goes_on_through_every_stage(
     for name, value in settings.items():
         monkeypatch.setenv(name, value)
     trace_id, client_span = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
-    with whole_application({"data_folder": str(tmp_path / "data")}, tmp_path / "log") as running:
+    jobs = {"data_folder": str(tmp_path / "data")}
+    with whole_application(jobs, tmp_path / "log", cost_model) as running:
         request = {"prompt": PROMPT, "n": 2, "num_inference_steps": 3}
         assert running.client.post(ROUTE, json=request).status_code == 200
         headers = {"traceparent": f"00-{trace_id}-{client_span}-01", "x-request-id": "traced"}

@@ -70,13 +70,14 @@ def test_the_database_is_locked(client: httpx.Client, data_folder: Path) -> None
     all_succeed(client, [before, create(client, **SHORT)["id"]])
 
 
-def test_the_disk_is_full(tmp_path: Path) -> None:
+def test_the_disk_is_full(cost_model: Path, tmp_path: Path) -> None:
     if not shutil.which("unshare") or subprocess.run([*NAMESPACE, "true"], check=False).returncode:
         pytest.skip("this machine lets nobody mount a small disk")
     folder = tmp_path / "data"
     folder.mkdir()
     command = (*NAMESPACE, "sh", "-c", ON_A_SMALL_DISK, folder)
-    with whole_application({"data_folder": str(folder)}, tmp_path / "log", command) as application:
+    jobs = {"data_folder": str(folder)}
+    with whole_application(jobs, tmp_path / "log", cost_model, command) as application:
         client = application.client
         accepted = [create(client, **LONG)["id"]]
         begun(client, accepted[0])
@@ -91,10 +92,10 @@ def test_the_disk_is_full(tmp_path: Path) -> None:
         all_succeed(client, accepted)
 
 
-def test_the_database_is_away(postgresql_url: str, tmp_path: Path) -> None:
+def test_the_database_is_away(postgresql_url: str, cost_model: Path, tmp_path: Path) -> None:
     way = Way(postgresql_url, tmp_path)
     jobs = {"data_folder": str(tmp_path / "data"), "database_url": way.url}
-    with whole_application(jobs, tmp_path / "log") as application:
+    with whole_application(jobs, tmp_path / "log", cost_model) as application:
         client = application.client
         before = create(client, **LONG)["id"]
         begun(client, before)

@@ -5,7 +5,6 @@ import base64
 import io
 import json
 import subprocess
-import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -22,7 +21,7 @@ from replicate.exceptions import ReplicateError
 from replicate.stream import ServerSentEvent
 from standardwebhooks import Webhook
 
-from tests.integration.conftest import Metric, settled, wait_for
+from tests.integration.conftest import MIDSTEP, Metric, settled, wait_for
 from tests.integration.predictions import FINISH_TIMEOUT_S, PROMPT, ROUTE, create, finished
 from tests.shapes import evaluate, scenes
 
@@ -269,7 +268,7 @@ def test_webhooks_are_signed_and_sent_again(
 
 
 def midstep(base_url: str, *arguments: str) -> "subprocess.CompletedProcess[str]":
-    command = [Path(sys.executable).with_name("midstep"), *arguments, "--url", base_url]
+    command = [MIDSTEP, *arguments, "--url", base_url]
     return subprocess.run(command, capture_output=True, text=True, timeout=FINISH_TIMEOUT_S, check=False)
 
 

@@ -3,15 +3,16 @@
 import json
 import os
 import subprocess
-import sys
 from pathlib import Path
+
+from tests.integration.conftest import MIDSTEP
 
 CONFIG = "cluster/rehearsal/sdxl-16gpu.yaml"
 OPTIONS = "--gpus 2 --gpus-per-node 1 --arrivals constant --rate 1 --duration 10 --steps 5 --slo-s 60"
 
 
 def test_a_rehearsal_serves_its_load_on_simulated_gpus(tmp_path: Path) -> None:
-    command = [Path(sys.executable).with_name("midstep"), "rehearse", CONFIG, *OPTIONS.split()]
+    command = [MIDSTEP, "rehearse", CONFIG, *OPTIONS.split()]
     environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
     done = subprocess.run(
         [*command, "--output", tmp_path],

@@ -1,6 +1,6 @@
 """A Ray of its own with the application on it, in one session of processes, until it is killed.
 
-python -m tests.integration.whole_application PORT SECTIONS: `jobs` and `api_keys`, as JSON
+python -m tests.integration.whole_application PORT GIVEN: `jobs`, `api_keys` and `cost_model`, as JSON
 """
 
 import json
@@ -14,11 +14,11 @@ from ray import serve
 from cluster.rehearsal.ports import free_port
 from serve.app import build_app
 from serve.config import AppConfig
+from tests.integration.conftest import DRAIN
 
 
 def main() -> None:
-    port, sections = sys.argv[1:]
-    given = json.loads(sections)
+    port, given = sys.argv[1], json.loads(sys.argv[2])
     ray.init(
         address="local",
         num_cpus=4,
@@ -30,7 +30,8 @@ def main() -> None:
     )
     serve.start(http_options={"host": "127.0.0.1", "port": int(port)})
     config = {
-        "model": {"device": "cpu"},
+        "model": {"device": "cpu", "cost_model": given["cost_model"]},
+        "ingress": DRAIN,
         "denoiser": {"rows_per_forward": 16, "checkpoint_interval_s": 0.5},
         "jobs": {"lease_s": 4.0} | given["jobs"],
         "api_keys": given["api_keys"],
