@@ -1,7 +1,10 @@
 """`build_app`: from a configuration to a Ray Serve application. The only place that binds deployments."""
 
+from collections.abc import Mapping
+from typing import Any
+
 from ray import serve
-from ray.serve import Application
+from ray.serve import Application, Deployment
 
 from deployments.denoiser import Denoiser
 from deployments.engine.models import load_model_info
@@ -11,6 +14,10 @@ from serve.config import AppConfig
 from serve.drain import check_drain
 from serve.ingress import Ingress
 from serve.runner import Runner
+
+# Serve learns that a replica has died when it next asks for its health, and only then begins another: with its
+# own 10 s that is five seconds later, as a rule.
+HEALTH_CHECK_PERIOD_S = 2.0
 
 
 def build_app(config: AppConfig) -> Application:
@@ -27,19 +34,23 @@ def build_app(config: AppConfig) -> Application:
     jobs.job_store(), jobs.object_store()  # said now rather than by replicas that cannot start
     config = config.model_copy(update={"jobs": jobs})
     encoder, denoiser, decoder = config.encoder, config.denoiser, config.decoder
-    encoder_stage = serve.deployment(PromptEncoder, **encoder.deployment_options()).bind(
+    encoder_stage = _deployment(PromptEncoder, encoder.deployment_options()).bind(
         source, placement, encoder.batching(), encoder.num_threads, encoder.cache_size, profiling
     )
-    denoiser_stage = serve.deployment(Denoiser, **denoiser.deployment_options()).bind(
+    denoiser_stage = _deployment(Denoiser, denoiser.deployment_options()).bind(
         source, placement, config.engine_config(info), denoiser.batching(), denoiser.num_threads, profiling
     )
-    decoder_stage = serve.deployment(VaeDecoder, **decoder.deployment_options()).bind(
+    decoder_stage = _deployment(VaeDecoder, decoder.deployment_options()).bind(
         source, placement, decoder.batching(), decoder.num_threads, decoder.max_hold_s, profiling
     )
     stages = (encoder_stage, denoiser_stage, decoder_stage)
-    runner = serve.deployment(Runner, **config.jobs.runner_options()).bind(config, *stages)
-    ingress = serve.deployment(Ingress, **config.ingress.deployment_options())
+    runner = _deployment(Runner, config.jobs.runner_options()).bind(config, *stages)
+    ingress = _deployment(Ingress, config.ingress.deployment_options())
     return ingress.bind(config, info, *stages, runner)
+
+
+def _deployment(replica: type, options: Mapping[str, Any]) -> Deployment:
+    return serve.deployment(replica, health_check_period_s=HEALTH_CHECK_PERIOD_S, **options)
 
 
 def __getattr__(name: str) -> Application:

@@ -33,6 +33,7 @@ from deployments.profiling import Profiling
 from deployments.prompt_encoder import PromptEncoder
 from deployments.vae_decoder import VaeDecoder
 from serve import failover
+from serve.app import HEALTH_CHECK_PERIOD_S
 from serve.errors import PoisonousRequestError
 from tests.conftest import FORWARD_COST, LoadedModel
 from tests.integration.conftest import replica
@@ -41,7 +42,11 @@ POISONOUS_SEED = 666
 POISONOUS_PROMPT = "a poisonous circle"
 POISONOUS_VALUE = 6.0
 PNG = ImageFormat("image/png")
-OPTIONS = {"ray_actor_options": {"num_cpus": 0.25}, "max_ongoing_requests": 32}
+OPTIONS = {
+    "ray_actor_options": {"num_cpus": 0.25},
+    "max_ongoing_requests": 32,
+    "health_check_period_s": HEALTH_CHECK_PERIOD_S,
+}
 COST = CostModel(Curve(0.01, 1, 0.0), FORWARD_COST, FORWARD_COST)
 
 

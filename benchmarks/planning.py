@@ -1,0 +1,108 @@
+"""`midstep plan` against the application: loads at 50, 70 and 85% of what the machine does, through both.
+
+What is measured to plan with, a profile, single requests and bursts, is none of these loads.
+
+    python -m benchmarks.planning                  the embedded model on the CPU
+    python -m benchmarks.planning --simulated      a simulated device
+"""
+
+import argparse
+import os
+import tempfile
+from pathlib import Path
+
+import yaml
+from ray.serve import Application
+
+from benchmarks.peers.systems import PROXIES, on_ray, running
+from deployments.engine.cost import CostModel, Curve, StageCost
+from serve.app import build_app as build_midstep
+from serve.cli import only_application
+from serve.config import AppConfig, CostModelFile
+from serve.planning.command import main as plan
+from serve.profile import profile
+
+# Weights of the numbers of steps.
+STEPS = {4: 2, 20: 5, 30: 2, 50: 1}
+MAX_ROWS = 16
+SHAPE = (16, 16)
+# Modelled, not measured: of a device whose steps two cores keep up with.
+SLEEPING = CostModel(
+    encode=Curve(0.005, 8, 0.0005),
+    forward=StageCost(((SHAPE, Curve(0.040, 2, 0.012)),)),
+    decode=StageCost(((SHAPE, Curve(0.030, 1, 0.030)),)),
+)
+_CONFIG = "MIDSTEP_BENCHMARK_CONFIG"  # how the server's process is told of it
+
+
+def build_app(num_threads: int) -> Application:
+    return build_midstep(only_application(Path(os.environ[_CONFIG])))
+
+
+def written_config(folder: Path, is_simulated: bool, num_threads: int) -> Path:
+    """A Serve configuration with the costs of its device."""
+    cost_model = folder / "cost_model.json"
+    args = {
+        "model": {"device": "cpu"},
+        "denoiser": {"num_threads": num_threads, "max_rows": MAX_ROWS, "rows_per_forward": MAX_ROWS},
+        "limits": {"max_queue": 4096, "max_width": 128, "max_height": 128},
+        "ingress": {"drain_timeout_s": 3600},
+        "jobs": {"data_folder": str(folder / "data")},
+    }
+    if is_simulated:
+        file = CostModelFile(path="models/shapes", dtype="float32", device="simulated", cost_model=SLEEPING)
+    else:
+        file = profile(AppConfig.model_validate(args))
+    cost_model.write_text(file.model_dump_json())
+    args["model"] = {
+        "device": "simulated" if is_simulated else "cpu",
+        "cost_model": str(cost_model),
+    }
+    application = {"name": "midstep", "import_path": "serve.app:build_app", "args": args}
+    config = folder / "serve_config.yaml"
+    config.write_text(yaml.safe_dump({"applications": [application]}))
+    return config
+
+
+def capacity(config: AppConfig) -> float:
+    """Images/s of this load, in full batches. On a CPU the stages share it."""
+    cost = config.model.known_cost()
+    assert cost is not None, "it was just written"
+    steps = sum(number * weight for number, weight in STEPS.items()) / sum(STEPS.values())
+    image_s = 2 * steps * cost.forward.curve(SHAPE).seconds_each(MAX_ROWS)
+    if not config.model.placement().is_simulated:
+        image_s += cost.decode.curve(SHAPE).seconds(1)
+    return 1 / image_s
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--simulated", action="store_true")
+    parser.add_argument("--shares", type=float, nargs="+", default=[0.5, 0.7, 0.85], help="of the capacity")
+    parser.add_argument("--duration", type=float, default=90.0, help="seconds at each rate")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument(
+        "--proxy", choices=PROXIES, default="haproxy", help="as production has it, or Serve's"
+    )
+    args = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        config = written_config(Path(folder), args.simulated, args.threads)
+        os.environ[_CONFIG] = str(config)
+        most = capacity(only_application(config))
+        print(f"{most:.2f} images/s at most; HTTP by {args.proxy}", flush=True)
+        load = {
+            "--rates": ",".join(f"{share * most:.3f}" for share in args.shares),
+            "--duration": f"{args.duration:g}",
+            "--steps": ",".join(f"{number}:{weight}" for number, weight in STEPS.items()),
+            "--seed": str(args.seed),
+        }
+        with running(on_ray("Midstep", "benchmarks.planning", args.proxy), args.threads) as url:
+            options = [text for option in load.items() for text in option]
+            plan([str(config), "--validate", url, *options], only_application)
+
+
+if __name__ == "__main__":
+    main()
