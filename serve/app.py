@@ -15,8 +15,8 @@ from serve.drain import check_drain
 from serve.ingress import Ingress
 from serve.runner import Runner
 
-# Serve learns that a replica has died when it next asks for its health, and only then begins another: with its
-# own 10 s that is five seconds later, as a rule.
+# Serve learns that a replica has died when it asks for its health, and only then begins another: with its own
+# 10 s that is five seconds later, as a rule.
 HEALTH_CHECK_PERIOD_S = 2.0
 
 
