@@ -17,7 +17,7 @@ from ray.serve import Application
 from benchmarks.peers.systems import PROXIES, on_ray, running
 from deployments.engine.cost import CostModel, Curve, StageCost
 from serve.app import build_app as build_midstep
-from serve.cli import only_application
+from serve.checks import only_application
 from serve.config import AppConfig, CostModelFile
 from serve.planning.command import main as plan
 from serve.profile import profile

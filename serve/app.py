@@ -7,11 +7,10 @@ from ray import serve
 from ray.serve import Application, Deployment
 
 from deployments.denoiser import Denoiser
-from deployments.engine.models import load_model_info
 from deployments.prompt_encoder import PromptEncoder
 from deployments.vae_decoder import VaeDecoder
+from serve.checks import checked_model_info
 from serve.config import AppConfig
-from serve.drain import check_drain
 from serve.ingress import Ingress
 from serve.runner import Runner
 
@@ -26,9 +25,7 @@ def build_app(config: AppConfig) -> Application:
     Raises ConfigError and ModelLoadError, naming the key or the model, before anything is deployed.
     """
     source, placement = config.model.source(), config.model.placement()
-    info = load_model_info(source)
-    config.check_for(info)
-    check_drain(config, info)
+    info = checked_model_info(config)
     profiling = config.profiling(info)
     jobs = config.jobs.resolved()
     jobs.job_store(), jobs.object_store()  # said now rather than by replicas that cannot start

@@ -1,6 +1,7 @@
 """What the sections of the configuration have in common: they are frozen, and unknown keys are errors."""
 
 import difflib
+import json
 from collections.abc import Iterator, Mapping
 from typing import Any, get_args
 
@@ -36,3 +37,21 @@ def models_in(annotation: Any) -> list[type[BaseModel]]:
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return [annotation]
     return [model for argument in get_args(annotation) for model in models_in(argument)]
+
+
+def keys_table(schema: type[BaseModel]) -> str:
+    """Every key of it with its default and meaning, as a Markdown table."""
+    rows = [f"| `{key}` | {default} | {text} |" for key, default, text in _keys(schema)]
+    return "\n".join(["| key | default | meaning |", "|---|---|---|", *rows])
+
+
+def _keys(section: type[BaseModel], path: str = "") -> Iterator[tuple[str, str, str]]:
+    for name, field in section.model_fields.items():
+        default = field.get_default(call_default_factory=True)
+        if isinstance(default, BaseModel):
+            yield from _keys(type(default), f"{path}{name}.")
+            continue
+        shown = "required" if field.is_required() else f"`{json.dumps(default)}`"
+        yield f"{path}{name}", shown, field.description or ""
+        for item in models_in(field.annotation):
+            yield from _keys(item, f"{path}{name}[].")

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import yaml
 
-from serve.cli import check
+from serve.checks import check
 from serve.config import PROJECT_FOLDER, AppConfig
 
 KUBERAY = PROJECT_FOLDER / "cluster" / "kuberay"

@@ -8,7 +8,8 @@ import yaml
 from pydantic import ValidationError
 
 from serve.api_keys import EVERYBODY, KEY_PREFIX, Client, Clients, key_sha256, new_key
-from serve.cli import check, main
+from serve.checks import check
+from serve.cli import main
 from serve.config import AppConfig, ConfigError
 from serve.errors import InvalidApiKeyError
 

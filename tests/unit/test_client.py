@@ -2,6 +2,7 @@
 
 import json
 import signal
+import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
@@ -222,3 +223,8 @@ def test_ctrl_c_cancels_what_was_just_handed_in_and_nothing_else(
     server.on_stream = partial(signal.pthread_kill, threading.main_thread().ident, signal.SIGINT)
     assert midstep(monkeypatch, *arguments, "--json", "--url", server.url) == 130
     assert (("POST /v1/predictions/x/cancel", None) in server.seen) == is_canceled
+
+
+def test_who_only_asks_a_server_does_not_wait_for_torch() -> None:
+    code = "import sys, serve.cli, cluster.client.command; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from serve.cli import check
+from serve.checks import check
 from serve.config import PROJECT_FOLDER, AppConfig
 
 MULTI_GPU = sorted((PROJECT_FOLDER / "cluster").glob("serve_config.*.yaml"))

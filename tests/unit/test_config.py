@@ -1,5 +1,7 @@
 """The configuration: what is misspelt or cannot be is an error that says so."""
 
+import os
+import sys
 from pathlib import Path
 
 import pytest
@@ -8,8 +10,10 @@ from pydantic import ValidationError
 
 from deployments.engine.cost import CostModel, Curve, StageCost
 from deployments.engine.models import load_model_info
-from serve.cli import check, keys_table
+from serve.checks import check
+from serve.cli import main
 from serve.config import PROJECT_FOLDER, AppConfig, ConfigError, CostModelFile
+from serve.section import keys_table
 
 
 def test_the_empty_configuration_serves_the_embedded_model() -> None:
@@ -115,8 +119,24 @@ def test_defaults_that_the_model_cannot_have_are_named(args: dict[str, object], 
         config.check_for(load_model_info(config.model.source()))
 
 
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        ({"denoser": {}}, "unknown key; the nearest one is 'denoiser'"),
+        ({"defaults": {"width": 100}}, "defaults.width: 100 is not a multiple of 8"),
+    ],
+)
+def test_nothing_is_run_that_cannot_be(
+    args: dict[str, object], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["midstep", "run", str(write(tmp_path, {}, args))])
+    monkeypatch.setattr(os, "execv", lambda *_: pytest.fail("it was run"))
+    with pytest.raises(SystemExit, match=message):
+        main()
+
+
 def test_the_readme_has_the_table_of_keys() -> None:
-    assert keys_table() in (PROJECT_FOLDER / "README.md").read_text()
+    assert keys_table(AppConfig) in (PROJECT_FOLDER / "README.md").read_text()
 
 
 def write(folder: Path, changes: dict[str, object], args: dict[str, object]) -> Path:

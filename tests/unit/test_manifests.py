@@ -12,7 +12,7 @@ import kubernetes_validate
 import pytest
 import yaml
 
-from serve.cli import check
+from serve.checks import check
 from serve.config import PROJECT_FOLDER, ConfigError
 from tests.overlays import KUBERAY, OVERLAYS, Manifest, manifests, ray_service, served
 
