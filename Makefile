@@ -26,7 +26,7 @@ check: install
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-# 250 kills: three quarters of an hour on an idle machine.
+# 250 kills: half an hour on an idle machine.
 chaos: install
 	MIDSTEP_KILLS=50 $(BIN)/python -m pytest tests/integration/test_kills.py
 
