@@ -54,7 +54,7 @@ def calibrated(model: Model, planned: Sequence[PlannedRequest], known: Known, se
     """The model with overheads as measured on the server: of single requests at few and at many steps, and of
     bursts, neither of which is the load that is validated. No bursts where they would bring more replicas.
 
-    Raises ConfigError where the server does not answer all of them.
+    Raises ConfigError where the server does not answer all of them, or is no machine of these costs.
     """
     request_s, step_s = known.request_s, known.step_s
     model = replace(model, overheads=Overheads(slowdown=known.slowdown or 1.0))
@@ -101,7 +101,10 @@ def _burst(model: Model, planned: Sequence[PlannedRequest]) -> list[PlannedReque
 
 
 def _slowed_down(model: Model, burst: Sequence[PlannedRequest], send: Send) -> Model:
-    """The slowdown with which the burst takes as long as it did in the median, by bisection."""
+    """The slowdown with which the burst takes as long as it did in the median, by bisection.
+
+    Raises ConfigError for one that is past all sense.
+    """
     prompts = list({request.prompt: request for request in burst}.values())
     send(prompts)  # so that none is encoded within the burst
     measured_s = statistics.median(_makespan_s(send(burst)) for _ in range(NUM_BURSTS))
@@ -115,6 +118,11 @@ def _slowed_down(model: Model, burst: Sequence[PlannedRequest], send: Send) -> M
             low = middle
         else:
             high = middle
+    if low == MIN_SLOWDOWN or high == MAX_SLOWDOWN:
+        raise ConfigError(
+            f"--validate: a burst takes {measured_s:.1f} s on the server, which is not {MIN_SLOWDOWN:g} to "
+            f"{MAX_SLOWDOWN:g} times as long as its costs say: measure them there (`midstep profile`)"
+        )
     return model
 
 

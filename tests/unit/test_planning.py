@@ -372,6 +372,14 @@ def test_what_a_server_has_in_overheads_is_found_out(known: Known, truth: Overhe
     assert found.slowdown == pytest.approx(truth.slowdown, abs=0.002)
 
 
+@pytest.mark.parametrize("slowdown", [0.3, 6.0])
+def test_costs_of_another_machine_are_not_made_to_fit(slowdown: float) -> None:
+    server = Simulation(model(overheads=Overheads(0.0, 0.0, slowdown)), None)
+    load = plan(poisson(2.0, 30.0, seed=6), Mix(), seed=6)
+    with pytest.raises(ConfigError, match=r"not 0\.5 to 4 times .*`midstep profile`"):
+        calibrated(model(), load, Known(0.0, 0.0, None), lambda planned: list(server.run(planned).outcomes))
+
+
 def test_the_summary_is_the_load_generators_own() -> None:
     simulated = Simulation(model(), ONE_EACH).run([request(float(due)) for due in range(50)])
     summary = summarize(simulated.outcomes, 0.5)
