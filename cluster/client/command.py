@@ -11,7 +11,7 @@ from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
-from rich.table import Table
+from rich.table import Column, Table
 
 from cluster.client.predictions import Predictions, ServerError
 
@@ -119,9 +119,10 @@ def _list(predictions: Predictions, arguments: argparse.Namespace) -> int:
     if arguments.json:
         print(json.dumps(newest))
         return 0
-    table = Table("id", "status", "created", "prompt")
+    table = Table(Column("id", no_wrap=True), "status", "created", "prompt")  # an id is there to be copied
     for job in newest:
-        table.add_row(job["id"], job["status"], job["created_at"], str(job["input"].get("prompt", "")))
+        created_at = job["created_at"][: len("2026-01-01T00:00:00")]
+        table.add_row(job["id"], job["status"], created_at, str(job["input"].get("prompt", "")))
     Console().print(table)
     return 0
 

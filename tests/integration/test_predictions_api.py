@@ -284,7 +284,8 @@ def test_the_command_line(base_url: str, client: httpx.Client, tmp_path: Path) -
     assert json.loads(waited.stdout)["status"] == "succeeded"
     assert (tmp_path / "several-0.png").exists()
     assert (tmp_path / "several-1.png").exists()
-    assert job_id in midstep(base_url, "jobs", "list", "--json").stdout
+    for options in ([], ["--json"]):
+        assert job_id in midstep(base_url, "jobs", "list", *options).stdout
     refused = midstep(base_url, "generate", PROMPT, "--width", "130")
     assert refused.returncode == 1
     assert "input.width" in refused.stderr
