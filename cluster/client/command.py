@@ -121,7 +121,7 @@ def _list(predictions: Predictions, arguments: argparse.Namespace) -> int:
         return 0
     table = Table(Column("id", no_wrap=True), "status", "created", "prompt")  # an id is there to be copied
     for job in newest:
-        created_at = job["created_at"][: len("2026-01-01T00:00:00")]
+        created_at = job["created_at"][: len("2026-01-01T00:00:00")].replace("T", " ")
         table.add_row(job["id"], job["status"], created_at, str(job["input"].get("prompt", "")))
     Console().print(table)
     return 0

@@ -82,10 +82,9 @@ class ModelInfo:
 def load_model_info(source: ModelSource) -> ModelInfo:
     """Reads no weights. Raises ModelLoadError."""
     unet_config = load_unet_config(source)
-    scheduler_config = diffusers.DDIMScheduler.load_config(
-        source.path, subfolder="scheduler", **source.hub_kwargs()
-    )
-    vae_config = diffusers.AutoencoderKL.load_config(source.path, subfolder="vae", **source.hub_kwargs())
+    hub_kwargs = source.hub_kwargs()
+    scheduler_config = diffusers.DDIMScheduler.load_config(source.path, subfolder="scheduler", **hub_kwargs)
+    vae_config = diffusers.AutoencoderKL.load_config(source.path, subfolder="vae", **hub_kwargs)
     scale_factor = 2 ** (len(vae_config["block_out_channels"]) - 1)
     return ModelInfo(scheduler_config, scale_factor, unet_config["sample_size"] * scale_factor)
 
@@ -101,7 +100,7 @@ def load_unet_config(source: ModelSource) -> Mapping[str, Any]:
 
 
 def _pipeline_name(source: ModelSource) -> str:
-    """Of its class."""
+    """The class of its pipeline. Raises ModelLoadError for one that is not served."""
     try:
         index = diffusers.DiffusionPipeline.load_config(source.path, **source.hub_kwargs())
     except OSError as error:
@@ -135,9 +134,7 @@ def load_vae(source: ModelSource, placement: Placement) -> diffusers.Autoencoder
     config = diffusers.AutoencoderKL.load_config(source.path, subfolder="vae", **hub_kwargs)
     if dtype is torch.float16 and config.get("force_upcast", True):
         dtype = torch.float32  # this VAE overflows in float16; diffusers upcasts it just so
-    vae = diffusers.AutoencoderKL.from_pretrained(
-        source.path, subfolder="vae", dtype=dtype, **source.hub_kwargs()
-    )
+    vae = diffusers.AutoencoderKL.from_pretrained(source.path, subfolder="vae", dtype=dtype, **hub_kwargs)
     vae.to(placement.torch_device(), memory_format=torch.channels_last)
     return vae.eval().requires_grad_(False)
 
