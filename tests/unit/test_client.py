@@ -226,5 +226,14 @@ def test_ctrl_c_cancels_what_was_just_handed_in_and_nothing_else(
 
 
 def test_who_only_asks_a_server_does_not_wait_for_torch() -> None:
-    code = "import sys, serve.cli, cluster.client.command; sys.exit('torch' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+    code = """
+import sys
+from serve.cli import main
+sys.argv = ["midstep", "jobs", "list", "--url", "http://127.0.0.1:1"]
+try:
+    main()
+except SystemExit as ended:
+    print("torch" in sys.modules, ended.code)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.startswith("False http://127.0.0.1:1"), "it asked, and without torch"
