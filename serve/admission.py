@@ -5,6 +5,7 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 
 from deployments.engine.cost import CostModel
 from deployments.engine.denoising import EngineConfig
@@ -35,7 +36,7 @@ class Estimator:
         self._scale_factor = scale_factor
         self._num_denoisers = num_denoisers
 
-    def latency_s(self, request: GenerationRequest, cost: CostModel, other_rows: int = 0) -> float:
+    def latency_s(self, request: GenerationRequest, cost: CostModel, other_rows: float = 0) -> float:
         """Until its last image is there, beside other_rows rows of others, spread over the replicas."""
         group = self._group(request)
         return cost.latency_s(
@@ -65,16 +66,36 @@ class Estimator:
         return self._tables.table(request.sampler, request.num_inference_steps).num_rows
 
 
+@dataclass(frozen=True, slots=True)
+class JobsWork:
+    """What jobs under way keep the denoisers busy with: an ingress replica's share of it.
+
+    work_s: device-seconds of denoising; is_refilled: more jobs wait, which come in as these are done
+    """
+
+    rows: float = 0.0
+    work_s: float = 0.0
+    is_refilled: bool = False
+
+
 class Admission:
     """Counts images, their rows and their work. What is refused is refused before any work is done for it.
 
     max_queue: images; max_wait_s: seconds that the denoisers may be busy with what is accepted
+    jobs: what they do besides, at the moment
     """
 
-    def __init__(self, max_queue: int, max_wait_s: float, estimator: Estimator) -> None:
+    def __init__(
+        self,
+        max_queue: int,
+        max_wait_s: float,
+        estimator: Estimator,
+        jobs: Callable[[], JobsWork] = JobsWork,
+    ) -> None:
         self._max_queue = max_queue
         self._max_wait_s = max_wait_s
         self._estimator = estimator
+        self._jobs = jobs
         self._work_s = 0.0
         self._queued = 0
         self._queued_rows = 0
@@ -87,7 +108,8 @@ class Admission:
         """
         assert request.deadline is not None, "only deadlines are checked"
         left_s = request.deadline - time.time()
-        other_rows = self._queued_rows - request.num_images * request.rows_per_image
+        own_rows = request.num_images * request.rows_per_image
+        other_rows = self._queued_rows - own_rows + self._jobs().rows
         alone_s = self._estimator.latency_s(request, cost)
         now_s = self._estimator.latency_s(request, cost, other_rows)
         if alone_s > left_s:
@@ -116,12 +138,13 @@ class Admission:
                 f"at most {self._max_queue} are allowed. Try again later.",
                 retry_after_s=max(1, math.ceil(self._mean_s)),
             )
-        wait_s = self._estimator.wait_s(self._work_s)
+        jobs = self._jobs()
+        wait_s = self._estimator.wait_s(self._work_s + jobs.work_s)
         if wait_s > self._max_wait_s:
             raise QueueFullError(
                 f"The request would wait for about {wait_s:.1f} s; at most {self._max_wait_s:g} s are "
                 "allowed. Try again later.",
-                retry_after_s=max(1, math.ceil(wait_s - self._max_wait_s)),
+                retry_after_s=max(1, math.ceil(self._shrunk_in_s(wait_s, jobs))),
             )
         work_s = self._estimator.work_s(request, cost) if cost else 0.0
         self._work_s += work_s
@@ -135,3 +158,13 @@ class Admission:
             self._queued -= num_images
             self._queued_rows -= num_rows
             self._mean_s += _NEWEST * (time.monotonic() - started - self._mean_s)
+
+    def _shrunk_in_s(self, wait_s: float, jobs: JobsWork) -> float:
+        """Until the wait is no longer than it may be, if nothing else is accepted.
+
+        Where jobs take the places of jobs, only what is not theirs shrinks, by its share of what is done.
+        """
+        excess_s = wait_s - self._max_wait_s
+        if not jobs.is_refilled:
+            return excess_s
+        return wait_s * min(1.0, excess_s / max(self._estimator.wait_s(self._work_s), 1e-9))

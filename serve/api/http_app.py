@@ -29,6 +29,7 @@ from serve.config import AppConfig
 from serve.drain import drain_problem
 from serve.errors import MidstepError, NotReadyError
 from serve.fleet import Fleet
+from serve.jobs.load import JobLoad, crowding_problem
 from serve.jobs.opening import opened
 from serve.jobs.prediction import FILES_PATH, PREDICTIONS_PATH
 from serve.pipeline import Pipeline
@@ -54,12 +55,13 @@ def build_http_app(
     tables = SamplerTables(info.scheduler_config)
     engine = config.engine_config(info)
     estimator = Estimator(engine, tables, info.scale_factor, fleet.denoisers_per_ingress)
-    admission = Admission(config.limits.max_queue, config.limits.max_wait_s, estimator)
+    store = config.jobs.job_store()
+    job_load = JobLoad(store, estimator, lambda: pipeline.known_cost_model, fleet.num_ingresses)
+    admission = Admission(config.limits.max_queue, config.limits.max_wait_s, estimator, job_load.share)
     rate_limits = RateLimits(estimator, fleet.num_ingresses)
     acceptance = Acceptance(config, info, tables)
     models = ModelsRoutes(config.model, acceptance)
     images = ImagesRoute(config, acceptance, pipeline, admission, rate_limits)
-    store = config.jobs.job_store()
     predictions = PredictionsRoutes(
         config, acceptance, store, pipeline, estimator, rate_limits, look_for_canceled
     )
@@ -77,8 +79,9 @@ def build_http_app(
 
     async def learn_costs() -> None:
         cost = await _learned(pipeline, readiness)
-        if problem := drain_problem(config, info, cost):
-            logger.warning("%s", problem)
+        for problem in (drain_problem(config, info, cost), crowding_problem(config, info, cost)):
+            if problem:
+                logger.warning("%s", problem)
 
     # What knows no keys: browsers and Replicate's client fetch images, by URLs that nobody can guess.
     open_routes = [
@@ -105,7 +108,8 @@ def build_http_app(
     @asynccontextmanager
     async def lifespan(_: Starlette) -> AsyncIterator[None]:
         async with opened(store):
-            loops = (learn_costs(), fleet.watch(), _show_limit(config.limits.max_wait_s))
+            limit = _show_limit(config.limits.max_wait_s)
+            loops = (learn_costs(), fleet.watch(), job_load.watch(), limit)
             tasks = [asyncio.create_task(loop) for loop in loops]
             yield
             for task in tasks:

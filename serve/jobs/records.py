@@ -44,6 +44,14 @@ class Waiting:
     oldest_s: float
 
 
+@dataclass(frozen=True, slots=True)
+class UnderWay:
+    """Jobs that a runner has, or had when it died. is_more_waiting: others take their places."""
+
+    jobs: list[Job]
+    is_more_waiting: bool
+
+
 def new_row(new: NewJob) -> dict[str, Any]:
     """Of an insertion that adds the times: with `lifetime_s` for the deadline."""
     return {

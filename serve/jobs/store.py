@@ -29,7 +29,15 @@ from serve.jobs.history import record
 from serve.jobs.job import TRANSITIONS, Job, JobState, NewJob, WebhookEvent
 from serve.jobs.outbox import Outbox
 from serve.jobs.pages import Page, read_page
-from serve.jobs.records import Claim, Transition, Waiting, columns_without_data, output_column, read_job
+from serve.jobs.records import (
+    Claim,
+    Transition,
+    UnderWay,
+    Waiting,
+    columns_without_data,
+    output_column,
+    read_job,
+)
 from serve.jobs.tables import jobs, now_s, transitions
 
 # More are ended by the next sweep: others want to write, too.
@@ -135,6 +143,15 @@ class JobStore:
         statement = select(func.count(), oldest_s).where(_unfinished, _c.state == JobState.STARTING)
         async with self.database.read() as connection:
             return Waiting(*(await connection.execute(statement)).one())
+
+    @uninterrupted
+    async def under_way(self) -> UnderWay:
+        has_lease = and_(_unfinished, _c.lease_until > 0.0)  # only those that are: found by the index
+        waiting = select(_c.seq).where(_unfinished, _c.state == JobState.STARTING)
+        async with self.database.read() as connection:
+            rows = (await connection.execute(select(jobs).where(has_lease))).all()
+            is_more_waiting = (await connection.execute(select(waiting.exists()))).scalar_one()
+        return UnderWay([read_job(row) for row in rows], bool(is_more_waiting))
 
     @uninterrupted
     async def cancel(self, job_id: str, owner: str = "") -> Job | None:

@@ -4,6 +4,7 @@ import asyncio
 import base64
 import io
 import json
+import re
 import subprocess
 import threading
 import time
@@ -309,3 +310,23 @@ def test_jobs_and_requests_share_forwards(base_url: str, client: httpx.Client) -
             ]
 
     assert asyncio.run(run()) == [200] * 4 + [201] * 4 + [1] * 4
+
+
+def test_requests_reckon_with_jobs_that_keep_the_denoisers_busy(client: httpx.Client) -> None:
+    """A deadline that could be met alone is too early beside a job, and no more when that is canceled."""
+    asked = {"prompt": PROMPT, "num_inference_steps": 100}
+    refused = client.post("/v1/images/generations", json=asked | {"deadline_s": 0.05})
+    [alone_s] = map(float, re.findall(r"takes about ([\d.]+) s", refused.json()["error"]["message"]))
+    asked |= {"deadline_s": 2.5 * alone_s}
+    job = create(client, num_outputs=10, num_inference_steps=100)
+
+    def answered() -> str | None:
+        """Its error's code, if any."""
+        answer: dict[str, Any] = client.post("/v1/images/generations", json=asked).json()
+        return answer.get("error", {}).get("code")
+
+    try:
+        wait_for(lambda: answered() == "deadline_too_early_now")
+    finally:
+        client.post(f"{ROUTE}/{job['id']}/cancel")
+    wait_for(lambda: answered() is None)

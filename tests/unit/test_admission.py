@@ -11,13 +11,14 @@ from deployments.engine.cost import CostModel, Curve, StageCost
 from deployments.engine.denoising import EngineConfig
 from deployments.engine.messages import ImageFormat
 from deployments.engine.samplers import SamplerTables
-from serve.admission import Admission, Estimator
+from serve.admission import Admission, Estimator, JobsWork
 from serve.errors import DeadlineTooEarlyError, DeadlineTooEarlyNowError, QueueFullError
 from serve.generation import GenerationRequest
 from serve.pipeline import preview_steps
 from tests.unit.test_samplers import STABLE_DIFFUSION
 
 SHAPE = (16, 16)
+NO_JOBS = JobsWork()
 # A call of two rows takes 0.1 s, of sixteen 0.8 s.
 COST = CostModel(
     encode=Curve(1e-9, 1, 0.0),
@@ -26,10 +27,15 @@ COST = CostModel(
 )
 
 
-def admission(max_queue: int = 64, num_denoisers: int = 1, max_wait_s: float = 1000.0) -> Admission:
+def estimator(num_denoisers: int = 1) -> Estimator:
     engine = EngineConfig(max_rows=16, rows_per_forward=16, deterministic_rows=8, latent_shape=SHAPE)
-    estimator = Estimator(engine, SamplerTables(STABLE_DIFFUSION), 8, lambda: num_denoisers)
-    return Admission(max_queue, max_wait_s, estimator)
+    return Estimator(engine, SamplerTables(STABLE_DIFFUSION), 8, lambda: num_denoisers)
+
+
+def admission(
+    max_queue: int = 64, num_denoisers: int = 1, max_wait_s: float = 1000.0, jobs: JobsWork = NO_JOBS
+) -> Admission:
+    return Admission(max_queue, max_wait_s, estimator(num_denoisers), lambda: jobs)
 
 
 def request(num_images: int = 1, deadline_s: float | None = None, **changes: Any) -> GenerationRequest:
@@ -149,6 +155,40 @@ def test_past_the_longest_wait_requests_are_refused_and_told_when_to_come_again(
         assert refusal.value.retry_after_s == retry_after_s
     with door.admitted(request(), COST):
         pass
+
+
+@pytest.mark.parametrize(
+    ("own_images", "jobs", "wait", "retry_after_s"),
+    [
+        (0, JobsWork(work_s=9.0), "9.0", 4),
+        (4, JobsWork(work_s=5.0), "9.0", 4),
+        # Jobs take the places of jobs: of each second, own work gets four ninths.
+        (4, JobsWork(work_s=5.0, is_refilled=True), "9.0", 9),
+        (8, JobsWork(work_s=4.0, is_refilled=True), "12.0", 11),  # 7 of 8 have to be done: 7/8 of 12 s
+        (8, JobsWork(is_refilled=True), "8.0", 3),
+        (0, JobsWork(work_s=9.0, is_refilled=True), "9.0", 9),
+    ],
+)
+def test_jobs_under_way_are_waited_for_as_well(
+    own_images: int, jobs: JobsWork, wait: str, retry_after_s: int
+) -> None:
+    door = admission(max_wait_s=5.0, jobs=jobs)
+    with ExitStack() as accepted:
+        if own_images:
+            accepted.enter_context(door.admitted(request(own_images), COST))
+        with (
+            pytest.raises(QueueFullError, match=f"wait for about {wait} s; at most 5 s") as refusal,
+            door.admitted(request(), COST),
+        ):
+            pass
+    assert refusal.value.retry_after_s == retry_after_s
+
+
+def test_a_deadline_is_too_early_beside_the_rows_of_jobs() -> None:
+    asked = request(deadline_s=2.5)
+    check(asked, door=admission(jobs=JobsWork(rows=2.0)))
+    with pytest.raises(DeadlineTooEarlyNowError, match=r"takes about 4\.00 s \(1\.00 s alone\)"):
+        check(asked, door=admission(jobs=JobsWork(rows=6.0)))
 
 
 @pytest.mark.parametrize(

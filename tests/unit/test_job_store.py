@@ -10,7 +10,7 @@ from sqlalchemy import event, update
 
 from serve.errors import IdempotencyKeyReusedError, InvalidRequestError
 from serve.jobs.job import TRANSITIONS, IdempotencyKey, Job, JobState, WebhookEvent
-from serve.jobs.records import Claim, Transition, Waiting
+from serve.jobs.records import Claim, Transition, UnderWay, Waiting
 from serve.jobs.store import MAX_DEATHS, JobStore
 from serve.jobs.tables import jobs
 from tests.job_stores import (
@@ -262,6 +262,23 @@ async def test_what_waits_is_what_nobody_has_begun(url: str) -> None:
         waiting = await store.waiting()
         assert waiting.jobs == 1
         assert 300 <= waiting.oldest_s < 900
+
+
+@in_loop
+async def test_what_is_under_way_is_what_runners_hold(url: str) -> None:
+    async with opened(url) as store:
+        assert await store.under_way() == UnderWay([], is_more_waiting=False)
+        for job_id in "abc":
+            await store.create(new_job(job_id))
+        assert await store.under_way() == UnderWay([], is_more_waiting=True)
+        given_back = await claim_one(store)
+        lost = await claim_one(store, DEAD)
+        assert await store.give_back(given_back)
+        [done] = [job for job in await store.claim(2, LONG, running=[lost.job_id]) if job.id == "c"]
+        assert await store.succeed(Claim.of(done))
+        under_way = await store.under_way()
+        assert {job.id for job in under_way.jobs} == {"a", "b"}
+        assert not under_way.is_more_waiting
 
 
 @in_loop
