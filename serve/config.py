@@ -282,7 +282,7 @@ class LimitsConfig(Section):
     max_wait_s: PositiveFloat = Field(
         60,
         description="seconds of work for each denoiser, accepted and not finished, past which requests are "
-        "refused; jobs wait",
+        "refused; jobs under way count, those that wait do not",
     )
     max_deadline_s: PositiveFloat = Field(3600, description="seconds, the largest `deadline_s`")
 
