@@ -1,12 +1,14 @@
-"""`midstep plan` against the application: loads at 50, 70 and 85% of what the machine does, through both.
+"""`midstep plan` against the application: loads at 50, 70 and 85% of what that does, through both.
 
-What is measured to plan with, a profile, single requests and bursts, is none of these loads.
+What is measured to plan with, a profile, single requests and bursts, is none of these loads. What the
+application does at most is its own throughput in a burst of the same mix.
 
     python -m benchmarks.planning                  the embedded model on the CPU
     python -m benchmarks.planning --simulated      a simulated device
 """
 
 import argparse
+import asyncio
 import os
 import tempfile
 from pathlib import Path
@@ -14,17 +16,22 @@ from pathlib import Path
 import yaml
 from ray.serve import Application
 
+from benchmarks.engine import GUIDANCE_SCALE, PROMPTS
 from benchmarks.peers.systems import PROXIES, on_ray, running
+from cluster.bench.load import Target, run_load
+from cluster.bench.mix import Mix, plan
+from cluster.bench.report import summarize
 from deployments.engine.cost import CostModel, Curve, StageCost
 from serve.app import build_app as build_midstep
 from serve.checks import only_application
 from serve.config import AppConfig, CostModelFile
-from serve.planning.command import main as plan
+from serve.planning.command import main as validate
 from serve.profile import profile
 
 # Weights of the numbers of steps.
 STEPS = {4: 2, 20: 5, 30: 2, 50: 1}
 MAX_ROWS = 16
+WARM_UP, BURST, TIMEOUT_S = 1, 12, 600.0  # so many requests of a step count for each of its weight
 SHAPE = (16, 16)
 # Modelled, not measured: of a device whose steps two cores keep up with.
 SLEEPING = CostModel(
@@ -64,15 +71,16 @@ def written_config(folder: Path, is_simulated: bool, num_threads: int) -> Path:
     return config
 
 
-def capacity(config: AppConfig) -> float:
-    """Images/s of this load, in full batches. On a CPU the stages share it."""
-    cost = config.model.known_cost()
-    assert cost is not None, "it was just written"
-    steps = sum(number * weight for number, weight in STEPS.items()) / sum(STEPS.values())
-    image_s = 2 * steps * cost.forward.curve(SHAPE).seconds_each(MAX_ROWS)
-    if not config.model.placement().is_simulated:
-        image_s += cost.decode.curve(SHAPE).seconds(1)
-    return 1 / image_s
+def capacity(url: str) -> float:
+    """Images/s of this mix, when all come at once."""
+    for num_of_each in (WARM_UP, BURST):
+        planned = [
+            plan([0.0], Mix(PROMPTS, {steps: 1.0}, {GUIDANCE_SCALE: 1.0}), seed)[0]
+            for steps, weight in STEPS.items()
+            for seed in range(num_of_each * weight)
+        ]
+        outcomes = asyncio.run(run_load(Target(url), planned, timeout_s=TIMEOUT_S))
+    return summarize(outcomes).images_per_s
 
 
 def main() -> None:
@@ -91,17 +99,17 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         config = written_config(Path(folder), args.simulated, args.threads)
         os.environ[_CONFIG] = str(config)
-        most = capacity(only_application(config))
-        print(f"{most:.2f} images/s at most; HTTP by {args.proxy}", flush=True)
-        load = {
-            "--rates": ",".join(f"{share * most:.3f}" for share in args.shares),
-            "--duration": f"{args.duration:g}",
-            "--steps": ",".join(f"{number}:{weight}" for number, weight in STEPS.items()),
-            "--seed": str(args.seed),
-        }
         with running(on_ray("Midstep", "benchmarks.planning", args.proxy), args.threads) as url:
+            most = capacity(url)
+            print(f"{most:.2f} images/s at most; HTTP by {args.proxy}", flush=True)
+            load = {
+                "--rates": ",".join(f"{share * most:.3f}" for share in args.shares),
+                "--duration": f"{args.duration:g}",
+                "--steps": ",".join(f"{number}:{weight}" for number, weight in STEPS.items()),
+                "--seed": str(args.seed),
+            }
             options = [text for option in load.items() for text in option]
-            plan([str(config), "--validate", url, *options], only_application)
+            validate([str(config), "--validate", url, *options], only_application)
 
 
 if __name__ == "__main__":

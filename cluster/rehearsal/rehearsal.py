@@ -6,6 +6,8 @@ from contextlib import suppress
 from dataclasses import dataclass
 from itertools import pairwise
 
+import ray
+
 from cluster.bench.load import Outcome, Target, run_load
 from cluster.bench.mix import PlannedRequest
 from cluster.rehearsal.application import running
@@ -17,18 +19,23 @@ OnOutcome = Callable[[Outcome], None]
 
 @dataclass(frozen=True)
 class Rehearsal:
-    """The requests, and what there was while they were served. gpus: that a replica of each stage has."""
+    """The requests, and what there was while they were served.
+
+    gpus: that a replica of each stage has; num_gpus: that there are: replicas past them wait for theirs
+    """
 
     outcomes: Sequence[Outcome]
     sightings: Sequence[Sighting]
     gpus: Mapping[str, float]
+    num_gpus: float
 
     def gpus_held(self) -> list[tuple[float, float]]:
         """(seconds from the start, GPUs that replicas have their shares of)."""
-        return [
-            (seen.at_s, sum(self.gpus[stage] * number for stage, number in seen.replicas.items()))
-            for seen in self.sightings
-        ]
+
+        def held(seen: Sighting) -> float:
+            return sum(self.gpus[stage] * number for stage, number in seen.replicas.items())
+
+        return [(seen.at_s, min(held(seen), self.num_gpus)) for seen in self.sightings]
 
     def gpu_seconds(self) -> float:
         """That are paid for, from the start of the load until all is answered."""
@@ -43,7 +50,7 @@ def rehearse(
     sightings: list[Sighting] = []
     with running(config) as url:
         outcomes = asyncio.run(_loaded(Target(url), planned, timeout_s, on_outcome, sightings))
-    return Rehearsal(outcomes, sightings, gpus)
+    return Rehearsal(outcomes, sightings, gpus, ray.cluster_resources()["GPU"])
 
 
 async def _loaded(

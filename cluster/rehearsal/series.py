@@ -20,8 +20,9 @@ class Series:
     """All of one length; the i-th is of the window from at_s[i] on, at_s[1] - at_s[0] seconds long.
 
     arrivals_per_s, done_per_s: images; queue_s: device-seconds of denoising that were due and not done, in
-    the mean; replicas: of each stage that have their share of a GPU, in the mean; latency_*: of the requests
-    that were due in the window and completed, None if there were none; gpu_seconds: paid for up to its end
+    the mean; replicas: of each stage, in the mean, those that wait for a GPU included; latency_*: of the
+    requests that were due in the window and completed, None if there were none; gpu_seconds: paid for up to
+    its end
     """
 
     at_s: Sequence[float]

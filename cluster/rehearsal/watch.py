@@ -14,8 +14,8 @@ _STAGES = {"PromptEncoder": "encoder", "Denoiser": "denoiser", "VaeDecoder": "de
 
 @dataclass(frozen=True)
 class Sighting:
-    """Replicas by stage, as the configuration names it: those that start, run or finish what they have, and
-    so have their share of a GPU. at_s: from the start of the load."""
+    """Replicas by stage, as the configuration names it: those that start, run or finish what they have, or
+    wait for their share of a GPU. at_s: from the start of the load."""
 
     at_s: float
     replicas: Mapping[str, int]

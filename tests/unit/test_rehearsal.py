@@ -72,7 +72,7 @@ def test_what_was_seen_becomes_series(tmp_path: Path) -> None:
         Sighting(at_s, {"encoder": 0, "denoiser": denoisers, "decoder": 1})
         for at_s, denoisers in ((0.0, 1), (20.0, 3), (40.0, 3))
     ]
-    rehearsal = Rehearsal(outcomes, sightings, {"encoder": 0.1, "denoiser": 0.8, "decoder": 0.2})
+    rehearsal = Rehearsal(outcomes, sightings, {"encoder": 0.1, "denoiser": 0.8, "decoder": 0.2}, 4)
     assert rehearsal.gpu_seconds() == pytest.approx(20 * 1.0 + 20 * 2.6)
     series = series_of(rehearsal, lambda request: 5.0)
     assert list(series.at_s) == list(range(40))
@@ -92,9 +92,14 @@ def test_what_was_seen_becomes_series(tmp_path: Path) -> None:
     assert (tmp_path / "rehearsal.png").read_bytes().startswith(b"\x89PNG")
 
 
+def test_replicas_that_wait_for_a_gpu_cost_nothing() -> None:
+    sightings = [Sighting(at_s, {"denoiser": number}) for at_s, number in ((0.0, 1), (10.0, 5), (40.0, 5))]
+    assert Rehearsal([], sightings, {"denoiser": 0.5}, 2).gpu_seconds() == 10 * 0.5 + 30 * 2
+
+
 def test_a_load_of_which_nothing_completes_is_told_of_as_well() -> None:
     sightings = [Sighting(at_s, {"denoiser": 1}) for at_s in (0.0, 40.0)]
-    rehearsal = Rehearsal([outcome(0.5, 0.6, Kind.BUSY)], sightings, {"denoiser": 1.0})
+    rehearsal = Rehearsal([outcome(0.5, 0.6, Kind.BUSY)], sightings, {"denoiser": 1.0}, 1)
     series = series_of(rehearsal, lambda request: 5.0)
     assert series.arrivals_per_s[0] == 2.0
     assert set(series.done_per_s) == set(series.queue_s) == {0.0}
