@@ -1,7 +1,8 @@
 """`midstep plan` against the application: loads at 50, 70 and 85% of what that does, through both.
 
 What is measured to plan with, a profile, single requests and bursts, is none of these loads. What the
-application does at most is its own throughput in a burst of the same mix.
+application does at most is its own throughput in a burst of the same mix. Every load runs several times, in
+turns, and what was measured is the median: a machine that others disturb is another one for a minute.
 
     python -m benchmarks.planning                  the embedded model on the CPU
     python -m benchmarks.planning --simulated      a simulated device
@@ -10,22 +11,27 @@ application does at most is its own throughput in a burst of the same mix.
 import argparse
 import asyncio
 import os
+import statistics
 import tempfile
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import yaml
 from ray.serve import Application
+from rich.console import Console
 
 from benchmarks.engine import GUIDANCE_SCALE, PROMPTS
 from benchmarks.peers.systems import PROXIES, on_ray, running
 from cluster.bench.load import Target, run_load
 from cluster.bench.mix import Mix, plan
-from cluster.bench.report import summarize
+from cluster.bench.report import Summary, summarize
 from deployments.engine.cost import CostModel, Curve, StageCost
 from serve.app import build_app as build_midstep
 from serve.checks import only_application
 from serve.config import AppConfig, CostModelFile
 from serve.planning.command import main as validate
+from serve.planning.report import COMPARED, comparison
 from serve.profile import profile
 
 # Weights of the numbers of steps.
@@ -74,13 +80,27 @@ def written_config(folder: Path, is_simulated: bool, num_threads: int) -> Path:
 def capacity(url: str) -> float:
     """Images/s of this mix, when all come at once."""
     for num_of_each in (WARM_UP, BURST):
-        planned = [
-            plan([0.0], Mix(PROMPTS, {steps: 1.0}, {GUIDANCE_SCALE: 1.0}), seed)[0]
-            for steps, weight in STEPS.items()
-            for seed in range(num_of_each * weight)
-        ]
+        planned = []
+        for steps, weight in STEPS.items():
+            mix = Mix(PROMPTS, num_inference_steps={steps: 1.0}, guidance_scales={GUIDANCE_SCALE: 1.0})
+            planned += plan([0.0] * num_of_each * weight, mix, seed=steps)
         outcomes = asyncio.run(run_load(Target(url), planned, timeout_s=TIMEOUT_S))
     return summarize(outcomes).images_per_s
+
+
+def medians(validated: Sequence[tuple[Summary, Summary]], rounds: int) -> list[tuple[Summary, Summary]]:
+    """Predicted and measured, of each load; the same loads come in each round."""
+    num_loads = len(validated) // rounds
+    pairs = []
+    for index in range(num_loads):
+        again = validated[index::num_loads]
+        measured = {
+            name: statistics.median(getattr(summary, name) for _, summary in again)
+            for name in COMPARED.values()
+        }
+        predicted, first = again[0]
+        pairs.append((predicted, replace(first, **measured)))
+    return pairs
 
 
 def main() -> None:
@@ -89,7 +109,8 @@ def main() -> None:
     )
     parser.add_argument("--simulated", action="store_true")
     parser.add_argument("--shares", type=float, nargs="+", default=[0.5, 0.7, 0.85], help="of the capacity")
-    parser.add_argument("--duration", type=float, default=90.0, help="seconds at each rate")
+    parser.add_argument("--duration", type=float, default=75.0, help="seconds at each rate")
+    parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument(
@@ -103,13 +124,15 @@ def main() -> None:
             most = capacity(url)
             print(f"{most:.2f} images/s at most; HTTP by {args.proxy}", flush=True)
             load = {
-                "--rates": ",".join(f"{share * most:.3f}" for share in args.shares),
+                "--rates": ",".join(f"{share * most:.3f}" for share in args.shares * args.rounds),
                 "--duration": f"{args.duration:g}",
                 "--steps": ",".join(f"{number}:{weight}" for number, weight in STEPS.items()),
                 "--seed": str(args.seed),
             }
             options = [text for option in load.items() for text in option]
-            validate([str(config), "--validate", url, *options], only_application)
+            written = validate([str(config), "--validate", url, *options], only_application)
+        print(f"In the median of {args.rounds} rounds:")
+        Console().print(comparison(medians(written.validated, args.rounds)))
 
 
 if __name__ == "__main__":

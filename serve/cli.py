@@ -50,12 +50,15 @@ def _with_extra(command: str, argv: list[str]) -> None:
             return
         from serve.checks import only_application
 
-        if command == "rehearse":
-            from cluster.rehearsal.command import main as simulate
-        else:
-            from serve.planning.command import main as simulate
         with _told():
-            simulate(argv, only_application)
+            if command == "rehearse":
+                from cluster.rehearsal.command import main as rehearse
+
+                rehearse(argv, only_application)
+            else:
+                from serve.planning.command import main as plan
+
+                plan(argv, only_application)
     except ModuleNotFoundError as error:
         sys.exit(
             f"midstep {command} needs {error.name}, which is not installed: "

@@ -39,7 +39,7 @@ class Written:
 _FORMAT = TypeAdapter(Written)
 
 
-def main(argv: Sequence[str], read_config: Callable[[Path], AppConfig]) -> None:
+def main(argv: Sequence[str], read_config: Callable[[Path], AppConfig]) -> Written:
     """Raises ConfigError and ModelLoadError."""
     options = read_options(argv)
     config = read_config(options.config)
@@ -66,6 +66,7 @@ def main(argv: Sequence[str], read_config: Callable[[Path], AppConfig]) -> None:
     if options.json is not None:
         options.json.write_bytes(_FORMAT.dump_json(written, indent=2) + b"\n")
         console.print(f"Written to {options.json}", markup=False, highlight=False)
+    return written
 
 
 def _check_writable(path: Path) -> None:
