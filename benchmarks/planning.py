@@ -1,8 +1,8 @@
 """`midstep plan` against the application: loads at 50, 70 and 85% of what that does, through both.
 
 What is measured to plan with, a profile, single requests and bursts, is none of these loads. What the
-application does at most is its own throughput in a burst of the same mix. Every load runs several times, in
-turns, and what was measured is the median: a machine that others disturb is another one for a minute.
+application does at most is its own throughput in a burst of the same mix. Every load runs several times, each
+time measured anew to plan with: a machine that others disturb is another one within minutes.
 
     python -m benchmarks.planning                  the embedded model on the CPU
     python -m benchmarks.planning --simulated      a simulated device
@@ -14,12 +14,10 @@ import os
 import statistics
 import tempfile
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 
 import yaml
 from ray.serve import Application
-from rich.console import Console
 
 from benchmarks.engine import GUIDANCE_SCALE, PROMPTS
 from benchmarks.peers.systems import PROXIES, on_ray, running
@@ -31,7 +29,7 @@ from serve.app import build_app as build_midstep
 from serve.checks import only_application
 from serve.config import AppConfig, CostModelFile
 from serve.planning.command import main as validate
-from serve.planning.report import COMPARED, comparison
+from serve.planning.report import COMPARED
 from serve.profile import profile
 
 # Weights of the numbers of steps.
@@ -88,19 +86,14 @@ def capacity(url: str) -> float:
     return summarize(outcomes).images_per_s
 
 
-def medians(validated: Sequence[tuple[Summary, Summary]], rounds: int) -> list[tuple[Summary, Summary]]:
-    """Predicted and measured, of each load; the same loads come in each round."""
-    num_loads = len(validated) // rounds
-    pairs = []
-    for index in range(num_loads):
-        again = validated[index::num_loads]
-        measured = {
-            name: statistics.median(getattr(summary, name) for _, summary in again)
-            for name in COMPARED.values()
-        }
-        predicted, first = again[0]
-        pairs.append((predicted, replace(first, **measured)))
-    return pairs
+def misses(validated: Sequence[tuple[Summary, Summary]]) -> list[str]:
+    """Of a load that was validated several times: how far off each figure was, in the median and each time."""
+    lines = []
+    for figure, name in COMPARED.items():
+        off = [100 * (getattr(predicted, name) / getattr(real, name) - 1) for predicted, real in validated]
+        each = ", ".join(f"{miss:+.1f}" for miss in off)
+        lines.append(f"  {figure}: {statistics.median(off):+.1f}% ({each})")
+    return lines
 
 
 def main() -> None:
@@ -124,15 +117,20 @@ def main() -> None:
             most = capacity(url)
             print(f"{most:.2f} images/s at most; HTTP by {args.proxy}", flush=True)
             load = {
-                "--rates": ",".join(f"{share * most:.3f}" for share in args.shares * args.rounds),
                 "--duration": f"{args.duration:g}",
                 "--steps": ",".join(f"{number}:{weight}" for number, weight in STEPS.items()),
                 "--seed": str(args.seed),
             }
             options = [text for option in load.items() for text in option]
-            written = validate([str(config), "--validate", url, *options], only_application)
-        print(f"In the median of {args.rounds} rounds:")
-        Console().print(comparison(medians(written.validated, args.rounds)))
+            validated: dict[float, list[tuple[Summary, Summary]]] = {share: [] for share in args.shares}
+            for _ in range(args.rounds):
+                for share in args.shares:
+                    at_rate = ["--rates", f"{share * most:.3f}", *options]
+                    written = validate([str(config), "--validate", url, *at_rate], only_application)
+                    validated[share] += written.validated
+        print(f"Predicted against measured, the median of {args.rounds} rounds:")
+        for share, pairs in validated.items():
+            print(f"{share:.0%} of what the application does", *misses(pairs), sep="\n")
 
 
 if __name__ == "__main__":
