@@ -87,7 +87,7 @@ def capacity(url: str) -> float:
 
 
 def misses(validated: Sequence[tuple[Summary, Summary]]) -> list[str]:
-    """Of a load that was validated several times: how far off each figure was, in the median and each."""
+    """Of a load that was validated several times: how far off each figure was, the median and each time."""
     lines = []
     for figure, name in COMPARED.items():
         off = [100 * (getattr(predicted, name) / getattr(real, name) - 1) for predicted, real in validated]

@@ -12,6 +12,7 @@ from serve.config import AppConfig
 from serve.errors import JobStoreUnavailableError
 from serve.jobs.job import Job
 from serve.jobs.prediction import fraction_done
+from serve.jobs.records import UnderWay
 from serve.jobs.store import JobStore
 
 logger = logging.getLogger("ray.serve")
@@ -60,8 +61,12 @@ class JobLoad:
         if cost is None:
             return
         under_way = await self._store.under_way()
+        # In a thread: a sampler that is met for the first time takes a while.
+        self._share = await asyncio.to_thread(self._share_of, under_way, cost)
+
+    def _share_of(self, under_way: UnderWay, cost: CostModel) -> JobsWork:
         parts = self._num_ingresses()
-        self._share = JobsWork(
+        return JobsWork(
             rows=sum(map(_rows_left, under_way.jobs)) / parts,
             work_s=sum(self._work_left_s(job, cost) for job in under_way.jobs) / parts,
             is_refilled=under_way.is_more_waiting,
