@@ -167,4 +167,5 @@ class Admission:
         excess_s = wait_s - self._max_wait_s
         if not jobs.is_refilled:
             return excess_s
-        return wait_s * min(1.0, excess_s / max(self._estimator.wait_s(self._work_s), 1e-9))
+        own_s = self._estimator.wait_s(self._work_s)
+        return wait_s if own_s < excess_s else wait_s * excess_s / own_s

@@ -46,7 +46,7 @@ class Waiting:
 
 @dataclass(frozen=True, slots=True)
 class UnderWay:
-    """Jobs that a runner has, or had when it died. is_more_waiting: others take their places."""
+    """Jobs that runners hold. is_more_waiting: others, those of dead runners too, take their places."""
 
     jobs: list[Job]
     is_more_waiting: bool

@@ -146,10 +146,10 @@ class JobStore:
 
     @uninterrupted
     async def under_way(self) -> UnderWay:
-        has_lease = and_(_unfinished, _c.lease_until > 0.0)  # only those that are: found by the index
-        waiting = select(_c.seq).where(_unfinished, _c.state == JobState.STARTING)
+        held = and_(_unfinished, _c.lease_until >= now_s())
+        waiting = select(_c.seq).where(_unfinished, or_(_c.state == JobState.STARTING, _lease_ran_out))
         async with self.database.read() as connection:
-            rows = (await connection.execute(select(jobs).where(has_lease))).all()
+            rows = (await connection.execute(select(jobs).where(held))).all()
             is_more_waiting = (await connection.execute(select(waiting.exists()))).scalar_one()
         return UnderWay([read_job(row) for row in rows], bool(is_more_waiting))
 

@@ -277,6 +277,10 @@ async def test_what_is_under_way_is_what_runners_hold(url: str) -> None:
         [done] = [job for job in await store.claim(2, LONG, running=[lost.job_id]) if job.id == "c"]
         assert await store.succeed(Claim.of(done))
         under_way = await store.under_way()
+        assert [job.id for job in under_way.jobs] == ["a"]
+        assert under_way.is_more_waiting, "the one whose runner died is"
+        assert await store.claim(1, LONG, running=["a"])
+        under_way = await store.under_way()
         assert {job.id for job in under_way.jobs} == {"a", "b"}
         assert not under_way.is_more_waiting
 
