@@ -134,8 +134,9 @@ def steady(arrived: Arrivals, history: History[Arrivals]) -> tuple[Arrivals, boo
 class WorkPolicy:
     """A stage's autoscaling policy, as Serve calls one; made from the fields of its Aim.
 
-    More replicas as soon as they are needed, fewer only when they have not been for downscale_delay_s. Where
-    nothing is known, as many as there are meant to be: a policy that raises would stop all autoscaling.
+    More replicas as soon as they are needed, fewer only when they have not been for downscale_delay_s. While
+    some start and those that run are too few, all that were asked for count as needed. Where nothing is
+    known, as many as there are meant to be: a policy that raises would stop all autoscaling.
     """
 
     def __init__(self, **aim: float) -> None:
@@ -167,6 +168,10 @@ class WorkPolicy:
         work_s = reports.held_s + reports.waiting * request.work_s
         load = Load(ctx.current_num_replicas, work_s, planned.work_s / look_back_s)
         needed = replicas_needed(load, aim)
+        if needed > ctx.current_num_replicas:
+            # Others still start. What admission refuses for want of them is not seen here, so that less seems
+            # to come than when they were asked for.
+            needed = max(needed, ctx.target_num_replicas)
         recent = _with(state.get("needed", []), now, needed, now - aim.downscale_delay_s, merge=max)
         seen_for_s = now - recent[0][0]
         most = int(max(replicas for _, replicas in recent))

@@ -239,6 +239,58 @@ def replicas_over_time(
     return targets
 
 
+def replicas_over_time_under_admission(
+    arriving: Callable[[int], int], seconds: int, start_s: int, max_wait_s: float = 60.0
+) -> tuple[list[int], list[int]]:
+    """As many as there are meant to be and as many as run, at each second.
+
+    arriving: requests of a second each that come, of which no more are accepted than the replicas that run do
+    in max_wait_s; start_s: until a replica runs. Those that start go first, as with Serve.
+    """
+    policy, state, target, held = WorkPolicy(**AIM), {}, 1, 0.0
+    starting: list[int] = []  # when each runs
+    totals, reports = NOTHING, []
+    targets, running = [], []
+    num_running = 1
+    for now in range(seconds):
+        num_running += sum(at <= now for at in starting)
+        starting = [at for at in starting if at > now]
+        starting = starting[: max(0, target - num_running)]
+        starting += [now + start_s] * (target - num_running - len(starting))
+        num_running = min(num_running, target)
+        held = max(0.0, held - num_running)
+        accepted = min(arriving(now), int(max_wait_s * num_running - held))
+        held += accepted
+        totals = {name: totals[name] + value for name, value in taken_in(accepted, 1.0).items()}
+        reports = [*reports[-15:], (float(now), totals | {"work_s": held})]
+        others = [[(float(now), NOTHING)]] * (num_running - 1)
+        target, state = policy(context([reports, *others], target, 0.0, now, state))
+        targets.append(target)
+        running.append(num_running)
+    return targets, running
+
+
+@pytest.mark.parametrize("start_s", [30, 150, 400])
+def test_replicas_that_start_slowly_are_waited_for_though_requests_are_refused(start_s: int) -> None:
+    """Twenty times the load, for so long that what was refused is forgotten before the first of them runs."""
+    targets, running = replicas_over_time_under_admission(
+        lambda now: 10 if now >= 200 else now % 2, 1800, start_s
+    )
+    assert max(targets[:200]) == 1
+    peak = targets.index(max(targets))
+    assert targets[:peak] == sorted(targets[:peak]), f"it flaps: {targets}"
+    assert targets[peak:] == sorted(targets[peak:], reverse=True), f"it flaps: {targets}"
+    assert running[-1] == targets[-1] == 15, "10 s of work a second, at 70%, keep 14.3 busy"
+
+
+def test_replicas_that_cannot_start_are_not_asked_for_when_the_load_is_over() -> None:
+    targets, running = replicas_over_time_under_admission(
+        lambda now: 10 if 200 <= now < 400 else now % 2, 1800, start_s=10**6
+    )
+    assert max(targets) > 4
+    assert running[-1] == targets[-1] == 1
+
+
 def test_dearer_requests_are_seen_within_seconds() -> None:
     """A million requests of 0.2 s, and then ones of 2.5 s as often: twelve times the work."""
     targets = replicas_over_time(lambda now: [2.5 if now >= 100 else 0.2] * 2, 160, before=0.2)
