@@ -2,13 +2,15 @@
 
 import asyncio
 import functools
+import inspect
 import sqlite3
 import time
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, Concatenate, ParamSpec, Protocol, TypeVar
 
+import asyncpg
 from alembic import command
 from alembic.config import Config
 from sqlalchemy import URL, Connection, Table, event, func, make_url, select
@@ -31,6 +33,8 @@ SQLITE_TIMEOUT_S = 5
 SQLITE_LOOK_S = 0.004
 # For a server to answer at all, and to answer a statement.
 POSTGRESQL_TIMEOUTS_S = {"timeout": 5, "command_timeout": 30}
+# In a URL of PostgreSQL, beside what asyncpg takes.
+_SQLALCHEMYS_OWN = ("prepared_statement_cache_size", "prepared_statement_name_func", "async_fallback")
 # At opening, for a database that is locked or that is only coming up itself.
 OPENING_PAUSES_S = (0.1, 0.2, 0.4, 0.8, 1.6, 3.2)
 # Whoever holds this advisory lock of PostgreSQL's migrates; "midstep" in ASCII.
@@ -48,9 +52,21 @@ def parse_database_url(url: str) -> URL:
             with_timeout = {"timeout": str(SQLITE_TIMEOUT_S)} | dict(parsed.query)
             return parsed.set(drivername="sqlite+aiosqlite", query=with_timeout)
         case "postgresql" | "postgres":
-            return parsed.set(drivername="postgresql+asyncpg")
+            return parsed.set(drivername="postgresql+asyncpg", query=_for_asyncpg(parsed.query))
     shown = parsed.render_as_string(hide_password=True)
     raise ValueError(f"Jobs go to sqlite:///<file> or postgresql://..., not to {shown!r}.")
+
+
+def _for_asyncpg(query: Mapping[str, Any]) -> dict[str, Any]:
+    """Raises ValueError for what libpq knows and asyncpg does not, which would only show when it connects."""
+    renamed = {"ssl" if key == "sslmode" else key: value for key, value in query.items()}
+    known = {*inspect.signature(asyncpg.connect).parameters, *_SQLALCHEMYS_OWN} - {"dsn", "loop"}
+    if unknown := sorted(renamed.keys() - known):
+        raise ValueError(
+            f"{unknown[0]!r} is not known to asyncpg, which connects to PostgreSQL here. TLS is asked for by "
+            "`?sslmode=require`, or `verify-full` to check who answers."
+        )
+    return renamed
 
 
 class Database:

@@ -91,6 +91,14 @@ def test_what_is_no_database_for_jobs_is_refused(url: str) -> None:
     assert "secret" not in str(raised.value)
 
 
+def test_tls_is_asked_for_as_postgresql_has_it() -> None:
+    url = parse_database_url("postgres://u:secret@host/jobs?sslmode=verify-full&target_session_attrs=any")
+    assert dict(url.query) == {"ssl": "verify-full", "target_session_attrs": "any"}
+    with pytest.raises(ValueError, match="'channel_binding' is not known") as raised:
+        parse_database_url("postgresql://u:secret@host/jobs?sslmode=require&channel_binding=require")
+    assert "secret" not in str(raised.value)
+
+
 @in_loop
 async def test_sqlite_is_set_to_lose_nothing(sqlite_url: str) -> None:
     async with opened(sqlite_url) as store, store.database.read() as connection:
