@@ -125,6 +125,9 @@ class ModelConfig(Section):
 
 class _Stage(Section):
     num_cpus: NonNegativeFloat = Field(0.25, description="CPUs that Ray reserves for a replica")
+    resources: dict[str, PositiveFloat] = Field(
+        default_factory=dict, description="what Ray reserves besides, of what its nodes say they have"
+    )
     max_ongoing_requests: PositiveInt = Field(
         32, description="requests that a replica has at once; more wait outside"
     )
@@ -143,7 +146,7 @@ class _Stage(Section):
     def deployment_options(self) -> dict[str, Any]:
         """For `Deployment.options`."""
         return {
-            "ray_actor_options": {"num_cpus": self.num_cpus},
+            "ray_actor_options": {"num_cpus": self.num_cpus, "resources": dict(self.resources)},
             "max_ongoing_requests": self.max_ongoing_requests,
             "graceful_shutdown_timeout_s": self.drain_timeout_s,
             "max_surge_percent": self.max_surge_percent,

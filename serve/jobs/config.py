@@ -62,6 +62,10 @@ class JobsConfig(Section):
     )
     num_runners: PositiveInt = Field(1, description="replicas of the runner")
     num_cpus: NonNegativeFloat = Field(0.25, description="CPUs that Ray reserves for a runner")
+    resources: dict[str, PositiveFloat] = Field(
+        default_factory=dict,
+        description="what Ray reserves for a runner besides, of what its nodes say they have",
+    )
 
     @model_validator(mode="after")
     def _check_retention(self) -> "JobsConfig":
@@ -87,7 +91,8 @@ class JobsConfig(Section):
 
     def runner_options(self) -> dict[str, Any]:
         """For `Deployment.options`."""
-        return {"ray_actor_options": {"num_cpus": self.num_cpus}, "num_replicas": self.num_runners}
+        reserved = {"num_cpus": self.num_cpus, "resources": dict(self.resources)}
+        return {"ray_actor_options": reserved, "num_replicas": self.num_runners}
 
     def resolved(self) -> "JobsConfig":
         """With everything named that the deployments need. Raises ConfigError, naming the key.

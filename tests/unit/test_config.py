@@ -28,6 +28,29 @@ def test_a_replica_that_goes_has_time_and_a_new_ingress_is_there_before_the_old_
     assert config.ingress.deployment_options()["max_surge_percent"] == 100
 
 
+def test_ray_reserves_what_is_said() -> None:
+    config = AppConfig.model_validate(
+        {
+            "ingress": {"resources": {"cpu_worker": 0.5}},
+            "denoiser": {"num_gpus": 0.5, "num_cpus": 2},
+            "jobs": {"resources": {"cpu_worker": 1}},
+        }
+    )
+    reserved = [
+        options["ray_actor_options"]
+        for options in (
+            config.ingress.deployment_options(),
+            config.denoiser.deployment_options(),
+            config.jobs.runner_options(),
+        )
+    ]
+    assert reserved == [
+        {"num_cpus": 0.25, "resources": {"cpu_worker": 0.5}},
+        {"num_cpus": 2, "num_gpus": 0.5, "resources": {}},
+        {"num_cpus": 0.25, "resources": {"cpu_worker": 1}},
+    ]
+
+
 @pytest.mark.parametrize(
     ("args", "message"),
     [

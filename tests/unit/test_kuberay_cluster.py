@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import yaml
 from click.testing import CliRunner
+from ray.autoscaler._private.kuberay.autoscaling_config import _get_custom_resources
 from ray.scripts.scripts import drain_node
 
 from serve.config import PROJECT_FOLDER
@@ -101,6 +102,32 @@ def test_the_replicas_fit_on_the_workers(overlay: str, tmp_path: Path) -> None:
     assert cpus <= have["cpu"]
     assert gpus <= have["nvidia.com/gpu"]
     assert (config.model.device == "cuda") == (have["nvidia.com/gpu"] > 0)
+
+
+def test_what_needs_no_gpu_keeps_no_pod_with_one(tmp_path: Path) -> None:
+    config = served("production", tmp_path)
+    groups = pod_groups("production")
+    resources = {
+        name: _get_custom_resources({}, group["rayStartParams"], name) for name, group in groups.items()
+    }
+    assert [name for name in groups if "cpu_worker" in resources[name]] == ["cpu"]
+    reserved = config.ingress.resources["cpu_worker"] * config.ingress.autoscaling.max_replicas
+    reserved += config.jobs.resources["cpu_worker"] * config.jobs.num_runners
+    assert reserved <= resources["cpu"]["cpu_worker"]
+
+
+@pytest.mark.parametrize("overlay", OVERLAYS)
+def test_who_asks_for_no_gpu_has_none_to_give(overlay: str) -> None:
+    """Its container may see all that its machine has."""
+    for group in pod_groups(overlay).values():
+        asked = "nvidia.com/gpu" in container(group)["resources"]["limits"]
+        assert group["rayStartParams"].get("num-gpus") == (None if asked else "0")
+
+
+@pytest.mark.parametrize("overlay", OVERLAYS)
+def test_what_hangs_is_not_drained(overlay: str) -> None:
+    for group in pod_groups(overlay).values():
+        assert container(group)["livenessProbe"]["terminationGracePeriodSeconds"] <= 10
 
 
 @pytest.mark.parametrize("overlay", OVERLAYS)
