@@ -12,6 +12,7 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
+from cluster.bench.option_values import read_writable_file, told
 from serve.api_keys import ApiKeyConfig, key_sha256, new_key
 from serve.section import ConfigError, keys_table
 
@@ -100,7 +101,9 @@ def _parser() -> argparse.ArgumentParser:
         ("profile", "measure what its stages cost here, for its key model.cost_model"),
     ):
         commands.add_parser(name, help=text).add_argument("file", type=Path)
-    commands.choices["profile"].add_argument("--output", type=Path, default=Path("cost_model.json"))
+    commands.choices["profile"].add_argument(
+        "--output", type=told(read_writable_file), default="cost_model.json"
+    )
     return parser
 
 

@@ -53,9 +53,5 @@ def write_profile(config: AppConfig, output: Path) -> None:
     """Raises ConfigError and ModelLoadError."""
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     logging.getLogger("ray.serve").setLevel(logging.INFO)
-    try:
-        output.open("a").close()  # before the minutes that measuring takes
-    except OSError as error:
-        raise ConfigError(f"--output {output}: {error.strerror}") from error
     output.write_text(profile(config).model_dump_json(indent=2) + "\n")
     print(f"written to {output}; the key model.cost_model names it")

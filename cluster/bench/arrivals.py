@@ -3,10 +3,13 @@
 import csv
 import gzip
 import random
-from collections.abc import Sequence
-from dataclasses import dataclass
+import zlib
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO
+
+from cluster.bench.option_values import read_not_negative, read_positive_count
 
 TRACE_COLUMNS = ("arrival_s", "num_images", "num_inference_steps")
 
@@ -54,33 +57,45 @@ def trace(
 ) -> list[TraceArrival]:
     """The arrivals of a trace (CSV, also gzipped) from its second `start_s` on, `speed_up` times as fast.
 
-    duration_s: of the run, after the speed-up; None replays to the end. Traces tell whole seconds, so each
-    arrival is put at random within its own. Raises ValueError for a file that is no trace, OSError for one
-    that cannot be read.
+    duration_s: of the run, after the speed-up; None replays to the end. An arrival that is told as a whole
+    second, as most are, is put at random within it. Raises ValueError for a file that is no trace, OSError
+    for one that cannot be read.
     """
     rng = random.Random(seed)
-    arrivals = []
-    with _opened(path) as lines:
-        rows = csv.DictReader(lines)
-        if missing := [name for name in TRACE_COLUMNS if name not in (rows.fieldnames or ())]:
-            raise ValueError(f"{path}: has no column {missing[0]!r}")
-        for row in rows:
-            try:
-                second, num_images, num_steps = (_number(row[name]) for name in TRACE_COLUMNS)
-            except ValueError as error:
-                raise ValueError(f"{path}: line {rows.line_num}: {error}") from error
-            if second is None:
-                raise ValueError(f"{path}: line {rows.line_num}: arrival_s is empty")
-            due_s = (second + rng.random() - start_s) / speed_up
-            if second >= start_s and (duration_s is None or due_s < duration_s):
-                arrivals.append(TraceArrival(due_s, num_images, num_steps))
-    return sorted(arrivals, key=lambda arrival: arrival.due_s)
+    try:
+        with _opened(path) as lines:
+            read = list(_read(lines, rng))
+    except (ValueError, EOFError, zlib.error) as error:  # the latter of what is no whole gzip file
+        raise ValueError(f"{path}: {error}") from error
+    arrivals = [replace(arrival, due_s=(arrival.due_s - start_s) / speed_up) for arrival in read]
+    in_time = [one for one in arrivals if one.due_s >= 0 and (duration_s is None or one.due_s < duration_s)]
+    return sorted(in_time, key=lambda arrival: arrival.due_s)
 
 
 def _opened(path: Path) -> IO[str]:
     return gzip.open(path, "rt", newline="") if path.suffix == ".gz" else path.open(newline="")
 
 
-def _number(text: str | None) -> int | None:
+def _read(lines: Iterable[str], rng: random.Random) -> Iterator[TraceArrival]:
+    """due_s: since the trace began. Raises ValueError, which names the line."""
+    rows = csv.DictReader(lines)
+    if missing := [name for name in TRACE_COLUMNS if name not in (rows.fieldnames or ())]:
+        raise ValueError(f"has no column {missing[0]!r}")
+    for row in rows:
+        arrival_s, num_images, num_steps = (row[name] for name in TRACE_COLUMNS)
+        try:
+            due_s = _seconds(arrival_s, rng)
+            yield TraceArrival(due_s, _count(num_images), _count(num_steps))
+        except ValueError as error:
+            raise ValueError(f"line {rows.line_num}: {error}") from error
+
+
+def _seconds(text: str | None, rng: random.Random) -> float:
+    if not text:
+        raise ValueError("arrival_s is empty")
+    return int(text) + rng.random() if text.isdigit() else read_not_negative(text)
+
+
+def _count(text: str | None) -> int | None:
     """None for an empty field; a line that ends before it has none."""
-    return int(text) if text else None
+    return read_positive_count(text) if text else None

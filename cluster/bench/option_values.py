@@ -64,6 +64,24 @@ def read_positive_count(text: str) -> int:
     return value
 
 
+def read_writable_file(text: str) -> Path:
+    """Its folder is made. Raises OSError where it cannot be written: before the minutes until it is."""
+    path = Path(text)
+    is_new = not path.exists()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.open("a").close()
+    if is_new:
+        path.unlink()
+    return path
+
+
+def read_writable_folder(text: str) -> Path:
+    """Likewise for a folder to write files to."""
+    path = Path(text)
+    read_writable_file(str(path / ".midstep"))
+    return path
+
+
 def read_url(text: str) -> str:
     parts = urlsplit(text)
     if parts.scheme not in ("http", "https") or not parts.hostname:

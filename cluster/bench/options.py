@@ -17,6 +17,7 @@ from cluster.bench.option_values import (
     read_positive_count,
     read_system,
     read_url,
+    read_writable_folder,
     told,
 )
 from cluster.bench.report import Summary
@@ -89,9 +90,16 @@ def read_options(argv: Sequence[str] | None) -> Load | Drawing:
         args.warmup,
         args.timeout,
         args.slo_s,
-        args.output or Path("build/bench"),
+        _folder(parser, args.output or "build/bench"),
         settings_of(args, mix) | {"slo_s": args.slo_s, "stream": args.stream},
     )
+
+
+def _folder(parser: OneLineParser, output: Path | str) -> Path:
+    try:
+        return read_writable_folder(str(output))
+    except OSError as error:
+        parser.error(f"argument --output: {output}: {error.strerror}")
 
 
 def _by_name(earlier: Sequence[Results]) -> dict[str, Sequence[Summary]]:

@@ -40,7 +40,6 @@ def new_results(name: str, settings: Mapping[str, Any], summaries: Sequence[Summ
 
 
 def write_results(results: Results, path: Path) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(_FORMAT.dump_json(results, indent=2) + b"\n")
 
 

@@ -1,7 +1,7 @@
 """A configuration's application on a local cluster: its devices simulated, its jobs in a folder that goes."""
 
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TypeVar
 
@@ -27,7 +27,7 @@ def rehearsed(config: AppConfig, data_folder: str) -> AppConfig:
     if config.denoiser.num_gpus == 0:
         raise ConfigError("denoiser.num_gpus: is 0, so nothing would be on the GPUs")
     stages = {
-        name: _changed(stage, num_cpus=0 if stage.num_gpus else _HEAD_STAGE_CPUS)
+        name: _changed(stage, num_cpus=0 if stage.num_gpus else _HEAD_STAGE_CPUS, resources={})
         for name, stage in config.stages.items()
     }
     jobs = _changed(
@@ -37,10 +37,25 @@ def rehearsed(config: AppConfig, data_folder: str) -> AppConfig:
         object_store_url=None,
         webhook_secrets=(),
         num_cpus=_HEAD_STAGE_CPUS,
+        resources={},
     )
-    ingress = _changed(config.ingress, num_cpus=_HEAD_STAGE_CPUS)
+    ingress = _changed(config.ingress, num_cpus=_HEAD_STAGE_CPUS, resources={})
     model = _changed(config.model, device="simulated")
     return _changed(config, model=model, ingress=ingress, jobs=jobs, api_keys=(), **stages)
+
+
+def check_room(config: AppConfig, nodes: Sequence[int]) -> None:
+    """nodes: the GPUs of each. Raises ConfigError where Serve would wait for ever for what it starts with."""
+    for name, stage in config.stages.items():
+        if stage.num_gpus > max(nodes):
+            raise ConfigError(f"{name}.num_gpus: {stage.num_gpus:g} is more than a node has, {max(nodes)}")
+    shares = {name: stage.autoscaling.min_replicas * stage.num_gpus for name, stage in config.stages.items()}
+    if sum(shares.values()) > sum(nodes):
+        shown = ", ".join(f"{name} {share:g}" for name, share in shares.items())
+        raise ConfigError(
+            f"autoscaling.min_replicas: what the stages start with needs {sum(shares.values()):g} GPUs "
+            f"({shown}), and there are {sum(nodes)} (--gpus)"
+        )
 
 
 def _changed(section: Changed, **values: object) -> Changed:

@@ -14,6 +14,7 @@ from cluster.bench.command import counting, new_progress
 from cluster.bench.mix import PlannedRequest
 from cluster.bench.report import summarize, table, warnings
 from cluster.bench.results import Results, new_results
+from cluster.rehearsal.application import check_room
 from cluster.rehearsal.chart import chart
 from cluster.rehearsal.local_cluster import local_cluster
 from cluster.rehearsal.options import RehearsalOptions, read_options
@@ -44,22 +45,23 @@ def main(argv: Sequence[str], read_config: Callable[[Path], AppConfig]) -> None:
     """Raises ConfigError and ModelLoadError."""
     options = read_options(argv)
     config = read_config(options.config)
+    check_room(config, options.nodes)
     work_s = _work_s(config)
     console = Console()
     devices = f"simulated devices: {_cost_file(config).device}"
     console.print(f"{options.gpus} GPUs that are none; {devices}", markup=False, highlight=False)
     rehearsals = _rehearsed(options, config)
-    series = {name: series_of(one, work_s) for name, one in rehearsals.items()}
     summaries = {name: summarize(one.outcomes, options.slo_s) for name, one in rehearsals.items()}
-    gpu_seconds = {name: one.gpu_seconds() for name, one in rehearsals.items()}
-    results = [new_results(name, options.settings, [summary]) for name, summary in summaries.items()]
-    _write(Written(devices, results, gpu_seconds, series), options.output / "rehearsal.json")
-    chart(f"{config.model.id}, {options.gpus} GPUs, {devices}", series, options.output / "rehearsal.png")
     runs = {name: [summary] for name, summary in summaries.items()}
     console.print(table(runs))
     console.print(_paid(rehearsals, options.slo_s))
     for warning in warnings(runs):
         console.print(f"Warning: {warning}", style="bold red", markup=False, highlight=False)
+    series = {name: series_of(one, work_s) for name, one in rehearsals.items()}
+    gpu_seconds = {name: one.gpu_seconds() for name, one in rehearsals.items()}
+    results = [new_results(name, options.settings, [summary]) for name, summary in summaries.items()]
+    _write(Written(devices, results, gpu_seconds, series), options.output / "rehearsal.json")
+    chart(f"{config.model.id}, {options.gpus} GPUs, {devices}", series, options.output / "rehearsal.png")
     console.print(f"Written to {options.output}", markup=False, highlight=False)
 
 
@@ -120,5 +122,4 @@ def _cost_file(config: AppConfig) -> CostModelFile:
 
 
 def _write(written: Written, path: Path) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(_FORMAT.dump_json(written, indent=2) + b"\n")

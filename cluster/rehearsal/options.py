@@ -7,7 +7,13 @@ from typing import Any
 
 from cluster.bench.load_options import add_what, add_when, mix_of, parsed, plans_of, settings_of
 from cluster.bench.mix import PlannedRequest
-from cluster.bench.option_values import OneLineParser, read_positive, read_positive_count, told
+from cluster.bench.option_values import (
+    OneLineParser,
+    read_positive,
+    read_positive_count,
+    read_writable_folder,
+    told,
+)
 
 DESCRIPTION = (
     "Run a configuration on a local cluster whose GPUs are none, under a load, and draw what comes of it: "
@@ -49,7 +55,12 @@ def read_options(argv: Sequence[str]) -> RehearsalOptions:
     add_what(parser)
     told_of = parser.add_argument_group("what is told").add_argument
     told_of("--slo-s", type=told(read_positive), help="seconds that a good answer takes at most")
-    told_of("--output", type=Path, default=Path("build/rehearsal"), help="a folder (%(default)s)")
+    told_of(
+        "--output",
+        type=told(read_writable_folder),
+        default="build/rehearsal",
+        help="a folder (%(default)s)",
+    )
     args = parsed(parser, argv)
     mix = mix_of(args)
     plans = plans_of(parser, args, mix)

@@ -43,8 +43,6 @@ def main(argv: Sequence[str], read_config: Callable[[Path], AppConfig]) -> Writt
     """Raises ConfigError and ModelLoadError."""
     options = read_options(argv)
     config = read_config(options.config)
-    if options.json is not None:
-        _check_writable(options.json)
     if options.cost_model is not None:
         model_config = config.model.model_copy(update={"cost_model": options.cost_model})
         config = config.model_copy(update={"model": model_config})
@@ -67,14 +65,6 @@ def main(argv: Sequence[str], read_config: Callable[[Path], AppConfig]) -> Writt
         options.json.write_bytes(_FORMAT.dump_json(written, indent=2) + b"\n")
         console.print(f"Written to {options.json}", markup=False, highlight=False)
     return written
-
-
-def _check_writable(path: Path) -> None:
-    """Before the minutes that a plan may take."""
-    try:
-        path.open("a").close()
-    except OSError as error:
-        raise ConfigError(f"--json {path}: {error.strerror}") from error
 
 
 def _model(options: PlanOptions, config: AppConfig, file: CostModelFile) -> Model:

@@ -1,6 +1,7 @@
 """The options of `midstep plan`."""
 
 import argparse
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,8 +16,10 @@ from cluster.bench.option_values import (
     read_positive,
     read_positive_count,
     read_url,
+    read_writable_file,
     told,
 )
+from cluster.bench.options import KEY_HELP, KEY_VARIABLE
 from serve.planning.devices import Sharing
 from serve.planning.plan import Aim
 from serve.planning.validation import Known
@@ -59,7 +62,9 @@ def read_options(argv: Sequence[str]) -> PlanOptions:
         aim=Aim(args.slo_s, args.percentile, args.price_per_gpu_hour, args.max_gpus),
         sharing=args.sharing,
         known=Known(args.overhead_s, args.step_overhead_s, args.slowdown),
-        validate=None if args.validate is None else Target(args.validate),
+        validate=None
+        if args.validate is None
+        else Target(args.validate, api_key=os.environ.get(KEY_VARIABLE)),
         warmup=args.warmup,
         timeout_s=args.timeout,
         json=args.json,
@@ -68,14 +73,14 @@ def read_options(argv: Sequence[str]) -> PlanOptions:
 
 
 def _parser() -> OneLineParser:
-    parser = OneLineParser(prog="midstep plan", description=DESCRIPTION, allow_abbrev=False)
+    parser = OneLineParser(prog="midstep plan", description=DESCRIPTION, epilog=KEY_HELP, allow_abbrev=False)
     parser.add_argument("config", type=Path, help="a Serve configuration file with one application of ours")
     wanted = parser.add_argument_group("what is wanted").add_argument
     wanted("--slo-s", type=told(read_positive), default=10.0, help="seconds of an answer (%(default)s)")
     wanted("--percentile", type=told(read_positive), default=95.0, help="of requests (%(default)s)")
     wanted("--price-per-gpu-hour", type=told(read_positive), default=4.0, help="%(default)s")
     wanted("--max-gpus", type=told(read_positive_count), default=16, help="to consider (%(default)s)")
-    wanted("--json", type=Path, help="a file for all that came out")
+    wanted("--json", type=told(read_writable_file), help="a file for all that came out")
     add_when(parser)
     add_what(parser)
     _add_machine(parser)

@@ -69,7 +69,8 @@ def recommendation(load: LoadPlan, aim: Aim) -> str:
     """In one sentence."""
     wanted = f"{aim.percentile:g}% of requests within {aim.slo_s:g} s"
     if (best := load.best) is None:
-        tried = f" ({load.options[0].gpus} to {load.options[-1].gpus} were simulated)" if load.options else ""
+        gpus = [option.gpus for option in load.options if not option.is_autoscaled]
+        tried = f" ({min(gpus)} to {max(gpus)} were simulated)" if gpus else ""
         return f"Nothing up to {aim.max_gpus} GPUs would keep {wanted}{tried}."
     return (
         f"{_counted(best.gpus, 'GPU')} with {_counted(best.denoisers[0][1], 'denoiser')} and a row cap of "

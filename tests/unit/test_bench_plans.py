@@ -68,7 +68,9 @@ def test_a_trace_is_replayed_faster_from_where_it_is_said(tmp_path: Path) -> Non
     ("text", "message"),
     [
         ("arrival_s,num_images\n1,2\n", "has no column 'num_inference_steps'"),
-        (TRACE + "x,txt2img,1,30\n", "line 6: invalid literal"),
+        (TRACE + "x,txt2img,1,30\n", "line 6: 'x' is not a number"),
+        (TRACE + "13,txt2img,-1,30\n", "line 6: '-1' is not a whole number"),
+        (TRACE + "13,txt2img,1,0\n", "line 6: '0' is not above 0"),
         (TRACE + ",txt2img,1,30\n", "line 6: arrival_s is empty"),
         ("", "has no column 'arrival_s'"),
     ],
@@ -78,6 +80,19 @@ def test_what_is_no_trace_is_told(tmp_path: Path, text: str, message: str) -> No
     path.write_text(text)
     with pytest.raises(ValueError, match=message):
         trace(path, speed_up=1)
+
+
+def test_half_a_trace_is_told(tmp_path: Path) -> None:
+    path = tmp_path / "trace.csv.gz"
+    path.write_bytes(gzip.compress(TRACE.encode())[:-12])
+    with pytest.raises(ValueError, match=r"trace\.csv\.gz: .*ended before"):
+        trace(path, speed_up=1)
+
+
+def test_parts_of_seconds_in_a_trace_are_kept(tmp_path: Path) -> None:
+    path = tmp_path / "trace.csv"
+    path.write_text("arrival_s,num_images,num_inference_steps\n1.25,1,20\n1.5,,\n")
+    assert trace(path, speed_up=2) == [TraceArrival(0.625, 1, 20), TraceArrival(0.75, None, None)]
 
 
 MIX = Mix(

@@ -15,6 +15,7 @@ from aiohttp import web
 from serve.cli import main
 from tests.unit.test_bench_load import PICTURE, serving
 
+KEY = "mst_key"
 LOAD = ["--rates", "2", "--duration", "20", "--steps", "20"]
 
 
@@ -54,6 +55,22 @@ def test_it_recommends_in_a_sentence_and_says_what_it_goes_by(
     assert load["best"]["gpus"] == 1
     assert load["best"]["summary"]["num_images"] == load["best"]["summary"]["num_requests"]
     assert [option["is_autoscaled"] for option in load["options"]].count(True) == 1
+
+
+def test_it_says_how_far_it_looked_where_nothing_is_enough(
+    config: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    call(monkeypatch, str(config), *LOAD, "--slo-s", "0.1", "--max-gpus", "3")
+    told = " ".join(capsys.readouterr().out.split())
+    assert "Nothing up to 3 GPUs would keep 95% of requests within 0.1 s (1 to 3 were simulated)." in told
+
+
+def test_a_file_that_cannot_be_written_is_told_before_anything_is_simulated(
+    config: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        call(monkeypatch, str(config), *LOAD, "--json", str(config / "plan.json"))
+    assert "argument --json" in capsys.readouterr().err
 
 
 def test_a_trace_is_planned_for_as_it_is_replayed(
@@ -101,10 +118,13 @@ def test_a_server_that_is_not_there_is_told(config: Path, monkeypatch: pytest.Mo
 
 @contextmanager
 def server_of(seconds_each: float) -> Iterator[tuple[str, list[int]]]:
-    """A server that needs so long for every request, whatever it is: its URL and the steps asked for."""
+    """A server that wants a key and needs so long for every request, whatever it is: its URL and the steps
+    asked for."""
     asked: list[int] = []
 
     async def handler(request: web.Request) -> web.Response:
+        if request.headers.get("Authorization") != f"Bearer {KEY}":
+            return web.Response(status=401)
         asked.append((await request.json())["num_inference_steps"])
         await asyncio.sleep(seconds_each)
         return web.json_response(PICTURE)
@@ -132,6 +152,7 @@ def test_a_server_is_measured_and_compared(
 ) -> None:
     """One that takes 0.5 s for everything, which is what is measured and far from what is predicted."""
     output = tmp_path / "plan.json"
+    monkeypatch.setenv("MIDSTEP_API_KEY", KEY)
     with server_of(0.5) as (url, asked):
         load = ["--rates", "4", "--duration", "3", "--steps", "20", "--warmup", "1"]
         call(monkeypatch, str(config), *load, "--validate", url, "--json", str(output))

@@ -7,7 +7,7 @@ import pytest
 from cluster.bench.answers import Answer, Kind
 from cluster.bench.load import Outcome
 from cluster.bench.mix import PlannedRequest
-from cluster.rehearsal.application import rehearsed
+from cluster.rehearsal.application import check_room, rehearsed
 from cluster.rehearsal.chart import chart
 from cluster.rehearsal.options import read_options
 from cluster.rehearsal.rehearsal import Rehearsal
@@ -42,18 +42,53 @@ def test_denoisers_without_gpus_are_refused() -> None:
         rehearsed(AppConfig.model_validate({"model": MODEL | {"device": "simulated"}}), "a folder")
 
 
-def test_nodes_have_all_the_gpus(capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize(
+    ("nodes", "message"),
+    [
+        (
+            [4, 2],
+            r"min_replicas: .* needs 6\.6 GPUs \(encoder 0\.2, denoiser 6, decoder 0\.4\), and there are 6",
+        ),
+        ([1] * 7, r"decoder\.num_gpus: 2 is more than a node has, 1"),
+    ],
+)
+def test_what_would_wait_for_gpus_for_ever_is_refused(nodes: list[int], message: str) -> None:
+    stages = {
+        name: {"num_gpus": num_gpus, "autoscaling": {"min_replicas": replicas, "max_replicas": 9}}
+        for name, num_gpus, replicas in (("encoder", 0.1, 2), ("denoiser", 1, 6), ("decoder", 0.2, 2))
+    }
+    config = AppConfig.model_validate({"model": MODEL | {"device": "simulated"}} | stages)
+    check_room(config, [4, 3])
+    if max(nodes) == 1:
+        config = config.model_copy(update={"decoder": config.decoder.model_copy(update={"num_gpus": 2})})
+    with pytest.raises(ConfigError, match=message):
+        check_room(config, nodes)
+
+
+def test_a_folder_that_cannot_be_written_is_told_before_the_run(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(SystemExit):
+        read_options(["config.yaml", "--rate", "1", "--output", str(tmp_path / "file" / "folder")])
+    assert "argument --output" in capsys.readouterr().err
+
+
+def test_nodes_have_all_the_gpus(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     options = ["config.yaml", "--gpus", "11", "--gpus-per-node", "4", "--rate", "1"]
+    options += ["--output", str(tmp_path)]
     assert read_options(options).nodes == [4, 4, 3]
     with pytest.raises(SystemExit):
-        read_options(["config.yaml", "--rates", "1,2"])
+        read_options(["config.yaml", "--rates", "1,2", "--output", str(tmp_path)])
     assert "one run is rehearsed" in capsys.readouterr().err
 
 
 def test_a_trace_is_one_without_being_called_so(tmp_path: Path) -> None:
     trace = tmp_path / "trace.csv"
     trace.write_text("arrival_s,num_images,num_inference_steps\n0,1,20\n6,2,4\n")
-    options = read_options(["config.yaml", "--trace", str(trace), "--speed-up", "2"])
+    options = read_options(
+        ["config.yaml", "--trace", str(trace), "--speed-up", "2", "--output", str(tmp_path)]
+    )
     assert [request.due_s for request in options.planned] == pytest.approx([0, 3], abs=0.5)
     assert [request.num_inference_steps for request in options.planned] == [20, 4]
     assert options.settings["arrivals"] == "trace"
