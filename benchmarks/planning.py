@@ -1,8 +1,8 @@
 """`midstep plan` against the application: loads at 50, 70 and 85% of what that does, through both.
 
-What is measured to plan with, a profile, single requests and bursts, is none of these loads. What the
-application does at most is its own throughput in a burst of the same mix. Every load runs several times, each
-time measured anew to plan with: a machine that others disturb is another one within minutes.
+What is measured to plan with, a profile, single requests and bursts before and after each load, is none of
+these loads. What the application does at most is its own throughput in a burst of the same mix. Every load
+runs several times: a machine that others disturb is another one within minutes.
 
     python -m benchmarks.planning                  the embedded model on the CPU
     python -m benchmarks.planning --simulated      a simulated device
@@ -23,13 +23,14 @@ from benchmarks.engine import GUIDANCE_SCALE, PROMPTS
 from benchmarks.peers.systems import PROXIES, on_ray, running
 from cluster.bench.load import Target, run_load
 from cluster.bench.mix import Mix, plan
-from cluster.bench.report import Summary, summarize
+from cluster.bench.report import summarize
 from deployments.engine.cost import CostModel, Curve, StageCost
 from serve.app import build_app as build_midstep
 from serve.checks import only_application
 from serve.config import AppConfig, CostModelFile
 from serve.planning.command import main as validate
 from serve.planning.report import COMPARED
+from serve.planning.validation import MAX_DRIFT, Validated
 from serve.profile import profile
 
 # Weights of the numbers of steps.
@@ -86,13 +87,19 @@ def capacity(url: str) -> float:
     return summarize(outcomes).images_per_s
 
 
-def misses(validated: Sequence[tuple[Summary, Summary]]) -> list[str]:
-    """Of a load that was validated several times: how far off each figure was, the median and each time."""
+def misses(validated: Sequence[Validated]) -> list[str]:
+    """Of a load that was validated several times: how far off each figure was, each time and in the median of
+    those in which the machine did not change."""
     lines = []
     for figure, name in COMPARED.items():
-        off = [100 * (getattr(predicted, name) / getattr(real, name) - 1) for predicted, real in validated]
-        each = ", ".join(f"{miss:+.1f}" for miss in off)
-        lines.append(f"  {figure}: {statistics.median(off):+.1f}% ({each})")
+        steady, each = [], []
+        for one in validated:
+            off = 100 * (getattr(one.predicted, name) / getattr(one.measured, name) - 1)
+            has_changed = one.drift is not None and abs(one.drift) > MAX_DRIFT
+            each.append(f"{off:+.1f}{'*' if has_changed else ''}")
+            steady += [] if has_changed else [off]
+        median = f"{statistics.median(steady):+.1f}%" if steady else "none"
+        lines.append(f"  {figure}: {median} ({', '.join(each)})")
     return lines
 
 
@@ -122,15 +129,14 @@ def main() -> None:
                 "--seed": str(args.seed),
             }
             options = [text for option in load.items() for text in option]
-            validated: dict[float, list[tuple[Summary, Summary]]] = {share: [] for share in args.shares}
-            for _ in range(args.rounds):
-                for share in args.shares:
-                    at_rate = ["--rates", f"{share * most:.3f}", *options]
-                    written = validate([str(config), "--validate", url, *at_rate], only_application)
-                    validated[share] += written.validated
-        print(f"Predicted against measured, the median of {args.rounds} rounds:")
-        for share, pairs in validated.items():
-            print(f"{share:.0%} of what the application does", *misses(pairs), sep="\n")
+            rates = ",".join(f"{share * most:.3f}" for share in args.shares)
+            rounds = [
+                validate([str(config), "--validate", url, "--rates", rates, *options], only_application)
+                for _ in range(args.rounds)
+            ]
+        print(f"Predicted against measured; * where bursts changed by more than {MAX_DRIFT:.0%} meanwhile:")
+        for share, *validated in zip(args.shares, *(written.validated for written in rounds), strict=True):
+            print(f"{share:.0%} of what the application does", *misses(validated), sep="\n")
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ from pydantic import TypeAdapter
 from rich.console import Console
 
 from cluster.bench.command import counting, new_progress, run
-from cluster.bench.report import Summary, summarize, warnings
+from cluster.bench.report import summarize, warnings
 from cluster.bench.report import table as summary_table
 from deployments.engine.models import load_model_info
 from serve.config import AppConfig, CostModelFile
@@ -20,20 +20,27 @@ from serve.planning.plan import LoadPlan, check_autoscaling, plan_load
 from serve.planning.report import comparison, options_table, over_time, recommendation, title
 from serve.planning.simulation import Simulation
 from serve.planning.stages import Overheads
-from serve.planning.validation import calibrated, sender
+from serve.planning.validation import (
+    MAX_DRIFT,
+    Validated,
+    burst_s,
+    sender,
+    slowed_down,
+    with_overheads,
+)
 from serve.section import ConfigError
 
 
 @dataclass(frozen=True)
 class Written:
-    """What --json writes. costs: of which device; validated: predicted and measured, for each load."""
+    """What --json writes. costs: of which device; validated: for each load."""
 
     costs: str
     sharing: Sharing
     overheads: Overheads
     settings: dict[str, Any]
     loads: Sequence[LoadPlan] = ()
-    validated: Sequence[tuple[Summary, Summary]] = ()
+    validated: Sequence[Validated] = ()
 
 
 _FORMAT = TypeAdapter(Written)
@@ -98,28 +105,53 @@ def _plan(options: PlanOptions, model: Model, file: CostModelFile, console: Cons
 
 
 def _validate(options: PlanOptions, model: Model, file: CostModelFile, console: Console) -> Written:
+    """A machine that others use as well changes its pace within minutes. So bursts are sent before and after
+    each load, and what it is planned with lies between the two."""
     assert options.validate is not None, "only called to validate"
     check_autoscaling(model)
-    with console.status("measuring single requests and bursts"):
-        model = calibrated(
-            model, options.plans[0], options.known, sender(options.validate, options.timeout_s)
-        )
-    overheads = model.overheads
-    console.print(
-        f"Measured: --overhead-s {overheads.request_s:.4f} --step-overhead-s {overheads.step_s:.5f} "
-        f"--slowdown {overheads.slowdown:.3f}",
-        highlight=False,
-    )
-    pairs = []
-    with new_progress() as progress:
-        for planned in options.plans:
-            predicted = Simulation(model, None).run(planned, counting(progress, "predicted", len(planned)))
+    first, known = options.plans[0], options.known
+    send = sender(options.validate, options.timeout_s)
+    # Where replicas may come, bursts would bring more.
+    with_bursts = known.slowdown is None and not model.config.denoiser.autoscaling.is_on
+    with console.status("measuring single requests"):
+        model = with_overheads(model, first[0], known, send)
+
+    def paced() -> float | None:
+        with console.status("measuring bursts"):
+            return burst_s(model, first, send) if with_bursts else None
+
+    before_s, validated = paced(), []
+    for planned in options.plans:
+        with new_progress() as progress:
             outcomes = run(options.validate, planned, options.warmup, options.timeout_s, "measured", progress)
-            slo_s = options.aim.slo_s
-            pairs.append((summarize(predicted.outcomes, slo_s), summarize(outcomes, slo_s)))
-    results = {"predicted": [pair[0] for pair in pairs], "measured": [pair[1] for pair in pairs]}
+        after_s, drift = paced(), None
+        if before_s is not None and after_s is not None:
+            model, drift = slowed_down(model, first, (before_s + after_s) / 2), after_s / before_s - 1
+        predicted = Simulation(model, None).run(planned)
+        slo_s = options.aim.slo_s
+        pair = summarize(predicted.outcomes, slo_s), summarize(outcomes, slo_s)
+        validated.append(Validated(*pair, model.overheads, drift))
+        before_s = after_s
+    _report(validated, console)
+    return Written(file.device, model.sharing, model.overheads, dict(options.settings), validated=validated)
+
+
+def _report(validated: Sequence[Validated], console: Console) -> None:
+    results = {
+        "predicted": [one.predicted for one in validated],
+        "measured": [one.measured for one in validated],
+    }
     console.print(summary_table(results))
-    console.print(comparison(pairs))
-    for warning in warnings(results):
+    console.print(comparison(validated))
+    told = warnings(results)
+    for one in validated:
+        overheads = one.overheads
+        console.print(
+            f"Measured: --overhead-s {overheads.request_s:.4f} --step-overhead-s {overheads.step_s:.5f} "
+            f"--slowdown {overheads.slowdown:.3f}",
+            highlight=False,
+        )
+        if one.drift is not None and abs(one.drift) > MAX_DRIFT:
+            told.append(f"Bursts took {1 + one.drift:.2f} times as long after the load as before it.")
+    for warning in told:
         console.print(f"Warning: {warning}", style="bold red", markup=False, highlight=False)
-    return Written(file.device, model.sharing, overheads, dict(options.settings), validated=pairs)

@@ -7,8 +7,8 @@ from rich.table import Table
 
 from cluster.bench.answers import Kind
 from cluster.bench.mix import PlannedRequest
-from cluster.bench.report import Summary
 from serve.planning.plan import Aim, LoadPlan, Option
+from serve.planning.validation import Validated
 
 COMPARED = {
     "images/s": "images_per_s",
@@ -83,13 +83,13 @@ def _counted(number: int, noun: str) -> str:
     return f"{number} {noun}{'' if number == 1 else 's'}"
 
 
-def comparison(pairs: Sequence[tuple[Summary, Summary]]) -> Table:
+def comparison(validated: Sequence[Validated]) -> Table:
     """Predicted and measured, a figure of a load a row."""
     table = _table(["offered\nreq/s", "", "predicted", "measured", "off"])
-    for predicted, measured in pairs:
+    for one in validated:
         for figure, name in COMPARED.items():
-            rate = f"{measured.offered_requests_per_s or 0.0:.2f}"
-            table.add_row(rate, figure, *_compared(getattr(predicted, name), getattr(measured, name)))
+            rate = f"{one.measured.offered_requests_per_s or 0.0:.2f}"
+            table.add_row(rate, figure, *_compared(getattr(one.predicted, name), getattr(one.measured, name)))
     return table
 
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from cluster.bench.answers import Kind
 from cluster.bench.load import Outcome, Target, run_load
 from cluster.bench.mix import PlannedRequest
+from cluster.bench.report import Summary
 from serve.planning.model import Model
 from serve.planning.simulation import Simulation
 from serve.planning.stages import Overheads
@@ -20,6 +21,8 @@ BURST_IMAGES = 48
 NUM_BURSTS = 3
 # Requests at least so far apart do not meet.
 APART_S = 1000.0
+# Where bursts after a load take so much longer or shorter than before it, the machine itself has changed.
+MAX_DRIFT = 0.1
 MIN_SLOWDOWN, MAX_SLOWDOWN = 0.5, 4.0
 
 
@@ -30,6 +33,16 @@ class Known:
     request_s: float | None
     step_s: float | None
     slowdown: float | None
+
+
+@dataclass(frozen=True)
+class Validated:
+    """A load on both. drift: how much longer bursts took after it than before; None where none were sent."""
+
+    predicted: Summary
+    measured: Summary
+    overheads: Overheads
+    drift: float | None
 
 
 Send = Callable[[Sequence[PlannedRequest]], list[Outcome]]
@@ -50,20 +63,14 @@ def sender(target: Target, timeout_s: float) -> Send:
     return send
 
 
-def calibrated(model: Model, planned: Sequence[PlannedRequest], known: Known, send: Send) -> Model:
-    """The model with overheads as measured on the server: of single requests at few and at many steps, and of
-    bursts, neither of which is the load that is validated. No bursts where they would bring more replicas.
-
-    Raises ConfigError where the server does not answer all of them, or is no machine of these costs.
-    """
+def with_overheads(model: Model, first: PlannedRequest, known: Known, send: Send) -> Model:
+    """The model with the overheads that single requests like the first have on the server, at few and at many
+    steps, where they are not known."""
     request_s, step_s = known.request_s, known.step_s
     model = replace(model, overheads=Overheads(slowdown=known.slowdown or 1.0))
     if request_s is None or step_s is None:
-        request_s, step_s = _unloaded_overheads(model, planned[0], known, send)
-    model = replace(model, overheads=replace(model.overheads, request_s=request_s, step_s=step_s))
-    if known.slowdown is None and not model.config.denoiser.autoscaling.is_on:
-        model = _slowed_down(model, _burst(model, planned), send)
-    return model
+        request_s, step_s = _unloaded_overheads(model, first, known, send)
+    return replace(model, overheads=replace(model.overheads, request_s=request_s, step_s=step_s))
 
 
 def _unloaded_overheads(model: Model, first: PlannedRequest, known: Known, send: Send) -> tuple[float, float]:
@@ -100,20 +107,25 @@ def _burst(model: Model, planned: Sequence[PlannedRequest]) -> list[PlannedReque
     return burst
 
 
-def _slowed_down(model: Model, burst: Sequence[PlannedRequest], send: Send) -> Model:
-    """The slowdown with which the burst takes as long as it did in the median, by bisection.
+def burst_s(model: Model, planned: Sequence[PlannedRequest], send: Send) -> float:
+    """How long the server takes for a burst of what the load asks for, in the median of a few."""
+    burst = _burst(model, planned)
+    send(_prompts(burst))  # so that none is encoded within the burst
+    return statistics.median(_makespan_s(send(burst)) for _ in range(NUM_BURSTS))
+
+
+def slowed_down(model: Model, planned: Sequence[PlannedRequest], measured_s: float) -> Model:
+    """The model with the slowdown with which that burst takes so long, by bisection.
 
     Raises ConfigError for one that is past all sense.
     """
-    prompts = list({request.prompt: request for request in burst}.values())
-    send(prompts)  # so that none is encoded within the burst
-    measured_s = statistics.median(_makespan_s(send(burst)) for _ in range(NUM_BURSTS))
+    burst = _burst(model, planned)
     low, high = MIN_SLOWDOWN, MAX_SLOWDOWN
     for _ in range(12):
         middle = (low + high) / 2
         model = replace(model, overheads=replace(model.overheads, slowdown=middle))
         simulation = Simulation(model, None)
-        simulation.run(prompts)
+        simulation.run(_prompts(burst))
         if _makespan_s(simulation.run(burst).outcomes) < measured_s:
             low = middle
         else:
@@ -124,6 +136,11 @@ def _slowed_down(model: Model, burst: Sequence[PlannedRequest], send: Send) -> M
             f"{MAX_SLOWDOWN:g} times as long as its costs say: measure them there (`midstep profile`)"
         )
     return model
+
+
+def _prompts(burst: Sequence[PlannedRequest]) -> list[PlannedRequest]:
+    """A request for each prompt."""
+    return list({request.prompt: request for request in burst}.values())
 
 
 def _makespan_s(outcomes: Sequence[Outcome]) -> float:

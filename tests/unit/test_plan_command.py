@@ -157,7 +157,8 @@ def test_a_server_is_measured_and_compared(
         load = ["--rates", "4", "--duration", "3", "--steps", "20", "--warmup", "1"]
         call(monkeypatch, str(config), *load, "--validate", url, "--json", str(output))
     written = json.loads(output.read_text())
-    [[predicted, measured]] = written["validated"]
+    [validated] = written["validated"]
+    predicted, measured = validated["predicted"], validated["measured"]
     assert measured["latency_p50_s"] >= 0.5
     assert predicted["num_requests"] == measured["num_requests"] == measured["counts"]["completed"]
     # Alone, four steps take as long there as forty: none of it is the steps'. The model knows of 60 ms of it.

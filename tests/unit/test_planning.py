@@ -1,6 +1,7 @@
 """The planner's simulation: exact times, and the engine's own order of steps."""
 
 import random
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -10,6 +11,7 @@ from simpy import Environment
 
 from cluster.bench.answers import Kind
 from cluster.bench.arrivals import poisson, steps
+from cluster.bench.load import Outcome
 from cluster.bench.mix import Mix, PlannedRequest, plan
 from cluster.bench.report import summarize
 from deployments.batching import Batching
@@ -25,7 +27,7 @@ from serve.planning.model import Model
 from serve.planning.plan import Aim, option_of, plan_load
 from serve.planning.simulation import Replicas, Simulated, Simulation
 from serve.planning.stages import DecoderReplica, DenoiserReplica, DenoisingCosts, Overheads
-from serve.planning.validation import Known, calibrated
+from serve.planning.validation import Known, burst_s, slowed_down, with_overheads
 from serve.section import ConfigError
 from tests.tiny_models import SHAPES_MODEL
 
@@ -366,7 +368,14 @@ def test_what_a_server_has_in_overheads_is_found_out(known: Known, truth: Overhe
     """The server is a simulation of its own, whose overheads the calibration does not know."""
     server = Simulation(model(overheads=truth), None)
     load = plan(poisson(2.0, 30.0, seed=6), Mix(num_inference_steps={8: 1, 20: 1}), seed=6)
-    found = calibrated(model(), load, known, lambda planned: list(server.run(planned).outcomes)).overheads
+
+    def send(planned: Sequence[PlannedRequest]) -> list[Outcome]:
+        return list(server.run(planned).outcomes)
+
+    measured = with_overheads(model(), load[0], known, send)
+    if known.slowdown is None:
+        measured = slowed_down(measured, load, burst_s(measured, load, send))
+    found = measured.overheads
     assert found.request_s == pytest.approx(truth.request_s, abs=1e-6)
     assert found.step_s == pytest.approx(truth.step_s, abs=1e-6)
     assert found.slowdown == pytest.approx(truth.slowdown, abs=0.002)
@@ -376,8 +385,9 @@ def test_what_a_server_has_in_overheads_is_found_out(known: Known, truth: Overhe
 def test_costs_of_another_machine_are_not_made_to_fit(slowdown: float) -> None:
     server = Simulation(model(overheads=Overheads(0.0, 0.0, slowdown)), None)
     load = plan(poisson(2.0, 30.0, seed=6), Mix(), seed=6)
+    took_s = burst_s(model(), load, lambda planned: list(server.run(planned).outcomes))
     with pytest.raises(ConfigError, match=r"not 0\.5 to 4 times .*`midstep profile`"):
-        calibrated(model(), load, Known(0.0, 0.0, None), lambda planned: list(server.run(planned).outcomes))
+        slowed_down(model(), load, took_s)
 
 
 def test_the_summary_is_the_load_generators_own() -> None:
