@@ -4,9 +4,9 @@
     python -m benchmarks.peers --systems midstep litserve --base-rate 4.2
 
 Each system in turn is started, warmed up, given a burst that saturates it (its capacity), then loaded open
-loop at multiples of the capacity of `@serve.batch`, which is therefore measured first, and stopped. Nothing
-else should run on the machine meanwhile: torch's threads wait for each other, so that one that must share its
-core holds up all.
+loop at multiples of the capacity of `@serve.batch`, which is therefore measured first, and stopped. Every
+system has a process for each core, with one thread of torch. Nothing else should run on the machine
+meanwhile.
 """
 
 import argparse
@@ -91,7 +91,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--burst", type=int, default=120, help="requests at once, for the capacity")
     # BentoML learns from its first dozen requests, run alone; Midstep compiles a sampler per step count.
     parser.add_argument("--warm-up", type=int, default=30, help="requests at once, before those that count")
-    parser.add_argument("--threads", type=int, default=2, help="of torch, in each system")
+    parser.add_argument("--threads", type=int, default=2, help="of torch, in each system: a process each")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--json", type=Path, default=ROOT / "benchmarks" / "results" / "peers.json")
     parser.add_argument("--plot", type=Path, default=ROOT / "docs" / "latency.png")

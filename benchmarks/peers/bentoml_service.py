@@ -20,11 +20,11 @@ MAX_LATENCY_S = 3600
 _TRAFFIC = {"timeout": MAX_LATENCY_S}
 
 
-@bentoml.service(workers=1, traffic=_TRAFFIC)
+# A service takes no arguments; the environment is what it has.
+@bentoml.service(workers=int(os.environ.get("PEER_THREADS", "2")), traffic=_TRAFFIC)
 class StableDiffusion:
     def __init__(self) -> None:
-        # A service takes no arguments; the environment is what it has.
-        self._thread = PipelineThread(int(os.environ.get("PEER_THREADS", "2")))
+        self._thread = PipelineThread()
 
     @bentoml.api(batchable=True, max_batch_size=MAX_BATCH_SIZE, max_latency_ms=1000 * MAX_LATENCY_S)
     async def generate(self, requests: list[ImageRequest]) -> list[str]:

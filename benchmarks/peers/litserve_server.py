@@ -1,6 +1,6 @@
 """LitServe with dynamic batching around the pipeline.
 
-Its worker takes what has gathered while the last batch ran, so it needs no long wait: `batch_timeout` is only
+A worker takes what has gathered while its last batch ran, so it needs no long wait: `batch_timeout` is only
 more than zero because at zero an idle worker polls without pause. A batch is answered when the last of its
 groups is done. It may be larger than a pipeline call, because that makes the groups in it larger: in a
 simulation of this mix 32 has more throughput than 8 or 16, and the latency of 16.
@@ -24,12 +24,11 @@ BATCH_TIMEOUT_S = 0.01
 
 
 class StableDiffusion(litserve.LitAPI):
-    def __init__(self, num_threads: int) -> None:
+    def __init__(self) -> None:
         super().__init__(max_batch_size=MAX_BATCH_SIZE, batch_timeout=BATCH_TIMEOUT_S, api_path=PATH)
-        self._num_threads = num_threads
 
     def setup(self, device: str) -> None:
-        self._pipeline = DiffusersPipeline(self._num_threads)
+        self._pipeline = DiffusersPipeline()
 
     def decode_request(self, request: dict[str, Any]) -> list[ImageRequest]:
         return read_body(request)
@@ -51,7 +50,9 @@ def main() -> None:
     arguments = parser.parse_args()
     # LitServe ends its workers on an interrupt only.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    server = litserve.LitServer(StableDiffusion(arguments.threads), accelerator="cpu", timeout=False)
+    server = litserve.LitServer(
+        StableDiffusion(), accelerator="cpu", workers_per_device=arguments.threads, timeout=False
+    )
     server.run(host="127.0.0.1", port=arguments.port, log_level="warning", generate_client_file=False)
 
 

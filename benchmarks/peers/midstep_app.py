@@ -1,4 +1,5 @@
-"""Midstep itself, as `serve_config.yaml` has it, but with a queue that refuses nobody, as its peers have."""
+"""Midstep itself, as `serve_config.yaml` has it, but with a denoiser for each core, as suits load best, and a
+queue that refuses nobody, as its peers have."""
 
 from ray.serve import Application
 
@@ -10,7 +11,10 @@ _MAX_QUEUE = 4096
 
 def build_app(num_threads: int) -> Application:
     config = {
-        "denoiser": {"num_threads": num_threads},
+        "denoiser": {
+            "num_threads": 1,
+            "autoscaling": {"min_replicas": num_threads, "max_replicas": num_threads},
+        },
         "ingress": {"max_ongoing_requests": _MAX_QUEUE},
         "limits": {"max_queue": _MAX_QUEUE},
     }

@@ -38,8 +38,8 @@ def next_group(waiting: Sequence[Waiting]) -> list[Waiting]:
 
 @serve.deployment(max_ongoing_requests=MAX_ONGOING_REQUESTS)
 class StableDiffusion:
-    def __init__(self, num_threads: int) -> None:
-        self._thread = PipelineThread(num_threads)
+    def __init__(self) -> None:
+        self._thread = PipelineThread()
         self._waiting: list[Waiting] = []
         self._running: asyncio.Task[None] | None = None
 
@@ -74,4 +74,4 @@ class StableDiffusion:
 
 
 def build_app(num_threads: int) -> Application:
-    return APIIngress.bind(StableDiffusion.bind(num_threads))
+    return APIIngress.bind(StableDiffusion.options(num_replicas=num_threads).bind())

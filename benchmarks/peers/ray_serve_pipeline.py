@@ -13,12 +13,12 @@ from benchmarks.peers.ray_ingress import MAX_ONGOING_REQUESTS, APIIngress
 
 @serve.deployment(max_ongoing_requests=MAX_ONGOING_REQUESTS)
 class StableDiffusion:
-    def __init__(self, num_threads: int) -> None:
-        self._thread = PipelineThread(num_threads)
+    def __init__(self) -> None:
+        self._thread = PipelineThread()
 
     async def generate(self, requests: Sequence[ImageRequest]) -> list[Image.Image]:
         return await self._thread.generate(requests)
 
 
 def build_app(num_threads: int) -> Application:
-    return APIIngress.bind(StableDiffusion.bind(num_threads))
+    return APIIngress.bind(StableDiffusion.options(num_replicas=num_threads).bind())
