@@ -74,26 +74,42 @@ def with_overheads(model: Model, first: PlannedRequest, known: Known, send: Send
 
 
 def _unloaded_overheads(model: Model, first: PlannedRequest, known: Known, send: Send) -> tuple[float, float]:
+    """A step's is of requests in pairs: forwards of one alone may be made in another way (on a CPU by all
+    cores together), and most forwards are of more."""
     most = min(40, model.config.limits.max_num_inference_steps)
-    missing, calls = [], []
-    for steps in (max(1, most // 10), most):
-        planned = [
-            replace(first, due_s=0.0, num_images=1, num_inference_steps=steps, seed=first.seed + index)
-            for index in range(UNLOADED_REQUESTS)
-        ]
-        apart = [replace(request, due_s=APART_S * index) for index, request in enumerate(planned)]
-        measured = [send([request])[0].latency_s for request in planned]
-        simulated = [outcome.latency_s for outcome in Simulation(model, None).run(apart).outcomes]
-        # Without the first, which finds nothing encoded.
-        missing.append(statistics.median(measured[1:]) - statistics.median(simulated[1:]))
-        calls.append(model.denoising.num_calls(model.accepted(planned[0], "").sampler, steps))
+    few = max(1, most // 10)
+    sampler = model.accepted(first, "").sampler
+    calls = {steps: model.denoising.num_calls(sampler, steps) for steps in (few, most)}
     step_s = known.step_s
     if step_s is None:
-        step_s = max(0.0, (missing[1] - missing[0]) / (calls[1] - calls[0]))
+        missing = {steps: _missing_s(model, first, steps, 2, send) for steps in (few, most)}
+        step_s = max(0.0, (missing[most] - missing[few]) / (calls[most] - calls[few]))
     request_s = known.request_s
     if request_s is None:
-        request_s = max(0.0, missing[0] - calls[0] * step_s)
+        request_s = max(0.0, _missing_s(model, first, few, 1, send) - calls[few] * step_s)
     return request_s, step_s
+
+
+def _missing_s(model: Model, first: PlannedRequest, steps: int, at_once: int, send: Send) -> float:
+    """How much longer requests like the first take than they should, so many at once, in the median."""
+    alike = replace(first, due_s=0.0, num_images=1, num_inference_steps=steps)
+    groups = [
+        [replace(alike, seed=first.seed + at_once * index + member) for member in range(at_once)]
+        for index in range(UNLOADED_REQUESTS)
+    ]
+    apart = [
+        replace(request, due_s=APART_S * index) for index, group in enumerate(groups) for request in group
+    ]
+    simulated = Simulation(model, None).run(apart).outcomes
+    missing = []
+    for index, group in enumerate(groups):
+        expected = simulated[at_once * index : at_once * (index + 1)]
+        missing.append(_mean_latency_s(send(group)) - _mean_latency_s(expected))
+    return statistics.median(missing[1:])  # the first finds nothing encoded
+
+
+def _mean_latency_s(outcomes: Sequence[Outcome]) -> float:
+    return statistics.mean(outcome.latency_s for outcome in outcomes)
 
 
 def _burst(model: Model, planned: Sequence[PlannedRequest]) -> list[PlannedRequest]:
