@@ -113,7 +113,7 @@ def _validate(options: PlanOptions, model: Model, file: CostModelFile, console: 
     send = sender(options.validate, options.timeout_s)
     # Where replicas may come, bursts would bring more.
     with_bursts = known.slowdown is None and not model.config.denoiser.autoscaling.is_on
-    with console.status("measuring single requests"):
+    with console.status("measuring single requests and pairs"):
         model = with_overheads(model, first[0], known, send)
 
     def paced() -> float | None:

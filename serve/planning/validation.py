@@ -64,8 +64,8 @@ def sender(target: Target, timeout_s: float) -> Send:
 
 
 def with_overheads(model: Model, first: PlannedRequest, known: Known, send: Send) -> Model:
-    """The model with the overheads that single requests like the first have on the server, at few and at many
-    steps, where they are not known."""
+    """The model with the overheads that requests like the first have on the server when hardly anything else
+    runs, where they are not known."""
     request_s, step_s = known.request_s, known.step_s
     model = replace(model, overheads=Overheads(slowdown=known.slowdown or 1.0))
     if request_s is None or step_s is None:
