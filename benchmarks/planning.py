@@ -95,9 +95,8 @@ def misses(validated: Sequence[Validated]) -> list[str]:
         steady, each = [], []
         for one in validated:
             off = 100 * (getattr(one.predicted, name) / getattr(one.measured, name) - 1)
-            has_changed = one.drift is not None and abs(one.drift) > MAX_DRIFT
-            each.append(f"{off:+.1f}{'*' if has_changed else ''}")
-            steady += [] if has_changed else [off]
+            each.append(f"{off:+.1f}{'' if one.is_steady else '*'}")
+            steady += [off] if one.is_steady else []
         median = f"{statistics.median(steady):+.1f}%" if steady else "none"
         lines.append(f"  {figure}: {median} ({', '.join(each)})")
     return lines

@@ -34,7 +34,7 @@ SQLITE_LOOK_S = 0.004
 # For a server to answer at all, and to answer a statement.
 POSTGRESQL_TIMEOUTS_S = {"timeout": 5, "command_timeout": 30}
 # In a URL of PostgreSQL, beside what asyncpg takes.
-_SQLALCHEMYS_OWN = ("prepared_statement_cache_size", "prepared_statement_name_func", "async_fallback")
+_SQLALCHEMYS_OWN = ("prepared_statement_cache_size", "prepared_statement_name_func")
 # At opening, for a database that is locked or that is only coming up itself.
 OPENING_PAUSES_S = (0.1, 0.2, 0.4, 0.8, 1.6, 3.2)
 # Whoever holds this advisory lock of PostgreSQL's migrates; "midstep" in ASCII.

@@ -21,7 +21,6 @@ from serve.planning.report import comparison, options_table, over_time, recommen
 from serve.planning.simulation import Simulation
 from serve.planning.stages import Overheads
 from serve.planning.validation import (
-    MAX_DRIFT,
     Validated,
     burst_s,
     sender,
@@ -151,7 +150,7 @@ def _report(validated: Sequence[Validated], console: Console) -> None:
             f"--slowdown {overheads.slowdown:.3f}",
             highlight=False,
         )
-        if one.drift is not None and abs(one.drift) > MAX_DRIFT:
-            told.append(f"Bursts took {1 + one.drift:.2f} times as long after the load as before it.")
+        if not one.is_steady:
+            told.append(f"Bursts took {1 + (one.drift or 0):.2f} times as long after the load as before it.")
     for warning in told:
         console.print(f"Warning: {warning}", style="bold red", markup=False, highlight=False)

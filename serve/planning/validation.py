@@ -44,6 +44,11 @@ class Validated:
     overheads: Overheads
     drift: float | None
 
+    @property
+    def is_steady(self) -> bool:
+        """Whether the machine was the same one all the time, as far as is known."""
+        return self.drift is None or abs(self.drift) <= MAX_DRIFT
+
 
 Send = Callable[[Sequence[PlannedRequest]], list[Outcome]]
 

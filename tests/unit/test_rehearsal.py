@@ -43,24 +43,22 @@ def test_denoisers_without_gpus_are_refused() -> None:
 
 
 @pytest.mark.parametrize(
-    ("nodes", "message"),
+    ("decoder_gpus", "nodes", "message"),
     [
-        (
-            [4, 2],
-            r"min_replicas: .* needs 6\.6 GPUs \(encoder 0\.2, denoiser 6, decoder 0\.4\), and there are 6",
-        ),
-        ([1] * 7, r"decoder\.num_gpus: 2 is more than a node has, 1"),
+        (0.2, [4, 2], r"needs 6\.6 GPUs \(encoder 0\.2, denoiser 6, decoder 0\.4\), and there are 6"),
+        (2, [1] * 11, r"decoder\.num_gpus: 2 is more than a node has, 1"),
     ],
 )
-def test_what_would_wait_for_gpus_for_ever_is_refused(nodes: list[int], message: str) -> None:
+def test_what_would_wait_for_gpus_for_ever_is_refused(
+    decoder_gpus: float, nodes: list[int], message: str
+) -> None:
+    shares = (("encoder", 0.1, 2), ("denoiser", 1, 6), ("decoder", decoder_gpus, 2))
     stages = {
         name: {"num_gpus": num_gpus, "autoscaling": {"min_replicas": replicas, "max_replicas": 9}}
-        for name, num_gpus, replicas in (("encoder", 0.1, 2), ("denoiser", 1, 6), ("decoder", 0.2, 2))
+        for name, num_gpus, replicas in shares
     }
     config = AppConfig.model_validate({"model": MODEL | {"device": "simulated"}} | stages)
-    check_room(config, [4, 3])
-    if max(nodes) == 1:
-        config = config.model_copy(update={"decoder": config.decoder.model_copy(update={"num_gpus": 2})})
+    check_room(config, [8, 3])
     with pytest.raises(ConfigError, match=message):
         check_room(config, nodes)
 
