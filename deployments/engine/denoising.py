@@ -12,6 +12,7 @@ import math
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from itertools import accumulate
 
 import torch
@@ -29,6 +30,8 @@ from deployments.engine.messages import (
 )
 from deployments.engine.samplers import STATE_SLOTS, SamplerTable, SamplerTables
 from deployments.engine.step_scheduler import Group, StepScheduler
+
+_KEPT_COSTS = 4096
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,7 +176,10 @@ class Engine:
         self._clock = clock
         self._denoisings: dict[str, Denoising] = {}
         self._cost = cost
-        self._scheduler = StepScheduler(lambda group: config.row_cap(group, cost), self._seconds)
+        # Asked for again and again at each step. A cache of bounded size: isolated requests are a group each.
+        self._seconds = lru_cache(maxsize=_KEPT_COSTS)(self._seconds_uncached)
+        row_cap = lru_cache(maxsize=_KEPT_COSTS)(lambda group: config.row_cap(group, cost))
+        self._scheduler = StepScheduler(row_cap, self._seconds)
         self._run_step = run_step
         self._previous_step: torch.cuda.Event | None = None
 
@@ -340,7 +346,7 @@ class Engine:
         self._previous_step = torch.cuda.Event()  # type: ignore[no-untyped-call]
         self._previous_step.record()
 
-    def _seconds(self, group: Group, rows: int) -> float:
+    def _seconds_uncached(self, group: Group, rows: int) -> float:
         """What a forward of so many rows takes by the cost model."""
         return self._cost.seconds(group.latent_shape, self._config.forward_rows(group, rows))
 

@@ -17,6 +17,7 @@ from deployments.engine.step_scheduler import (
     pick_members,
     remaining_s,
     slack_s,
+    worth_it,
 )
 
 SMALL, LARGE = Group((16, 16), False), Group((32, 32), False)
@@ -96,6 +97,30 @@ def test_members_are_taken_by_deadline_as_long_as_there_is_room() -> None:
         item("one row", num_rows=1),
     ]
     assert names(pick_members(items, 5)) == ["a", "b", "one row"]
+
+
+def test_a_device_that_takes_more_rows_for_nothing_gets_all() -> None:
+    members = [item(str(index)) for index in range(8)]
+    assert worth_it(members, 16, lambda rows: CALL_S) == members
+
+
+def test_where_sharing_gains_nothing_one_goes_after_the_other() -> None:
+    members = [item(str(index)) for index in range(8)]
+    assert names(worth_it(members, 16, forward_s)) == ["0"]
+
+
+def test_the_more_wait_the_more_share_a_forward() -> None:
+    members = [item(str(index)) for index in range(16)]
+    sizes = [
+        len(worth_it(members, present_rows, lambda rows: 0.008 + 0.014 * rows))
+        for present_rows in (2, 8, 32, 128)
+    ]
+    assert sizes == sorted(set(sizes))
+
+
+def test_of_forwards_that_are_padded_the_full_ones_are_worth_it() -> None:
+    members = [item(str(index)) for index in range(4)]
+    assert len(worth_it(members, 8, lambda rows: forward_s(4 * -(-rows // 4)))) == 2
 
 
 def test_the_much_longer_make_way_as_far_as_a_short_one_needs() -> None:
