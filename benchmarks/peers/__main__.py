@@ -2,16 +2,19 @@
 
     python -m benchmarks.peers                     all systems, each at all rates
     python -m benchmarks.peers --systems midstep litserve --base-rate 4.2
+    python -m benchmarks.peers --simulated         likewise, but the device is one that is modelled
 
 Each system in turn is started, warmed up, given a burst that saturates it (its capacity), then loaded open
 loop at multiples of the capacity of `@serve.batch`, which is therefore measured first, and stopped. Every
-system has a process for each core, with one thread of torch. Nothing else should run on the machine
-meanwhile.
+system has a process for each core, with one thread of torch, and on a simulated device one for that. Nothing
+else should run on the machine meanwhile.
 """
 
 import argparse
 import asyncio
+import os
 import random
+import tempfile
 from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
@@ -19,6 +22,7 @@ from typing import Any
 
 from benchmarks.peers.environment import REQUIREMENTS, ROOT
 from benchmarks.peers.report import COMPARED_AT, REFERENCE, Measured, ratios, table, write_json
+from benchmarks.peers.simulated_device import COST_MODEL_VARIABLE, DEVICE, u_net_only
 from benchmarks.peers.systems import SYSTEMS, running
 from cluster.bench.arrivals import poisson
 from cluster.bench.load import Outcome, Target, run_load
@@ -69,8 +73,13 @@ def measure_all(arguments: argparse.Namespace) -> dict[str, Measured]:
     return {name: measured[name] for name in SYSTEMS if name in measured}
 
 
+def device(arguments: argparse.Namespace) -> str:
+    """For people."""
+    return f"simulated: {DEVICE}" if arguments.simulated else "CPU, the embedded model"
+
+
 def settings(arguments: argparse.Namespace) -> Mapping[str, Any]:
-    asked = {"num_inference_steps": STEPS, "guidance_scale": GUIDANCE_SCALE}
+    asked = {"device": device(arguments), "num_inference_steps": STEPS, "guidance_scale": GUIDANCE_SCALE}
     options = ("threads", "warm_up", "burst", "rates", "duration", "seed")
     packages = {name: version(name) for name in ("diffusers", "transformers")}
     pins = REQUIREMENTS.read_text().splitlines()
@@ -82,6 +91,7 @@ def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
+    parser.add_argument("--simulated", action="store_true", help=f"on a device that sleeps: {DEVICE}")
     parser.add_argument("--systems", nargs="+", choices=SYSTEMS, default=list(SYSTEMS))
     parser.add_argument("--rates", type=float, nargs="+", default=[0.3, 0.5, 0.7, COMPARED_AT, 0.9])
     parser.add_argument(
@@ -91,11 +101,15 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--burst", type=int, default=120, help="requests at once, for the capacity")
     # BentoML learns from its first dozen requests, run alone; Midstep compiles a sampler per step count.
     parser.add_argument("--warm-up", type=int, default=30, help="requests at once, before those that count")
-    parser.add_argument("--threads", type=int, default=2, help="of torch, in each system: a process each")
+    parser.add_argument("--threads", type=int, help="of torch, in each system: a process each (2)")
     parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--json", type=Path, default=ROOT / "benchmarks" / "results" / "peers.json")
-    parser.add_argument("--plot", type=Path, default=ROOT / "docs" / "latency.png")
+    parser.add_argument("--json", type=Path, help="(benchmarks/results/peers*.json)")
+    parser.add_argument("--plot", type=Path, help="(docs/latency*.png)")
     arguments = parser.parse_args()
+    suffix = "-simulated" if arguments.simulated else ""
+    arguments.threads = arguments.threads or (1 if arguments.simulated else 2)
+    arguments.json = arguments.json or ROOT / "benchmarks" / "results" / f"peers{suffix}.json"
+    arguments.plot = arguments.plot or ROOT / "docs" / f"latency{suffix}.png"
     if REFERENCE not in arguments.systems and arguments.base_rate is None:
         parser.error(f"--base-rate is needed without {REFERENCE}, whose capacity sets the rates")
     return arguments
@@ -103,10 +117,16 @@ def parse_arguments() -> argparse.Namespace:
 
 def main() -> None:
     arguments = parse_arguments()
-    measured = measure_all(arguments)
-    print("", table(measured), "", ratios(measured), sep="\n")
+    with tempfile.TemporaryDirectory() as folder:
+        if arguments.simulated:
+            cost_model = Path(folder) / "cost_model.json"
+            cost_model.write_text(u_net_only().model_dump_json())
+            os.environ[COST_MODEL_VARIABLE] = str(cost_model)
+        measured = measure_all(arguments)
+    print("", f"Device: {device(arguments)}", "", table(measured), "", ratios(measured), sep="\n")
     write_json(measured, settings(arguments), arguments.json)
-    plot({system.title: list(system.loads.values()) for system in measured.values()}, arguments.plot)
+    title = f"Device: {device(arguments)}"
+    plot({system.title: list(system.loads.values()) for system in measured.values()}, arguments.plot, title)
 
 
 if __name__ == "__main__":

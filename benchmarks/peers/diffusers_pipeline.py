@@ -2,10 +2,11 @@
 
 Each computes with one thread. With one process on two cores OpenMP's threads wait for each other hundreds of
 times in a forward, and a server that needs one of the cores holds up both: at 80% of its capacity
-`@serve.batch` then took 1.8 times as long in the mean.
+`@serve.batch` then took 1.8 times as long in the mean. On a simulated device there is one process for that.
 """
 
 import asyncio
+import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -15,6 +16,7 @@ from diffusers import StableDiffusionPipeline
 from PIL import Image
 
 from benchmarks.peers.images_api import ImageRequest, Settings
+from benchmarks.peers.simulated_device import COST_MODEL_VARIABLE, SimulatedPipeline
 
 MODEL = Path(__file__).parents[2] / "models" / "shapes"  # its scheduler is DPMSolverMultistep, "DPM++ 2M"
 # In a simulation of the benchmark's mix, 16 has 5% more throughput than 8 and no more latency.
@@ -23,16 +25,35 @@ _WARM_UP_SIZES = (1, 2, 4, 8, 16)
 
 
 class DiffusersPipeline:
-    """Loaded and warm. Belongs to the thread that builds it."""
+    """The pipeline's calls, loaded and warm. Belongs to the thread that builds it."""
 
     def __init__(self) -> None:
         torch.set_num_threads(1)  # of this thread, whatever a framework has set in the environment
         self._pipeline = StableDiffusionPipeline.from_pretrained(MODEL, dtype=torch.float32)
         self._pipeline.set_progress_bar_config(disable=True)
         for size in _WARM_UP_SIZES:
-            self._call(
-                [ImageRequest("a red star", "", seed, Settings(2, 5.0, None, None)) for seed in range(size)]
-            )
+            self([ImageRequest("a red star", "", seed, Settings(2, 5.0, None, None)) for seed in range(size)])
+
+    def __call__(self, requests: Sequence[ImageRequest]) -> list[Image.Image]:
+        """For requests of equal settings."""
+        settings = requests[0].settings
+        return self._pipeline(
+            [request.prompt for request in requests],
+            negative_prompt=[request.negative_prompt for request in requests],
+            generator=[torch.Generator().manual_seed(request.seed) for request in requests],
+            num_inference_steps=settings.num_inference_steps,
+            guidance_scale=settings.guidance_scale,
+            width=settings.width,
+            height=settings.height,
+        ).images
+
+
+class GroupedCalls:
+    """Any requests in calls of a pipeline, which take requests of equal settings."""
+
+    def __init__(self) -> None:
+        simulated = os.environ.get(COST_MODEL_VARIABLE)
+        self._call = SimulatedPipeline(Path(simulated)) if simulated else DiffusersPipeline()
 
     def generate(self, requests: Sequence[ImageRequest]) -> list[Image.Image]:
         """In the order of the requests; those of equal settings share a call."""
@@ -47,27 +68,14 @@ class DiffusersPipeline:
                 images.update(zip(indices, made, strict=True))
         return [images[index] for index in range(len(requests))]
 
-    def _call(self, requests: Sequence[ImageRequest]) -> list[Image.Image]:
-        """One pipeline call, for requests of equal settings."""
-        settings = requests[0].settings
-        return self._pipeline(
-            [request.prompt for request in requests],
-            negative_prompt=[request.negative_prompt for request in requests],
-            generator=[torch.Generator().manual_seed(request.seed) for request in requests],
-            num_inference_steps=settings.num_inference_steps,
-            guidance_scale=settings.guidance_scale,
-            width=settings.width,
-            height=settings.height,
-        ).images
-
 
 class PipelineThread:
     """A pipeline on a thread of its own, for servers that live on an event loop; one call at a time."""
 
     def __init__(self) -> None:
         self._executor = ThreadPoolExecutor(1, "pipeline")
-        self._pipeline = self._executor.submit(DiffusersPipeline).result()
+        self._calls = self._executor.submit(GroupedCalls).result()
 
     async def generate(self, requests: Sequence[ImageRequest]) -> list[Image.Image]:
         loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self._executor, self._pipeline.generate, requests)
+        return await loop.run_in_executor(self._executor, self._calls.generate, requests)

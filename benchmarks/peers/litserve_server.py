@@ -16,7 +16,7 @@ from typing import Any
 import litserve
 from PIL import Image
 
-from benchmarks.peers.diffusers_pipeline import DiffusersPipeline
+from benchmarks.peers.diffusers_pipeline import GroupedCalls
 from benchmarks.peers.images_api import PATH, ImageRequest, answer, png, read_body
 
 MAX_BATCH_SIZE = 32
@@ -28,13 +28,13 @@ class StableDiffusion(litserve.LitAPI):
         super().__init__(max_batch_size=MAX_BATCH_SIZE, batch_timeout=BATCH_TIMEOUT_S, api_path=PATH)
 
     def setup(self, device: str) -> None:
-        self._pipeline = DiffusersPipeline()
+        self._calls = GroupedCalls()
 
     def decode_request(self, request: dict[str, Any]) -> list[ImageRequest]:
         return read_body(request)
 
     def predict(self, batch: Sequence[Sequence[ImageRequest]]) -> list[list[Image.Image]]:
-        images = iter(self._pipeline.generate([request for requests in batch for request in requests]))
+        images = iter(self._calls.generate([request for requests in batch for request in requests]))
         return [[next(images) for _ in requests] for requests in batch]
 
     def encode_response(self, images: Sequence[Image.Image]) -> dict[str, Any]:

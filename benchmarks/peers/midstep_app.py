@@ -1,21 +1,32 @@
 """Midstep itself, as `serve_config.yaml` has it, but with a denoiser for each core, as suits load best, and a
 queue that refuses nobody, as its peers have."""
 
+import os
+from pathlib import Path
+from typing import Any
+
 from ray.serve import Application
 
+from benchmarks.peers.diffusers_pipeline import MAX_IMAGES_PER_CALL
+from benchmarks.peers.simulated_device import COST_MODEL_VARIABLE
 from serve.app import build_app as build_midstep
-from serve.config import AppConfig
+from serve.config import AppConfig, CostModelFile
 
 _MAX_QUEUE = 4096
 
 
 def build_app(num_threads: int) -> Application:
-    config = {
-        "denoiser": {
-            "num_threads": 1,
-            "autoscaling": {"min_replicas": num_threads, "max_replicas": num_threads},
-        },
+    denoiser: dict[str, Any] = {
+        "num_threads": 1,
+        "autoscaling": {"min_replicas": num_threads, "max_replicas": num_threads},
+    }
+    config: dict[str, Any] = {
+        "denoiser": denoiser,
         "ingress": {"max_ongoing_requests": _MAX_QUEUE},
         "limits": {"max_queue": _MAX_QUEUE},
     }
+    if cost_model := os.environ.get(COST_MODEL_VARIABLE):
+        file = CostModelFile.model_validate_json(Path(cost_model).read_text())
+        config["model"] = {"device": "simulated", "cost_model": cost_model, "path": file.path}
+        denoiser["max_rows"] = 2 * MAX_IMAGES_PER_CALL  # what a call of the peers can have
     return build_midstep(AppConfig.model_validate(config))

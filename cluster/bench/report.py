@@ -149,12 +149,13 @@ def warnings(results: Mapping[str, Sequence[Summary]]) -> list[str]:
     ]
 
 
-def plot(results: Mapping[str, Sequence[Summary]], path: Path) -> None:
+def plot(results: Mapping[str, Sequence[Summary]], path: Path, title: str = "") -> None:
     """Latency over throughput, and throughput over what was offered: a line per system, a point per run.
 
     The right side tells whether the latencies are those of all requests or of the few that were not refused.
     """
     figure = Figure(figsize=(11, 4.5), layout="constrained")
+    figure.suptitle(title)
     latency, throughput = figure.subplots(1, 2)
     for (name, summaries), color in zip(results.items(), cycle(f"C{index}" for index in range(10))):
         runs = sorted(summaries, key=lambda summary: summary.offered_images_per_s or 0.0)

@@ -1,0 +1,46 @@
+"""A device that takes the modelled time of U-Net forwards and makes grey pictures, the same for all systems.
+
+Step-level batching is for devices that are faster, row by row, with more rows. CPU cores hardly are. So the
+same comparison runs on a modelled H200 with Stable Diffusion 1.5 at 512x512 as well, which sleeps. It encodes
+and decodes in no time: Midstep would do that on devices of their own, where its peers have one for all.
+"""
+
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from PIL import Image
+
+from benchmarks.peers.environment import ROOT
+from benchmarks.peers.images_api import ImageRequest
+from deployments.engine.cost import Curve, StageCost
+from serve.config import CostModelFile
+
+# How a server's process is told of the file with its costs. Without it there is no simulated device.
+COST_MODEL_VARIABLE = "PEER_COST_MODEL"
+DEVICE = "a modelled H200, Stable Diffusion 1.5 at 512x512, U-Net only"
+MODELLED = ROOT / "cluster" / "devices" / "h200-sd15.json"
+_LATENTS, _PIXELS = (64, 64), (512, 512)
+_NO_TIME = Curve(1e-9, 1, 0.0)
+
+
+def u_net_only() -> CostModelFile:
+    """What MODELLED says, but for encoding and decoding."""
+    modelled = CostModelFile.model_validate_json(MODELLED.read_text())
+    costs = modelled.cost_model
+    decode = StageCost(tuple((shape, _NO_TIME) for shape, _ in costs.decode.curves))
+    costs = type(costs)(encode=_NO_TIME, forward=costs.forward, decode=decode)
+    return modelled.model_copy(update={"cost_model": costs})
+
+
+class SimulatedPipeline:
+    """A pipeline's calls on it: with guidance, as the benchmark asks for it, two rows an image."""
+
+    def __init__(self, cost_model: Path) -> None:
+        self._forward = CostModelFile.model_validate_json(cost_model.read_text()).cost_model.forward
+
+    def __call__(self, requests: Sequence[ImageRequest]) -> list[Image.Image]:
+        """For requests of equal settings."""
+        for _ in range(requests[0].settings.num_inference_steps):
+            time.sleep(self._forward.seconds(_LATENTS, 2 * len(requests)))
+        return [Image.new("RGB", _PIXELS, "grey") for _ in requests]
