@@ -51,12 +51,17 @@ def build_app(num_threads: int) -> Application:
     return build_midstep(only_application(Path(os.environ[_CONFIG])))
 
 
-def written_config(folder: Path, is_simulated: bool, num_threads: int) -> Path:
+def written_config(folder: Path, is_simulated: bool, num_denoisers: int) -> Path:
     """A Serve configuration with the costs of its device."""
     cost_model = folder / "cost_model.json"
     args = {
         "model": {"device": "cpu"},
-        "denoiser": {"num_threads": num_threads, "max_rows": MAX_ROWS, "rows_per_forward": MAX_ROWS},
+        "denoiser": {
+            "num_threads": 1,
+            "max_rows": MAX_ROWS,
+            "rows_per_forward": MAX_ROWS,
+            "autoscaling": {"min_replicas": num_denoisers, "max_replicas": num_denoisers},
+        },
         "limits": {"max_queue": 4096, "max_width": 128, "max_height": 128},
         "ingress": {"drain_timeout_s": 3600},
         "jobs": {"data_folder": str(folder / "data")},
@@ -110,16 +115,16 @@ def main() -> None:
     parser.add_argument("--shares", type=float, nargs="+", default=[0.5, 0.7, 0.85], help="of the capacity")
     parser.add_argument("--duration", type=float, default=75.0, help="seconds at each rate")
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--denoisers", type=int, default=2, help="of one core each; one, if simulated")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument(
         "--proxy", choices=PROXIES, default="haproxy", help="as production has it, or Serve's"
     )
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        config = written_config(Path(folder), args.simulated, args.threads)
+        config = written_config(Path(folder), args.simulated, 1 if args.simulated else args.denoisers)
         os.environ[_CONFIG] = str(config)
-        with running(on_ray("Midstep", "benchmarks.planning", args.proxy), args.threads) as url:
+        with running(on_ray("Midstep", "benchmarks.planning", args.proxy), args.denoisers) as url:
             most = capacity(url)
             print(f"{most:.2f} images/s at most; HTTP by {args.proxy}", flush=True)
             load = {

@@ -14,7 +14,7 @@ class Sharing(StrEnum):
 
     NOTHING: each replica has all of a device, as simulated ones have
     STAGES: the replicas that are placed on one device
-    MACHINE: likewise, and all else that a request takes, as where a CPU is the device
+    MACHINE: all replicas, and all else that a request takes: on CPUs, of which each denoiser adds a share
     """
 
     NOTHING = "nothing"
@@ -23,10 +23,11 @@ class Sharing(StrEnum):
 
 
 class Device:
-    """Processor sharing: of n calls that run at once, each takes n times as long."""
+    """Processor sharing: of n calls at once each takes n times as long, where there is room for one."""
 
     def __init__(self, env: Environment) -> None:
         self._env = env
+        self._room = 1
         self._calls: list[tuple[float, int, Event]] = []  # a heap: when each ends, by _clock_s
         self._order = count()
         self._clock_s = 0.0  # seconds of work that each call that runs has got since the device was idle
@@ -41,10 +42,20 @@ class Device:
         self._sleep()
         return ended
 
+    def has_room_for(self, calls: int) -> None:
+        """At once, at full speed."""
+        self._read()
+        self._room = max(1, calls)
+        self._sleep()
+
+    @property
+    def _slowdown(self) -> float:
+        return max(1.0, len(self._calls) / self._room)
+
     def _read(self) -> None:
         now = self._env.now
         if self._calls:
-            self._clock_s += (now - self._read_at) / len(self._calls)
+            self._clock_s += (now - self._read_at) / self._slowdown
         else:
             self._clock_s = 0.0
         self._read_at = now
@@ -53,7 +64,7 @@ class Device:
         """Until the next call ends, if none begins before."""
         if not self._calls:
             return
-        left_s = max(0.0, self._calls[0][0] - self._clock_s) * len(self._calls)
+        left_s = max(0.0, self._calls[0][0] - self._clock_s) * self._slowdown
         self._wake_up = self._env.timeout(left_s)
         self._wake_up.callbacks.append(self._end)
 
@@ -90,6 +101,10 @@ class Devices:
     most: int = 0
     _held_s: float = 0.0
     _held_until: float = 0.0
+    _machine: Device = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._machine = Device(self.env)
 
     def take(self, share: float) -> tuple[Place, Device]:
         """The place, and what the replica runs on."""
@@ -102,12 +117,20 @@ class Devices:
         place.free -= share
         place.tenants += 1
         self.most = max(self.most, self.num_held)
-        return place, Device(self.env) if self.sharing is Sharing.NOTHING else place.device
+        self._machine.has_room_for(self.num_held)
+        match self.sharing:
+            case Sharing.NOTHING:
+                return place, Device(self.env)
+            case Sharing.STAGES:
+                return place, place.device
+            case Sharing.MACHINE:
+                return place, self._machine
 
     def give_back(self, place: Place, share: float) -> None:
         self._count()
         place.free += share
         place.tenants -= 1
+        self._machine.has_room_for(self.num_held)
 
     @property
     def num_held(self) -> int:
@@ -120,9 +143,7 @@ class Devices:
 
     def outside(self) -> Callable[[float], Event]:
         """What takes the time of a request that no stage takes."""
-        if self.sharing is Sharing.MACHINE and self.places:
-            return self.places[0].device.run
-        return self.env.timeout
+        return self._machine.run if self.sharing is Sharing.MACHINE else self.env.timeout
 
     def _count(self) -> None:
         self._held_s += self.num_held * (self.env.now - self._held_until)

@@ -184,6 +184,28 @@ def test_calls_that_run_at_once_share_the_device() -> None:
     assert ended == {0.0: 4.0, 1.0: 3.0, 7.0: 7.5}
 
 
+def test_calls_for_which_there_is_room_do_not_slow_each_other_down() -> None:
+    env = Environment()
+    device = Device(env)
+    device.has_room_for(2)
+    two = [device.run(1.0), device.run(2.0)]
+    env.run(two[0])
+    assert env.now == 1.0
+    three = [device.run(1.0), device.run(1.0)]  # with what is left of the second: at two thirds, each
+    env.run(env.all_of([*two, *three]))
+    assert env.now == pytest.approx(1.0 + 1.5)
+
+
+def test_each_denoiser_adds_to_what_a_machine_does_at_once() -> None:
+    """Two images at once, one beside the other, though their decoding is not."""
+    load = [request(0.0), request(0.0)]
+    two = Replicas(encoder=1, denoiser=2, decoder=1)
+    apart, machine = (
+        ends(Simulation(model(sharing), two).run(load)) for sharing in (Sharing.NOTHING, Sharing.MACHINE)
+    )
+    assert machine == pytest.approx(apart)
+
+
 def test_stages_on_one_device_slow_each_other_down() -> None:
     """The first picture is decoded beside the second's steps: it takes 40 ms, and they 20 ms more."""
     load = [request(0.0), request(0.2)]
