@@ -8,16 +8,19 @@ largest first has lower mean and 95th percentile latencies than oldest first, th
 """
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 from PIL import Image
 from ray import serve
 from ray.serve import Application
 
 from benchmarks.peers.diffusers_pipeline import MAX_IMAGES_PER_CALL, PipelineThread
-from benchmarks.peers.images_api import ImageRequest, Settings
+from benchmarks.peers.images_api import ImageRequest
 from benchmarks.peers.ray_ingress import MAX_ONGOING_REQUESTS, APIIngress
+
+Item = TypeVar("Item")
 
 
 @dataclass(frozen=True, eq=False)
@@ -28,11 +31,11 @@ class Waiting:
     image: "asyncio.Future[Image.Image]"
 
 
-def next_group(waiting: Sequence[Waiting]) -> list[Waiting]:
-    """The largest group that fits into a call; of equals the one whose first request is the oldest."""
-    groups: dict[Settings, list[Waiting]] = {}
+def next_group(waiting: Sequence[Item], settings: Callable[[Item], Hashable]) -> list[Item]:
+    """The largest group of equal settings that fits into a call; of equals the one that began first."""
+    groups: dict[Hashable, list[Item]] = {}
     for item in waiting:
-        groups.setdefault(item.request.settings, []).append(item)
+        groups.setdefault(settings(item), []).append(item)
     return max((group[:MAX_IMAGES_PER_CALL] for group in groups.values()), key=len)
 
 
@@ -61,7 +64,7 @@ class StableDiffusion:
 
     async def _run(self) -> None:
         while self._waiting:
-            group = next_group(self._waiting)
+            group = next_group(self._waiting, lambda item: item.request.settings)
             self._waiting = [item for item in self._waiting if item not in group]
             try:
                 images = await self._thread.generate([item.request for item in group])

@@ -25,16 +25,16 @@ def waiting(loop: asyncio.AbstractEventLoop, *steps: int) -> list[Waiting]:
     ]
 
 
-def seeds(group: list[Waiting]) -> list[int]:
-    return [item.request.seed for item in group]
+def seeds_of_next(waiting: list[Waiting]) -> list[int]:
+    return [item.request.seed for item in next_group(waiting, lambda item: item.request.settings)]
 
 
 def test_the_largest_group_goes_next(loop: asyncio.AbstractEventLoop) -> None:
-    assert seeds(next_group(waiting(loop, 50, 20, 4, 20))) == [1, 3]
+    assert seeds_of_next(waiting(loop, 50, 20, 4, 20)) == [1, 3]
 
 
 def test_of_equal_groups_the_oldest_goes_next(loop: asyncio.AbstractEventLoop) -> None:
-    assert seeds(next_group(waiting(loop, 20, 4, 4, 20))) == [0, 3]
+    assert seeds_of_next(waiting(loop, 20, 4, 4, 20)) == [0, 3]
 
 
 def test_a_group_that_does_not_fit_into_a_call_counts_as_far_as_it_fits(
@@ -42,7 +42,7 @@ def test_a_group_that_does_not_fit_into_a_call_counts_as_far_as_it_fits(
 ) -> None:
     older = [20] * MAX_IMAGES_PER_CALL
     newer = [4] * (MAX_IMAGES_PER_CALL + 1)
-    assert seeds(next_group(waiting(loop, *older, *newer))) == list(range(MAX_IMAGES_PER_CALL))
+    assert seeds_of_next(waiting(loop, *older, *newer)) == list(range(MAX_IMAGES_PER_CALL))
 
 
 def test_each_image_of_a_request_has_a_seed_of_its_own() -> None:
