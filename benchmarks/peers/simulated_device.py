@@ -1,36 +1,43 @@
 """A device that takes the modelled time of U-Net forwards and makes grey pictures, the same for all systems.
 
 Step-level batching is for devices that are faster, row by row, with more rows. CPU cores hardly are. So the
-same comparison runs on a modelled H200 with Stable Diffusion 1.5 at 512x512 as well, which sleeps. It encodes
-and decodes in no time: Midstep would do that on devices of their own, where its peers have one for all.
+same comparison runs on a modelled device as well, which sleeps: an H200 with Stable Diffusion 1.5 at 512x512,
+but slower, so that two cores keep up with all that is not the device. It encodes and decodes in no time:
+Midstep would do that on devices of their own, where its peers have one for all.
 """
 
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from PIL import Image
 
 from benchmarks.peers.environment import ROOT
 from benchmarks.peers.images_api import ImageRequest
-from deployments.engine.cost import Curve, StageCost
+from deployments.engine.cost import CostModel, Curve, StageCost
 from serve.config import CostModelFile
 
 # How a server's process is told of the file with its costs. Without it there is no simulated device.
 COST_MODEL_VARIABLE = "PEER_COST_MODEL"
-DEVICE = "a modelled H200, Stable Diffusion 1.5 at 512x512, U-Net only"
+SLOWER = 3
+DEVICE = f"a modelled H200 {SLOWER} times slower, Stable Diffusion 1.5 at 512x512, U-Net only"
 MODELLED = ROOT / "cluster" / "devices" / "h200-sd15.json"
 _LATENTS, _PIXELS = (64, 64), (512, 512)
 _NO_TIME = Curve(1e-9, 1, 0.0)
 
 
 def u_net_only() -> CostModelFile:
-    """What MODELLED says, but for encoding and decoding."""
+    """What MODELLED says, SLOWER, but for encoding and decoding."""
     modelled = CostModelFile.model_validate_json(MODELLED.read_text())
     costs = modelled.cost_model
     decode = StageCost(tuple((shape, _NO_TIME) for shape, _ in costs.decode.curves))
-    costs = type(costs)(encode=_NO_TIME, forward=costs.forward, decode=decode)
-    return modelled.model_copy(update={"cost_model": costs})
+    curves = tuple(
+        (shape, Curve(SLOWER * curve.base_s, curve.flat_count, SLOWER * curve.slope_s))
+        for shape, curve in costs.forward.curves
+    )
+    costs = CostModel(encode=_NO_TIME, forward=replace(costs.forward, curves=curves), decode=decode)
+    return modelled.model_copy(update={"cost_model": costs, "device": DEVICE})
 
 
 class SimulatedPipeline:
