@@ -1,7 +1,7 @@
 """`midstep plan`: options in, tables and sentences out."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,9 +23,9 @@ from serve.planning.stages import Overheads
 from serve.planning.validation import (
     Validated,
     burst_s,
+    measured_unloaded,
     sender,
     slowed_down,
-    with_overheads,
 )
 from serve.section import ConfigError
 
@@ -113,7 +113,8 @@ def _validate(options: PlanOptions, model: Model, file: CostModelFile, console: 
     # Where replicas may come, bursts would bring more.
     with_bursts = known.slowdown is None and not model.config.denoiser.autoscaling.is_on
     with console.status("measuring single requests and pairs"):
-        model = with_overheads(model, first[0], known, send)
+        unloaded = measured_unloaded(replace(model, overheads=Overheads()), first[0], known, send)
+    model = replace(model, overheads=unloaded.overheads(known.slowdown or 1.0))
 
     def paced() -> float | None:
         with console.status("measuring bursts"):
@@ -125,7 +126,10 @@ def _validate(options: PlanOptions, model: Model, file: CostModelFile, console: 
             outcomes = run(options.validate, planned, options.warmup, options.timeout_s, "measured", progress)
         after_s, drift = paced(), None
         if before_s is not None and after_s is not None:
-            model, drift = slowed_down(model, first, (before_s + after_s) / 2), after_s / before_s - 1
+            model, drift = (
+                slowed_down(model, unloaded, first, (before_s + after_s) / 2),
+                after_s / before_s - 1,
+            )
         predicted = Simulation(model, None).run(planned)
         slo_s = options.aim.slo_s
         pair = summarize(predicted.outcomes, slo_s), summarize(outcomes, slo_s)

@@ -19,8 +19,6 @@ UNLOADED_REQUESTS = 7
 BURST_IMAGES = 48
 # One burst alone missed by several percent, which near saturation is most of what there is to predict.
 NUM_BURSTS = 3
-# Requests at least so far apart do not meet.
-APART_S = 1000.0
 # Where bursts after a load take so much longer or shorter than before it, the machine itself has changed.
 MAX_DRIFT = 0.1
 MIN_SLOWDOWN, MAX_SLOWDOWN = 0.5, 4.0
@@ -68,53 +66,73 @@ def sender(target: Target, timeout_s: float) -> Send:
     return send
 
 
-def with_overheads(model: Model, first: PlannedRequest, known: Known, send: Send) -> Model:
-    """The model with the overheads that requests like the first have on the server when hardly anything else
-    runs, where they are not known."""
-    request_s, step_s = known.request_s, known.step_s
-    model = replace(model, overheads=Overheads(slowdown=known.slowdown or 1.0))
-    if request_s is None or step_s is None:
-        request_s, step_s = _unloaded_overheads(model, first, known, send)
-    return replace(model, overheads=replace(model.overheads, request_s=request_s, step_s=step_s))
+@dataclass(frozen=True)
+class Unloaded:
+    """What a server that has hardly anything to do takes, in seconds.
+
+    request_s: for a request, outside of all stages
+    step_s: for a denoising step of requests in pairs; forward_s: for its forward, by the cost model
+    """
+
+    request_s: float
+    step_s: float
+    forward_s: float
+
+    def overheads(self, slowdown: float) -> Overheads:
+        """Where forwards take so many times as long as the cost model says, the rest of a step is overhead."""
+        return Overheads(self.request_s, max(0.0, self.step_s - slowdown * self.forward_s), slowdown)
 
 
-def _unloaded_overheads(model: Model, first: PlannedRequest, known: Known, send: Send) -> tuple[float, float]:
-    """A step's is of requests in pairs: forwards of one alone may be made in another way (on a CPU by all
-    cores together), and most forwards are of more."""
+def measured_unloaded(model: Model, first: PlannedRequest, known: Known, send: Send) -> Unloaded:
+    """By requests like the first, of few and of many steps. The model has no overheads.
+
+    A step is measured in pairs: a request that is alone may be denoised in another way (on a CPU by all
+    cores together), and most are not.
+    """
+    request_s, step_s, forward_s = known.request_s, known.step_s, 0.0
+    if request_s is None:
+        alone, simulated = (_steps(model, first, 1, run) for run in (send, _simulated(model)))
+        request_s = max(0.0, alone.rest_s - simulated.rest_s)
+    if step_s is None:
+        pairs, simulated = (_steps(model, first, 2, run) for run in (send, _simulated(model)))
+        step_s, forward_s = pairs.step_s, simulated.step_s
+    return Unloaded(request_s, step_s, forward_s)
+
+
+@dataclass(frozen=True)
+class _Steps:
+    """Seconds of a request: for each of its steps, and besides."""
+
+    step_s: float
+    rest_s: float
+
+
+def _steps(model: Model, first: PlannedRequest, at_once: int, send: Send) -> _Steps:
+    """Of requests like the first, so many at once."""
     most = min(40, model.config.limits.max_num_inference_steps)
     few = max(1, most // 10)
     sampler = model.accepted(first, "").sampler
-    calls = {steps: model.denoising.num_calls(sampler, steps) for steps in (few, most)}
-    step_s = known.step_s
-    if step_s is None:
-        missing = {steps: _missing_s(model, first, steps, 2, send) for steps in (few, most)}
-        step_s = max(0.0, (missing[most] - missing[few]) / (calls[most] - calls[few]))
-    request_s = known.request_s
-    if request_s is None:
-        request_s = max(0.0, _missing_s(model, first, few, 1, send) - calls[few] * step_s)
-    return request_s, step_s
+    few_calls, most_calls = (model.denoising.num_calls(sampler, steps) for steps in (few, most))
+    few_s, most_s = (_latency_s(first, steps, at_once, send) for steps in (few, most))
+    step_s = (most_s - few_s) / (most_calls - few_calls)
+    return _Steps(step_s, few_s - few_calls * step_s)
 
 
-def _missing_s(model: Model, first: PlannedRequest, steps: int, at_once: int, send: Send) -> float:
-    """How much longer requests like the first take than they should, so many at once, in the median."""
+def _latency_s(first: PlannedRequest, steps: int, at_once: int, send: Send) -> float:
+    """In the median of several times."""
     alike = replace(first, due_s=0.0, num_images=1, num_inference_steps=steps)
-    groups = [
-        [replace(alike, seed=first.seed + at_once * index + member) for member in range(at_once)]
-        for index in range(UNLOADED_REQUESTS)
-    ]
-    apart = [
-        replace(request, due_s=APART_S * index) for index, group in enumerate(groups) for request in group
-    ]
-    simulated = Simulation(model, None).run(apart).outcomes
-    missing = []
-    for index, group in enumerate(groups):
-        expected = simulated[at_once * index : at_once * (index + 1)]
-        missing.append(_mean_latency_s(send(group)) - _mean_latency_s(expected))
-    return statistics.median(missing[1:])  # the first finds nothing encoded
+    latencies_s = []
+    for index in range(UNLOADED_REQUESTS):
+        seeds = range(first.seed + at_once * index, first.seed + at_once * (index + 1))
+        outcomes = send([replace(alike, seed=seed) for seed in seeds])
+        latencies_s.append(statistics.mean(outcome.latency_s for outcome in outcomes))
+    return statistics.median(latencies_s[1:])  # the first finds nothing encoded
 
 
-def _mean_latency_s(outcomes: Sequence[Outcome]) -> float:
-    return statistics.mean(outcome.latency_s for outcome in outcomes)
+def _simulated(model: Model) -> Send:
+    """Sends to a server of the model's own."""
+    simulation = Simulation(model, None)
+    return lambda planned: list(simulation.run(planned).outcomes)
 
 
 def _burst(model: Model, planned: Sequence[PlannedRequest]) -> list[PlannedRequest]:
@@ -135,8 +153,10 @@ def burst_s(model: Model, planned: Sequence[PlannedRequest], send: Send) -> floa
     return statistics.median(_makespan_s(send(burst)) for _ in range(NUM_BURSTS))
 
 
-def slowed_down(model: Model, planned: Sequence[PlannedRequest], measured_s: float) -> Model:
-    """The model with the slowdown with which that burst takes so long, by bisection.
+def slowed_down(
+    model: Model, unloaded: Unloaded, planned: Sequence[PlannedRequest], measured_s: float
+) -> Model:
+    """The model with the overheads with which that burst takes so long, by bisection.
 
     Raises ConfigError for one that is past all sense.
     """
@@ -144,7 +164,7 @@ def slowed_down(model: Model, planned: Sequence[PlannedRequest], measured_s: flo
     low, high = MIN_SLOWDOWN, MAX_SLOWDOWN
     for _ in range(12):
         middle = (low + high) / 2
-        model = replace(model, overheads=replace(model.overheads, slowdown=middle))
+        model = replace(model, overheads=unloaded.overheads(middle))
         simulation = Simulation(model, None)
         simulation.run(_prompts(burst))
         if _makespan_s(simulation.run(burst).outcomes) < measured_s:
