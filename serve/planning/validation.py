@@ -79,7 +79,7 @@ class Unloaded:
     forward_s: float
 
     def overheads(self, slowdown: float) -> Overheads:
-        """Where forwards take so many times as long as the cost model says, the rest of a step is overhead."""
+        """Where forwards take so many times as long as the cost model says; the rest of a step is overhead."""
         return Overheads(self.request_s, max(0.0, self.step_s - slowdown * self.forward_s), slowdown)
 
 
