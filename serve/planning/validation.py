@@ -79,7 +79,7 @@ class Unloaded:
     forward_s: float
 
     def overheads(self, slowdown: float) -> Overheads:
-        """Where forwards take so many times as long as the cost model says; the rest of a step is overhead."""
+        """Where forwards take slowdown times as long as by the cost model, the rest of a step is overhead."""
         return Overheads(self.request_s, max(0.0, self.step_s - slowdown * self.forward_s), slowdown)
 
 
@@ -114,7 +114,7 @@ def _steps(model: Model, first: PlannedRequest, at_once: int, send: Send) -> _St
     sampler = model.accepted(first, "").sampler
     few_calls, most_calls = (model.denoising.num_calls(sampler, steps) for steps in (few, most))
     few_s, most_s = (_latency_s(first, steps, at_once, send) for steps in (few, most))
-    step_s = (most_s - few_s) / (most_calls - few_calls)
+    step_s = (most_s - few_s) / max(1, most_calls - few_calls)  # none, where one step is all that is allowed
     return _Steps(step_s, few_s - few_calls * step_s)
 
 
