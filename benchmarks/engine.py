@@ -62,7 +62,7 @@ class Ours:
             self.tables,
             info.scale_factor,
             EngineConfig(rows, rows, rows, (latents, latents), None).for_device(unet.device),
-            StageCost((((latents, latents), Curve(0.01, 1, 0.0)),)),  # one group only: no turns to decide
+            StageCost((((latents, latents), Curve(0.01, 1, 0.0)),)),  # rows cost nothing: all share a forward
         )
 
     def generate(

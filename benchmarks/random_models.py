@@ -74,7 +74,7 @@ class RandomModel:
         return cls(unet, module, tables, config["sample_size"], config["cross_attention_dim"])
 
     def engine(self, max_rows: int, run_step: StepRunner | None = None) -> Engine:
-        """Its row counts are few, as on CUDA, whatever the device. One group only: costs decide nothing."""
+        """Its row counts are few, as on CUDA, whatever the device. Rows cost nothing: all share a forward."""
         shape = (self.side, self.side)
         config = EngineConfig(max_rows, max_rows, max_rows, shape, row_counts=(2, 4, 8, 16))
         cost = StageCost(((shape, Curve(0.01, 1, 0.0)),))

@@ -169,7 +169,7 @@ class Painter:
         source, placement = ModelSource(str(folder)), Placement()
         info = load_model_info(source)
         config = EngineConfig(2 * batch_size, 2 * batch_size, 2 * batch_size, (16, 16))
-        cost = StageCost((((16, 16), Curve(0.01, 1, 0.0)),))  # one group only: no turns to decide
+        cost = StageCost((((16, 16), Curve(0.01, 1, 0.0)),))  # rows cost nothing: all share a forward
         self._encoder = TextEncoder(load_text_pipeline(source, placement))
         self._decoder = LatentDecoder(load_vae(source, placement))
         unet = load_unet(source, placement)
