@@ -22,7 +22,7 @@ from typing import Any
 
 from benchmarks.peers.environment import REQUIREMENTS, ROOT
 from benchmarks.peers.report import COMPARED_AT, REFERENCE, Measured, ratios, table, write_json
-from benchmarks.peers.simulated_device import COST_MODEL_VARIABLE, DEVICE, u_net_only
+from benchmarks.peers.simulated_device import COST_MODEL_VARIABLE, u_net_only
 from benchmarks.peers.systems import SYSTEMS, running
 from cluster.bench.arrivals import poisson
 from cluster.bench.load import Outcome, Target, run_load
@@ -75,7 +75,9 @@ def measure_all(arguments: argparse.Namespace) -> dict[str, Measured]:
 
 def device(arguments: argparse.Namespace) -> str:
     """For people."""
-    return f"simulated: {DEVICE}" if arguments.simulated else "CPU, the embedded model"
+    if not arguments.simulated:
+        return "CPU, the embedded model"
+    return f"simulated: {u_net_only(arguments.slower).device}; the U-Net of Stable Diffusion 1.5 at 512x512"
 
 
 def settings(arguments: argparse.Namespace) -> Mapping[str, Any]:
@@ -91,7 +93,8 @@ def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--simulated", action="store_true", help=f"on a device that sleeps: {DEVICE}")
+    parser.add_argument("--simulated", action="store_true", help="on a device that is modelled and sleeps")
+    parser.add_argument("--slower", type=float, default=3.0, help="times, the simulated device")
     parser.add_argument("--systems", nargs="+", choices=SYSTEMS, default=list(SYSTEMS))
     parser.add_argument("--rates", type=float, nargs="+", default=[0.3, 0.5, 0.7, COMPARED_AT, 0.9])
     parser.add_argument(
@@ -120,7 +123,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         if arguments.simulated:
             cost_model = Path(folder) / "cost_model.json"
-            cost_model.write_text(u_net_only().model_dump_json())
+            cost_model.write_text(u_net_only(arguments.slower).model_dump_json())
             os.environ[COST_MODEL_VARIABLE] = str(cost_model)
         measured = measure_all(arguments)
     print("", f"Device: {device(arguments)}", "", table(measured), "", ratios(measured), sep="\n")

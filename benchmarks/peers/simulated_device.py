@@ -2,7 +2,7 @@
 
 Step-level batching is for devices that are faster, row by row, with more rows. CPU cores hardly are. So the
 same comparison runs on a modelled device as well, which sleeps: an H200 with Stable Diffusion 1.5 at 512x512,
-but slower, so that two cores keep up with all that is not the device. It encodes and decodes in no time:
+or a slower one, so that two cores keep up with all that is not the device. It encodes and decodes in no time:
 Midstep would do that on devices of their own, where its peers have one for all.
 """
 
@@ -20,24 +20,23 @@ from serve.config import CostModelFile
 
 # How a server's process is told of the file with its costs. Without it there is no simulated device.
 COST_MODEL_VARIABLE = "PEER_COST_MODEL"
-SLOWER = 3
-DEVICE = f"a modelled H200 {SLOWER} times slower, Stable Diffusion 1.5 at 512x512, U-Net only"
 MODELLED = ROOT / "cluster" / "devices" / "h200-sd15.json"
 _LATENTS, _PIXELS = (64, 64), (512, 512)
 _NO_TIME = Curve(1e-9, 1, 0.0)
 
 
-def u_net_only() -> CostModelFile:
-    """What MODELLED says, SLOWER, but for encoding and decoding."""
+def u_net_only(slower: float) -> CostModelFile:
+    """What MODELLED says, so many times slower, but for encoding and decoding."""
     modelled = CostModelFile.model_validate_json(MODELLED.read_text())
     costs = modelled.cost_model
     decode = StageCost(tuple((shape, _NO_TIME) for shape, _ in costs.decode.curves))
     curves = tuple(
-        (shape, Curve(SLOWER * curve.base_s, curve.flat_count, SLOWER * curve.slope_s))
+        (shape, Curve(slower * curve.base_s, curve.flat_count, slower * curve.slope_s))
         for shape, curve in costs.forward.curves
     )
     costs = CostModel(encode=_NO_TIME, forward=replace(costs.forward, curves=curves), decode=decode)
-    return modelled.model_copy(update={"cost_model": costs, "device": DEVICE})
+    device = f"{modelled.device}, {slower:g} times slower" if slower != 1 else modelled.device
+    return modelled.model_copy(update={"cost_model": costs, "device": device})
 
 
 class SimulatedPipeline:
