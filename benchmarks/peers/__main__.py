@@ -59,7 +59,11 @@ def measure(name: str, base_rate: float | None, arguments: argparse.Namespace) -
         for multiple in arguments.rates:
             due = poisson(multiple * base_rate, arguments.duration, arguments.seed)
             loads[multiple] = load(url, plan(due, asked, arguments.seed))
-            print(f"{system.title}: {multiple:.0%} done", flush=True)
+            print(
+                f"{system.title}: {multiple:.0%}: mean {loads[multiple].latency_mean_s or 0:.2f} s, "
+                f"p95 {loads[multiple].latency_p95_s or 0:.2f} s",
+                flush=True,
+            )
     return Measured(system.title, capacity, loads)
 
 

@@ -22,7 +22,7 @@ def build_app(num_threads: int) -> Application:
     }
     config: dict[str, Any] = {
         "denoiser": denoiser,
-        "ingress": {"max_ongoing_requests": _MAX_QUEUE},
+        "ingress": {"max_ongoing_requests": _MAX_QUEUE, "drain_timeout_s": 3600},
         "limits": {"max_queue": _MAX_QUEUE},
     }
     if cost_model := os.environ.get(COST_MODEL_VARIABLE):
