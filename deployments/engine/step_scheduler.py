@@ -24,9 +24,9 @@ PATIENCE = 10.0
 # make way for that. In the same simulation it concerned 1% of the forwards and left the mean as it was.
 PROMPTNESS = 3.0
 MUCH_LONGER = 4.0
-# What waits, counted against what shares a forward with others. Simulated with the modelled costs of an H200
-# and those of the embedded model, at 50% to 97% load, 12 had about the mean and the 95th percentile that the
-# best fixed number of rows had at each load, and often lower ones; see docs/architecture.md.
+# A row that is there counts so much in what a forward costs all. Simulated with the modelled costs of an H200
+# and those of the embedded model, weights from 8 to 24 had hardly other means and 95th percentiles at 50% to
+# 90% load; of lower ones forwards are too small when there is much to do (benchmarks/step_scheduling.py).
 WAITING_WEIGHT = 12.0
 # A group that has been passed over this many times goes next, whatever the slack of the others.
 MAX_TURNS_WAITED = 8
@@ -132,7 +132,7 @@ def worth_it(members: Sequence[Item], present_rows: int, seconds: Callable[[int]
 def make_way(batch: Sequence[Item], seconds: Callable[[int], float], now: float) -> list[Item]:
     """The requests of a forward without those that step aside for the shortest that can still be prompt.
 
-    seconds: of a forward of so many rows. Nobody steps aside where the full forward is prompt enough, where a
+    seconds: of a forward of so many rows. Nobody steps aside where the whole batch is prompt enough, where a
     smaller one would not be either, where it would make them late, or for a request that is not much shorter.
     """
     prompt = [item for item in batch if remaining_s(item) <= _time_to_be_prompt_s(item, now)]

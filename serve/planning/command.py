@@ -126,10 +126,8 @@ def _validate(options: PlanOptions, model: Model, file: CostModelFile, console: 
             outcomes = run(options.validate, planned, options.warmup, options.timeout_s, "measured", progress)
         after_s, drift = paced(), None
         if before_s is not None and after_s is not None:
-            model, drift = (
-                slowed_down(model, unloaded, first, (before_s + after_s) / 2),
-                after_s / before_s - 1,
-            )
+            model = slowed_down(model, unloaded, first, (before_s + after_s) / 2)
+            drift = after_s / before_s - 1
         predicted = Simulation(model, None).run(planned)
         slo_s = options.aim.slo_s
         pair = summarize(predicted.outcomes, slo_s), summarize(outcomes, slo_s)
