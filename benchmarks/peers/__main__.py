@@ -59,9 +59,11 @@ def measure(name: str, base_rate: float | None, arguments: argparse.Namespace) -
         for multiple in arguments.rates:
             due = poisson(multiple * base_rate, arguments.duration, arguments.seed)
             loads[multiple] = load(url, plan(due, asked, arguments.seed))
+            run = loads[multiple]
             print(
-                f"{system.title}: {multiple:.0%}: mean {loads[multiple].latency_mean_s or 0:.2f} s, "
-                f"p95 {loads[multiple].latency_p95_s or 0:.2f} s",
+                f"{system.title}: {multiple:.0%}: {run.counts}, mean and p95 in seconds:",
+                run.latency_mean_s,
+                run.latency_p95_s,
                 flush=True,
             )
     return Measured(system.title, capacity, loads)
@@ -130,9 +132,9 @@ def main() -> None:
             cost_model.write_text(u_net_only(arguments.slower).model_dump_json())
             os.environ[COST_MODEL_VARIABLE] = str(cost_model)
         measured = measure_all(arguments)
-    print("", f"Device: {device(arguments)}", "", table(measured), "", ratios(measured), sep="\n")
-    write_json(measured, settings(arguments), arguments.json)
     title = f"Device: {device(arguments)}"
+    print("", title, "", table(measured), "", ratios(measured), sep="\n")
+    write_json(measured, settings(arguments), arguments.json)
     plot({system.title: list(system.loads.values()) for system in measured.values()}, arguments.plot, title)
 
 

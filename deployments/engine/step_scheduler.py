@@ -25,8 +25,8 @@ PATIENCE = 10.0
 PROMPTNESS = 3.0
 MUCH_LONGER = 4.0
 # A row that is there counts so much in what a forward costs all. Simulated with the modelled costs of an H200
-# and those of the embedded model, weights from 8 to 24 had hardly other means and 95th percentiles at 50% to
-# 90% load; of lower ones forwards are too small when there is much to do (benchmarks/step_scheduling.py).
+# and those of the embedded model at 50% to 90% load, weights from 8 to 24 had means within a seventh of each
+# other; with lower ones forwards are too small when there is much to do (benchmarks/step_scheduling.py).
 WAITING_WEIGHT = 12.0
 # A group that has been passed over this many times goes next, whatever the slack of the others.
 MAX_TURNS_WAITED = 8
