@@ -22,7 +22,7 @@ from serve.planning.simulation import Simulation
 from serve.planning.stages import Overheads
 from serve.planning.validation import (
     Validated,
-    burst_s,
+    burst_latency_s,
     measured_unloaded,
     sender,
     slowed_down,
@@ -118,7 +118,7 @@ def _validate(options: PlanOptions, model: Model, file: CostModelFile, console: 
 
     def paced() -> float | None:
         with console.status("measuring bursts"):
-            return burst_s(model, first, send) if with_bursts else None
+            return burst_latency_s(model, first, send) if with_bursts else None
 
     before_s, validated = paced(), []
     for planned in options.plans:

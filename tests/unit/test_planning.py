@@ -27,7 +27,7 @@ from serve.planning.model import Model
 from serve.planning.plan import Aim, option_of, plan_load
 from serve.planning.simulation import Replicas, Simulated, Simulation
 from serve.planning.stages import DecoderReplica, DenoiserReplica, DenoisingCosts, Overheads
-from serve.planning.validation import Known, Unloaded, burst_s, measured_unloaded, slowed_down
+from serve.planning.validation import Known, Unloaded, burst_latency_s, measured_unloaded, slowed_down
 from serve.section import ConfigError
 from tests.tiny_models import SHAPES_MODEL
 
@@ -398,7 +398,7 @@ def test_what_a_server_has_in_overheads_is_found_out(known: Known, truth: Overhe
     unloaded = measured_unloaded(model(), load[0], known, send)
     found = unloaded.overheads(known.slowdown or 1.0)
     if known.slowdown is None:
-        found = slowed_down(model(), unloaded, load, burst_s(model(), load, send)).overheads
+        found = slowed_down(model(), unloaded, load, burst_latency_s(model(), load, send)).overheads
     assert found.request_s == pytest.approx(truth.request_s, abs=1e-6)
     assert found.step_s == pytest.approx(truth.step_s, abs=2e-5)  # what 0.002 of a forward are
     assert found.slowdown == pytest.approx(truth.slowdown, abs=0.002)
@@ -408,7 +408,7 @@ def test_what_a_server_has_in_overheads_is_found_out(known: Known, truth: Overhe
 def test_costs_of_another_machine_are_not_made_to_fit(slowdown: float) -> None:
     server = Simulation(model(overheads=Overheads(0.0, 0.0, slowdown)), None)
     load = plan(poisson(2.0, 30.0, seed=6), Mix(), seed=6)
-    took_s = burst_s(model(), load, lambda planned: list(server.run(planned).outcomes))
+    took_s = burst_latency_s(model(), load, lambda planned: list(server.run(planned).outcomes))
     with pytest.raises(ConfigError, match=r"not 0\.5 to 4 times .*`midstep profile`"):
         slowed_down(model(), Unloaded(0.0, 0.0, 0.0), load, took_s)
 
