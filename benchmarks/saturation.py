@@ -3,17 +3,19 @@
     python -m benchmarks.saturation                  the embedded model
     python -m benchmarks.saturation --simulated      a device that only sleeps: all that is lost is ours
 
-The same requests at the same row cap, all there from the start: over HTTP through every stage, and by an
-engine in this process without Ray. The engine decodes as well, but for the simulated device, of which every
-stage has one of its own. In turns; the server idles meanwhile.
+The same requests at the same row cap, all there from the start: over HTTP through every stage with a denoiser
+for each core, and by as many engines without Ray, in a process each. These decode as well, but for the
+simulated device: there is one, and every stage has one of its own. In turns; the server idles meanwhile.
 """
 
 import argparse
 import asyncio
+import multiprocessing
 import os
 import statistics
 import tempfile
-from functools import partial
+from concurrent.futures import ProcessPoolExecutor
+from functools import cache, partial
 from pathlib import Path
 
 import torch
@@ -46,30 +48,34 @@ SLEEPING = CostModel(
 _COST_MODEL = "MIDSTEP_BENCHMARK_COST_MODEL"  # how the server's process is told of the simulated device
 
 
-def config(num_threads: int) -> AppConfig:
+def config(num_denoisers: int) -> AppConfig:
     cost_model = os.environ.get(_COST_MODEL)
     model = {"device": "simulated", "cost_model": cost_model} if cost_model else {"device": "cpu"}
     return AppConfig.model_validate(
         {
             "model": model,
             "denoiser": {
-                "num_threads": num_threads,
+                "num_threads": 1,
                 "max_rows": MAX_ROWS,
                 "rows_per_forward": MAX_ROWS,
+                "autoscaling": {"min_replicas": num_denoisers, "max_replicas": num_denoisers},
             },
-            "limits": {"max_queue": 4096, "max_width": 128, "max_height": 128},
+            "limits": {"max_queue": 4096, "max_wait_s": 600, "max_width": 128, "max_height": 128},
+            "ingress": {"drain_timeout_s": 3600},
         }
     )
 
 
 def build_app(num_threads: int) -> Application:
+    """num_threads: of all denoisers, which have one each"""
     return build_midstep(config(num_threads))
 
 
 class BareEngine:
-    """Prompts to pixels in this process."""
+    """Prompts to pixels in this process, on one of its cores."""
 
-    def __init__(self, app: AppConfig) -> None:
+    def __init__(self) -> None:
+        app = config(1)
         source, placement, known = app.model.source(), app.model.placement(), app.model.known_cost()
         info = load_model_info(source)
         self._decodes = not placement.is_simulated
@@ -116,16 +122,43 @@ class BareEngine:
                 self._decoder.decode(latents)
 
 
+class BareEngines:
+    """So many of them, which share the work."""
+
+    def __init__(self, number: int) -> None:
+        fresh = multiprocessing.get_context("spawn")
+        self._processes = [ProcessPoolExecutor(1, fresh) for _ in range(number)]
+
+    def run(self, requests: list[PlannedRequest]) -> None:
+        number = len(self._processes)
+        shares = (requests[first::number] for first in range(number))
+        runs = [
+            process.submit(_run_engine, share) for process, share in zip(self._processes, shares, strict=True)
+        ]
+        for run in runs:
+            run.result()
+
+
+@cache
+def _engine() -> BareEngine:
+    """This process's."""
+    return BareEngine()
+
+
+def _run_engine(requests: list[PlannedRequest]) -> None:
+    _engine().run(requests)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--simulated", action="store_true")
-    parser.add_argument("--requests", type=int, default=96)
+    parser.add_argument("--requests", type=int, default=240)
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--denoisers", type=int, help="(2; 1, if simulated)")
     args = parser.parse_args()
-    torch.set_num_threads(args.threads)
+    denoisers = args.denoisers or (1 if args.simulated else 2)
     mix = Mix(prompts=PROMPTS, num_inference_steps={STEPS: 1.0}, guidance_scales={GUIDANCE_SCALE: 1.0})
     requests = plan([0.0] * args.requests, mix, seed=1)
 
@@ -135,22 +168,22 @@ def main() -> None:
             file = CostModelFile(path="any", dtype="any", device="modelled", cost_model=SLEEPING)
             path.write_text(file.model_dump_json())
             os.environ[_COST_MODEL] = str(path)
-        bare = BareEngine(config(args.threads))
-        bare.run(requests[:8])  # warms up
-        with running(on_ray("Midstep", "benchmarks.saturation"), args.threads) as url:
+        bare = BareEngines(denoisers)
+        bare.run(requests[:16])  # warms up
+        with running(on_ray("Midstep", "benchmarks.saturation"), denoisers) as url:
             asyncio.run(run_load(Target(url), requests[:16]))
             pairs = []
             for _ in range(args.repeats):
                 outcomes = asyncio.run(run_load(Target(url), requests))
                 summary = summarize(outcomes)
                 assert summary.counts == {"completed": len(requests)}, summary.counts
-                served = summary.images_per_s
                 alone = len(requests) / seconds(partial(bare.run, requests))
-                pairs.append((served, alone))
+                pairs.append((summary.images_per_s, alone))
+                print(f"served {pairs[-1][0]:.2f}, bare {pairs[-1][1]:.2f} images/s", flush=True)
     served, alone = (statistics.median(column) for column in zip(*pairs, strict=True))
     ratio = statistics.median(one / other for one, other in pairs)
     device = "a device that only sleeps" if args.simulated else "the embedded model"
-    print(f"{device}: served {served:.2f} images/s, bare engine {alone:.2f} images/s, {100 * ratio:.1f}%")
+    print(f"{device}: served {served:.2f} images/s, bare engines {alone:.2f} images/s, {100 * ratio:.1f}%")
 
 
 if __name__ == "__main__":

@@ -215,6 +215,10 @@ class DenoiserConfig(_DeviceStage):
         description="seconds between an image's checkpoints: what it loses when its replica dies",
     )
 
+    def deployment_options(self) -> dict[str, Any]:
+        router = {"request_router_class": "serve.routing:LeastWorkRouter"}
+        return super().deployment_options() | {"request_router_config": router}
+
     @model_validator(mode="after")
     def _check_rows(self) -> "DenoiserConfig":
         if isinstance(self.rows_per_forward, int) and not 2 <= self.rows_per_forward <= self.max_rows:

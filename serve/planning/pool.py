@@ -2,7 +2,7 @@
 
 import random
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Generic, TypeVar
@@ -12,6 +12,7 @@ from simpy import Environment, Event
 from deployments.work import Tally
 from serve.planning.devices import Device, Devices, Place
 from serve.planning.stages import Process, Replica
+from serve.routing import Outstanding
 
 Call = TypeVar("Call")
 
@@ -29,10 +30,11 @@ class Member(Generic[Call]):
 
 
 class Pool(Generic[Call]):
-    """A call goes to the less busy of two replicas with room, drawn at random, as Serve's router does it, or
-    waits in order of arrival for the first that has room.
+    """A call goes to a replica with room, or waits in order of arrival for the first that has room.
 
     share: of a device; max_ongoing: calls that a replica has at once
+    weigh: a call's weight, where calls go to the replica with the least of it, as serve.routing has it;
+    without it they go to that of two drawn ones which has fewer calls, as Serve's own router has it
     """
 
     def __init__(
@@ -43,15 +45,18 @@ class Pool(Generic[Call]):
         share: float,
         max_ongoing: int,
         seed: int,
+        weigh: Callable[[Call], int] | None = None,
     ) -> None:
         self._env = env
         self._devices = devices
         self._build = build
         self._share = share
         self._max_ongoing = max_ongoing
+        self._weigh = weigh
+        self._outstanding = Outstanding()
         self._rng = random.Random(seed)
         self._members: list[Member[Call]] = []
-        self._waiting: deque[Event] = deque()
+        self._waiting: deque[tuple[Event, Call]] = deque()
         self.history: list[tuple[float, int]] = []  # (second, replicas that run or start)
 
     @property
@@ -86,18 +91,20 @@ class Pool(Generic[Call]):
 
     def run(self, call: Call) -> Process:
         """As a process: ends when the call is done."""
-        member = yield self._assigned()
+        assigned = self._assigned(call)
+        member = yield assigned
         work_s = member.replica.work_s(call)
         member.tally.accept(work_s)
         yield member.replica.run(call)
         member.tally.finish(work_s)
         member.ongoing -= 1
+        self._outstanding.finish(assigned)
         self._assign()
         self._let_go(member)
 
-    def _assigned(self) -> Event:
+    def _assigned(self, call: Call) -> Event:
         assigned = self._env.event()
-        self._waiting.append(assigned)
+        self._waiting.append((assigned, call))
         self._assign()
         return assigned
 
@@ -105,10 +112,19 @@ class Pool(Generic[Call]):
         while self._waiting and (
             with_room := [member for member in self.running if member.ongoing < self._max_ongoing]
         ):
-            drawn = self._rng.sample(with_room, min(2, len(with_room)))
-            member = min(drawn, key=lambda member: member.ongoing)
+            assigned, call = self._waiting.popleft()
+            member = self._chosen(with_room)
             member.ongoing += 1  # now: others are assigned before the process goes on
-            self._waiting.popleft().succeed(member)
+            if self._weigh is not None:
+                self._outstanding.assign(assigned, member, self._weigh(call))
+            assigned.succeed(member)
+
+    def _chosen(self, with_room: Sequence[Member[Call]]) -> Member[Call]:
+        if self._weigh is None:
+            drawn = self._rng.sample(with_room, min(2, len(with_room)))
+            return min(drawn, key=lambda member: member.ongoing)
+        shuffled = self._rng.sample(with_room, len(with_room))  # of equals any
+        return min(shuffled, key=lambda member: self._outstanding.of(member, member.ongoing))
 
     def _start(self, member: Member[Call], _: Event) -> None:
         member.running = True

@@ -19,6 +19,7 @@ from serve.planning.model import Model
 from serve.planning.pool import Pool
 from serve.planning.scaling import Scaler
 from serve.planning.stages import DecoderReplica, DenoiserReplica, EncoderReplica, Process
+from serve.routing import pixel_steps
 
 _NOTHING = torch.empty(0)
 
@@ -67,6 +68,7 @@ class Simulation:
             config.denoiser.num_gpus or 1.0,
             config.denoiser.max_ongoing_requests,
             seed,
+            pixel_steps,
         )
         self._decoders: Pool[LatentShape] = Pool(
             env,

@@ -53,8 +53,8 @@ def deployed(app: Application, name: str, base_url: str) -> Iterator[str]:
         serve.delete(name)
 
 
-async def ask(http: httpx.AsyncClient, due_s: float, seed: int) -> int:
+async def ask(http: httpx.AsyncClient, due_s: float, seed: int, steps: int = 20) -> int:
     """In so many seconds. The status."""
     await asyncio.sleep(due_s)
-    body = {"prompt": f"a red circle of size {seed}", "num_inference_steps": 20, "seed": seed}
+    body = {"prompt": f"a red circle of size {seed}", "num_inference_steps": steps, "seed": seed}
     return (await http.post("/v1/images/generations", json=body)).status_code

@@ -4,7 +4,7 @@ so they say."""
 import asyncio
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -15,6 +15,7 @@ from ray import serve
 from ray._private.node import Node
 
 from cluster.rehearsal.local_cluster import LocalCluster
+from tests.integration.conftest import wait_for
 from tests.integration.predictions import create, finished
 from tests.integration.simulated import DENOISER, Stages, ask, deployed, simulated_app
 
@@ -131,6 +132,37 @@ def check_under_load(url: str, event: Callable[[], None]) -> None:
             is_over.set()
         assert set(statuses.result()) == {200}
         assert [finished(client, job["id"])["status"] for job in jobs] == ["succeeded"] * len(jobs)
+
+
+def accepted(node: Node) -> float:
+    """Images that the denoiser there has taken, by its metrics."""
+    [exported] = [told for told in ray.nodes() if told["NodeID"] == node.node_id]
+    url = f"http://{exported['NodeManagerAddress']}:{exported['MetricsExportPort']}/metrics"
+    lines = httpx.get(url, timeout=10).text.splitlines()
+    name = "ray_midstep_accepted_requests_total{"
+    return sum(
+        float(line.split()[-1]) for line in lines if line.startswith(name) and 'deployment="Denoiser"' in line
+    )
+
+
+async def ask_one_after_another(url: str, steps: Sequence[int]) -> list[int]:
+    """So that one is with its denoiser when the next one comes. The statuses."""
+    async with httpx.AsyncClient(base_url=url, timeout=60) as http:
+        return await asyncio.gather(
+            *(ask(http, 0.3 * index, seed=1, steps=number) for index, number in enumerate(steps))
+        )
+
+
+def test_an_image_goes_to_the_denoiser_with_the_least_to_do(url: str, nodes: list[Node]) -> None:
+    """By the number of images both would have two."""
+    before = [accepted(node) for node in nodes]
+    assert asyncio.run(ask_one_after_another(url, [100, 30, 30, 30])) == [200] * 4
+
+    def taken() -> list[float]:
+        return sorted(accepted(node) - old for node, old in zip(nodes, before, strict=True))
+
+    wait_for(lambda: sum(taken()) == 4)
+    assert taken() == [1, 3]
 
 
 def test_a_dead_node_and_a_drained_one_take_no_request_with_them(
