@@ -22,7 +22,7 @@ import torch
 from ray.serve import Application
 
 from benchmarks.engine import GUIDANCE_SCALE, PROMPTS, SAMPLER, seconds
-from benchmarks.peers.systems import on_ray, running
+from benchmarks.peers.systems import PROXIES, on_ray, running
 from cluster.bench.load import Target, run_load
 from cluster.bench.mix import Mix, PlannedRequest, plan
 from cluster.bench.report import summarize
@@ -157,6 +157,9 @@ def main() -> None:
     parser.add_argument("--requests", type=int, default=240)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--denoisers", type=int, help="(2; 1, if simulated)")
+    parser.add_argument(
+        "--proxy", choices=PROXIES, default="haproxy", help="as production has it, or Serve's"
+    )
     args = parser.parse_args()
     denoisers = args.denoisers or (1 if args.simulated else 2)
     mix = Mix(prompts=PROMPTS, num_inference_steps={STEPS: 1.0}, guidance_scales={GUIDANCE_SCALE: 1.0})
@@ -170,7 +173,7 @@ def main() -> None:
             os.environ[_COST_MODEL] = str(path)
         bare = BareEngines(denoisers)
         bare.run(requests[:16])  # warms up
-        with running(on_ray("Midstep", "benchmarks.saturation"), denoisers) as url:
+        with running(on_ray("Midstep", "benchmarks.saturation", args.proxy), denoisers) as url:
             asyncio.run(run_load(Target(url), requests[:16]))
             pairs = []
             for _ in range(args.repeats):

@@ -3,6 +3,8 @@
 `Images` has the HTTP API; `StableDiffusion`, a service on which it depends, gathers their requests into
 batches. A batch is answered when the last of its groups is done; its size is as for LitServe. BentoML refuses
 what it expects to take longer than max_latency_ms; since the other servers refuse nobody, that is an hour.
+`Images` renews its connection to `StableDiffusion` after a hundred requests or five minutes, which requests
+under way do not survive: here it never does.
 
     PEER_THREADS=2 bentoml serve benchmarks.peers.bentoml_service:Images --port 8001
 """
@@ -18,10 +20,13 @@ from benchmarks.peers.images_api import PATH, ImageRequest, answer, png, read_bo
 MAX_BATCH_SIZE = 32
 MAX_LATENCY_S = 3600
 _TRAFFIC = {"timeout": MAX_LATENCY_S}
+_CONNECTION = {"max_requests": 1_000_000, "max_age": 24.0 * 3600}
 
 
 # A service takes no arguments; the environment is what it has.
-@bentoml.service(workers=int(os.environ.get("PEER_THREADS", "2")), traffic=_TRAFFIC)
+@bentoml.service(
+    workers=int(os.environ.get("PEER_THREADS", "2")), traffic=_TRAFFIC, runner_connection=_CONNECTION
+)
 class StableDiffusion:
     def __init__(self) -> None:
         self._thread = PipelineThread()

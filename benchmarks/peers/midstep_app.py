@@ -23,7 +23,7 @@ def build_app(num_threads: int) -> Application:
     config: dict[str, Any] = {
         "denoiser": denoiser,
         "ingress": {"max_ongoing_requests": _MAX_QUEUE, "drain_timeout_s": 3600},
-        "limits": {"max_queue": _MAX_QUEUE},
+        "limits": {"max_queue": _MAX_QUEUE, "max_wait_s": 1800},
     }
     if cost_model := os.environ.get(COST_MODEL_VARIABLE):
         file = CostModelFile.model_validate_json(Path(cost_model).read_text())

@@ -37,8 +37,8 @@ class System:
     variables: Mapping[str, str] = field(default_factory=dict)
 
 
-def on_ray(title: str, module: str, proxy: str = "serve") -> System:
-    """proxy: one of PROXIES"""
+def on_ray(title: str, module: str, proxy: str = "haproxy") -> System:
+    """proxy: one of PROXIES; HAProxy is what production has, and the better one for all of them"""
     arguments = ("-m", "benchmarks.peers.ray_host", module, "--threads", "{threads}", "--port", "{port}")
     return System(title, project_python, arguments, PROXIES[proxy])
 
