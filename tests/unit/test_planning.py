@@ -82,6 +82,14 @@ def test_two_requests_share_forwards_from_the_step_after_the_second_is_there() -
     assert second == pytest.approx(both_from + 17 * 0.018 + 3 * 0.010 + decoded_s, abs=1e-12)
 
 
+def test_an_image_goes_to_the_denoiser_with_the_least_to_do() -> None:
+    """By their number two would go to each."""
+    load = [request(0.0, 100), request(0.1, 10), request(0.1, 10), request(0.1, 10)]
+    [alone] = ends(Simulation(model(), ONE_EACH).run(load[:1]))
+    long, *_ = ends(Simulation(model(), Replicas(1, 2, 1)).run(load))
+    assert long == pytest.approx(alone, abs=1e-12)
+
+
 def test_what_is_encoded_already_is_not_encoded_again() -> None:
     first, second = Simulation(model(), ONE_EACH).run([request(0.0), request(10.0)]).outcomes
     assert first.latency_s - second.latency_s == pytest.approx(WAIT_S + 0.003)

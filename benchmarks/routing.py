@@ -1,0 +1,88 @@
+"""To the denoiser with the least work, or as Serve's own router has it: latencies of the same load.
+
+    python -m benchmarks.routing
+
+Simulated devices, slow enough for two cores to keep up with all of them; all else is real. The load asks for
+4, 20, 30 or 50 steps.
+"""
+
+import argparse
+import asyncio
+import os
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from ray.serve import Application
+
+from benchmarks.engine import GUIDANCE_SCALE, PROMPTS
+from benchmarks.fleet import CAPACITY, config
+from benchmarks.fleet import STEPS as FLEET_STEPS
+from benchmarks.peers.systems import on_ray, running
+from cluster.bench.arrivals import poisson
+from cluster.bench.load import Target, run_load
+from cluster.bench.mix import Mix, plan
+from cluster.bench.report import Summary, summarize
+from serve.app import build_app as build_midstep
+from serve.config import DenoiserConfig
+
+STEPS = {4: 0.2, 20: 0.4, 30: 0.3, 50: 0.1}
+MEAN_STEPS = sum(steps * share for steps, share in STEPS.items())
+ROUTERS = ("Serve's own", "least work")
+_FOLDER, _ROUTER = "MIDSTEP_BENCHMARK_FOLDER", "MIDSTEP_BENCHMARK_ROUTER"  # of the server's process
+
+
+class _ServesOwn(DenoiserConfig):
+    def deployment_options(self) -> dict[str, Any]:
+        options = super().deployment_options()
+        del options["request_router_config"]
+        return options
+
+
+def build_app(num_denoisers: int) -> Application:
+    app = config(num_denoisers, Path(os.environ[_FOLDER]))
+    stages = {
+        name: getattr(app, name).model_copy(update={"num_gpus": 0.0, "num_cpus": 0.0})
+        for name in ("encoder", "denoiser", "decoder")
+    }
+    # As many as a denoiser has by default: none waits outside.
+    denoiser = stages["denoiser"].model_copy(update={"max_ongoing_requests": 64})
+    own = os.environ[_ROUTER] == ROUTERS[0]
+    stages["denoiser"] = (_ServesOwn if own else DenoiserConfig).model_validate(denoiser.model_dump())
+    return build_midstep(app.model_copy(update=stages))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--denoisers", type=int, default=8)
+    parser.add_argument("--load", type=float, default=0.8, help="of what the devices do at most")
+    parser.add_argument("--duration", type=float, default=150.0, help="seconds")
+    args = parser.parse_args()
+    mix = Mix(prompts=PROMPTS, num_inference_steps=STEPS, guidance_scales={GUIDANCE_SCALE: 1.0})
+    rate = args.load * args.denoisers * CAPACITY * FLEET_STEPS / MEAN_STEPS
+    requests = plan(poisson(rate, args.duration, seed=1), mix, seed=1)
+    measured: dict[str, Summary] = {}
+    with tempfile.TemporaryDirectory() as folder:
+        os.environ[_FOLDER] = folder
+        for router in ROUTERS:
+            os.environ[_ROUTER] = router
+            with running(on_ray("Midstep", "benchmarks.routing"), args.denoisers) as url:
+                summary = summarize(asyncio.run(run_load(Target(url), requests, timeout_s=600.0)))
+            assert summary.counts == {"completed": len(requests)}, summary.counts
+            measured[router] = summary
+            print(
+                f"{router}: mean {summary.latency_mean_s:.2f} s, p50 {summary.latency_p50_s:.2f} s, "
+                f"p95 {summary.latency_p95_s:.2f} s, {summary.images_per_s:.2f} images/s",
+                flush=True,
+            )
+    own, least = (measured[router] for router in ROUTERS)
+    print(
+        f"least work: mean {least.latency_mean_s / own.latency_mean_s:.2f} times, "
+        f"p95 {least.latency_p95_s / own.latency_p95_s:.2f} times that of Serve's own, simulated"
+    )
+
+
+if __name__ == "__main__":
+    main()
