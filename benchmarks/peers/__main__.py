@@ -15,7 +15,7 @@ import asyncio
 import os
 import random
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -69,14 +69,16 @@ def measure(name: str, base_rate: float | None, arguments: argparse.Namespace) -
     return Measured(system.title, capacity, loads)
 
 
-def measure_all(arguments: argparse.Namespace) -> dict[str, Measured]:
-    """In the order of SYSTEMS; the reference goes first, since its capacity sets the rates of all."""
+def measure_all(arguments: argparse.Namespace) -> Iterator[dict[str, Measured]]:
+    """After each system all so far, in the order of SYSTEMS. The reference goes first: its capacity sets the
+    rates of all.
+    """
     base_rate = arguments.base_rate
     measured = {}
     for name in sorted(arguments.systems, key=lambda name: name != REFERENCE):
         measured[name] = measure(name, base_rate, arguments)
         base_rate = base_rate or measured[name].capacity.images_per_s
-    return {name: measured[name] for name in SYSTEMS if name in measured}
+        yield {name: measured[name] for name in SYSTEMS if name in measured}
 
 
 def device(arguments: argparse.Namespace) -> str:
@@ -131,11 +133,12 @@ def main() -> None:
             cost_model = Path(folder) / "cost_model.json"
             cost_model.write_text(u_net_only(arguments.slower).model_dump_json())
             os.environ[COST_MODEL_VARIABLE] = str(cost_model)
-        measured = measure_all(arguments)
-    title = f"Device: {device(arguments)}"
+        title = f"Device: {device(arguments)}"
+        for measured in measure_all(arguments):
+            write_json(measured, settings(arguments), arguments.json)
+            loads = {system.title: list(system.loads.values()) for system in measured.values()}
+            plot(loads, arguments.plot, title)
     print("", title, "", table(measured), "", ratios(measured), sep="\n")
-    write_json(measured, settings(arguments), arguments.json)
-    plot({system.title: list(system.loads.values()) for system in measured.values()}, arguments.plot, title)
 
 
 if __name__ == "__main__":

@@ -1,13 +1,17 @@
 """The parts of benchmarks/peers that decide what is compared; the servers themselves run in the benchmark."""
 
 import asyncio
+import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
 from benchmarks.peers.diffusers_pipeline import MAX_IMAGES_PER_CALL
 from benchmarks.peers.images_api import ImageRequest, Settings, read_body
 from benchmarks.peers.ray_serve_batch import Waiting, next_group
+from benchmarks.peers.simulated_device import MODELLED, SimulatedPipeline, u_net_only
+from serve.config import CostModelFile
 
 
 @pytest.fixture
@@ -49,3 +53,20 @@ def test_each_image_of_a_request_has_a_seed_of_its_own() -> None:
     body = {"prompt": "a star", "n": 2, "seed": 7, "size": "64x128", "num_inference_steps": 4}
     settings = Settings(4, 5.0, 64, 128)
     assert read_body(body) == [ImageRequest("a star", "", seed, settings) for seed in (7, 8)]
+
+
+def test_the_simulated_device_takes_a_forward_for_each_step(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of two rows an image, three times as long as modelled; encoding and decoding take nothing."""
+    slower = u_net_only(3.0)
+    path = tmp_path / "cost_model.json"
+    path.write_text(slower.model_dump_json())
+    slept: list[float] = []
+    monkeypatch.setattr(time, "sleep", slept.append)
+    images = SimulatedPipeline(path)([ImageRequest("a star", "", 1, Settings(4, 5.0, None, None))] * 3)
+    modelled = CostModelFile.model_validate_json(MODELLED.read_text()).cost_model
+    assert slept == [pytest.approx(3 * modelled.forward.seconds((64, 64), 6))] * 4
+    assert [image.size for image in images] == [(512, 512)] * 3
+    assert slower.cost_model.encode.seconds(64) < 1e-6
+    assert slower.cost_model.decode.seconds((64, 64), 4) < 1e-6
