@@ -154,7 +154,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--simulated", action="store_true")
-    parser.add_argument("--requests", type=int, default=240)
+    parser.add_argument("--requests", type=int, default=120)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--denoisers", type=int, help="(2; 1, if simulated)")
     parser.add_argument(

@@ -159,8 +159,11 @@ def burst_latency_s(model: Model, planned: Sequence[PlannedRequest], send: Send)
     Not when the last one ends: which replica gets the long requests decides on that, by chance.
     """
     bursts = _bursts(model, planned)
-    prompts = {request.prompt: request for burst in bursts for request in burst}
-    send(list(prompts.values()))  # so that none is encoded within a burst
+    encoded: set[str] = set()
+    for burst in bursts:  # so that no prompt is encoded within one
+        fresh = {request.prompt: request for request in burst if request.prompt not in encoded}
+        encoded |= fresh.keys()
+        send(list(fresh.values()))
     return statistics.mean(outcome.latency_s for burst in bursts for outcome in send(burst))
 
 
