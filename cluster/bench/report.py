@@ -155,7 +155,7 @@ def plot(results: Mapping[str, Sequence[Summary]], path: Path, title: str = "") 
     The right side tells whether the latencies are those of all requests or of the few that were not refused.
     """
     figure = Figure(figsize=(11, 4.5), layout="constrained")
-    figure.suptitle(title)
+    figure.suptitle(title, wrap=True)
     latency, throughput = figure.subplots(1, 2)
     for (name, summaries), color in zip(results.items(), cycle(f"C{index}" for index in range(10))):
         runs = sorted(summaries, key=lambda summary: summary.offered_images_per_s or 0.0)
