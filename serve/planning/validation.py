@@ -17,9 +17,7 @@ from serve.planning.stages import Overheads
 from serve.section import ConfigError
 
 UNLOADED_REQUESTS = 7
-# Forwards of a burst should have about the rows that they have under load. Many small bursts, since one alone
-# misses by several percent, which near saturation is most of what there is to predict.
-BURST_IMAGES = 6  # for each denoiser
+# One burst alone missed by several percent, which near saturation is most of what there is to predict.
 NUM_BURSTS = 12
 # Where bursts after a load take so much longer or shorter than before it, the machine itself has changed.
 MAX_DRIFT = 0.1
@@ -138,9 +136,14 @@ def _simulated(model: Model) -> Send:
 
 
 def _bursts(model: Model, planned: Sequence[PlannedRequest]) -> list[list[PlannedRequest]]:
-    """The requests of the load in groups that come at once, from the first again where it has too few."""
-    limits, denoisers = model.config.limits, model.config.denoiser.autoscaling.min_replicas
-    room = most = min(BURST_IMAGES * denoisers, limits.max_queue)
+    """The requests of the load in groups that come at once, from the first again where it has too few.
+
+    They are as large as fills a forward of every denoiser, so that forwards have all numbers of rows, down to
+    those of one image, as they have under load.
+    """
+    num_denoisers = model.config.denoiser.autoscaling.min_replicas
+    per_forward = model.row_cap // 2  # two rows an image, with guidance
+    room = most = min(num_denoisers * per_forward, model.config.limits.max_queue)
     bursts: list[list[PlannedRequest]] = [[]]
     for request in cycle(planned):
         if bursts[-1] and request.num_images > room:
