@@ -18,7 +18,7 @@ from itertools import accumulate
 import torch
 
 from deployments.engine.cost import StageCost, counts_to_measure
-from deployments.engine.device_step import StepInputs, StepRunner, UNetInterface, send
+from deployments.engine.device_step import StepInputs, StepRunner, UNetInterface, receive, send
 from deployments.engine.messages import (
     Checkpoint,
     DenoisedLatents,
@@ -321,18 +321,18 @@ class Engine:
         for item, estimate in zip(batch, estimates, strict=False):
             request = item.request
             if item.rows_left == 0:
-                events.append(DenoisedLatents(request.request_id, item.state[0].to("cpu", copy=True)))
+                events.append(DenoisedLatents(request.request_id, receive(item.state[0])))
                 del self._denoisings[request.request_id]
                 continue
             step = item.steps_done(item.row)
             if step in request.preview_steps and step > item.steps_done(item.row - 1):
-                events.append(StepProgress(request.request_id, step, estimate.to("cpu", copy=True)))
+                events.append(StepProgress(request.request_id, step, receive(estimate)))
             if interval_s is not None and now - item.checkpointed_at >= interval_s:
                 item.checkpointed_at = now
                 # Alone it has by now come at least as far as it had among others when an engine died under
                 # them: what killed that engine was not this request.
                 item.group = replace(item.group, isolated=None)
-                state = item.state[: item.table.num_slots(item.row)].to("cpu", copy=True)
+                state = receive(item.state[: item.table.num_slots(item.row)])
                 events.append(Checkpoint(request.request_id, step, item.row, state))
         self._wait_for_previous_step()
         return events

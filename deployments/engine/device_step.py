@@ -181,4 +181,9 @@ def _pinned(tensor: torch.Tensor) -> torch.Tensor:
 
 def send(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
     """To the device, without waiting for what it is doing."""
-    return tensor.to(device) if device.type == "cpu" else _pinned(tensor).to(device, non_blocking=True)
+    return _pinned(tensor).to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
+
+
+def receive(tensor: torch.Tensor) -> torch.Tensor:
+    """A copy on the CPU, once the device has it; zeros of a simulated device, which holds no values."""
+    return torch.zeros_like(tensor, device="cpu") if tensor.is_meta else tensor.to("cpu", copy=True)

@@ -20,20 +20,24 @@ from deployments.engine.samplers import NUM_OUTPUTS
 
 
 class SimulatedUNet:
-    """As UNet, without its forward, from the model's own configuration of one. Embeddings are one wide."""
+    """As UNet, without its forward, from the model's own configuration of one. Embeddings are one wide.
+
+    What is sent to its device has a shape and no values: to copy them is a real device's work, and would take
+    the CPU longer than all else that a step needs of it.
+    """
 
     embeds_width = 1
     pooled_width = 1
 
     def __init__(self, unet_config: Mapping[str, Any]) -> None:
-        self.device = torch.device("cpu")
+        self.device = torch.device("meta")
         self.dtype = torch.float32
         self.in_channels: int = unet_config["in_channels"]
         self.needs_time_ids = unet_config.get("addition_embed_type") == "text_time"
 
 
 class SimulatedSteps:
-    """Runs a step by sleeping; the states stay the noise that they began as.
+    """Runs a step by sleeping.
 
     sleep: takes seconds; another one than time's for a clock of one's own
     """

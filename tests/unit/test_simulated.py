@@ -1,17 +1,23 @@
 """The simulated device takes the time that it is told to and gives what the stages expect."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
 from deployments.engine.cost import Curve, StageCost
+from deployments.engine.denoising import Engine, EngineConfig
 from deployments.engine.device_step import rehearse
+from deployments.engine.messages import Checkpoint, DenoisedLatents, DenoiseRequest, StepProgress
 from deployments.engine.prompts import PromptText
+from deployments.engine.samplers import SamplerTables
 from deployments.engine.simulated import (
     SimulatedDecoder,
     SimulatedSteps,
     SimulatedTextEncoder,
     SimulatedUNet,
 )
+from tests.unit.test_samplers import STABLE_DIFFUSION
 
 NOTHING = Curve(1e-9, 1, 0.0)
 
@@ -23,6 +29,35 @@ def test_a_step_takes_what_its_rows_cost() -> None:
     for rows in (1, 4, 8):
         rehearse(SimulatedUNet({"in_channels": 4}), steps, (16, 24), rows)
     assert slept == [curve.seconds(rows) for rows in (1, 4, 8)]
+
+
+@pytest.mark.parametrize("is_xl", [False, True])
+def test_what_leaves_the_device_has_the_shapes_of_real_latents(is_xl: bool) -> None:
+    """A preview, checkpoints and latents, of a request that was resumed from such a checkpoint as well."""
+    cost = StageCost((((16, 24), NOTHING),))
+    unet = SimulatedUNet({"in_channels": 4, "addition_embed_type": "text_time" if is_xl else None})
+    config = EngineConfig(16, 16, 8, (16, 24), row_counts=(8, 16), checkpoint_interval_s=0.0)
+    engine = Engine(
+        unet, SimulatedSteps(cost, lambda _: None), SamplerTables(STABLE_DIFFUSION), 8, config, cost
+    )
+    encoder = SimulatedTextEncoder(NOTHING, is_xl)
+    text = PromptText("a red star", None, guided=True, deterministic=False)
+    embeds = encoder.assemble(text, encoder.encode(encoder.texts(text)))
+    request = DenoiseRequest("a", embeds, 128, 192, "DPM++ 2M", 3, 5.0, seed=1, preview_steps=frozenset({1}))
+
+    engine.add(request)
+    preview, checkpoint = engine.step().events
+    assert isinstance(preview, StepProgress)
+    assert isinstance(checkpoint, Checkpoint)
+    engine.abort("a")
+    engine.add(replace(request, resume_from=checkpoint))
+    [second] = engine.step().events
+    assert isinstance(second, Checkpoint)
+    assert (second.step, second.state.shape[1:]) == (2, (4, 16, 24))
+    [finished] = engine.step().events
+    assert isinstance(finished, DenoisedLatents)
+    for tensor in (preview.preview_latents, finished.latents):
+        assert (tensor.shape, tensor.device.type) == ((4, 16, 24), "cpu")
 
 
 @pytest.mark.parametrize("is_xl", [False, True])
