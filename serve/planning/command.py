@@ -9,6 +9,7 @@ from pydantic import TypeAdapter
 from rich.console import Console
 
 from cluster.bench.command import counting, new_progress, run
+from cluster.bench.mix import PlannedRequest
 from cluster.bench.report import summarize, warnings
 from cluster.bench.report import table as summary_table
 from deployments.engine.models import load_model_info
@@ -22,10 +23,9 @@ from serve.planning.simulation import Simulation
 from serve.planning.stages import Overheads
 from serve.planning.validation import (
     Validated,
-    burst_latency_s,
-    measured_unloaded,
+    measured_request_s,
+    measured_slowdown,
     sender,
-    slowed_down,
 )
 from serve.section import ConfigError
 
@@ -77,7 +77,7 @@ def _model(options: PlanOptions, config: AppConfig, file: CostModelFile) -> Mode
     info = load_model_info(config.model.source())
     config.check_for(info)
     known = options.known
-    overheads = Overheads(known.request_s or 0.0, known.step_s or 0.0, known.slowdown or 1.0)
+    overheads = Overheads(known.request_s or 0.0, known.step_s, known.slowdown or 1.0)
     return Model(config, info, file.cost_model, options.sharing or _sharing(config), overheads)
 
 
@@ -104,35 +104,36 @@ def _plan(options: PlanOptions, model: Model, file: CostModelFile, console: Cons
 
 
 def _validate(options: PlanOptions, model: Model, file: CostModelFile, console: Console) -> Written:
-    """A machine that others use as well changes its pace within minutes. So bursts are sent before and after
-    each load, and what it is planned with lies between the two."""
+    """A machine that others use as well changes its pace within minutes. So its slowdown is measured before
+    and after each load, and what that is planned with lies between the two."""
     assert options.validate is not None, "only called to validate"
     check_autoscaling(model)
-    first, known = options.plans[0], options.known
+    known = options.known
     send = sender(options.validate, options.timeout_s)
-    # Where replicas may come, bursts would bring more.
-    with_bursts = known.slowdown is None and not model.config.denoiser.autoscaling.is_on
-    with console.status("measuring single requests and pairs"):
-        unloaded = measured_unloaded(replace(model, overheads=Overheads()), first[0], known, send)
-    model = replace(model, overheads=unloaded.overheads(known.slowdown or 1.0))
+    # Where replicas may come, what is sent to measure it would bring more.
+    is_measured = known.slowdown is None and not model.config.denoiser.autoscaling.is_on
+    if known.request_s is None:
+        with console.status("measuring single requests"):
+            request_s = measured_request_s(replace(model, overheads=Overheads()), options.plans[0][0], send)
+        model = replace(model, overheads=replace(model.overheads, request_s=request_s))
 
-    def paced() -> float | None:
-        with console.status("measuring bursts"):
-            return burst_latency_s(model, first, send) if with_bursts else None
+    def slowdown(planned: Sequence[PlannedRequest]) -> float | None:
+        with console.status("measuring how long forwards take at this rate"):
+            return measured_slowdown(model, planned, send) if is_measured else None
 
-    before_s, validated = paced(), []
+    validated = []
     for planned in options.plans:
+        before = slowdown(planned)
         with new_progress() as progress:
             outcomes = run(options.validate, planned, options.warmup, options.timeout_s, "measured", progress)
-        after_s, drift = paced(), None
-        if before_s is not None and after_s is not None:
-            model = slowed_down(model, unloaded, first, (before_s + after_s) / 2)
-            drift = after_s / before_s - 1
+        after, drift = slowdown(planned), None
+        if before is not None and after is not None:
+            model = model.slowed_down((before + after) / 2)
+            drift = after / before - 1
         predicted = Simulation(model, None).run(planned)
         slo_s = options.aim.slo_s
         pair = summarize(predicted.outcomes, slo_s), summarize(outcomes, slo_s)
         validated.append(Validated(*pair, model.overheads, drift))
-        before_s = after_s
     _report(validated, console)
     return Written(file.device, model.sharing, model.overheads, dict(options.settings), validated=validated)
 
@@ -153,6 +154,8 @@ def _report(validated: Sequence[Validated], console: Console) -> None:
             highlight=False,
         )
         if not one.is_steady:
-            told.append(f"Bursts took {1 + (one.drift or 0):.2f} times as long after the load as before it.")
+            told.append(
+                f"Forwards took {1 + (one.drift or 0):.2f} times as long after the load as before it."
+            )
     for warning in told:
         console.print(f"Warning: {warning}", style="bold red", markup=False, highlight=False)

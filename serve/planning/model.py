@@ -32,6 +32,9 @@ class Model:
         denoiser = self.config.denoiser.model_copy(update={"rows_per_forward": rows})
         return replace(self, config=self.config.model_copy(update={"denoiser": denoiser}))
 
+    def slowed_down(self, times: float) -> "Model":
+        return replace(self, overheads=replace(self.overheads, slowdown=times))
+
     @property
     def row_cap(self) -> int:
         """Of images of the usual size."""

@@ -5,7 +5,7 @@ import asyncio
 import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from itertools import cycle
+from itertools import cycle, islice
 
 from cluster.bench.answers import Kind
 from cluster.bench.load import Outcome, Target, run_load
@@ -17,25 +17,25 @@ from serve.planning.stages import Overheads
 from serve.section import ConfigError
 
 UNLOADED_REQUESTS = 7
-# One burst alone missed by several percent, which near saturation is most of what there is to predict.
-NUM_BURSTS = 12
-# Where bursts after a load take so much longer or shorter than before it, the machine itself has changed.
+NUM_EVEN = 60  # requests for each denoiser
+MAX_SHARE = 0.8  # of what the denoisers can do by their costs
+# Where forwards after a load take so much longer or shorter than before it, the machine itself has changed.
 MAX_DRIFT = 0.1
 MIN_SLOWDOWN, MAX_SLOWDOWN = 0.5, 4.0
 
 
 @dataclass(frozen=True)
 class Known:
-    """The overheads that need not be measured."""
+    """The overheads that need not be measured. A step's own is part of the slowdown where it is not given."""
 
     request_s: float | None
-    step_s: float | None
+    step_s: float
     slowdown: float | None
 
 
 @dataclass(frozen=True)
 class Validated:
-    """A load on both. drift: how much longer bursts took after it than before; None where none were sent."""
+    """A load on both. drift: how much longer forwards took after it than before; None where it is unknown."""
 
     predicted: Summary
     measured: Summary
@@ -66,66 +66,29 @@ def sender(target: Target, timeout_s: float) -> Send:
     return send
 
 
-@dataclass(frozen=True)
-class Unloaded:
-    """What a server that has hardly anything to do takes, in seconds.
-
-    request_s: for a request, outside of all stages
-    step_s: for a denoising step of requests in pairs; forward_s: for its forward, by the cost model
-    """
-
-    request_s: float
-    step_s: float
-    forward_s: float
-
-    def overheads(self, slowdown: float) -> Overheads:
-        """Where forwards take slowdown times as long as by the cost model, the rest of a step is overhead."""
-        return Overheads(self.request_s, max(0.0, self.step_s - slowdown * self.forward_s), slowdown)
+def measured_request_s(model: Model, first: PlannedRequest, send: Send) -> float:
+    """What a request takes outside of all stages, in seconds: by some like the first, alone, of few and of
+    many steps. The model has no overheads."""
+    measured_s, simulated_s = (_rest_s(model, first, run) for run in (send, _simulated(model)))
+    return max(0.0, measured_s - simulated_s)
 
 
-def measured_unloaded(model: Model, first: PlannedRequest, known: Known, send: Send) -> Unloaded:
-    """By requests like the first, of few and of many steps. The model has no overheads.
-
-    A step is measured in pairs: a request that is alone may be denoised in another way (on a CPU by all
-    cores together), and most are not.
-    """
-    request_s, step_s, forward_s = known.request_s, known.step_s, 0.0
-    if request_s is None:
-        alone, simulated = (_steps(model, first, 1, run) for run in (send, _simulated(model)))
-        request_s = max(0.0, alone.rest_s - simulated.rest_s)
-    if step_s is None:
-        pairs, simulated = (_steps(model, first, 2, run) for run in (send, _simulated(model)))
-        step_s, forward_s = pairs.step_s, simulated.step_s
-    return Unloaded(request_s, step_s, forward_s)
-
-
-@dataclass(frozen=True)
-class _Steps:
-    """Seconds of a request: for each of its steps, and besides."""
-
-    step_s: float
-    rest_s: float
-
-
-def _steps(model: Model, first: PlannedRequest, at_once: int, send: Send) -> _Steps:
-    """Of requests like the first, so many at once."""
+def _rest_s(model: Model, first: PlannedRequest, send: Send) -> float:
+    """Seconds that requests like the first take besides their steps."""
     most = min(40, model.config.limits.max_num_inference_steps)
     few = max(1, most // 10)
     sampler = model.accepted(first, "").sampler
     few_calls, most_calls = (model.denoising.num_calls(sampler, steps) for steps in (few, most))
-    few_s, most_s = (_latency_s(first, steps, at_once, send) for steps in (few, most))
+    few_s, most_s = (_alone_s(first, steps, send) for steps in (few, most))
     step_s = (most_s - few_s) / max(1, most_calls - few_calls)  # none, where one step is all that is allowed
-    return _Steps(step_s, few_s - few_calls * step_s)
+    return few_s - few_calls * step_s
 
 
-def _latency_s(first: PlannedRequest, steps: int, at_once: int, send: Send) -> float:
+def _alone_s(first: PlannedRequest, steps: int, send: Send) -> float:
     """In the median of several times."""
     alike = replace(first, due_s=0.0, num_images=1, num_inference_steps=steps)
-    latencies_s = []
-    for index in range(UNLOADED_REQUESTS):
-        seeds = range(first.seed + at_once * index, first.seed + at_once * (index + 1))
-        outcomes = send([replace(alike, seed=seed) for seed in seeds])
-        latencies_s.append(statistics.mean(outcome.latency_s for outcome in outcomes))
+    seeds = range(first.seed, first.seed + UNLOADED_REQUESTS)
+    latencies_s = [_mean_latency_s(send([replace(alike, seed=seed)])) for seed in seeds]
     return statistics.median(latencies_s[1:])  # the first finds nothing encoded
 
 
@@ -135,59 +98,43 @@ def _simulated(model: Model) -> Send:
     return lambda planned: list(simulation.run(planned).outcomes)
 
 
-def _bursts(model: Model, planned: Sequence[PlannedRequest]) -> list[list[PlannedRequest]]:
-    """The requests of the load in groups that come at once, from the first again where it has too few.
+def measured_slowdown(model: Model, planned: Sequence[PlannedRequest], send: Send) -> float:
+    """How many times as long as the cost model says forwards take at the rate of this load.
 
-    They are as large as fills a forward of every denoiser, so that forwards have all numbers of rows, down to
-    those of one image, as they have under load.
+    That is, with which slowdown the requests of `evenly` have the same mean latency, by bisection. Raises
+    ConfigError for what is past all sense.
     """
-    num_denoisers = model.config.denoiser.autoscaling.min_replicas
-    per_forward = model.row_cap // 2  # two rows an image, with guidance
-    room = most = min(num_denoisers * per_forward, model.config.limits.max_queue)
-    bursts: list[list[PlannedRequest]] = [[]]
-    for request in cycle(planned):
-        if bursts[-1] and request.num_images > room:
-            if len(bursts) == NUM_BURSTS:
-                break
-            bursts.append([])
-            room = most
-        bursts[-1].append(replace(request, due_s=0.0, seed=request.seed + 1))
-        room -= request.num_images
-    return bursts
-
-
-def burst_latency_s(model: Model, planned: Sequence[PlannedRequest], send: Send) -> float:
-    """Of requests of the load in bursts, in the mean.
-
-    Not when the last one ends: which replica gets the long requests decides on that, by chance.
-    """
-    bursts = _bursts(model, planned)
-    encoded: set[str] = set()
-    for burst in bursts:  # so that no prompt is encoded within one
-        fresh = {request.prompt: request for request in burst if request.prompt not in encoded}
-        encoded |= fresh.keys()
-        send(list(fresh.values()))
-    return statistics.mean(outcome.latency_s for burst in bursts for outcome in send(burst))
-
-
-def slowed_down(
-    model: Model, unloaded: Unloaded, planned: Sequence[PlannedRequest], measured_s: float
-) -> Model:
-    """The model with the overheads with which those bursts take so long, by bisection.
-
-    Raises ConfigError for what is past all sense.
-    """
+    load = evenly(model, planned)
+    measured_s = _mean_latency_s(send(load))
     low, high = MIN_SLOWDOWN, MAX_SLOWDOWN
     for _ in range(12):
         middle = (low + high) / 2
-        model = replace(model, overheads=unloaded.overheads(middle))
-        if burst_latency_s(model, planned, _simulated(model)) < measured_s:
+        if _mean_latency_s(_simulated(model.slowed_down(middle))(load)) < measured_s:
             low = middle
         else:
             high = middle
     if low == MIN_SLOWDOWN or high == MAX_SLOWDOWN:
         raise ConfigError(
-            f"--validate: bursts take {measured_s:.1f} s on the server, which is not {MIN_SLOWDOWN:g} to "
+            f"--validate: requests take {measured_s:.2f} s on the server, which is not {MIN_SLOWDOWN:g} to "
             f"{MAX_SLOWDOWN:g} times as long as its costs say: measure them there (`midstep profile`)"
         )
-    return model
+    return (low + high) / 2
+
+
+def evenly(model: Model, planned: Sequence[PlannedRequest]) -> list[PlannedRequest]:
+    """Requests of the load, the last first, that come one after another at its rate.
+
+    Forwards take the longer the busier a machine is with all else that requests bring, so the rate matters.
+    It is no higher than what a machine somewhat slower than its costs can keep up with.
+    """
+    num_denoisers = model.config.denoiser.autoscaling.min_replicas
+    chosen = list(islice(cycle(reversed(planned)), NUM_EVEN * num_denoisers))
+    estimator = model.estimator(lambda: num_denoisers)
+    work_s = statistics.mean(estimator.work_s(model.accepted(one, ""), model.cost) for one in chosen)
+    between_s = max(one.due_s for one in planned) / len(planned)
+    interval_s = max(between_s, estimator.wait_s(work_s) / MAX_SHARE)
+    return [replace(one, due_s=index * interval_s, seed=one.seed + 1) for index, one in enumerate(chosen)]
+
+
+def _mean_latency_s(outcomes: Sequence[Outcome]) -> float:
+    return statistics.mean(outcome.latency_s for outcome in outcomes)

@@ -3,6 +3,7 @@
 import random
 from collections.abc import Sequence
 from dataclasses import replace
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -27,7 +28,7 @@ from serve.planning.model import Model
 from serve.planning.plan import Aim, option_of, plan_load
 from serve.planning.simulation import Replicas, Simulated, Simulation
 from serve.planning.stages import DecoderReplica, DenoiserReplica, DenoisingCosts, Overheads
-from serve.planning.validation import Known, Unloaded, burst_latency_s, measured_unloaded, slowed_down
+from serve.planning.validation import evenly, measured_request_s, measured_slowdown
 from serve.section import ConfigError
 from tests.tiny_models import SHAPES_MODEL
 
@@ -386,39 +387,55 @@ def test_another_policy_is_not_passed_off_as_simulated() -> None:
         plan_load(model(**sections), [request(0.0)], aim, quiet)
 
 
-@pytest.mark.parametrize(
-    ("known", "truth"),
-    [
-        (Known(None, None, None), Overheads(0.030, 0.0012, 1.0)),
-        (Known(None, None, None), Overheads(0.030, 0.0012, 1.4)),
-        (Known(None, 0.0, 1.25), Overheads(0.030, 0.0, 1.25)),
-        (Known(0.01, 0.0005, None), Overheads(0.01, 0.0005, 1.3)),
-    ],
-)
-def test_what_a_server_has_in_overheads_is_found_out(known: Known, truth: Overheads) -> None:
+@pytest.mark.parametrize("slowdown", [1.0, 1.4])
+def test_what_a_server_has_in_overheads_is_found_out(slowdown: float) -> None:
     """The server is a simulation of its own, whose overheads the calibration does not know."""
-    server = Simulation(model(overheads=truth), None)
+    server = Simulation(model(overheads=Overheads(0.030, 0.0, slowdown)), None)
     load = plan(poisson(2.0, 30.0, seed=6), Mix(num_inference_steps={8: 1, 20: 1}), seed=6)
 
     def send(planned: Sequence[PlannedRequest]) -> list[Outcome]:
         return list(server.run(planned).outcomes)
 
-    unloaded = measured_unloaded(model(), load[0], known, send)
-    found = unloaded.overheads(known.slowdown or 1.0)
-    if known.slowdown is None:
-        found = slowed_down(model(), unloaded, load, burst_latency_s(model(), load, send)).overheads
-    assert found.request_s == pytest.approx(truth.request_s, abs=1e-6)
-    assert found.step_s == pytest.approx(truth.step_s, abs=2e-5)  # what 0.002 of a forward are
-    assert found.slowdown == pytest.approx(truth.slowdown, abs=0.002)
+    request_s = measured_request_s(model(), load[0], send)
+    assert request_s == pytest.approx(0.030, abs=1e-6)
+    found = measured_slowdown(model(overheads=Overheads(request_s)), load, send)
+    assert found == pytest.approx(slowdown, abs=0.005)
+
+
+def test_the_overhead_of_steps_is_a_slowdown_where_it_is_not_known() -> None:
+    """Then at the same rate, with other gaps, the simulation is as right as if it had known."""
+    truth = model(overheads=Overheads(0.0, 0.001, 1.1))
+    load = plan(poisson(2.0, 60.0, seed=6), Mix(num_inference_steps={8: 1, 20: 1}), seed=6)
+    found = measured_slowdown(model(), load, lambda sent: list(Simulation(truth, None).run(sent).outcomes))
+    with_truth, with_found = (
+        summarize(Simulation(which, None).run(load).outcomes) for which in (truth, model().slowed_down(found))
+    )
+    assert found > 1.12
+    assert with_found.latency_p50_s == pytest.approx(with_truth.latency_p50_s, rel=0.05)
+    assert with_found.latency_p95_s == pytest.approx(with_truth.latency_p95_s, rel=0.05)
 
 
 @pytest.mark.parametrize("slowdown", [0.3, 6.0])
 def test_costs_of_another_machine_are_not_made_to_fit(slowdown: float) -> None:
     server = Simulation(model(overheads=Overheads(0.0, 0.0, slowdown)), None)
     load = plan(poisson(2.0, 30.0, seed=6), Mix(), seed=6)
-    took_s = burst_latency_s(model(), load, lambda planned: list(server.run(planned).outcomes))
     with pytest.raises(ConfigError, match=r"not 0\.5 to 4 times .*`midstep profile`"):
-        slowed_down(model(), Unloaded(0.0, 0.0, 0.0), load, took_s)
+        measured_slowdown(model(), load, lambda planned: list(server.run(planned).outcomes))
+
+
+def test_what_the_slowdown_is_measured_with_comes_evenly() -> None:
+    """At the load's rate; but where that is more than the denoisers can do, at what these keep up with."""
+    mix = Mix(num_inference_steps={20: 1.0})
+
+    def between(due_s: Sequence[float]) -> float:
+        [interval_s] = {
+            round(b.due_s - a.due_s, 6) for a, b in pairwise(evenly(model(), plan(due_s, mix, 6)))
+        }
+        return interval_s
+
+    assert between([0.0, 0.1, 8.0]) == pytest.approx(8.0 / 3, abs=1e-6)
+    swamped_s, rows = between([0.0] * 3), model().row_cap
+    assert swamped_s == pytest.approx(20 * 2 * FORWARD.seconds(rows) / rows / 0.8, abs=1e-6)
 
 
 def test_the_summary_is_the_load_generators_own() -> None:
