@@ -147,10 +147,8 @@ def _report(validated: Sequence[Validated], console: Console) -> None:
     console.print(comparison(validated))
     told = warnings(results)
     for one in validated:
-        overheads = one.overheads
         console.print(
-            f"Measured: --overhead-s {overheads.request_s:.4f} --step-overhead-s {overheads.step_s:.5f} "
-            f"--slowdown {overheads.slowdown:.3f}",
+            f"Measured: --overhead-s {one.overheads.request_s:.4f} --slowdown {one.overheads.slowdown:.3f}",
             highlight=False,
         )
         if not one.is_steady:
