@@ -1,8 +1,8 @@
 """`midstep plan` against the application: loads at 50, 70 and 85% of what that does, through both.
 
-What is measured to plan with, a profile, single requests and bursts before and after each load, is none of
-these loads. What the application does at most is its own throughput in a burst of the same mix. Every load
-runs several times: a machine that others disturb is another one within minutes.
+What is measured to plan with, a profile, single requests, and evenly spaced ones before and after each load,
+is none of these loads. What the application does at most is its own throughput in a burst of the same mix.
+Every load runs several times: a machine that others disturb is another one within minutes.
 
     python -m benchmarks.planning                  the embedded model on the CPU
     python -m benchmarks.planning --simulated      a simulated device
@@ -138,7 +138,9 @@ def main() -> None:
                 validate([str(config), "--validate", url, "--rates", rates, *options], only_application)
                 for _ in range(args.rounds)
             ]
-        print(f"Predicted against measured; * where bursts changed by more than {MAX_DRIFT:.0%} meanwhile:")
+        print(
+            f"Predicted against measured; * where the machine changed its pace by more than {MAX_DRIFT:.0%}:"
+        )
         for share, *validated in zip(args.shares, *(written.validated for written in rounds), strict=True):
             print(f"{share:.0%} of what the application does", *misses(validated), sep="\n")
 
