@@ -77,7 +77,7 @@ def _model(options: PlanOptions, config: AppConfig, file: CostModelFile) -> Mode
     info = load_model_info(config.model.source())
     config.check_for(info)
     known = options.known
-    overheads = Overheads(known.request_s or 0.0, known.step_s, known.slowdown or 1.0)
+    overheads = Overheads(known.request_s or 0.0, known.step_s or 0.0, known.slowdown or 1.0)
     return Model(config, info, file.cost_model, options.sharing or _sharing(config), overheads)
 
 
@@ -111,14 +111,14 @@ def _validate(options: PlanOptions, model: Model, file: CostModelFile, console: 
     known = options.known
     send = sender(options.validate, options.timeout_s)
     # Where replicas may come, what is sent to measure it would bring more.
-    is_measured = known.slowdown is None and not model.config.denoiser.autoscaling.is_on
+    is_measured = not known.has_pace and not model.config.denoiser.autoscaling.is_on
     if known.request_s is None:
         with console.status("measuring single requests"):
             request_s = measured_request_s(replace(model, overheads=Overheads()), options.plans[0][0], send)
         model = replace(model, overheads=replace(model.overheads, request_s=request_s))
 
     def slowdown(planned: Sequence[PlannedRequest]) -> float | None:
-        with console.status("measuring how long forwards take at this rate"):
+        with console.status("measuring how long steps take at this rate"):
             return measured_slowdown(model, planned, send) if is_measured else None
 
     validated = []
@@ -147,13 +147,14 @@ def _report(validated: Sequence[Validated], console: Console) -> None:
     console.print(comparison(validated))
     told = warnings(results)
     for one in validated:
+        overheads = one.overheads
+        step_s = max(0.0, overheads.step_s)  # less is not for a plan
         console.print(
-            f"Measured: --overhead-s {one.overheads.request_s:.4f} --slowdown {one.overheads.slowdown:.3f}",
+            f"Measured: --overhead-s {overheads.request_s:.4f} --step-overhead-s {step_s:.5f} "
+            f"--slowdown {overheads.slowdown:.3f}",
             highlight=False,
         )
         if not one.is_steady:
-            told.append(
-                f"Forwards took {1 + (one.drift or 0):.2f} times as long after the load as before it."
-            )
+            told.append(f"Steps took {1 + (one.drift or 0):.2f} times as long after the load as before it.")
     for warning in told:
         console.print(f"Warning: {warning}", style="bold red", markup=False, highlight=False)

@@ -33,7 +33,16 @@ class Model:
         return replace(self, config=self.config.model_copy(update={"denoiser": denoiser}))
 
     def slowed_down(self, times: float) -> "Model":
-        return replace(self, overheads=replace(self.overheads, slowdown=times))
+        """A step of one image takes so many times as long as the cost model says.
+
+        What shares a machine's cores slows down all forwards alike. A device of its own is as fast as ever,
+        only used later: by as much at each step, however many share it.
+        """
+        if self.sharing is Sharing.MACHINE:
+            return replace(self, overheads=replace(self.overheads, slowdown=times))
+        group = Group(self.engine.latent_shape, deterministic=False)
+        step_s = (times - 1) * self.denoising.seconds(group, 2)  # rows, with guidance
+        return replace(self, overheads=replace(self.overheads, step_s=step_s))
 
     @property
     def row_cap(self) -> int:

@@ -97,12 +97,7 @@ def _add_machine(parser: argparse.ArgumentParser) -> None:
         help="what shares a device's time (simulated: nothing; a GPU: stages; a CPU: machine)",
     )
     machine("--overhead-s", type=told(read_not_negative), help="of a request, outside of the stages (0)")
-    machine(
-        "--step-overhead-s",
-        type=told(read_not_negative),
-        default=0.0,
-        help="of a step, besides its forward (0)",
-    )
+    machine("--step-overhead-s", type=told(read_not_negative), help="of a step, besides its forward (0)")
     machine("--slowdown", type=told(read_positive), help="of forwards, against the cost model (1)")
     machine(
         "--validate",

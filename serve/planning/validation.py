@@ -19,23 +19,28 @@ from serve.section import ConfigError
 UNLOADED_REQUESTS = 7
 NUM_EVEN = 60  # requests for each denoiser
 MAX_SHARE = 0.8  # of what the denoisers can do by their costs
-# Where forwards after a load take so much longer or shorter than before it, the machine itself has changed.
+# Where steps after a load take so much longer or shorter than before it, the machine itself has changed.
 MAX_DRIFT = 0.1
 MIN_SLOWDOWN, MAX_SLOWDOWN = 0.5, 4.0
 
 
 @dataclass(frozen=True)
 class Known:
-    """The overheads that need not be measured. A step's own is part of the slowdown where it is not given."""
+    """The overheads that need not be measured."""
 
     request_s: float | None
-    step_s: float
+    step_s: float | None
     slowdown: float | None
+
+    @property
+    def has_pace(self) -> bool:
+        """Whether it is known how long steps take."""
+        return self.step_s is not None or self.slowdown is not None
 
 
 @dataclass(frozen=True)
 class Validated:
-    """A load on both. drift: how much longer forwards took after it than before; None where it is unknown."""
+    """A load on both. drift: how much longer steps took after it than before; None where it is unknown."""
 
     predicted: Summary
     measured: Summary
@@ -99,10 +104,10 @@ def _simulated(model: Model) -> Send:
 
 
 def measured_slowdown(model: Model, planned: Sequence[PlannedRequest], send: Send) -> float:
-    """How many times as long as the cost model says forwards take at the rate of this load.
+    """How many times as long as the cost model says steps take at the rate of this load.
 
-    That is, with which slowdown the requests of `evenly` have the same mean latency, by bisection. Raises
-    ConfigError for what is past all sense.
+    That is, slowed down how much the model has the same mean latency for the requests of `evenly`, by
+    bisection. Raises ConfigError for what is past all sense.
     """
     load = evenly(model, planned)
     measured_s = _mean_latency_s(send(load))
@@ -124,7 +129,7 @@ def measured_slowdown(model: Model, planned: Sequence[PlannedRequest], send: Sen
 def evenly(model: Model, planned: Sequence[PlannedRequest]) -> list[PlannedRequest]:
     """Requests of the load, the last first, that come one after another at its rate.
 
-    Forwards take the longer the busier a machine is with all else that requests bring, so the rate matters.
+    Steps take the longer the busier a machine is with all else that requests bring, so the rate matters.
     It is no higher than what a machine somewhat slower than its costs can keep up with.
     """
     num_denoisers = model.config.denoiser.autoscaling.min_replicas
