@@ -13,6 +13,8 @@ import yaml
 from aiohttp import web
 
 from serve.cli import main
+from serve.config import CostModelFile
+from serve.planning import validation
 from tests.unit.test_bench_load import PICTURE, serving
 
 KEY = "mst_key"
@@ -117,8 +119,8 @@ def test_a_server_that_is_not_there_is_told(config: Path, monkeypatch: pytest.Mo
 
 
 @contextmanager
-def server_of(seconds_each: float) -> Iterator[tuple[str, list[int]]]:
-    """A server that wants a key and needs so long for every request, whatever it is: its URL and the steps
+def server_of(seconds_each: float, seconds_a_step: float = 0.0) -> Iterator[tuple[str, list[int]]]:
+    """A server that wants a key and needs so long for a request, whoever else is there: its URL and the steps
     asked for."""
     asked: list[int] = []
 
@@ -126,7 +128,7 @@ def server_of(seconds_each: float) -> Iterator[tuple[str, list[int]]]:
         if request.headers.get("Authorization") != f"Bearer {KEY}":
             return web.Response(status=401)
         asked.append((await request.json())["num_inference_steps"])
-        await asyncio.sleep(seconds_each)
+        await asyncio.sleep(seconds_each + seconds_a_step * asked[-1])
         return web.json_response(PICTURE)
 
     async def run() -> None:
@@ -170,3 +172,27 @@ def test_a_server_is_measured_and_compared(
     assert "predicted" in told
     off = 100 * (predicted["latency_p50_s"] / measured["latency_p50_s"] - 1)
     assert f"{off:+.1f}%" in told
+
+
+def test_it_is_measured_how_long_steps_take_where_no_replicas_come(
+    config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Before the load and after it, with requests that come evenly. None of them wait for another here."""
+    monkeypatch.setenv("MIDSTEP_API_KEY", KEY)
+    monkeypatch.setattr(validation, "NUM_EVEN", 4)
+    monkeypatch.setattr(validation, "UNLOADED_REQUESTS", 2)
+    fixed = yaml.safe_load(config.read_text())
+    del fixed["applications"][0]["args"]["denoiser"]
+    config.write_text(yaml.safe_dump(fixed))
+    output = tmp_path / "plan.json"
+    costs = CostModelFile.model_validate_json(Path("cluster/devices/h200-sd15.json").read_text()).cost_model
+    forward_s = costs.forward.seconds((64, 64), 2)
+    with server_of(0.1, 2 * forward_s) as (url, asked):
+        load = ["--rates", "2", "--duration", "2", "--steps", "20"]
+        call(monkeypatch, str(config), *load, "--validate", url, "--json", str(output))
+    written = json.loads(output.read_text())
+    [validated] = written["validated"]
+    assert asked.count(20) == validated["measured"]["num_requests"] + 2 * 4
+    assert validated["overheads"]["step_s"] == pytest.approx(forward_s, rel=0.3)
+    assert validated["overheads"]["slowdown"] == 1.0
+    assert validated["drift"] is not None
