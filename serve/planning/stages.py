@@ -38,7 +38,7 @@ class Overheads:
     """What the cost model does not know, in seconds.
 
     request_s: of a request, outside of all stages
-    step_s: of a denoising step, besides its forward
+    step_s: of a denoising step, besides its forward; less than 0 where a device is faster than its costs
     slowdown: times as long as the cost model says forwards take, with all else that a machine does
     """
 
