@@ -12,7 +12,7 @@ import torch
 
 from deployments.engine.cost import Curve, StageCost
 from deployments.engine.denoising import Engine, EngineConfig
-from deployments.engine.device_step import EagerSteps
+from deployments.engine.device_step import EagerSteps, StepRunner
 from deployments.engine.images import LatentDecoder
 from deployments.engine.messages import DenoisedLatents, DenoiseRequest, PromptEmbeds
 from deployments.engine.models import (
@@ -85,7 +85,9 @@ class LoadedModel:
     decoder: LatentDecoder
     tables: SamplerTables
 
-    def engine(self, **changes: Any) -> Engine:
+    def engine(
+        self, run_step: StepRunner | None = None, cost: StageCost = FORWARD_COST, **changes: Any
+    ) -> Engine:
         settings: dict[str, Any] = {
             "max_rows": 16,
             "rows_per_forward": 16,
@@ -93,9 +95,8 @@ class LoadedModel:
             "latent_shape": (16, 16),
         }
         config = EngineConfig(**(settings | changes))
-        return Engine(
-            self.unet, EagerSteps(self.unet), self.tables, self.info.scale_factor, config, FORWARD_COST
-        )
+        run_step = run_step or EagerSteps(self.unet)
+        return Engine(self.unet, run_step, self.tables, self.info.scale_factor, config, cost)
 
     def embeds(
         self,

@@ -1,16 +1,21 @@
 """The denoising engine: a request joins the running batch at any step and leaves it at any step.
 
-`Engine.step()` is the whole of it: admit, forward, advance, retire. It is single-threaded; whoever calls
+`Engine.step()` is the whole of it: admit, launch a forward, finish it. It is single-threaded; whoever calls
 it owns the device (`engine_thread` in a server, a plain loop in a script):
 
     engine.add(request)
     while engine.num_requests:
         for event in engine.step().events: ...
+
+A device that runs ahead is never without work: a step is launched before the one under way is done, which
+only then is finished. What each request does at a step is in its table, so nothing need be known of the
+values for that.
 """
 
 import math
 import time
-from collections.abc import Callable, Iterable
+from collections import deque
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from itertools import accumulate
@@ -18,7 +23,7 @@ from itertools import accumulate
 import torch
 
 from deployments.engine.cost import StageCost, counts_to_measure
-from deployments.engine.device_step import StepInputs, StepRunner, UNetInterface, receive, send
+from deployments.engine.device_step import Completion, StepInputs, StepRunner, UNetInterface, receive, send
 from deployments.engine.messages import (
     Checkpoint,
     DenoisedLatents,
@@ -32,6 +37,10 @@ from deployments.engine.samplers import STATE_SLOTS, SamplerTable, SamplerTables
 from deployments.engine.step_scheduler import Group, StepScheduler
 
 _KEPT_COSTS = 4096
+# The shares of a forward's predicted time after which the next one is launched (who comes later joins one
+# forward later), and after which to look again whether the device is done before its time.
+_LAUNCH_AFTER = 0.9
+_LOOK_AFTER = 0.05
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,8 +105,8 @@ class Denoising:
 
     arrival: in seconds since the epoch
     unloaded_s: what it would take alone
-    state: [STATE_SLOTS, C, h, w] float32, the latents first
-    row: the row of the table that comes next
+    state: [STATE_SLOTS, C, h, w] float32, the latents first, after all that was launched
+    row: the row of the table that is launched next
     checkpointed_at: when it last could be resumed from where it was, in seconds since the epoch
     """
 
@@ -139,7 +148,7 @@ class StepReport:
     """What one step did.
 
     rows: that did work; forward_rows: of the forward, padding included
-    seconds: what it took (where the device lags one step behind, the step before it: right on average)
+    seconds: what it took: since it was launched, or since the one before it was done
     predicted_s: what the cost model said that it would take
     """
 
@@ -149,6 +158,23 @@ class StepReport:
     forward_rows: int
     latent_shape: LatentShape
     seconds: float
+    predicted_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class _Step:
+    """One that was launched and is not finished.
+
+    events: what there is to tell of it when the device has done it; only then their tensors have values
+    started: when its launch began, by time.perf_counter
+    """
+
+    batch: list[Denoising]
+    events: list[tuple[Denoising, DenoiseEvent]]
+    completion: Completion
+    started: float
+    rows: int
+    forward_rows: int
     predicted_s: float
 
 
@@ -181,16 +207,24 @@ class Engine:
         row_cap = lru_cache(maxsize=_KEPT_COSTS)(lambda group: config.row_cap(group, cost))
         self._scheduler = StepScheduler(row_cap, self._seconds)
         self._run_step = run_step
-        self._previous_step: torch.cuda.Event | None = None
+        self._steps: deque[_Step] = deque()  # launched and not finished
+        self._launch_s = 0.0  # what the last launch took
+        self._done_at = 0.0  # when the last step was finished, by time.perf_counter
 
     @property
     def num_requests(self) -> int:
+        """Those whose last event is still to come."""
         return len(self._denoisings)
 
     @property
-    def requests(self) -> list[Denoising]:
-        """All that are here."""
-        return list(self._denoisings.values())
+    def waiting(self) -> list[Denoising]:
+        """The requests of which a step is still to be launched."""
+        return [item for item in self._denoisings.values() if item.rows_left]
+
+    @property
+    def finishing(self) -> list[Denoising]:
+        """The requests of the step that is finished next."""
+        return self._steps[0].batch if self._steps else []
 
     def add(self, request: DenoiseRequest, arrival: float | None = None) -> None:
         """Takes a request in; it joins the next forward that has room for it.
@@ -232,37 +266,83 @@ class Engine:
         self._denoisings.pop(request_id, None)
 
     def step(self) -> StepReport:
-        """One forward for the requests whose turn it is; there must be one."""
-        return self.run(self.admit())
+        """Finishes a step, with the next one launched before that where the device runs ahead. There must be
+        a request."""
+        while not self.must_finish:
+            self.launch(self.admit())
+        return self.finish()
+
+    @property
+    def must_finish(self) -> bool:
+        """Whether a step is to be finished before anything else: there is nothing to launch behind it, or
+        enough: newcomers join behind all that is launched."""
+        enough = 1 if self._run_step.runs_ahead else 0
+        return len(self._steps) > enough or bool(self._steps and not self.waiting)
+
+    @property
+    def launch_in_s(self) -> float:
+        """Seconds after which to launch the next step, or to ask again; 0: now.
+
+        That is shortly before the one under way is done: so late that who comes until then still joins, and
+        so early that the device does not wait.
+        """
+        if not self._steps or self._steps[-1].completion.query():
+            return 0.0
+        last = self._steps[-1]
+        runs_s = time.perf_counter() - max(last.started, self._done_at)
+        left_s = _LAUNCH_AFTER * last.predicted_s - self._launch_s - runs_s
+        return min(max(0.0, left_s), _LOOK_AFTER * last.predicted_s)
 
     def admit(self) -> list[Denoising]:
-        """Chooses whose turn it is, and counts the turns that the others wait."""
-        return self._scheduler.admit(self._denoisings.values(), self._clock())
+        """Chooses whose turn it is, of those that are waiting, one at least, and counts the turns that the
+        others wait."""
+        return self._scheduler.admit(self.waiting, self._clock())
 
     @torch.inference_mode()
-    def run(self, batch: list[Denoising]) -> StepReport:
+    def launch(self, batch: list[Denoising]) -> None:
         """One step of every request in the batch: of one group, at whatever rows of whatever tables."""
         started = time.perf_counter()
         inputs = self._inputs(batch)
-        outputs = self._run_step(inputs)
+        outputs = self._run_step.launch(inputs)
         self._advance(batch, outputs[:, :STATE_SLOTS])
-        events = self._retire(batch, outputs[:, STATE_SLOTS])
+        events = self._events(batch, outputs[:, STATE_SLOTS])
         rows = sum(item.request.num_rows for item in batch)
+        predicted_s = self._seconds(batch[0].group, rows)
+        forward_rows = len(inputs.request_of_row)
+        completion = self._run_step.completion()
+        self._steps.append(_Step(batch, events, completion, started, rows, forward_rows, predicted_s))
+        self._launch_s = time.perf_counter() - started
+
+    def finish(self) -> StepReport:
+        """Waits for the first of the steps that were launched, and tells of it; finished requests leave."""
+        step = self._steps.popleft()
+        step.completion.synchronize()
+        started, self._done_at = max(step.started, self._done_at), time.perf_counter()
+        # Of those that are still here, and not of others that have come under their ids.
+        told = [(item, event) for item, event in step.events if self._is_here(item)]
+        for item, event in told:
+            if isinstance(event, DenoisedLatents):
+                self.abort(event.request_id)
+            elif isinstance(event, Checkpoint):
+                # Alone it has by now come at least as far as it had among others when an engine died under
+                # them: what killed that engine was not this request.
+                item.group = replace(item.group, isolated=None)
         return StepReport(
-            events=events,
-            num_requests=len(batch),
-            rows=rows,
-            forward_rows=len(inputs.request_of_row),
-            latent_shape=batch[0].group.latent_shape,
-            seconds=time.perf_counter() - started,
-            predicted_s=self._seconds(batch[0].group, rows),
+            events=[event for _, event in told],
+            num_requests=len(step.batch),
+            rows=step.rows,
+            forward_rows=step.forward_rows,
+            latent_shape=step.batch[0].group.latent_shape,
+            seconds=self._done_at - started,
+            predicted_s=step.predicted_s,
         )
 
-    def fail(self, batch: list[Denoising], reason: str) -> list[DenoiseEvent]:
+    def fail(self, batch: Sequence[Denoising], reason: str) -> list[DenoiseEvent]:
         """Ends the requests of a batch whose step a fault of ours broke."""
-        for item in batch:
-            self.abort(item.request.request_id)
-        return [DenoiseFailed(item.request.request_id, reason) for item in batch]
+        failed = [item.request.request_id for item in batch if self._is_here(item)]
+        for request_id in failed:
+            self.abort(request_id)
+        return [DenoiseFailed(request_id, reason) for request_id in failed]
 
     def _inputs(self, batch: list[Denoising]) -> StepInputs:
         """A request's rows lie side by side, the negative prompt's first; without guidance there is but one.
@@ -311,40 +391,28 @@ class Engine:
             item.state = state
             item.row += 1
 
-    def _retire(self, batch: list[Denoising], estimates: torch.Tensor) -> list[DenoiseEvent]:
-        """What there is to tell of this step; finished requests leave.
-
-        Only here is the device waited for: for latents that leave it, and for the step before this one.
-        """
-        events: list[DenoiseEvent] = []
+    def _events(
+        self, batch: list[Denoising], estimates: torch.Tensor
+    ) -> list[tuple[Denoising, DenoiseEvent]]:
+        """What there will be to tell of the step that was launched."""
+        events: list[tuple[Denoising, DenoiseEvent]] = []
         interval_s, now = self._config.checkpoint_interval_s, self._clock()
         for item, estimate in zip(batch, estimates, strict=False):
             request = item.request
             if item.rows_left == 0:
-                events.append(DenoisedLatents(request.request_id, receive(item.state[0])))
-                del self._denoisings[request.request_id]
+                events.append((item, DenoisedLatents(request.request_id, receive(item.state[0]))))
                 continue
             step = item.steps_done(item.row)
             if step in request.preview_steps and step > item.steps_done(item.row - 1):
-                events.append(StepProgress(request.request_id, step, receive(estimate)))
+                events.append((item, StepProgress(request.request_id, step, receive(estimate))))
             if interval_s is not None and now - item.checkpointed_at >= interval_s:
                 item.checkpointed_at = now
-                # Alone it has by now come at least as far as it had among others when an engine died under
-                # them: what killed that engine was not this request.
-                item.group = replace(item.group, isolated=None)
                 state = receive(item.state[: item.table.num_slots(item.row)])
-                events.append(Checkpoint(request.request_id, step, item.row, state))
-        self._wait_for_previous_step()
+                events.append((item, Checkpoint(request.request_id, step, item.row, state)))
         return events
 
-    def _wait_for_previous_step(self) -> None:
-        """Lets the device lag one step behind, no more: newcomers would join behind all that is launched."""
-        if self._unet.device.type != "cuda":
-            return
-        if self._previous_step is not None:
-            self._previous_step.synchronize()
-        self._previous_step = torch.cuda.Event()  # type: ignore[no-untyped-call]
-        self._previous_step.record()
+    def _is_here(self, item: Denoising) -> bool:
+        return self._denoisings.get(item.request.request_id) is item
 
     def _seconds_uncached(self, group: Group, rows: int) -> float:
         """What a forward of so many rows takes by the cost model."""

@@ -68,6 +68,62 @@ def denoise_step(unet: UNet | RowParts, inputs: StepInputs) -> torch.Tensor:
     return advance(inputs.weights, torch.cat([inputs.states, outputs[:, None], inputs.noise[:, None]], dim=1))
 
 
+class Completion(Protocol):
+    """Of all that was launched before it was asked for; as torch.cuda.Event."""
+
+    def query(self) -> bool:
+        """Whether it is done, well or not."""
+        ...
+
+    def synchronize(self) -> None:
+        """Waits until it is done. Raises what went wrong with it."""
+        ...
+
+
+class StepRunner(Protocol):
+    """A device as the engine sees it: it does steps in the order in which they are launched."""
+
+    @property
+    def runs_ahead(self) -> bool:
+        """Whether to launch a step is not to wait for it."""
+        ...
+
+    def launch(self, inputs: StepInputs) -> torch.Tensor:
+        """As `denoise_step`; its values are there when the device has done it."""
+        ...
+
+    def completion(self) -> Completion:
+        """Of all that was launched until now."""
+        ...
+
+
+class Done:
+    """The completion of what was waited for when it was launched."""
+
+    def query(self) -> bool:
+        return True
+
+    def synchronize(self) -> None:
+        pass
+
+
+class _Recorded:
+    """That of a CUDA stream's work."""
+
+    def __init__(self, stream: torch.cuda.Stream) -> None:
+        self._event = torch.cuda.Event()  # type: ignore[no-untyped-call]
+        self._event.record(stream)
+
+    def query(self) -> bool:
+        try:
+            return bool(self._event.query())  # type: ignore[no-untyped-call]
+        except RuntimeError:  # synchronize raises it again
+            return True
+
+    def synchronize(self) -> None:
+        self._event.synchronize()
+
+
 class EagerSteps:
     """Launches every step's kernels anew."""
 
@@ -75,8 +131,15 @@ class EagerSteps:
         self._device = unet.device
         self._unet = RowParts(unet) if unet.device.type == "cpu" else unet
 
-    def __call__(self, inputs: StepInputs) -> torch.Tensor:
+    @property
+    def runs_ahead(self) -> bool:
+        return self._device.type == "cuda"
+
+    def launch(self, inputs: StepInputs) -> torch.Tensor:
         return denoise_step(self._unet, _map(inputs, lambda tensor: send(tensor, self._device)))
+
+    def completion(self) -> Completion:
+        return _Recorded(torch.cuda.current_stream(self._device)) if self.runs_ahead else Done()
 
 
 class CapturedSteps:
@@ -99,10 +162,12 @@ class CapturedSteps:
         ]
         self._captured = {}
 
-    def __call__(self, inputs: StepInputs) -> torch.Tensor:
+    runs_ahead = True
+
+    def launch(self, inputs: StepInputs) -> torch.Tensor:
         height, width = inputs.states.shape[-2:]
         if (height, width) not in self._latent_shapes:
-            return self._eager(inputs)
+            return self._eager.launch(inputs)
         shapes = tuple(None if tensor is None else tensor.shape for tensor in _tensors(inputs))
         if shapes not in self._captured:
             self._captured[shapes] = self._capture(inputs)
@@ -112,6 +177,9 @@ class CapturedSteps:
                 target.copy_(_pinned(source), non_blocking=True)
         graph.replay()
         return outputs.clone()
+
+    def completion(self) -> Completion:
+        return self._eager.completion()
 
     def _capture(self, inputs: StepInputs) -> tuple[torch.cuda.CUDAGraph, StepInputs, torch.Tensor]:
         held = _map(inputs, lambda tensor: tensor.to(self._unet.device, copy=True))
@@ -127,9 +195,6 @@ class CapturedSteps:
         return graph, held, outputs
 
 
-StepRunner = Callable[[StepInputs], torch.Tensor]  # EagerSteps, CapturedSteps, or a simulated device
-
-
 def step_runner(unet: UNet, static_shapes: Collection[LatentShape]) -> StepRunner:
     """What is fastest on the U-Net's device. static_shapes: whose forwards are padded to a few row counts."""
     if unet.device.type == "cuda" and static_shapes:
@@ -137,7 +202,7 @@ def step_runner(unet: UNet, static_shapes: Collection[LatentShape]) -> StepRunne
     return EagerSteps(unet)
 
 
-def rehearse(unet: UNetInterface, run: StepRunner, latent_shape: LatentShape, rows: int) -> None:
+def rehearse(unet: UNetInterface, run_step: StepRunner, latent_shape: LatentShape, rows: int) -> None:
     """One step on random data, waited for: to warm up and to be timed."""
     device, dtype = unet.device, unet.dtype
     pooled = time_ids = None
@@ -146,7 +211,7 @@ def rehearse(unet: UNetInterface, run: StepRunner, latent_shape: LatentShape, ro
         time_ids = torch.ones(rows, 6, device=device, dtype=dtype)
     every_row = torch.arange(rows)
     with torch.inference_mode():
-        run(
+        run_step.launch(
             StepInputs(
                 states=torch.randn(rows, STATE_SLOTS, unet.in_channels, *latent_shape, device=device),
                 noise=torch.zeros(rows, unet.in_channels, *latent_shape),
@@ -162,8 +227,7 @@ def rehearse(unet: UNetInterface, run: StepRunner, latent_shape: LatentShape, ro
                 time_ids=time_ids,
             )
         )
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
+    run_step.completion().synchronize()
 
 
 def _tensors(inputs: StepInputs) -> list[torch.Tensor | None]:
@@ -185,5 +249,10 @@ def send(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
 
 
 def receive(tensor: torch.Tensor) -> torch.Tensor:
-    """A copy on the CPU, once the device has it; zeros of a simulated device, which holds no values."""
-    return torch.zeros_like(tensor, device="cpu") if tensor.is_meta else tensor.to("cpu", copy=True)
+    """A copy on the CPU, whose values are there when the device has done what was launched until now; zeros
+    of a simulated device, which holds no values.
+    """
+    if tensor.is_meta:
+        return torch.zeros_like(tensor, device="cpu")
+    copy = torch.empty_like(tensor, device="cpu", pin_memory=tensor.is_cuda)
+    return copy.copy_(tensor, non_blocking=True)

@@ -1,6 +1,7 @@
 """The thread that owns a device: it alone touches the engine; others post to its inbox.
 
-Between steps it drains the inbox (newcomers, aborts); after each step it hands the events over in one call.
+Until the next step is best launched it takes in what is posted (newcomers, aborts); after each step it hands
+the events over in one call.
 """
 
 import logging
@@ -11,7 +12,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 
-from deployments.engine.denoising import Engine, StepReport
+from deployments.engine.denoising import Denoising, Engine, StepReport
 from deployments.engine.messages import DenoiseEvent, DenoiseFailed, DenoiseRequest
 
 logger = logging.getLogger(__name__)
@@ -92,17 +93,23 @@ class EngineThread:
             self._built.set_exception(error)
             return
         while self._drain_inbox():
-            if self._engine.num_requests:
-                self._step()
+            if self._engine.waiting:
+                self._launch()
+            if self._engine.must_finish:
+                self._finish()
 
     def _drain_inbox(self) -> bool:
-        """Takes in what was posted, waiting for it if there is nothing to do; False when told to stop."""
+        """Takes in what is posted until the next step is to be launched, or, if there is nothing to do, until
+        something is; False when told to stop."""
         while True:
-            idle = self._engine.num_requests == 0
+            idle = not self._engine.num_requests and not self._engine.finishing
+            launch_in_s = self._engine.launch_in_s
             try:
-                message = self._inbox.get(block=idle)
+                message = self._inbox.get(timeout=None if idle else launch_in_s)
             except queue.Empty:
-                return True
+                if launch_in_s == 0.0:
+                    return True
+                continue
             self._heartbeat = time.monotonic()
             match message:
                 case None:
@@ -120,17 +127,27 @@ class EngineThread:
             logger.exception("request %s could not be taken in", request.request_id)
             self._deliver([DenoiseFailed(request.request_id, str(error))], None)
 
-    def _step(self) -> None:
-        batch = self._engine.requests
+    def _launch(self) -> None:
+        batch = self._engine.waiting
         try:
             batch = self._engine.admit()
-            report = self._engine.run(batch)
+            self._engine.launch(batch)
         except Exception as error:  # the boundary of the loop: whatever broke, its requests are told
-            self._broken_steps += 1
-            ids = ", ".join(item.request.request_id for item in batch)
-            logger.exception("the step of requests %s failed", ids)
-            self._deliver(self._engine.fail(batch, f"{type(error).__name__}: {error}"), None)
+            self._fail(batch, error)
+
+    def _finish(self) -> None:
+        batch = self._engine.finishing
+        try:
+            report = self._engine.finish()
+        except Exception as error:  # likewise, for what the device says only now
+            self._fail(batch, error)
             return
         self._broken_steps = 0
         self._heartbeat = time.monotonic()
         self._deliver(report.events, report)
+
+    def _fail(self, batch: Sequence[Denoising], error: Exception) -> None:
+        self._broken_steps += 1
+        ids = ", ".join(item.request.request_id for item in batch)
+        logger.error("the step of requests %s failed", ids, exc_info=error)
+        self._deliver(self._engine.fail(batch, f"{type(error).__name__}: {error}"), None)

@@ -4,15 +4,17 @@ It reads a model's configuration and no weights. What it makes are no pictures o
 figures says that they are simulated.
 """
 
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 
 from deployments.engine.cost import Curve, StageCost
-from deployments.engine.device_step import MAX_TOKENS, StepInputs
+from deployments.engine.device_step import MAX_TOKENS, Completion, StepInputs
 from deployments.engine.images import Pixels
 from deployments.engine.messages import LatentShape, PromptEmbeds
 from deployments.engine.prompts import EncodedText, PromptText, join_embeds
@@ -37,19 +39,50 @@ class SimulatedUNet:
 
 
 class SimulatedSteps:
-    """Runs a step by sleeping.
+    """Sleeps until a device would have done a step that takes what it costs.
 
-    sleep: takes seconds; another one than time's for a clock of one's own
+    clock, sleep: in seconds; others than time's for a clock of one's own
+    runs_ahead: as a GPU does; otherwise a step is done when its launch returns
     """
 
-    def __init__(self, forward: StageCost, sleep: Callable[[float], None] = time.sleep) -> None:
+    def __init__(
+        self,
+        forward: StageCost,
+        clock: Callable[[], float] = time.perf_counter,
+        sleep: Callable[[float], None] = time.sleep,
+        runs_ahead: bool = True,
+    ) -> None:
         self._forward = forward
+        self._clock = clock
         self._sleep = sleep
+        self.runs_ahead = runs_ahead
+        self._done_at = -math.inf  # all that was launched
 
-    def __call__(self, inputs: StepInputs) -> torch.Tensor:
+    def launch(self, inputs: StepInputs) -> torch.Tensor:
         shape = inputs.states.shape  # [B, STATE_SLOTS, C, h, w]
-        self._sleep(self._forward.seconds((shape[3], shape[4]), len(inputs.request_of_row)))
+        forward_s = self._forward.seconds((shape[3], shape[4]), len(inputs.request_of_row))
+        self._done_at = max(self._done_at, self._clock()) + forward_s
+        if not self.runs_ahead:
+            self.completion().synchronize()
         return inputs.states[:, :1].expand(-1, NUM_OUTPUTS, -1, -1, -1)
+
+    def completion(self) -> Completion:
+        return _Slept(self._done_at, self._clock, self._sleep)
+
+
+@dataclass(frozen=True, slots=True)
+class _Slept:
+    """The completion of simulated steps. done_at: by the clock"""
+
+    done_at: float
+    clock: Callable[[], float]
+    sleep: Callable[[float], None]
+
+    def query(self) -> bool:
+        return self.clock() >= self.done_at
+
+    def synchronize(self) -> None:
+        self.sleep(max(0.0, self.done_at - self.clock()))
 
 
 class SimulatedTextEncoder:

@@ -79,6 +79,7 @@ def test_an_isolated_request_shares_no_forward(load_model: Load) -> None:
     while engine.num_requests:
         batch = engine.admit()
         batches.append({item.request.request_id for item in batch})
-        engine.run(batch)
+        engine.launch(batch)
+        engine.finish()
     assert {"isolated"} in batches
     assert all(batch == {"isolated"} or "isolated" not in batch for batch in batches)

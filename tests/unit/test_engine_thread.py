@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from deployments.engine.denoising import Engine, StepReport
-from deployments.engine.device_step import StepInputs
+from deployments.engine.device_step import EagerSteps, StepInputs
 from deployments.engine.engine_thread import MAX_BROKEN_STEPS, EngineThread
 from deployments.engine.messages import DenoisedLatents, DenoiseEvent, DenoiseFailed
 from deployments.engine.models import ModelLoadError
@@ -21,7 +21,8 @@ class Running:
 
     def __init__(self, model: LoadedModel) -> None:
         self.model = model
-        self.engine = model.engine()
+        self.run_step = EagerSteps(model.unet)
+        self.engine = model.engine(self.run_step)
         self.deliveries: queue.SimpleQueue[Delivery] = queue.SimpleQueue()
         self.thread = EngineThread(
             lambda: self.engine, lambda events, report: self.deliveries.put((events, report))
@@ -78,7 +79,7 @@ def test_broken_steps_are_told_and_end_in_ill_health(
     def broken(*_: object) -> None:
         raise RuntimeError("out of memory")
 
-    monkeypatch.setattr(running.engine, "_run_step", broken)
+    monkeypatch.setattr(running.run_step, "launch", broken)
     for index in range(MAX_BROKEN_STEPS):
         assert running.thread.problem(max_silence_s=60) is None
         running.thread.add([running.model.request(f"request {index}")])
@@ -90,14 +91,14 @@ def test_broken_steps_are_told_and_end_in_ill_health(
 
 def test_a_broken_step_ends_its_own_requests_only(running: Running, monkeypatch: pytest.MonkeyPatch) -> None:
     """Large images break, as where memory runs out; small ones that wait for their turns meanwhile do not."""
-    run_step = running.engine._run_step
+    launch = running.run_step.launch
 
     def breaks_on_large(inputs: StepInputs) -> torch.Tensor:
         if inputs.states.shape[-1] == 32:
             raise RuntimeError("out of memory")
-        return run_step(inputs)
+        return launch(inputs)
 
-    monkeypatch.setattr(running.engine, "_run_step", breaks_on_large)
+    monkeypatch.setattr(running.run_step, "launch", breaks_on_large)
     small = running.model.request("small", num_inference_steps=12)
     running.thread.add([small, running.model.request("large", height=64, width=64)])
     ends = {}

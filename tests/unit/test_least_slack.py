@@ -24,16 +24,21 @@ MEAN_STEPS = sum(steps * share for steps, share in STEPS.items())
 
 
 class Simulation:
-    """An engine on a simulated device, and when each request was finished."""
+    """An engine on a simulated device, and when each request was finished.
 
-    def __init__(self, curve: Curve, **changes: Any) -> None:
+    curve: what the engine takes forwards to cost; device: what they do, if not that
+    """
+
+    def __init__(
+        self, curve: Curve, device: Curve | None = None, runs_ahead: bool = False, **changes: Any
+    ) -> None:
         self.now = 1000.0
         self.finished: dict[str, float] = {}
         self.rows: list[int] = []
         cost = StageCost(((SHAPE, curve),))
         self.engine = Engine(
             SimulatedUNet({"in_channels": 4}),
-            SimulatedSteps(cost, self._sleep),
+            SimulatedSteps(StageCost(((SHAPE, device or curve),)), lambda: self.now, self._sleep, runs_ahead),
             SamplerTables(STABLE_DIFFUSION),
             8,
             EngineConfig(16, 16, 8, SHAPE, **changes),

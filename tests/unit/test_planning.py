@@ -132,7 +132,8 @@ def test_the_simulated_denoiser_is_the_engine(row_counts: tuple[int, ...]) -> No
         now[0] += seconds
 
     unet = SimulatedUNet({"in_channels": 1})
-    engine = Engine(unet, SimulatedSteps(cost, sleep), tables, 8, config, cost, lambda: now[0])
+    steps = SimulatedSteps(cost, lambda: now[0], sleep, runs_ahead=False)
+    engine = Engine(unet, steps, tables, 8, config, cost, lambda: now[0])
     while waiting or engine.num_requests:
         if not engine.num_requests:
             now[0] = max(now[0], waiting[0][0])

@@ -1,0 +1,255 @@
+"""On a device that runs ahead: a step is launched before the one under way is done, and only one."""
+
+import queue
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from deployments.engine import denoising
+from deployments.engine.cost import Curve, StageCost
+from deployments.engine.denoising import Engine, StepReport
+from deployments.engine.device_step import EagerSteps, StepInputs
+from deployments.engine.engine_thread import EngineThread
+from deployments.engine.messages import Checkpoint, DenoisedLatents, DenoiseEvent, DenoiseFailed
+from tests.conftest import LoadedModel, finish
+from tests.unit.test_least_slack import CPU_LIKE, Simulation
+
+Load = Callable[..., LoadedModel]
+
+
+class HeldSteps(EagerSteps):
+    """Steps of a real U-Net that are done when the test says so, the n-th with faults[n]."""
+
+    runs_ahead = True
+
+    def __init__(self, model: LoadedModel) -> None:
+        super().__init__(model.unet)
+        self.launched: queue.SimpleQueue[int] = queue.SimpleQueue()  # how many requests each step has
+        self.done = threading.Semaphore(0)
+        self.says_done = False  # when asked and not waited for
+        self.faults: dict[int, Exception] = {}
+        self.num_launched = 0
+
+    def launch(self, inputs: StepInputs) -> torch.Tensor:
+        outputs = super().launch(inputs)
+        self.launched.put(len(inputs.states))
+        return outputs
+
+    def completion(self) -> "Held":
+        self.num_launched += 1
+        return Held(self, self.faults.get(self.num_launched))
+
+
+@dataclass
+class Held:
+    """A completion."""
+
+    steps: HeldSteps
+    fault: Exception | None
+
+    def query(self) -> bool:
+        return self.steps.says_done
+
+    def synchronize(self) -> None:
+        assert self.steps.done.acquire(timeout=60)
+        if self.fault:
+            raise self.fault
+
+
+@pytest.fixture
+def model(load_model: Load) -> LoadedModel:
+    return load_model("sd1")
+
+
+@pytest.fixture
+def steps(model: LoadedModel) -> HeldSteps:
+    return HeldSteps(model)
+
+
+@pytest.fixture
+def free(steps: HeldSteps) -> HeldSteps:
+    """Steps that are not held."""
+    steps.done.release(1000)
+    return steps
+
+
+def ids(events: Sequence[DenoiseEvent]) -> list[str]:
+    return [event.request_id for event in events]
+
+
+def test_latents_are_the_same_bytes_whether_or_not_it_runs_ahead(model: LoadedModel, free: HeldSteps) -> None:
+    latents = []
+    for run_step in (free, EagerSteps(model.unet)):
+        engine = model.engine(run_step)
+        for sampler in ("Euler a", "DPM++ 2M", "Heun"):  # of different numbers of model calls
+            engine.add(model.request(sampler, sampler=sampler, deterministic=True))
+        latents.append(finish(engine))
+    assert latents[0].keys() == latents[1].keys()
+    for name, expected in latents[1].items():
+        assert torch.equal(latents[0][name], expected), name
+
+
+def test_one_step_is_launched_behind_the_one_under_way_and_no_more(
+    model: LoadedModel, steps: HeldSteps
+) -> None:
+    deliveries: queue.SimpleQueue[StepReport | None] = queue.SimpleQueue()
+    thread = EngineThread(lambda: model.engine(steps), lambda _, report: deliveries.put(report))
+    thread.start()
+    thread.add([model.request("a", num_inference_steps=4)])
+    for _ in range(2):
+        steps.launched.get(timeout=60)
+    for number in range(1, 5):
+        assert (steps.launched.empty(), deliveries.empty()) == (True, True)
+        steps.done.release()
+        assert deliveries.get(timeout=60) is not None
+        if number <= 2:
+            steps.launched.get(timeout=60)
+    thread.stop()
+
+
+def test_who_comes_while_a_step_is_under_way_joins_the_next(model: LoadedModel, free: HeldSteps) -> None:
+    engine = model.engine(free)
+    engine.add(model.request("first"))
+    engine.launch(engine.admit())
+    engine.add(model.request("second"))
+    assert engine.step().num_requests == 1
+    assert engine.step().num_requests == 2
+
+
+def test_newcomers_are_taken_in_until_the_next_step_is_due(model: LoadedModel, steps: HeldSteps) -> None:
+    """A step that would take an hour by its costs, of a device that is done before."""
+    engine = model.engine(steps, cost=StageCost((((16, 16), Curve(3600.0, 2, 0.0)),)))
+    thread = EngineThread(lambda: engine, lambda *_: None)
+    thread.start()
+    thread.add([model.request("first")])
+    assert steps.launched.get(timeout=60) == 1
+    thread.add([model.request("second")])
+    steps.says_done = True
+    thread.abort("somebody else")  # for the thread to look
+    assert steps.launched.get(timeout=60) == 2
+    steps.done.release(1000)
+    thread.stop()
+
+
+@pytest.fixture
+def simulate(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Simulation]:
+    """With a request in it. Launches take no time."""
+
+    def simulation(device: Curve) -> Simulation:
+        simulation = Simulation(CPU_LIKE, device, runs_ahead=True)
+        clock = SimpleNamespace(perf_counter=lambda: simulation.now)
+        monkeypatch.setattr(denoising, "time", clock)
+        simulation.add("a", steps=3)
+        return simulation
+
+    return simulation
+
+
+def test_the_next_step_is_due_at_nine_tenths_of_what_the_forward_takes(
+    simulate: Callable[..., Simulation],
+) -> None:
+    simulation, forward_s = simulate(CPU_LIKE), CPU_LIKE.seconds(2)
+    engine = simulation.engine
+    assert engine.launch_in_s == 0.0, "nothing is under way"
+    engine.launch(engine.admit())
+    assert engine.launch_in_s == pytest.approx(0.05 * forward_s), "to look again"
+    simulation.now += 0.89 * forward_s
+    assert engine.launch_in_s == pytest.approx(0.01 * forward_s)
+    simulation.now += 0.011 * forward_s
+    assert engine.launch_in_s == 0.0
+
+    engine.launch(engine.admit())
+    report = engine.finish()
+    assert report.seconds == pytest.approx(forward_s)
+    simulation.now += 0.89 * forward_s
+    assert engine.launch_in_s == pytest.approx(0.01 * forward_s), "counted from when the first was done"
+
+
+def test_the_next_step_is_due_when_the_device_is_done_before_its_time(
+    simulate: Callable[..., Simulation],
+) -> None:
+    faster = Curve(CPU_LIKE.base_s / 2, CPU_LIKE.flat_count, CPU_LIKE.slope_s / 2)
+    simulation = simulate(faster)
+    engine = simulation.engine
+    engine.launch(engine.admit())
+    simulation.now += 0.99 * faster.seconds(2)
+    assert engine.launch_in_s > 0.0
+    simulation.now += 0.02 * faster.seconds(2)
+    assert engine.launch_in_s == 0.0
+
+
+def test_nothing_is_told_of_a_request_that_has_left_meanwhile(model: LoadedModel, free: HeldSteps) -> None:
+    """Nor is what it was told taken for that of another one under its id."""
+    engine = model.engine(free, checkpoint_interval_s=0.0)
+    engine.add(model.request("a", num_inference_steps=2))
+    engine.launch(engine.admit())
+    engine.launch(engine.admit())
+    engine.abort("a")
+    assert engine.finish().events == []
+    engine.add(model.request("a", num_inference_steps=3))
+    assert engine.finish().events == []
+    assert engine.num_requests == 1
+    assert [type(event) for event in engine.step().events] == [Checkpoint]
+
+
+def test_an_isolated_request_is_so_until_its_checkpoint_is_there(model: LoadedModel, free: HeldSteps) -> None:
+    engine = model.engine(free, checkpoint_interval_s=0.0)
+    engine.add(model.request("suspect", num_inference_steps=5, isolated=True))
+    engine.launch(engine.admit())
+    [suspect] = engine.waiting
+    assert suspect.group.isolated == "suspect"
+    assert ids(engine.finish().events) == ["suspect"]
+    assert suspect.group.isolated is None
+
+
+class Told:
+    """An engine thread on such a device, and the last event of each request."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._ended: queue.SimpleQueue[DenoiseEvent] = queue.SimpleQueue()
+        self.thread = EngineThread(lambda: engine, self._deliver)
+        self.thread.start()
+
+    def _deliver(self, events: Sequence[DenoiseEvent], _: StepReport | None) -> None:
+        for event in events:
+            if isinstance(event, DenoisedLatents | DenoiseFailed):
+                self._ended.put(event)
+
+    def last_events(self, number: int) -> dict[str, type[DenoiseEvent]]:
+        ended = [self._ended.get(timeout=60) for _ in range(number)]
+        assert self._ended.empty()
+        return {event.request_id: type(event) for event in ended}
+
+
+def test_what_the_device_says_late_ends_the_requests_of_that_step(
+    model: LoadedModel, free: HeldSteps
+) -> None:
+    free.faults[3] = RuntimeError("an illegal memory access was encountered")
+    told = Told(model.engine(free))
+    told.thread.add([model.request("a", num_inference_steps=8), model.request("b", num_inference_steps=8)])
+    assert told.last_events(2) == {"a": DenoiseFailed, "b": DenoiseFailed}
+    told.thread.add([model.request("c")])
+    assert told.last_events(1) == {"c": DenoisedLatents}
+    assert told.thread.problem(max_silence_s=60) is None
+    told.thread.stop()
+
+
+def test_a_step_that_cannot_be_launched_does_not_harm_the_one_under_way(
+    model: LoadedModel, free: HeldSteps, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    launch = free.launch
+
+    def breaks_on_one(inputs: StepInputs) -> torch.Tensor:
+        if len(inputs.states) == 1:
+            raise RuntimeError("out of memory")
+        return launch(inputs)
+
+    monkeypatch.setattr(free, "launch", breaks_on_one)
+    told = Told(model.engine(free))
+    told.thread.add([model.request("short", num_inference_steps=3), model.request("long")])
+    assert told.last_events(2) == {"short": DenoisedLatents, "long": DenoiseFailed}
+    told.thread.stop()
