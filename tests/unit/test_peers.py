@@ -66,7 +66,7 @@ def test_the_simulated_device_takes_a_forward_for_each_step(
     monkeypatch.setattr(time, "sleep", slept.append)
     images = SimulatedPipeline(path)([ImageRequest("a star", "", 1, Settings(4, 5.0, None, None))] * 3)
     modelled = CostModelFile.model_validate_json(MODELLED.read_text()).cost_model
-    assert slept == [pytest.approx(3 * modelled.forward.seconds((64, 64), 6))] * 4
+    assert slept == [pytest.approx(4 * 3 * modelled.forward.seconds((64, 64), 6))]
     assert [image.size for image in images] == [(512, 512)] * 3
     assert slower.cost_model.encode.seconds(64) < 1e-6
     assert slower.cost_model.decode.seconds((64, 64), 4) < 1e-6
