@@ -6,7 +6,7 @@
 - prompts: text to embeddings
 - cost: how long a forward takes, measured
 - step_scheduler: which requests share the next forward
-- denoising: the engine: admit, forward, advance, retire
+- denoising: the engine: admit, launch, finish
 - engine_thread: the thread that owns a device and runs the engine
 - images: latents to pixels to PNG, WebP or JPEG; previews
 """

@@ -7,9 +7,9 @@ it owns the device (`engine_thread` in a server, a plain loop in a script):
     while engine.num_requests:
         for event in engine.step().events: ...
 
-A device that runs ahead is never without work: a step is launched before the one under way is done, which
-only then is finished. What each request does at a step is in its table, so nothing need be known of the
-values for that.
+Where the device has not done a step when its launch returns, as on CUDA, the next one is launched before that
+is finished: so the device need not wait. Which requests finish at a step is in their tables; no values are
+needed to know it.
 """
 
 import math
@@ -37,10 +37,14 @@ from deployments.engine.samplers import STATE_SLOTS, SamplerTable, SamplerTables
 from deployments.engine.step_scheduler import Group, StepScheduler
 
 _KEPT_COSTS = 4096
-# The shares of a forward's predicted time after which the next one is launched (who comes later joins one
-# forward later), and after which to look again whether the device is done before its time.
-_LAUNCH_AFTER = 0.9
+# How long before a forward should be done the next one is launched: a share of its predicted time, and so
+# many seconds at least, since a thread may wait some milliseconds for its turn. Who comes after that joins one
+# forward later.
+_LEAD = 0.1
+_MIN_LEAD_S = 0.01
+# After what share of that time, and how many seconds at most, to look whether the device is done before it.
 _LOOK_AFTER = 0.05
+_MAX_LOOK_AFTER_S = 0.01
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,7 +152,8 @@ class StepReport:
     """What one step did.
 
     rows: that did work; forward_rows: of the forward, padding included
-    seconds: what it took: since it was launched, or since the one before it was done
+    seconds: since it was launched or, where that is later, the one before it was finished. The launch of the
+        one behind it may lie between, so that one seems too long by what the next one seems too short
     predicted_s: what the cost model said that it would take
     """
 
@@ -217,6 +222,10 @@ class Engine:
         return len(self._denoisings)
 
     @property
+    def is_idle(self) -> bool:
+        return not self._denoisings and not self._steps
+
+    @property
     def waiting(self) -> list[Denoising]:
         """The requests of which a step is still to be launched."""
         return [item for item in self._denoisings.values() if item.rows_left]
@@ -266,32 +275,34 @@ class Engine:
         self._denoisings.pop(request_id, None)
 
     def step(self) -> StepReport:
-        """Finishes a step, with the next one launched before that where the device runs ahead. There must be
-        a request."""
+        """Finishes a step, with the next one launched before that if the device has not done it yet. There
+        must be a request."""
         while not self.must_finish:
             self.launch(self.admit())
         return self.finish()
 
     @property
     def must_finish(self) -> bool:
-        """Whether a step is to be finished before anything else: there is nothing to launch behind it, or
-        enough: newcomers join behind all that is launched."""
-        enough = 1 if self._run_step.runs_ahead else 0
-        return len(self._steps) > enough or bool(self._steps and not self.waiting)
+        """Whether a step is to be finished, and none launched before: it is done; or one is launched behind
+        it already, and newcomers join behind all that is; or there is nothing to launch."""
+        if not self._steps:
+            return False
+        return len(self._steps) > 1 or self._steps[0].completion.query() or not self.waiting
 
     @property
     def launch_in_s(self) -> float:
-        """Seconds after which to launch the next step, or to ask again; 0: now.
+        """Seconds after which to launch the next step, or to ask again; 0: to launch or finish one now.
 
-        That is shortly before the one under way is done: so late that who comes until then still joins, and
+        It is launched shortly before the one under way is done: so late that who comes until then joins it, and
         so early that the device does not wait.
         """
-        if not self._steps or self._steps[-1].completion.query():
+        if len(self._steps) != 1 or self._steps[0].completion.query():
             return 0.0
-        last = self._steps[-1]
-        runs_s = time.perf_counter() - max(last.started, self._done_at)
-        left_s = _LAUNCH_AFTER * last.predicted_s - self._launch_s - runs_s
-        return min(max(0.0, left_s), _LOOK_AFTER * last.predicted_s)
+        [step] = self._steps
+        runs_s = time.perf_counter() - max(step.started, self._done_at)
+        lead_s = max(_LEAD * step.predicted_s, _MIN_LEAD_S) + self._launch_s
+        left_s = max(0.0, step.predicted_s - lead_s - runs_s)
+        return min(left_s, _LOOK_AFTER * step.predicted_s, _MAX_LOOK_AFTER_S)
 
     def admit(self) -> list[Denoising]:
         """Chooses whose turn it is, of those that are waiting, one at least, and counts the turns that the
@@ -315,8 +326,11 @@ class Engine:
 
     def finish(self) -> StepReport:
         """Waits for the first of the steps that were launched, and tells of it; finished requests leave."""
-        step = self._steps.popleft()
-        step.completion.synchronize()
+        step = self._steps[0]
+        try:
+            step.completion.synchronize()
+        finally:
+            self._steps.popleft()
         started, self._done_at = max(step.started, self._done_at), time.perf_counter()
         # Of those that are still here, and not of others that have come under their ids.
         told = [(item, event) for item, event in step.events if self._is_here(item)]

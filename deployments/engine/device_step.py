@@ -83,11 +83,6 @@ class Completion(Protocol):
 class StepRunner(Protocol):
     """A device as the engine sees it: it does steps in the order in which they are launched."""
 
-    @property
-    def runs_ahead(self) -> bool:
-        """Whether to launch a step is not to wait for it."""
-        ...
-
     def launch(self, inputs: StepInputs) -> torch.Tensor:
         """As `denoise_step`; its values are there when the device has done it."""
         ...
@@ -97,8 +92,8 @@ class StepRunner(Protocol):
         ...
 
 
-class Done:
-    """The completion of what was waited for when it was launched."""
+class _Done:
+    """That of a CPU, which has done a step when its launch returns."""
 
     def query(self) -> bool:
         return True
@@ -108,7 +103,7 @@ class Done:
 
 
 class _Recorded:
-    """That of a CUDA stream's work."""
+    """That of a CUDA stream."""
 
     def __init__(self, stream: torch.cuda.Stream) -> None:
         self._event = torch.cuda.Event()  # type: ignore[no-untyped-call]
@@ -131,15 +126,12 @@ class EagerSteps:
         self._device = unet.device
         self._unet = RowParts(unet) if unet.device.type == "cpu" else unet
 
-    @property
-    def runs_ahead(self) -> bool:
-        return self._device.type == "cuda"
-
     def launch(self, inputs: StepInputs) -> torch.Tensor:
         return denoise_step(self._unet, _map(inputs, lambda tensor: send(tensor, self._device)))
 
     def completion(self) -> Completion:
-        return _Recorded(torch.cuda.current_stream(self._device)) if self.runs_ahead else Done()
+        is_cuda = self._device.type == "cuda"
+        return _Recorded(torch.cuda.current_stream(self._device)) if is_cuda else _Done()
 
 
 class CapturedSteps:
@@ -161,8 +153,6 @@ class CapturedSteps:
             tuple[torch.Size | None, ...], tuple[torch.cuda.CUDAGraph, StepInputs, torch.Tensor]
         ]
         self._captured = {}
-
-    runs_ahead = True
 
     def launch(self, inputs: StepInputs) -> torch.Tensor:
         height, width = inputs.states.shape[-2:]

@@ -1,7 +1,7 @@
 """The thread that owns a device: it alone touches the engine; others post to its inbox.
 
-Until the next step is best launched it takes in what is posted (newcomers, aborts); after each step it hands
-the events over in one call.
+Until a step is to be launched or finished it takes in what is posted (newcomers, aborts); after each step it
+hands the events over in one call.
 """
 
 import logging
@@ -54,6 +54,7 @@ class EngineThread:
         self._thread = threading.Thread(target=self._run, name="denoising-engine", daemon=True)
         self._heartbeat = time.monotonic()
         self._broken_steps = 0
+        self._device_fault: str | None = None
 
     def start(self) -> None:
         """Returns when the engine is built. Raises what its building raised."""
@@ -61,7 +62,7 @@ class EngineThread:
         self._built.result()
 
     def stop(self) -> None:
-        """Returns when the step in flight is done; requests that are not finished stay so."""
+        """Returns when what is being launched or waited for is; requests that are not finished stay so."""
         self._inbox.put(None)
         self._thread.join()
 
@@ -75,10 +76,12 @@ class EngineThread:
         """Why this engine cannot go on, or None: for health checks, from any thread."""
         if not self._thread.is_alive():
             return "the engine thread has ended"
+        if self._device_fault is not None:
+            return f"the device has failed: {self._device_fault}"
         if self._broken_steps >= MAX_BROKEN_STEPS:
             return f"the last {self._broken_steps} steps failed"
         silence = time.monotonic() - self._heartbeat
-        if self._engine.num_requests and silence > max_silence_s:
+        if not self._engine.is_idle and silence > max_silence_s:
             return f"no step has ended for {silence:.0f} s"
         return None
 
@@ -93,21 +96,20 @@ class EngineThread:
             self._built.set_exception(error)
             return
         while self._drain_inbox():
-            if self._engine.waiting:
-                self._launch()
             if self._engine.must_finish:
                 self._finish()
+            elif self._engine.waiting:
+                self._launch()
 
     def _drain_inbox(self) -> bool:
-        """Takes in what is posted until the next step is to be launched, or, if there is nothing to do, until
-        something is; False when told to stop."""
+        """Takes in what is posted until a step is to be launched or finished, or, if there is nothing to do,
+        until something is; False when told to stop."""
         while True:
-            idle = not self._engine.num_requests and not self._engine.finishing
-            launch_in_s = self._engine.launch_in_s
+            timeout_s = None if self._engine.is_idle else self._engine.launch_in_s
             try:
-                message = self._inbox.get(timeout=None if idle else launch_in_s)
+                message = self._inbox.get(timeout=timeout_s)
             except queue.Empty:
-                if launch_in_s == 0.0:
+                if timeout_s == 0.0:
                     return True
                 continue
             self._heartbeat = time.monotonic()
@@ -123,7 +125,7 @@ class EngineThread:
     def _add(self, request: DenoiseRequest, arrival: float) -> None:
         try:
             self._engine.add(request, arrival)
-        except Exception as error:  # a boundary as in _step: this request is told, the others go on
+        except Exception as error:  # a boundary as in _launch: this request is told, the others go on
             logger.exception("request %s could not be taken in", request.request_id)
             self._deliver([DenoiseFailed(request.request_id, str(error))], None)
 
@@ -133,13 +135,17 @@ class EngineThread:
             batch = self._engine.admit()
             self._engine.launch(batch)
         except Exception as error:  # the boundary of the loop: whatever broke, its requests are told
+            if self._engine.finishing:
+                self._finish()  # if the device had failed before, this batch is not to blame
             self._fail(batch, error)
 
     def _finish(self) -> None:
         batch = self._engine.finishing
         try:
             report = self._engine.finish()
-        except Exception as error:  # likewise, for what the device says only now
+        except Exception as error:  # likewise
+            # What comes to light only now no other step of this process can be free of: so it is with CUDA.
+            self._device_fault = f"{type(error).__name__}: {error}"
             self._fail(batch, error)
             return
         self._broken_steps = 0

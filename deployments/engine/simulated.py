@@ -42,7 +42,7 @@ class SimulatedSteps:
     """Sleeps until a device would have done a step that takes what it costs.
 
     clock, sleep: in seconds; others than time's for a clock of one's own
-    runs_ahead: as a GPU does; otherwise a step is done when its launch returns
+    runs_ahead: as a GPU does; otherwise a step is done when its launch returns, as on a CPU
     """
 
     def __init__(
@@ -55,14 +55,14 @@ class SimulatedSteps:
         self._forward = forward
         self._clock = clock
         self._sleep = sleep
-        self.runs_ahead = runs_ahead
+        self._runs_ahead = runs_ahead
         self._done_at = -math.inf  # all that was launched
 
     def launch(self, inputs: StepInputs) -> torch.Tensor:
         shape = inputs.states.shape  # [B, STATE_SLOTS, C, h, w]
         forward_s = self._forward.seconds((shape[3], shape[4]), len(inputs.request_of_row))
         self._done_at = max(self._done_at, self._clock()) + forward_s
-        if not self.runs_ahead:
+        if not self._runs_ahead:
             self.completion().synchronize()
         return inputs.states[:, :1].expand(-1, NUM_OUTPUTS, -1, -1, -1)
 

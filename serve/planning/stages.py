@@ -206,7 +206,7 @@ class DenoisingCosts:
 
 
 class DenoiserReplica:
-    """The engine's bookkeeping without its tensors: admit, forward, advance, retire."""
+    """The engine's bookkeeping without its tensors: admit, launch, finish."""
 
     def __init__(
         self,

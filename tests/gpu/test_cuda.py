@@ -1,12 +1,16 @@
 """On a CUDA device, with models of real size and random weights: fidelity, determinism, captured steps."""
 
-from collections.abc import Iterator
+import queue
+from collections.abc import Iterator, Sequence
 
 import pytest
 import torch
 
 from benchmarks.random_models import RandomModel
-from deployments.engine.device_step import CapturedSteps, EagerSteps
+from deployments.engine.denoising import StepReport
+from deployments.engine.device_step import CapturedSteps, EagerSteps, rehearse
+from deployments.engine.engine_thread import EngineThread
+from deployments.engine.messages import DenoisedLatents, DenoiseEvent
 from tests.conftest import finish
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
@@ -67,7 +71,10 @@ def test_a_captured_step_gives_what_an_eager_one_gives(model: RandomModel) -> No
 
 def test_a_step_does_not_wait_for_the_device(model: RandomModel) -> None:
     """Other than by the event that tells that it is done: newcomers and finished latents included."""
-    engine = model.engine(8)
+    run_step = captured_steps(model)
+    for rows in (8, 2):  # to capture a shape is to wait
+        rehearse(model.unet, run_step, (model.side, model.side), rows)
+    engine = model.engine(8, run_step)
     for index in range(3):
         engine.add(model.request(str(index), index, steps=6))
     newcomer = model.request("newcomer", 9, steps=6)
@@ -81,6 +88,32 @@ def test_a_step_does_not_wait_for_the_device(model: RandomModel) -> None:
     finally:
         torch.cuda.set_sync_debug_mode("default")
     assert len(latents) == 4
+
+
+def test_the_engine_thread_gives_what_the_engine_gives(model: RandomModel) -> None:
+    """Which launches ahead of the device by the clock, and asks it whether it is done."""
+    run_step = captured_steps(model)
+    requests = [model.request(str(index), index, steps=4 + index, deterministic=True) for index in range(4)]
+    engine = model.engine(8, run_step)
+    for request in requests:
+        engine.add(request)
+    expected = finish(engine)
+
+    events: queue.SimpleQueue[DenoiseEvent] = queue.SimpleQueue()
+
+    def deliver(told: Sequence[DenoiseEvent], _: StepReport | None) -> None:
+        for event in told:
+            events.put(event)
+
+    thread = EngineThread(lambda: model.engine(8, run_step), deliver)
+    thread.start()
+    for request in requests:
+        thread.add([request])
+    for _ in requests:
+        event = events.get(timeout=60)
+        assert isinstance(event, DenoisedLatents)
+        assert torch.equal(event.latents, expected[event.request_id])
+    thread.stop()
 
 
 def test_float32_latents_are_those_of_the_stock_scheduler() -> None:

@@ -54,7 +54,7 @@ class MortalDenoiser(Denoiser):
     """Its process ends with the first step of a request of POISONOUS_SEED, as of a fault on the device."""
 
     def _deliver(self, events: Sequence[DenoiseEvent], report: StepReport | None) -> None:
-        under_way = (item for item in self._thread._engine.requests if item.row > 0)
+        under_way = (item for item in self._thread._engine.waiting if item.row > 0)
         if any(item.request.seed == POISONOUS_SEED for item in under_way):
             os._exit(1)
         super()._deliver(events, report)

@@ -2,6 +2,7 @@
 
 import queue
 import threading
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from types import SimpleNamespace
@@ -16,19 +17,19 @@ from deployments.engine.device_step import EagerSteps, StepInputs
 from deployments.engine.engine_thread import EngineThread
 from deployments.engine.messages import Checkpoint, DenoisedLatents, DenoiseEvent, DenoiseFailed
 from tests.conftest import LoadedModel, finish
-from tests.unit.test_least_slack import CPU_LIKE, Simulation
+from tests.unit.test_least_slack import Simulation
 
 Load = Callable[..., LoadedModel]
+SLOW = Curve(2.0, 2, 0.0)
 
 
 class HeldSteps(EagerSteps):
     """Steps of a real U-Net that are done when the test says so, the n-th with faults[n]."""
 
-    runs_ahead = True
-
     def __init__(self, model: LoadedModel) -> None:
         super().__init__(model.unet)
         self.launched: queue.SimpleQueue[int] = queue.SimpleQueue()  # how many requests each step has
+        self.waited_for: queue.SimpleQueue[Held] = queue.SimpleQueue()
         self.done = threading.Semaphore(0)
         self.says_done = False  # when asked and not waited for
         self.faults: dict[int, Exception] = {}
@@ -55,6 +56,7 @@ class Held:
         return self.steps.says_done
 
     def synchronize(self) -> None:
+        self.steps.waited_for.put(self)
         assert self.steps.done.acquire(timeout=60)
         if self.fault:
             raise self.fault
@@ -100,14 +102,14 @@ def test_one_step_is_launched_behind_the_one_under_way_and_no_more(
     thread = EngineThread(lambda: model.engine(steps), lambda _, report: deliveries.put(report))
     thread.start()
     thread.add([model.request("a", num_inference_steps=4)])
-    for _ in range(2):
-        steps.launched.get(timeout=60)
-    for number in range(1, 5):
-        assert (steps.launched.empty(), deliveries.empty()) == (True, True)
+    launched = []
+    for _ in range(4):
+        steps.waited_for.get(timeout=60)
+        assert deliveries.empty()
+        launched.append(steps.num_launched)
         steps.done.release()
         assert deliveries.get(timeout=60) is not None
-        if number <= 2:
-            steps.launched.get(timeout=60)
+    assert launched == [2, 3, 4, 4]
     thread.stop()
 
 
@@ -120,6 +122,51 @@ def test_who_comes_while_a_step_is_under_way_joins_the_next(model: LoadedModel, 
     assert engine.step().num_requests == 2
 
 
+@pytest.fixture
+def simulate(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Simulation]:
+    """A device that runs ahead, SLOW by the costs that are known of it, with a request in its engine.
+
+    Launches take no time.
+    """
+
+    def simulation(device: Curve) -> Simulation:
+        simulation = Simulation(SLOW, device, runs_ahead=True)
+        monkeypatch.setattr(denoising, "time", SimpleNamespace(perf_counter=lambda: simulation.now))
+        simulation.add("a", steps=3)
+        return simulation
+
+    return simulation
+
+
+def test_the_next_step_is_due_when_a_tenth_of_the_time_is_left(
+    simulate: Callable[..., Simulation],
+) -> None:
+    simulation = simulate(SLOW)
+    engine = simulation.engine
+    assert engine.launch_in_s == 0.0, "nothing is under way"
+    engine.launch(engine.admit())
+    assert engine.launch_in_s == 0.01, "to look again"
+    simulation.now += 1.795
+    assert engine.launch_in_s == pytest.approx(0.005)
+    simulation.now += 0.006
+    assert engine.launch_in_s == 0.0
+
+    engine.launch(engine.admit())
+    assert engine.finish().seconds == pytest.approx(2.0)
+    simulation.now += 1.795
+    assert engine.launch_in_s == pytest.approx(0.005), "counted from when the first was done"
+
+
+def test_a_step_that_is_done_before_its_time_is_finished_then(simulate: Callable[..., Simulation]) -> None:
+    simulation = simulate(Curve(1.0, 2, 0.0))
+    engine = simulation.engine
+    engine.launch(engine.admit())
+    simulation.now += 0.99
+    assert (engine.must_finish, engine.launch_in_s) == (False, 0.01)
+    simulation.now += 0.02
+    assert (engine.must_finish, engine.launch_in_s) == (True, 0.0)
+
+
 def test_newcomers_are_taken_in_until_the_next_step_is_due(model: LoadedModel, steps: HeldSteps) -> None:
     """A step that would take an hour by its costs, of a device that is done before."""
     engine = model.engine(steps, cost=StageCost((((16, 16), Curve(3600.0, 2, 0.0)),)))
@@ -128,58 +175,39 @@ def test_newcomers_are_taken_in_until_the_next_step_is_due(model: LoadedModel, s
     thread.add([model.request("first")])
     assert steps.launched.get(timeout=60) == 1
     thread.add([model.request("second")])
-    steps.says_done = True
-    thread.abort("somebody else")  # for the thread to look
-    assert steps.launched.get(timeout=60) == 2
     steps.done.release(1000)
+    steps.says_done = True
+    assert steps.launched.get(timeout=60) == 2
     thread.stop()
 
 
-@pytest.fixture
-def simulate(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Simulation]:
-    """With a request in it. Launches take no time."""
-
-    def simulation(device: Curve) -> Simulation:
-        simulation = Simulation(CPU_LIKE, device, runs_ahead=True)
-        clock = SimpleNamespace(perf_counter=lambda: simulation.now)
-        monkeypatch.setattr(denoising, "time", clock)
-        simulation.add("a", steps=3)
-        return simulation
-
-    return simulation
-
-
-def test_the_next_step_is_due_at_nine_tenths_of_what_the_forward_takes(
-    simulate: Callable[..., Simulation],
-) -> None:
-    simulation, forward_s = simulate(CPU_LIKE), CPU_LIKE.seconds(2)
+def test_newcomers_are_waited_for_behind_a_last_step_as_well(simulate: Callable[..., Simulation]) -> None:
+    simulation = simulate(SLOW)
     engine = simulation.engine
-    assert engine.launch_in_s == 0.0, "nothing is under way"
-    engine.launch(engine.admit())
-    assert engine.launch_in_s == pytest.approx(0.05 * forward_s), "to look again"
-    simulation.now += 0.89 * forward_s
-    assert engine.launch_in_s == pytest.approx(0.01 * forward_s)
-    simulation.now += 0.011 * forward_s
-    assert engine.launch_in_s == 0.0
-
-    engine.launch(engine.admit())
-    report = engine.finish()
-    assert report.seconds == pytest.approx(forward_s)
-    simulation.now += 0.89 * forward_s
-    assert engine.launch_in_s == pytest.approx(0.01 * forward_s), "counted from when the first was done"
+    for _ in range(2):
+        engine.step()
+    assert (engine.must_finish, engine.launch_in_s > 0.0) == (True, True), "the third and last is under way"
+    simulation.add("b", steps=3)
+    assert not engine.must_finish
 
 
-def test_the_next_step_is_due_when_the_device_is_done_before_its_time(
-    simulate: Callable[..., Simulation],
-) -> None:
-    faster = Curve(CPU_LIKE.base_s / 2, CPU_LIKE.flat_count, CPU_LIKE.slope_s / 2)
-    simulation = simulate(faster)
-    engine = simulation.engine
-    engine.launch(engine.admit())
-    simulation.now += 0.99 * faster.seconds(2)
-    assert engine.launch_in_s > 0.0
-    simulation.now += 0.02 * faster.seconds(2)
-    assert engine.launch_in_s == 0.0
+def test_a_device_that_hangs_is_told_though_nobody_waits_for_it(model: LoadedModel, steps: HeldSteps) -> None:
+    engine = model.engine(steps, cost=StageCost((((16, 16), Curve(3600.0, 2, 0.0)),)))
+    thread = EngineThread(lambda: engine, lambda *_: None)
+    thread.start()
+    thread.add([model.request("a")])
+    steps.launched.get(timeout=60)
+    thread.abort("a")
+    while engine.num_requests:
+        time.sleep(0.001)
+    problem = thread.problem(max_silence_s=0.0)
+    assert problem is not None
+    assert "no step has ended" in problem
+    steps.done.release()
+    steps.says_done = True
+    while thread.problem(max_silence_s=0.0):
+        time.sleep(0.001)
+    thread.stop()
 
 
 def test_nothing_is_told_of_a_request_that_has_left_meanwhile(model: LoadedModel, free: HeldSteps) -> None:
@@ -225,17 +253,44 @@ class Told:
         return {event.request_id: type(event) for event in ended}
 
 
-def test_what_the_device_says_late_ends_the_requests_of_that_step(
+def test_a_step_that_fails_after_its_launch_is_the_end_of_the_device(
     model: LoadedModel, free: HeldSteps
 ) -> None:
     free.faults[3] = RuntimeError("an illegal memory access was encountered")
     told = Told(model.engine(free))
     told.thread.add([model.request("a", num_inference_steps=8), model.request("b", num_inference_steps=8)])
     assert told.last_events(2) == {"a": DenoiseFailed, "b": DenoiseFailed}
-    told.thread.add([model.request("c")])
-    assert told.last_events(1) == {"c": DenoisedLatents}
-    assert told.thread.problem(max_silence_s=60) is None
+    fault = "RuntimeError: an illegal memory access was encountered"
+    assert told.thread.problem(max_silence_s=60) == f"the device has failed: {fault}"
     told.thread.stop()
+
+
+def test_what_broke_the_device_is_told_before_what_cannot_be_launched_for_it(
+    model: LoadedModel, free: HeldSteps, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    launch = free.launch
+    free.faults[1] = RuntimeError("an illegal memory access was encountered")
+
+    def breaks_from_the_second_on(inputs: StepInputs) -> torch.Tensor:
+        if free.num_launched:
+            raise RuntimeError("the device is broken")
+        return launch(inputs)
+
+    monkeypatch.setattr(free, "launch", breaks_from_the_second_on)
+    failed: queue.SimpleQueue[tuple[list[str], str | None]] = queue.SimpleQueue()
+    engine = model.engine(free)
+    thread = EngineThread(
+        lambda: engine, lambda events, _: failed.put((ids(events), thread.problem(max_silence_s=60)))
+    )
+    engine.add(model.request("culprit"))
+    engine.launch(engine.admit())
+    engine.add(model.request("large", height=64, width=64))
+    thread.start()
+    names, problem = failed.get(timeout=60)
+    assert names == ["culprit"]
+    assert problem is not None
+    assert "illegal memory access" in problem
+    thread.stop()
 
 
 def test_a_step_that_cannot_be_launched_does_not_harm_the_one_under_way(
