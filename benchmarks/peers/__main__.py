@@ -14,6 +14,7 @@ import argparse
 import asyncio
 import os
 import random
+import signal
 import tempfile
 from collections.abc import Iterator, Mapping
 from importlib.metadata import version
@@ -128,6 +129,7 @@ def parse_arguments() -> argparse.Namespace:
 
 def main() -> None:
     arguments = parse_arguments()
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that the server is stopped as well
     with tempfile.TemporaryDirectory() as folder:
         if arguments.simulated:
             cost_model = Path(folder) / "cost_model.json"

@@ -38,7 +38,7 @@ from deployments.engine.step_scheduler import Group, StepScheduler
 
 _KEPT_COSTS = 4096
 # How long before a forward should be done the next one is launched: a share of its predicted time, and so
-# many seconds at least, since a thread may wait some milliseconds for its turn. Who comes after that joins one
+# many seconds at least, since a thread may wait some milliseconds for its turn. Who comes later joins one
 # forward later.
 _LEAD = 0.1
 _MIN_LEAD_S = 0.01
@@ -293,8 +293,8 @@ class Engine:
     def launch_in_s(self) -> float:
         """Seconds after which to launch the next step, or to ask again; 0: to launch or finish one now.
 
-        It is launched shortly before the one under way is done: so late that who comes until then joins it, and
-        so early that the device does not wait.
+        It is launched shortly before the one under way is done: so late that who comes until then joins it,
+        and so early that the device does not wait.
         """
         if len(self._steps) != 1 or self._steps[0].completion.query():
             return 0.0
