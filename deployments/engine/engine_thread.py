@@ -98,7 +98,7 @@ class EngineThread:
         while self._drain_inbox():
             if self._engine.must_finish:
                 self._finish()
-            elif self._engine.waiting:
+            else:
                 self._launch()
 
     def _drain_inbox(self) -> bool:
