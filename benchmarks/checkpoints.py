@@ -20,7 +20,7 @@ from cluster.bench.load import Target, run_load
 from cluster.bench.mix import Mix, plan
 from cluster.bench.report import summarize
 from serve.app import build_app as build_midstep
-from serve.config import AppConfig, DenoiserConfig
+from serve.config.app import AppConfig, DenoiserConfig
 
 STEPS = 20
 SELDOM_S, OFTEN_S = 3600.0, 0.1

@@ -16,10 +16,10 @@ from benchmarks.engine import GUIDANCE_SCALE, PROMPTS
 from cluster.bench.arrivals import constant
 from cluster.bench.load import Outcome
 from cluster.bench.mix import Mix, plan
-from cluster.rehearsal.local_cluster import local_cluster
+from cluster.local_cluster import local_cluster
 from cluster.rehearsal.rehearsal import rehearse
 from deployments.engine.cost import CostModel, Curve, StageCost
-from serve.config import AppConfig, CostModelFile
+from serve.config.app import AppConfig, CostModelFile
 
 STEPS, ROWS, GPUS_PER_NODE = 20, 8, 8
 SHAPE = (16, 16)

@@ -22,7 +22,7 @@ from cluster.bench.mix import Mix, plan
 from cluster.bench.report import Summary, summarize
 from deployments.engine.cost import CostModel, Curve, StageCost
 from serve.app import build_app as build_midstep
-from serve.config import AppConfig, CostModelFile
+from serve.config.app import AppConfig, CostModelFile
 
 STEPS = 20
 # Slow enough that hardly any job is finished meanwhile.

@@ -24,14 +24,14 @@ from benchmarks.peers.systems import PROXIES, on_ray, running
 from cluster.bench.load import Target, run_load
 from cluster.bench.mix import Mix, plan
 from cluster.bench.report import summarize
+from cluster.plan.command import main as validate
+from cluster.plan.report import COMPARED
+from cluster.plan.validation import MAX_DRIFT, Validated
+from cluster.profile import profile
 from deployments.engine.cost import CostModel, Curve, StageCost
 from serve.app import build_app as build_midstep
 from serve.checks import only_application
-from serve.config import AppConfig, CostModelFile
-from serve.planning.command import main as validate
-from serve.planning.report import COMPARED
-from serve.planning.validation import MAX_DRIFT, Validated
-from serve.profile import profile
+from serve.config.app import AppConfig, CostModelFile
 
 # Weights of the numbers of steps.
 STEPS = {4: 2, 20: 5, 30: 2, 50: 1}

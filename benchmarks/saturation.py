@@ -34,7 +34,7 @@ from deployments.engine.models import load_model_info
 from deployments.engine.prompts import PromptText
 from deployments.engine.samplers import SamplerTables
 from serve.app import build_app as build_midstep
-from serve.config import AppConfig, CostModelFile
+from serve.config.app import AppConfig, CostModelFile
 
 MAX_ROWS = 16
 STEPS = 20

@@ -1,4 +1,4 @@
-"""What a replica has to do, in seconds of its device: autoscaling goes by it (serve.autoscaling)."""
+"""What a replica has to do, in seconds of its device: autoscaling goes by it (serve.capacity.autoscaling)."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -31,7 +31,7 @@ class Tally:
         return sum(self._held)
 
     def stats(self) -> dict[str, float]:
-        """By the names that serve.autoscaling reads. accepted_s2: the sum of the squares."""
+        """By the names that serve.capacity.autoscaling reads. accepted_s2: the sum of the squares."""
         return {
             "work_s": self.held_s,
             "accepted_s": self._accepted_s,

@@ -9,7 +9,7 @@ from typing import Literal
 from deployments.engine.messages import ImageFormat
 from deployments.engine.models import ModelInfo
 from deployments.engine.samplers import SamplerTables, UnsupportedSamplerError, canonical_sampler
-from serve.config import AppConfig
+from serve.config.app import AppConfig
 from serve.errors import InvalidRequestError, ModelNotFoundError
 from serve.generation import GenerationRequest
 

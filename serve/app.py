@@ -10,7 +10,7 @@ from deployments.denoiser import Denoiser
 from deployments.prompt_encoder import PromptEncoder
 from deployments.vae_decoder import VaeDecoder
 from serve.checks import checked_model_info
-from serve.config import AppConfig
+from serve.config.app import AppConfig
 from serve.ingress import Ingress
 from serve.runner import Runner
 

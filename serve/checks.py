@@ -11,9 +11,9 @@ from pydantic import ValidationError
 from ray.serve.schema import ServeDeploySchema
 
 from deployments.engine.models import ModelInfo, load_model_info
-from serve.config import AppConfig
-from serve.drain import check_drain
-from serve.section import ConfigError, unknown_keys
+from serve.capacity.drain import check_drain
+from serve.config.app import AppConfig
+from serve.config.schema import ConfigError, unknown_keys
 
 IMPORT_PATH = "serve.app:build_app"
 

@@ -1,4 +1,4 @@
-"""What can go wrong, each with its status and a stable code. `serve.api.problems` puts it on the wire."""
+"""What can go wrong, each with its status and a stable code. `serve.http.problems` puts it on the wire."""
 
 
 class MidstepError(Exception):

@@ -5,11 +5,11 @@ from ray.serve.handle import DeploymentHandle
 from starlette.applications import Starlette
 
 from deployments.engine.models import ModelInfo
-from serve.api.http_app import build_http_app
-from serve.config import AppConfig
-from serve.fleet import Fleet
-from serve.pipeline import Pipeline
-from serve.telemetry import Telemetry
+from serve.calls.fleet import Fleet
+from serve.calls.pipeline import Pipeline
+from serve.calls.telemetry import Telemetry
+from serve.config.app import AppConfig
+from serve.http.app import build_http_app
 
 
 @serve.ingress(None)

@@ -7,13 +7,13 @@ from contextlib import AsyncExitStack, suppress
 from ray.serve.context import _set_request_context
 from ray.serve.handle import DeploymentHandle
 
-from serve.config import AppConfig
+from serve.calls.pipeline import Pipeline
+from serve.calls.telemetry import Telemetry
+from serve.config.app import AppConfig
 from serve.generation import GenerationEvent, GenerationRequest, Resume
+from serve.jobs.job_runner import JobRunner, RunnerSettings
 from serve.jobs.opening import opened
-from serve.jobs.runner import JobRunner, RunnerSettings
 from serve.jobs.webhooks import WebhookSender
-from serve.pipeline import Pipeline
-from serve.telemetry import Telemetry
 
 
 class Runner:

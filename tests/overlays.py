@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from serve.checks import check
-from serve.config import PROJECT_FOLDER, AppConfig
+from serve.config.app import PROJECT_FOLDER, AppConfig
 
 KUBERAY = PROJECT_FOLDER / "cluster" / "kuberay"
 OVERLAYS = ("dev", "gpu", "production")

@@ -13,7 +13,7 @@ from importlib import import_module
 import ray
 from ray import serve
 
-from cluster.rehearsal.ports import free_port
+from cluster.ports import free_port
 
 
 def main() -> None:

@@ -14,7 +14,7 @@ import psutil
 
 from benchmarks.peers.environment import ROOT, peers_python, project_python
 from benchmarks.peers.images_api import PATH
-from cluster.rehearsal.ports import free_port
+from cluster.ports import free_port
 
 START_TIMEOUT_S = 600.0
 STOP_TIMEOUT_S = 60.0

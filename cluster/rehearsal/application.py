@@ -7,10 +7,10 @@ from typing import TypeVar
 
 from ray import serve
 
-from cluster.rehearsal.ports import free_port
+from cluster.ports import free_port
 from serve.app import build_app
-from serve.config import AppConfig
-from serve.section import ConfigError, Section
+from serve.config.app import AppConfig
+from serve.config.schema import ConfigError, Section
 
 NAME = "rehearsal"
 _HOST = "127.0.0.1"

@@ -14,18 +14,18 @@ from cluster.bench.command import counting, new_progress
 from cluster.bench.mix import PlannedRequest
 from cluster.bench.report import summarize, table, warnings
 from cluster.bench.results import Results, new_results
+from cluster.local_cluster import local_cluster
+from cluster.plan.devices import Sharing
+from cluster.plan.model import Model
+from cluster.plan.stages import Overheads
 from cluster.rehearsal.application import check_room
 from cluster.rehearsal.chart import chart
-from cluster.rehearsal.local_cluster import local_cluster
 from cluster.rehearsal.options import RehearsalOptions, read_options
 from cluster.rehearsal.rehearsal import Rehearsal, rehearse
 from cluster.rehearsal.series import Series, series_of
 from deployments.engine.models import load_model_info
-from serve.config import AppConfig, CostModelFile
-from serve.planning.devices import Sharing
-from serve.planning.model import Model
-from serve.planning.stages import Overheads
-from serve.section import ConfigError
+from serve.config.app import AppConfig, CostModelFile
+from serve.config.schema import ConfigError
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from cluster.bench.load import Outcome, Target, run_load
 from cluster.bench.mix import PlannedRequest
 from cluster.rehearsal.application import running
 from cluster.rehearsal.watch import Sighting, watch
-from serve.config import AppConfig
+from serve.config.app import AppConfig
 
 OnOutcome = Callable[[Outcome], None]
 

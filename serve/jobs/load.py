@@ -7,11 +7,11 @@ from collections.abc import Callable
 from deployments.engine.cost import CostModel
 from deployments.engine.models import ModelInfo
 from deployments.engine.step_scheduler import Group
-from serve.admission import Estimator, JobsWork
-from serve.config import AppConfig
+from serve.capacity.admission import Estimator, JobsWork
+from serve.config.app import AppConfig
 from serve.errors import JobStoreUnavailableError
+from serve.http.replicate.prediction import fraction_done
 from serve.jobs.job import Job
-from serve.jobs.prediction import fraction_done
 from serve.jobs.records import UnderWay
 from serve.jobs.store import JobStore
 

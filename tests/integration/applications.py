@@ -14,7 +14,7 @@ from typing import Any
 import httpx
 import psutil
 
-from cluster.rehearsal.ports import free_port
+from cluster.ports import free_port
 from tests.integration.conftest import START_TIMEOUT_S, wait_until_ready
 
 

@@ -14,8 +14,8 @@ import pytest
 import ray
 import yaml
 
-from cluster.rehearsal.local_cluster import LocalCluster, local_cluster
-from cluster.rehearsal.ports import free_port
+from cluster.local_cluster import LocalCluster, local_cluster
+from cluster.ports import free_port
 
 START_TIMEOUT_S = 240.0
 MAX_QUEUE = 24

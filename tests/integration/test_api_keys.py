@@ -9,7 +9,7 @@ import openai
 import pytest
 import replicate
 
-from serve.api_keys import key_sha256, new_key
+from serve.config.api_keys import key_sha256, new_key
 from tests.integration.applications import whole_application
 from tests.integration.conftest import MIDSTEP
 from tests.integration.predictions import FINISH_TIMEOUT_S, PROMPT, ROUTE, body

@@ -32,7 +32,7 @@ from deployments.engine.prompts import EncodedText, PromptText
 from deployments.profiling import Profiling
 from deployments.prompt_encoder import PromptEncoder
 from deployments.vae_decoder import VaeDecoder
-from serve import failover
+from serve.calls import failover
 from serve.app import HEALTH_CHECK_PERIOD_S
 from serve.errors import PoisonousRequestError
 from tests.conftest import FORWARD_COST, LoadedModel

@@ -18,8 +18,8 @@ from typing import Any
 import httpx
 import ray
 
+from serve.http.replicate.prediction import describe
 from serve.jobs.job import TRANSITIONS, JobState
-from serve.jobs.prediction import describe
 from serve.jobs.records import Transition
 from serve.jobs.store import JobStore
 from tests.integration.conftest import replica

@@ -14,7 +14,7 @@ import ray
 from ray import serve
 from ray._private.node import Node
 
-from cluster.rehearsal.local_cluster import LocalCluster
+from cluster.local_cluster import LocalCluster
 from tests.integration.conftest import wait_for
 from tests.integration.predictions import create, finished
 from tests.integration.simulated import DENOISER, Stages, ask, deployed, simulated_app

@@ -19,7 +19,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from prometheus_client.samples import Sample
 from promql_parser import MatchOp, VectorSelector
 
-from cluster.rehearsal.ports import free_port
+from cluster.ports import free_port
 from tests.integration.applications import whole_application
 from tests.integration.conftest import replica, wait_for
 from tests.integration.predictions import PROMPT, begun, body, create, finished

@@ -11,9 +11,9 @@ import tempfile
 import ray
 from ray import serve
 
-from cluster.rehearsal.ports import free_port
+from cluster.ports import free_port
 from serve.app import build_app
-from serve.config import AppConfig
+from serve.config.app import AppConfig
 from tests.integration.conftest import DRAIN
 
 

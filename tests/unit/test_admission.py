@@ -11,10 +11,10 @@ from deployments.engine.cost import CostModel, Curve, StageCost
 from deployments.engine.denoising import EngineConfig
 from deployments.engine.messages import ImageFormat
 from deployments.engine.samplers import SamplerTables
-from serve.admission import Admission, Estimator, JobsWork
+from serve.calls.pipeline import preview_steps
+from serve.capacity.admission import Admission, Estimator, JobsWork
 from serve.errors import DeadlineTooEarlyError, DeadlineTooEarlyNowError, QueueFullError
 from serve.generation import GenerationRequest
-from serve.pipeline import preview_steps
 from tests.unit.test_samplers import STABLE_DIFFUSION
 
 SHAPE = (16, 16)

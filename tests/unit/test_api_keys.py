@@ -7,10 +7,10 @@ import pytest
 import yaml
 from pydantic import ValidationError
 
-from serve.api_keys import EVERYBODY, KEY_PREFIX, Client, Clients, key_sha256, new_key
+from cluster.cli import main
 from serve.checks import check
-from serve.cli import main
-from serve.config import AppConfig, ConfigError
+from serve.config.api_keys import EVERYBODY, KEY_PREFIX, Client, Clients, key_sha256, new_key
+from serve.config.app import AppConfig, ConfigError
 from serve.errors import InvalidApiKeyError
 
 ALICE, ALICE_NEW, BOB = "mst_alice", "mst_alice_new", "mst_bob"

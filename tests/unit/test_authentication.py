@@ -17,14 +17,14 @@ from starlette.types import Receive, Scope, Send
 from deployments.engine.cost import CostModel
 from deployments.engine.messages import EncodedImage
 from deployments.engine.models import load_model_info
-from serve.api.authentication import Authentication
-from serve.api.http_app import build_http_app
-from serve.api_keys import Clients, key_sha256
-from serve.config import AppConfig
-from serve.fleet import Fleet
+from serve.calls.fleet import Fleet
+from serve.calls.pipeline import FROM_THE_START, Pipeline
+from serve.calls.telemetry import Telemetry
+from serve.config.api_keys import Clients, key_sha256
+from serve.config.app import AppConfig
 from serve.generation import GenerationEvent, GenerationRequest, ImageDone, PromptEncoded, Resume
-from serve.pipeline import FROM_THE_START, Pipeline
-from serve.telemetry import Telemetry
+from serve.http.app import build_http_app
+from serve.http.authentication import Authentication
 from tests.job_stores import in_loop
 from tests.unit.test_admission import COST
 

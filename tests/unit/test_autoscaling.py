@@ -10,8 +10,8 @@ from ray.serve._private.common import DeploymentID, TimeStampedValue
 from ray.serve.config import AutoscalingConfig, AutoscalingContext
 
 from deployments.work import Tally, Work
-from serve.autoscaling import Aim, Arrivals, Load, Reports, WorkPolicy, replicas_needed, reports_of
-from serve.config import AppConfig
+from serve.capacity.autoscaling import Aim, Arrivals, Load, Reports, WorkPolicy, replicas_needed, reports_of
+from serve.config.app import AppConfig
 
 AIM = {"utilization": 0.7, "drain_s": 60.0, "cold_start_s": 20.0, "downscale_delay_s": 100.0}
 

@@ -11,7 +11,7 @@ import pytest
 from cluster.bench.arrivals import TraceArrival, constant, poisson, steps, trace
 from cluster.bench.mix import Mix, PlannedRequest, plan, plan_trace, read_mix, read_weights
 from cluster.bench.template import IMAGES_BODY, fill, read_template
-from serve.api.images_schema import read_body
+from serve.http.openai.schema import read_body
 
 
 def test_constant_arrivals_are_evenly_spaced() -> None:

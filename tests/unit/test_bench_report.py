@@ -11,12 +11,12 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from cluster import cli
 from cluster.bench.answers import Answer, Kind
 from cluster.bench.command import main
 from cluster.bench.load import Outcome
 from cluster.bench.mix import PlannedRequest
 from cluster.bench.report import plot, summarize
-from serve import cli
 
 
 def outcome(

@@ -14,8 +14,8 @@ from pathlib import Path
 
 import pytest
 
+from cluster.cli import main
 from cluster.client.predictions import Predictions, ServerError
-from serve.cli import main
 
 DONE = {"id": "x", "status": "succeeded", "progress": 1.0, "error": None, "created_at": "now", "input": {}}
 NEWS = b"id: 0-5\nevent: logs\ndata: 25%\n\n"
@@ -228,7 +228,7 @@ def test_ctrl_c_cancels_what_was_just_handed_in_and_nothing_else(
 def test_who_only_asks_a_server_does_not_wait_for_torch() -> None:
     code = """
 import sys
-from serve.cli import main
+from cluster.cli import main
 sys.argv = ["midstep", "jobs", "list", "--url", "http://127.0.0.1:1"]
 try:
     main()

@@ -8,12 +8,12 @@ import pytest
 import yaml
 from pydantic import ValidationError
 
+from cluster.cli import main
 from deployments.engine.cost import CostModel, Curve, StageCost
 from deployments.engine.models import load_model_info
 from serve.checks import check
-from serve.cli import main
-from serve.config import PROJECT_FOLDER, AppConfig, ConfigError, CostModelFile
-from serve.section import keys_table
+from serve.config.app import PROJECT_FOLDER, AppConfig, ConfigError, CostModelFile
+from serve.config.schema import keys_table
 
 
 def test_the_empty_configuration_serves_the_embedded_model() -> None:

@@ -13,9 +13,9 @@ from starlette.exceptions import HTTPException
 from starlette.routing import Route
 from starlette.testclient import TestClient
 
-from serve.api.files import FilesRoute, byte_range
-from serve.api.problems import on_fault, on_http_exception, on_midstep_error
 from serve.errors import MidstepError, RangeNotSatisfiableError
+from serve.http.files import FilesRoute, byte_range
+from serve.http.problems import on_fault, on_http_exception, on_midstep_error
 from serve.jobs.objects import ObjectStore, is_image_key
 from tests.buckets import s3_bucket
 

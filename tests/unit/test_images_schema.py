@@ -9,10 +9,10 @@ from deployments.engine.messages import ImageFormat
 from deployments.engine.models import ModelInfo
 from deployments.engine.samplers import SamplerTables
 from serve.acceptance import Acceptance
-from serve.api.images_schema import read_body, wanted_of
-from serve.config import AppConfig
+from serve.config.app import AppConfig
 from serve.errors import InvalidRequestError, MidstepError, ModelNotFoundError
 from serve.generation import GenerationRequest
+from serve.http.openai.schema import read_body, wanted_of
 
 INFO = ModelInfo(
     scheduler_config={"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"},

@@ -11,8 +11,8 @@ import pytest
 
 from deployments.engine.cost import CostModel
 from deployments.engine.models import load_model_info
-from serve.admission import JobsWork
-from serve.config import AppConfig
+from serve.capacity.admission import JobsWork
+from serve.config.app import AppConfig
 from serve.errors import JobStoreUnavailableError
 from serve.jobs.load import JobLoad, crowding_problem
 from serve.jobs.records import UnderWay

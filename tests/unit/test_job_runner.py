@@ -32,8 +32,8 @@ from serve.generation import (
 )
 from serve.jobs.checkpoints import checkpoint_key, to_bytes
 from serve.jobs.job import JobState, Webhook, WebhookEvent
+from serve.jobs.job_runner import JobRunner, RunnerSettings
 from serve.jobs.objects import ObjectStore
-from serve.jobs.runner import JobRunner, RunnerSettings
 from serve.jobs.store import JobStore
 from serve.jobs.tables import jobs
 from serve.jobs.webhooks import WebhookSender, new_secret
@@ -197,7 +197,7 @@ class FullDisk(ObjectStore):
 async def test_an_image_waits_for_room_and_is_not_made_twice(
     sqlite_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("serve.jobs.runner._AWAY_INTERVAL_S", 0.01)
+    monkeypatch.setattr("serve.jobs.job_runner._AWAY_INTERVAL_S", 0.01)
     made = []
 
     async def script(request: GenerationRequest, _: Resume) -> AsyncGenerator[GenerationEvent, None]:
@@ -229,7 +229,7 @@ class Unreadable(ObjectStore):
 async def test_a_job_waits_for_its_checkpoints_and_does_not_fail(
     sqlite_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("serve.jobs.runner._AWAY_INTERVAL_S", 0.01)
+    monkeypatch.setattr("serve.jobs.job_runner._AWAY_INTERVAL_S", 0.01)
     asked: list[Resume] = []
 
     async def script(request: GenerationRequest, resume: Resume) -> AsyncGenerator[GenerationEvent, None]:
@@ -276,7 +276,7 @@ async def test_a_database_that_was_away_for_long_costs_no_runner_its_jobs(
     url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Their leases have run out, and what waited for the database is often its next look for jobs."""
-    monkeypatch.setattr("serve.jobs.runner._AWAY_INTERVAL_S", 0.01)
+    monkeypatch.setattr("serve.jobs.job_runner._AWAY_INTERVAL_S", 0.01)
     began, is_made = asyncio.Event(), asyncio.Event()
     made = []
 

@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 
-from serve.jobs.config import JobsConfig
+from serve.config.jobs import JobsConfig
+from serve.config.schema import ConfigError
 from serve.jobs.webhooks import check_secret, new_secret
-from serve.section import ConfigError
 
 
 def from_environment(folder: Path) -> JobsConfig:

@@ -8,7 +8,7 @@ import pytest
 from cluster.devices.h200 import FILES, FOLDER
 from deployments.devices import unet_and_steps
 from deployments.engine.models import load_model_info
-from serve.config import AppConfig, CostModelFile
+from serve.config.app import AppConfig, CostModelFile
 
 
 @pytest.mark.parametrize("name", FILES)

@@ -12,9 +12,9 @@ import pytest
 import yaml
 from aiohttp import web
 
-from serve.cli import main
-from serve.config import CostModelFile
-from serve.planning import validation
+from cluster.cli import main
+from cluster.plan import validation
+from serve.config.app import CostModelFile
 from tests.unit.test_bench_load import PICTURE, serving
 
 KEY = "mst_key"

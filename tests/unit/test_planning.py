@@ -15,6 +15,12 @@ from cluster.bench.arrivals import poisson, steps
 from cluster.bench.load import Outcome
 from cluster.bench.mix import Mix, PlannedRequest, plan
 from cluster.bench.report import summarize
+from cluster.plan.devices import Device, Devices, Sharing
+from cluster.plan.load_plan import Aim, option_of, plan_load
+from cluster.plan.model import Model
+from cluster.plan.simulation import Replicas, Simulated, Simulation
+from cluster.plan.stages import DecoderReplica, DenoiserReplica, DenoisingCosts, Overheads
+from cluster.plan.validation import evenly, measured_request_s, measured_slowdown
 from deployments.batching import Batching
 from deployments.engine.cost import CostModel, Curve, StageCost
 from deployments.engine.denoising import Engine, EngineConfig
@@ -22,14 +28,8 @@ from deployments.engine.messages import DenoisedLatents, DenoiseRequest, PromptE
 from deployments.engine.models import ModelSource, load_model_info
 from deployments.engine.samplers import SamplerTables
 from deployments.engine.simulated import SimulatedSteps, SimulatedUNet
-from serve.config import AppConfig
-from serve.planning.devices import Device, Devices, Sharing
-from serve.planning.model import Model
-from serve.planning.plan import Aim, option_of, plan_load
-from serve.planning.simulation import Replicas, Simulated, Simulation
-from serve.planning.stages import DecoderReplica, DenoiserReplica, DenoisingCosts, Overheads
-from serve.planning.validation import evenly, measured_request_s, measured_slowdown
-from serve.section import ConfigError
+from serve.config.app import AppConfig
+from serve.config.schema import ConfigError
 from tests.tiny_models import SHAPES_MODEL
 
 SHAPE = (16, 16)

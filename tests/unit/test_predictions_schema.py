@@ -5,7 +5,9 @@ from typing import Any
 
 import pytest
 
-from serve.api.predictions_schema import (
+from serve.errors import InvalidRequestError
+from serve.http.replicate.prediction import describe, logs
+from serve.http.replicate.schema import (
     given_input,
     idempotency_key,
     lifetime_s,
@@ -13,9 +15,7 @@ from serve.api.predictions_schema import (
     wait_s,
     wanted_of,
 )
-from serve.errors import InvalidRequestError
 from serve.jobs.job import Job, JobState, WebhookEvent
-from serve.jobs.prediction import describe, logs
 from tests.job_stores import new_job
 
 

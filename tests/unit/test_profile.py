@@ -7,13 +7,13 @@ import pytest
 import torch
 import yaml
 
+from cluster.cli import main
 from deployments.batching import Batching
 from deployments.engine.cost import CostModel, Curve, StageCost
 from deployments.engine.models import ModelSource, Placement
 from deployments.profiling import Profiling
 from deployments.vae_decoder import VaeDecoder
-from serve.cli import main
-from serve.config import AppConfig
+from serve.config.app import AppConfig
 from tests.tiny_models import SHAPES_MODEL
 
 ONE_MS = Curve(0.001, 1, 0.001)

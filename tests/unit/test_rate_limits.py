@@ -6,10 +6,10 @@ import pytest
 
 from deployments.engine.denoising import EngineConfig
 from deployments.engine.samplers import SamplerTables
-from serve.admission import Estimator
-from serve.api_keys import EVERYBODY, Client
+from serve.capacity.admission import Estimator
+from serve.capacity.rate_limits import RateLimits, TokenBucket
+from serve.config.api_keys import EVERYBODY, Client
 from serve.errors import InvalidRequestError, RateLimitError
-from serve.rate_limits import RateLimits, TokenBucket
 from tests.unit.test_admission import COST, SHAPE, request
 from tests.unit.test_samplers import STABLE_DIFFUSION
 

@@ -6,12 +6,12 @@ from typing import Any
 
 import pytest
 
-from serve.autoscaling_config import AutoscalingSection
+from serve.calls.fleet import Fleet
+from serve.calls.pipeline import Pipeline
+from serve.calls.readiness import Readiness
+from serve.calls.telemetry import Telemetry
+from serve.config.autoscaling import AutoscalingSection
 from serve.errors import NotReadyError
-from serve.fleet import Fleet
-from serve.pipeline import Pipeline
-from serve.readiness import Readiness
-from serve.telemetry import Telemetry
 from tests.unit.test_admission import COST
 
 STAGES = ("encoder", "denoiser", "decoder")

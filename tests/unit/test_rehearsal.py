@@ -13,8 +13,8 @@ from cluster.rehearsal.options import read_options
 from cluster.rehearsal.rehearsal import Rehearsal
 from cluster.rehearsal.series import series_of
 from cluster.rehearsal.watch import Sighting
-from serve.config import AppConfig
-from serve.section import ConfigError
+from serve.config.app import AppConfig
+from serve.config.schema import ConfigError
 
 MODEL = {"path": "cluster/devices/sdxl", "dtype": "bfloat16", "cost_model": "cluster/devices/h200-sdxl.json"}
 

@@ -12,7 +12,7 @@ from ray.serve._private.common import DeploymentHandleSource, DeploymentID, Requ
 from ray.serve.request_router import PendingRequest, ReplicaID
 
 from deployments.engine.messages import Checkpoint, DenoiseRequest, PromptEmbeds
-from serve.routing import LeastWorkRouter, Outstanding, pixel_steps
+from serve.calls.routing import LeastWorkRouter, Outstanding, pixel_steps
 
 pytestmark = pytest.mark.anyio
 ID = DeploymentID("Denoiser", "midstep")

@@ -25,10 +25,10 @@ from deployments.engine.messages import (
     ImageFormat,
     PromptEmbeds,
 )
+from serve.calls.pipeline import FROM_THE_START, Pipeline
+from serve.calls.telemetry import Telemetry
 from serve.errors import DeadlineExceededError, GenerationFailedError
 from serve.generation import GenerationRequest, ImageDone, Resume
-from serve.pipeline import FROM_THE_START, Pipeline
-from serve.telemetry import Telemetry
 
 LATENTS = torch.zeros(4, 8, 8)
 

@@ -1,0 +1,160 @@
+"""`midstep plan`: options in, tables and sentences out."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from pydantic import TypeAdapter
+from rich.console import Console
+
+from cluster.bench.command import counting, new_progress, run
+from cluster.bench.mix import PlannedRequest
+from cluster.bench.report import summarize, warnings
+from cluster.bench.report import table as summary_table
+from cluster.plan.devices import Sharing
+from cluster.plan.load_plan import LoadPlan, check_autoscaling, plan_load
+from cluster.plan.model import Model
+from cluster.plan.options import PlanOptions, read_options
+from cluster.plan.report import comparison, options_table, over_time, recommendation, title
+from cluster.plan.simulation import Simulation
+from cluster.plan.stages import Overheads
+from cluster.plan.validation import (
+    Validated,
+    measured_request_s,
+    measured_slowdown,
+    sender,
+)
+from deployments.engine.models import load_model_info
+from serve.config.app import AppConfig, CostModelFile
+from serve.config.schema import ConfigError
+
+
+@dataclass(frozen=True)
+class Written:
+    """What --json writes. costs: of which device; validated: for each load."""
+
+    costs: str
+    sharing: Sharing
+    overheads: Overheads
+    settings: dict[str, Any]
+    loads: Sequence[LoadPlan] = ()
+    validated: Sequence[Validated] = ()
+
+
+_FORMAT = TypeAdapter(Written)
+
+
+def main(argv: Sequence[str], read_config: Callable[[Path], AppConfig]) -> Written:
+    """Raises ConfigError and ModelLoadError."""
+    options = read_options(argv)
+    config = read_config(options.config)
+    if options.cost_model is not None:
+        model_config = config.model.model_copy(update={"cost_model": options.cost_model})
+        config = config.model_copy(update={"model": model_config})
+    file = config.model.cost_file()
+    if file is None:
+        raise ConfigError(
+            "model.cost_model: a file of `midstep profile` is needed to plan with, here or as --cost-model"
+        )
+    model = _model(options, config, file)
+    console = Console()
+    console.print(
+        f"Simulated, with the costs of: {file.device}. On a device, what shares its time: {model.sharing}.",
+        highlight=False,
+    )
+    if options.validate is None:
+        written = _plan(options, model, file, console)
+    else:
+        written = _validate(options, model, file, console)
+    if options.json is not None:
+        options.json.write_bytes(_FORMAT.dump_json(written, indent=2) + b"\n")
+        console.print(f"Written to {options.json}", markup=False, highlight=False)
+    return written
+
+
+def _model(options: PlanOptions, config: AppConfig, file: CostModelFile) -> Model:
+    info = load_model_info(config.model.source())
+    config.check_for(info)
+    known = options.known
+    overheads = Overheads(known.request_s or 0.0, known.step_s or 0.0, known.slowdown or 1.0)
+    return Model(config, info, file.cost_model, options.sharing or _sharing(config), overheads)
+
+
+def _sharing(config: AppConfig) -> Sharing:
+    """As the application itself has it on such a device."""
+    if config.model.device == "simulated":
+        return Sharing.NOTHING
+    return Sharing.STAGES if config.denoiser.num_gpus else Sharing.MACHINE
+
+
+def _plan(options: PlanOptions, model: Model, file: CostModelFile, console: Console) -> Written:
+    loads = []
+    for planned in options.plans:
+        with new_progress() as progress:
+            load = plan_load(model, planned, options.aim, lambda name, total: counting(progress, name, total))
+        loads.append(load)
+        console.print(f"\n{title(planned)}", highlight=False)
+        console.print(options_table(load, options.aim))
+        for option in load.options:
+            if option.is_autoscaled:
+                console.print(over_time(option), highlight=False)
+        console.print(recommendation(load, options.aim), highlight=False)
+    return Written(file.device, model.sharing, model.overheads, dict(options.settings), loads=loads)
+
+
+def _validate(options: PlanOptions, model: Model, file: CostModelFile, console: Console) -> Written:
+    """A machine that others use as well changes its pace within minutes. So its slowdown is measured before
+    and after each load, and what that is planned with lies between the two."""
+    assert options.validate is not None, "only called to validate"
+    check_autoscaling(model)
+    known = options.known
+    send = sender(options.validate, options.timeout_s)
+    # Where replicas may come, what is sent to measure it would bring more.
+    is_measured = not known.has_pace and not model.config.denoiser.autoscaling.is_on
+    if known.request_s is None:
+        with console.status("measuring single requests"):
+            request_s = measured_request_s(replace(model, overheads=Overheads()), options.plans[0][0], send)
+        model = replace(model, overheads=replace(model.overheads, request_s=request_s))
+
+    def slowdown(planned: Sequence[PlannedRequest]) -> float | None:
+        with console.status("measuring how long steps take at this rate"):
+            return measured_slowdown(model, planned, send) if is_measured else None
+
+    validated = []
+    for planned in options.plans:
+        before = slowdown(planned)
+        with new_progress() as progress:
+            outcomes = run(options.validate, planned, options.warmup, options.timeout_s, "measured", progress)
+        after, drift = slowdown(planned), None
+        if before is not None and after is not None:
+            model = model.slowed_down((before + after) / 2)
+            drift = after / before - 1
+        predicted = Simulation(model, None).run(planned)
+        slo_s = options.aim.slo_s
+        pair = summarize(predicted.outcomes, slo_s), summarize(outcomes, slo_s)
+        validated.append(Validated(*pair, model.overheads, drift))
+    _report(validated, console)
+    return Written(file.device, model.sharing, model.overheads, dict(options.settings), validated=validated)
+
+
+def _report(validated: Sequence[Validated], console: Console) -> None:
+    results = {
+        "predicted": [one.predicted for one in validated],
+        "measured": [one.measured for one in validated],
+    }
+    console.print(summary_table(results))
+    console.print(comparison(validated))
+    told = warnings(results)
+    for one in validated:
+        overheads = one.overheads
+        step_s = max(0.0, overheads.step_s)  # less is not for a plan
+        console.print(
+            f"Measured: --overhead-s {overheads.request_s:.4f} --step-overhead-s {step_s:.5f} "
+            f"--slowdown {overheads.slowdown:.3f}",
+            highlight=False,
+        )
+        if not one.is_steady:
+            told.append(f"Steps took {1 + (one.drift or 0):.2f} times as long after the load as before it.")
+    for warning in told:
+        console.print(f"Warning: {warning}", style="bold red", markup=False, highlight=False)

@@ -1,0 +1,178 @@
+"""How many GPUs a load needs, and what they cost."""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from cluster.bench.load import Outcome
+from cluster.bench.mix import PlannedRequest
+from cluster.bench.report import Summary, summarize
+from cluster.plan.model import Model
+from cluster.plan.simulation import Replicas, Simulated, Simulation
+from serve.config.schema import ConfigError
+from serve.errors import InvalidRequestError
+from serve.generation import GenerationRequest
+
+# Called with what is simulated next and how many requests that are; what it returns hears of each outcome.
+Watcher = Callable[[str, int], Callable[[Outcome], None]]
+
+
+@dataclass(frozen=True)
+class Aim:
+    """percentile: of all requests, refused ones among them, that are to be answered within slo_s
+
+    price: of a GPU for an hour; max_gpus: that are considered
+    """
+
+    slo_s: float
+    percentile: float
+    price: float
+    max_gpus: int
+
+
+@dataclass(frozen=True)
+class Option:
+    """One way to serve a load, and what would come of it.
+
+    denoisers: (second, how many) at each change; one entry where they are fixed
+    within_slo: the share of all requests; per_1000_images: what they cost, None without any
+    """
+
+    is_autoscaled: bool
+    denoisers: Sequence[tuple[float, int]]
+    gpus: int
+    gpu_s: float
+    row_cap: int
+    summary: Summary
+    within_slo: float
+    per_1000_images: float | None
+    meets_aim: bool
+
+
+@dataclass(frozen=True)
+class LoadPlan:
+    """The options that were simulated for a load, and the best of those with a fixed number of replicas: the
+    fewest GPUs that do, and of their row caps the one with the most requests in time."""
+
+    options: Sequence[Option]
+    best: Option | None
+
+
+def plan_load(model: Model, planned: Sequence[PlannedRequest], aim: Aim, watch: Watcher) -> LoadPlan:
+    """Raises ConfigError for autoscaling that is not simulated."""
+    fixed = _fixed(model, planned, aim, watch)
+    enough = [option for option in fixed if option.meets_aim]
+    best = min(enough, key=lambda option: (option.gpus, -option.within_slo, _latency(option)), default=None)
+    options = sorted(fixed, key=lambda option: (option.gpus, option.row_cap))
+    if model.config.denoiser.autoscaling.is_on:
+        check_autoscaling(model)
+        options.append(_simulated(model, None, planned, aim, watch))
+    return LoadPlan(options, best)
+
+
+def check_autoscaling(model: Model) -> None:
+    """Raises ConfigError for a policy that is not simulated."""
+    for name, stage in model.config.stages.items():
+        if stage.autoscaling.is_on and stage.autoscaling.policy != "work":
+            raise ConfigError(
+                f"{name}.autoscaling.policy: {stage.autoscaling.policy!r} is not simulated, only 'work' is"
+            )
+
+
+def _fixed(model: Model, planned: Sequence[PlannedRequest], aim: Aim, watch: Watcher) -> list[Option]:
+    """From the fewest denoisers that could do the work on, as far as it takes; then with other row caps, and
+    one denoiser less."""
+    requests = _accepted(model, planned)
+    least = _fewest(model, requests, planned)
+    options: list[Option] = []
+    for denoisers in range(least.denoiser, aim.max_gpus + 1):
+        replicas = Replicas(least.encoder, denoisers, least.decoder)
+        option = _simulated(model, replicas, planned, aim, watch)
+        if option.gpus > aim.max_gpus:
+            break
+        options.append(option)
+        if option.meets_aim:
+            break
+    if not options or not options[-1].meets_aim:
+        return options
+    last = options[-1].denoisers[0][1]
+    for denoisers in range(max(least.denoiser, last - 1), last + 1):
+        for capped in _other_row_caps(model):
+            replicas = Replicas(least.encoder, denoisers, least.decoder)
+            options.append(_simulated(capped, replicas, planned, aim, watch))
+    return options
+
+
+def _accepted(model: Model, planned: Sequence[PlannedRequest]) -> list[GenerationRequest]:
+    requests = []
+    for request in planned:
+        try:
+            requests.append(model.accepted(request, ""))
+        except InvalidRequestError:
+            continue
+    return requests
+
+
+def _fewest(
+    model: Model, requests: Sequence[GenerationRequest], planned: Sequence[PlannedRequest]
+) -> Replicas:
+    """As few of each stage as can do its work in the time in which it comes; of encoder and decoder as few as
+    are no busier than their autoscaling would have them."""
+    config, cost, factor = model.config, model.cost, model.info.scale_factor
+    span_s = planned[-1].due_s - planned[0].due_s
+
+    def needed(work_s: float, utilization: float) -> int:
+        return max(1, math.ceil(work_s / span_s / utilization)) if span_s else 1
+
+    def decode_s(request: GenerationRequest) -> float:
+        curve = cost.decode.curve((request.height // factor, request.width // factor))
+        return request.num_images * curve.seconds_each(config.decoder.max_batch_size)
+
+    encode_s = cost.encode.seconds_each(config.encoder.max_batch_size)
+    num_texts = len({request.prompt for request in requests})
+    denoising = model.estimator(lambda: 1.0)
+    return Replicas(
+        needed(num_texts * encode_s, config.encoder.autoscaling.utilization),
+        needed(sum(denoising.work_s(request, cost) for request in requests), 1.0),
+        needed(sum(map(decode_s, requests)), config.decoder.autoscaling.utilization),
+    )
+
+
+def _other_row_caps(model: Model) -> list[Model]:
+    """Half of the cap and the most there may be, as far as these come to others."""
+    capped = [
+        model.with_row_cap(rows) for rows in (model.row_cap // 2, model.config.denoiser.max_rows) if rows >= 2
+    ]
+    return list({other.row_cap: other for other in capped if other.row_cap != model.row_cap}.values())
+
+
+def _simulated(
+    model: Model, replicas: Replicas | None, planned: Sequence[PlannedRequest], aim: Aim, watch: Watcher
+) -> Option:
+    name = f"{replicas.denoiser} denoisers" if replicas else "autoscaled"
+    on_outcome = watch(f"{name}, row cap {model.row_cap}", len(planned))
+    simulated = Simulation(model, replicas).run(planned, on_outcome)
+    return option_of(model, simulated, replicas is None, aim)
+
+
+def option_of(model: Model, simulated: Simulated, is_autoscaled: bool, aim: Aim) -> Option:
+    """GPUs are paid from the start to the last answer: a short run pays for its tail."""
+    summary = summarize(simulated.outcomes, aim.slo_s)
+    completed = [o for o in simulated.outcomes if o.answer.num_images]
+    within_slo = sum(o.latency_s <= aim.slo_s for o in completed) / len(simulated.outcomes)
+    price = aim.price * simulated.gpu_s / 3600
+    return Option(
+        is_autoscaled,
+        simulated.denoisers,
+        simulated.gpus,
+        simulated.gpu_s,
+        model.row_cap,
+        summary,
+        within_slo,
+        1000 * price / summary.num_images if summary.num_images else None,
+        within_slo >= aim.percentile / 100,
+    )
+
+
+def _latency(option: Option) -> float:
+    return option.summary.latency_p95_s or math.inf

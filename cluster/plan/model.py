@@ -1,0 +1,83 @@
+"""An application as far as time is concerned: its configuration, its model, and what its work costs."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+from cluster.bench.mix import PlannedRequest
+from cluster.plan.devices import Sharing
+from cluster.plan.stages import DenoisingCosts, Overheads
+from deployments.engine.cost import CostModel
+from deployments.engine.denoising import EngineConfig
+from deployments.engine.models import ModelInfo
+from deployments.engine.samplers import SamplerTables
+from deployments.engine.step_scheduler import Group
+from serve.acceptance import Acceptance, Wanted
+from serve.capacity.admission import Estimator
+from serve.config.app import AppConfig
+from serve.generation import GenerationRequest
+
+
+@dataclass(frozen=True)
+class Model:
+    """What a configuration comes to, as far as time is concerned."""
+
+    config: AppConfig
+    info: ModelInfo
+    cost: CostModel
+    sharing: Sharing
+    overheads: Overheads
+
+    def with_row_cap(self, rows: int) -> "Model":
+        denoiser = self.config.denoiser.model_copy(update={"rows_per_forward": rows})
+        return replace(self, config=self.config.model_copy(update={"denoiser": denoiser}))
+
+    def slowed_down(self, times: float) -> "Model":
+        """A step of one image takes so many times as long as the cost model says.
+
+        What shares a machine's cores slows down all forwards alike. A device of its own is as fast as ever,
+        only used later: by as much at each step, however many share it.
+        """
+        if self.sharing is Sharing.MACHINE:
+            return replace(self, overheads=replace(self.overheads, slowdown=times))
+        group = Group(self.engine.latent_shape, deterministic=False)
+        step_s = (times - 1) * self.denoising.seconds(group, 2)  # rows, with guidance
+        return replace(self, overheads=replace(self.overheads, step_s=step_s))
+
+    @property
+    def row_cap(self) -> int:
+        """Of images of the usual size."""
+        return self.denoising.row_cap(Group(self.engine.latent_shape, deterministic=False))
+
+    @cached_property
+    def tables(self) -> SamplerTables:
+        return SamplerTables(self.info.scheduler_config)
+
+    @cached_property
+    def acceptance(self) -> Acceptance:
+        return Acceptance(self.config, self.info, self.tables)
+
+    @cached_property
+    def engine(self) -> EngineConfig:
+        return self.config.engine_config(self.info).padded_to(self.cost.forward.padded_to)
+
+    @cached_property
+    def denoising(self) -> DenoisingCosts:
+        return DenoisingCosts.of(self.engine, self.cost.forward, self.tables, self.info.scale_factor)
+
+    def estimator(self, num_denoisers: Callable[[], float]) -> Estimator:
+        return Estimator(self.engine, self.tables, self.info.scale_factor, num_denoisers)
+
+    def accepted(self, planned: PlannedRequest, request_id: str) -> GenerationRequest:
+        """Raises InvalidRequestError, as the server would."""
+        wanted = Wanted(
+            prompt=planned.prompt,
+            width=planned.width,
+            height=planned.height,
+            num_inference_steps=planned.num_inference_steps,
+            guidance_scale=planned.guidance_scale,
+            sampler=planned.sampler,
+            seed=planned.seed,
+            num_images=planned.num_images,
+        )
+        return self.acceptance.accept(wanted, request_id)

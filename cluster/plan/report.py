@@ -1,0 +1,99 @@
+"""What a plan comes to, for people."""
+
+from collections.abc import Sequence
+
+from rich.box import SIMPLE_HEAD
+from rich.table import Table
+
+from cluster.bench.answers import Kind
+from cluster.bench.mix import PlannedRequest
+from cluster.plan.load_plan import Aim, LoadPlan, Option
+from cluster.plan.validation import Validated
+
+COMPARED = {
+    "images/s": "images_per_s",
+    "p50 s": "latency_p50_s",
+    "p95 s": "latency_p95_s",
+    "p99 s": "latency_p99_s",
+}
+
+
+def title(planned: Sequence[PlannedRequest]) -> str:
+    """Of a load."""
+    span_s = planned[-1].due_s - planned[0].due_s
+    images = sum(request.num_images for request in planned)
+    rate = f", {(len(planned) - 1) / span_s:.2f} requests/s" if span_s else ""
+    return f"{len(planned)} requests for {images} images in {span_s:.0f} s{rate}"
+
+
+def options_table(load: LoadPlan, aim: Aim) -> Table:
+    """An option a row; the best has a star."""
+    heads = ["", "GPUs", "denoi-\nsers", "row\ncap", "images\n/s", "p50\ns", "p95\ns", "p99\ns"]
+    table = _table([*heads, f"within\n{aim.slo_s:g} s", "re-\nfused", "$ per\n1,000"])
+    for option in load.options:
+        summary = option.summary
+        latencies = (summary.latency_p50_s, summary.latency_p95_s, summary.latency_p99_s)
+        table.add_row(
+            "*" if option is load.best else "",
+            str(option.gpus),
+            _denoisers(option),
+            str(option.row_cap),
+            f"{summary.images_per_s:.2f}",
+            *("" if latency is None else f"{latency:.2f}" for latency in latencies),
+            f"{100 * option.within_slo:.1f}%",
+            str(summary.num_requests - summary.counts.get(Kind.COMPLETED, 0)),
+            "" if option.per_1000_images is None else f"{option.per_1000_images:.2f}",
+        )
+    return table
+
+
+def _table(heads: Sequence[str]) -> Table:
+    table = Table(box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
+    for head in heads:
+        table.add_column(head, justify="right", no_wrap=True)
+    return table
+
+
+def _denoisers(option: Option) -> str:
+    numbers = [number for _, number in option.denoisers]
+    return f"{min(numbers)}-{max(numbers)}" if option.is_autoscaled else str(numbers[0])
+
+
+def over_time(option: Option) -> str:
+    """The denoisers of an option that scales itself."""
+    changes = [f"{number} at {second:.0f} s" for second, number in option.denoisers]
+    return f"Autoscaled, denoisers: {', '.join(changes)}."
+
+
+def recommendation(load: LoadPlan, aim: Aim) -> str:
+    """In one sentence."""
+    wanted = f"{aim.percentile:g}% of requests within {aim.slo_s:g} s"
+    if (best := load.best) is None:
+        gpus = [option.gpus for option in load.options if not option.is_autoscaled]
+        tried = f" ({min(gpus)} to {max(gpus)} were simulated)" if gpus else ""
+        return f"Nothing up to {aim.max_gpus} GPUs would keep {wanted}{tried}."
+    return (
+        f"{_counted(best.gpus, 'GPU')} with {_counted(best.denoisers[0][1], 'denoiser')} and a row cap of "
+        f"{best.row_cap} would keep {wanted} ({100 * best.within_slo:.1f}%, p95 "
+        f"{best.summary.latency_p95_s:.2f} s) at ${best.per_1000_images:.2f} per 1,000 images."
+    )
+
+
+def _counted(number: int, noun: str) -> str:
+    return f"{number} {noun}{'' if number == 1 else 's'}"
+
+
+def comparison(validated: Sequence[Validated]) -> Table:
+    """Predicted and measured, a figure of a load a row."""
+    table = _table(["offered\nreq/s", "", "predicted", "measured", "off"])
+    for one in validated:
+        for figure, name in COMPARED.items():
+            rate = f"{one.measured.offered_requests_per_s or 0.0:.2f}"
+            table.add_row(rate, figure, *_compared(getattr(one.predicted, name), getattr(one.measured, name)))
+    return table
+
+
+def _compared(predicted: float | None, measured: float | None) -> list[str]:
+    if predicted is None or not measured:
+        return ["" if value is None else f"{value:.2f}" for value in (predicted, measured)]
+    return [f"{predicted:.2f}", f"{measured:.2f}", f"{100 * (predicted / measured - 1):+.1f}%"]

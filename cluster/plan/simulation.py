@@ -1,0 +1,178 @@
+"""A load through a simulated application: admission, stages and scaling as the configuration has them."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from simpy import Environment
+
+from cluster.bench.answers import Answer, Kind
+from cluster.bench.load import Outcome
+from cluster.bench.mix import PlannedRequest
+from cluster.plan.devices import Devices
+from cluster.plan.model import Model
+from cluster.plan.pool import Pool
+from cluster.plan.scaling import Scaler
+from cluster.plan.stages import DecoderReplica, DenoiserReplica, EncoderReplica, Process
+from deployments.engine.messages import DenoiseRequest, LatentShape, PromptEmbeds
+from serve.calls.routing import pixel_steps
+from serve.capacity.admission import Admission
+from serve.errors import InvalidRequestError, QueueFullError
+from serve.generation import GenerationRequest
+
+_NOTHING = torch.empty(0)
+
+
+@dataclass(frozen=True, slots=True)
+class Replicas:
+    """Of each stage, from the start to the end."""
+
+    encoder: int
+    denoiser: int
+    decoder: int
+
+
+@dataclass(frozen=True)
+class Simulated:
+    """What came of a load.
+
+    outcomes: in the order of the load; gpus: devices at once, at most; gpu_s: seconds that they were held
+    denoisers: (second, replicas that run or start) at each change
+    """
+
+    outcomes: Sequence[Outcome]
+    gpus: int
+    gpu_s: float
+    denoisers: Sequence[tuple[float, int]]
+
+
+class Simulation:
+    """One run. Its clock starts at 0 with the replicas there.
+
+    replicas: None for min_replicas of each stage, and then as many as autoscaling wants
+    """
+
+    def __init__(self, model: Model, replicas: Replicas | None, seed: int = 0) -> None:
+        self._model = model
+        self._env = env = Environment()
+        self._devices = Devices(env, model.sharing)
+        config, cost = model.config, model.cost
+        # The denoisers first: they have the large shares, and the others fill up what is left.
+        self._denoisers: Pool[DenoiseRequest] = Pool(
+            env,
+            self._devices,
+            lambda device: DenoiserReplica(
+                env, device, config.denoiser.batching(), model.denoising, model.overheads
+            ),
+            config.denoiser.num_gpus or 1.0,
+            config.denoiser.max_ongoing_requests,
+            seed,
+            pixel_steps,
+        )
+        self._decoders: Pool[LatentShape] = Pool(
+            env,
+            self._devices,
+            lambda device: DecoderReplica(
+                env, device, config.decoder.batching(), cost.decode, config.decoder.max_hold_s
+            ),
+            config.decoder.num_gpus,
+            config.decoder.max_ongoing_requests,
+            seed,
+        )
+        self._encoders: Pool[Sequence[str]] = Pool(
+            env,
+            self._devices,
+            lambda device: EncoderReplica(
+                env, device, config.encoder.batching(), cost.encode, config.encoder.cache_size
+            ),
+            config.encoder.num_gpus,
+            config.encoder.max_ongoing_requests,
+            seed,
+        )
+        estimator = model.estimator(lambda: max(1.0, float(len(self._denoisers.running))))
+        self._admission = Admission(config.limits.max_queue, config.limits.max_wait_s, estimator)
+        self._started = env.now
+        self._begin(replicas)
+
+    def _begin(self, replicas: Replicas | None) -> None:
+        config = self._model.config
+        for name, pool, stage in (
+            ("denoiser", self._denoisers, config.denoiser),
+            ("decoder", self._decoders, config.decoder),
+            ("encoder", self._encoders, config.encoder),
+        ):
+            number = stage.autoscaling.min_replicas if replicas is None else getattr(replicas, name)
+            pool.resize(number, cold_start_s=0.0)
+            if replicas is None and stage.autoscaling.is_on:
+                scaler = Scaler(self._env, name, pool, stage.autoscaling)
+                self._env.process(scaler.report())
+                self._env.process(scaler.scale())
+
+    def run(
+        self, planned: Sequence[PlannedRequest], on_outcome: Callable[[Outcome], None] | None = None
+    ) -> Simulated:
+        """Until all of the load is answered. A second run finds everything as the first one left it.
+
+        on_outcome: called as each request ends
+        """
+        self._started = self._env.now
+        requests = [
+            self._env.process(self._request(request, str(index))) for index, request in enumerate(planned)
+        ]
+        for request in requests:
+            if on_outcome is not None:
+                request.callbacks.append(lambda ended: on_outcome(ended.value))
+        outcomes: Any = self._env.run(self._env.all_of(requests))
+        return Simulated(
+            [outcomes[request] for request in requests],
+            self._devices.most,
+            self._devices.held_s,
+            self._denoisers.history,
+        )
+
+    def _request(self, planned: PlannedRequest, request_id: str) -> Process:
+        """As a process: its value is the outcome."""
+        yield self._env.timeout(planned.due_s)
+        try:
+            request = self._model.accepted(planned, request_id)
+        except InvalidRequestError as error:
+            return self._outcome(planned, Kind.REJECTED, detail=str(error))
+        yield self._devices.outside()(self._model.overheads.request_s)
+        try:
+            with self._admission.admitted(request, self._model.cost):
+                yield from self._generate(request)
+        except QueueFullError as error:
+            return self._outcome(planned, Kind.BUSY, detail=str(error))
+        return self._outcome(planned, Kind.COMPLETED, request.num_images)
+
+    def _generate(self, request: GenerationRequest) -> Process:
+        texts = [request.prompt, request.negative_prompt or ""] if request.is_guided else [request.prompt]
+        yield self._env.process(self._encoders.run(texts))
+        images = (self._env.process(self._image(request, index)) for index in range(request.num_images))
+        yield self._env.all_of(images)
+
+    def _image(self, request: GenerationRequest, index: int) -> Process:
+        factor = self._model.info.scale_factor
+        yield self._env.process(self._denoisers.run(_denoise_request(request, index)))
+        yield self._env.process(self._decoders.run((request.height // factor, request.width // factor)))
+
+    def _outcome(self, planned: PlannedRequest, kind: Kind, num_images: int = 0, **of: Any) -> Outcome:
+        return Outcome(planned, planned.due_s, Answer(kind, self._env.now - self._started, num_images, **of))
+
+
+def _denoise_request(request: GenerationRequest, index: int) -> DenoiseRequest:
+    """One image of a request, as the pipeline asks for it, with embeddings that nobody reads."""
+    negative = _NOTHING if request.is_guided else None
+    return DenoiseRequest(
+        request_id=f"{request.request_id}/{index}",
+        embeds=PromptEmbeds(_NOTHING, negative, None, None, 0, 0, 0),
+        height=request.height,
+        width=request.width,
+        sampler=request.sampler,
+        num_inference_steps=request.num_inference_steps,
+        guidance_scale=request.guidance_scale,
+        seed=request.seed + index,
+        deterministic=request.deterministic,
+        priority=request.priority,
+    )

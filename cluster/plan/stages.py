@@ -1,0 +1,261 @@
+"""A replica of each stage, simulated: what it does with its device, when, in what batches."""
+
+from collections import OrderedDict
+from collections.abc import Callable, Generator, Sequence
+from dataclasses import dataclass
+from functools import cache
+from typing import Any, Generic, Protocol, TypeVar
+
+from simpy import Environment, Event, Store
+
+from cluster.plan.devices import Device
+from deployments.batching import Batching
+from deployments.engine.cost import Curve, StageCost
+from deployments.engine.denoising import EngineConfig, group_of
+from deployments.engine.messages import DenoiseRequest, LatentShape
+from deployments.engine.samplers import SamplerTables
+from deployments.engine.step_scheduler import Group, StepScheduler
+
+Item = TypeVar("Item")
+Call_contra = TypeVar("Call_contra", contravariant=True)
+Process = Generator[Event, Any, Any]
+
+
+class Replica(Protocol[Call_contra]):
+    """Of any stage."""
+
+    def work_s(self, call: Call_contra) -> float:
+        """Device-seconds, as the stage counts them for autoscaling."""
+        ...
+
+    def run(self, call: Call_contra) -> Event:
+        """Ends when it is done."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Overheads:
+    """What the cost model does not know, in seconds.
+
+    request_s: of a request, outside of all stages
+    step_s: of a denoising step, besides its forward; less than 0 where a device is faster than its costs
+    slowdown: times as long as the cost model says forwards take, with all else that a machine does
+    """
+
+    request_s: float = 0.0
+    step_s: float = 0.0
+    slowdown: float = 1.0
+
+
+class Batches(Generic[Item]):
+    """As `@serve.batch`: a batch closes when it is full or its first item has waited, whatever runs."""
+
+    def __init__(self, env: Environment, batching: Batching, closed: Callable[[list[Item]], object]) -> None:
+        self._env = env
+        self._batching = batching
+        self._closed = closed
+        self._open: list[Item] = []
+
+    def add(self, item: Item) -> None:
+        self._open.append(item)
+        if len(self._open) == self._batching.max_batch_size:
+            self._close()
+        elif len(self._open) == 1:
+            batch = self._open
+            waited = self._env.timeout(self._batching.batch_wait_timeout_s)
+            waited.callbacks.append(lambda _: self._close() if batch is self._open else None)
+
+    def _close(self) -> None:
+        batch, self._open = self._open, []
+        self._closed(batch)
+
+
+class _BatchedCalls(Generic[Item]):
+    """Batches that go to the device one after another. parts_s: seconds of the calls for a batch."""
+
+    def __init__(
+        self,
+        env: Environment,
+        device: Device,
+        batching: Batching,
+        parts_s: Callable[[Sequence[Item]], Sequence[float]],
+    ) -> None:
+        self._env = env
+        self._device = device
+        self._parts_s = parts_s
+        self._closed = Store(env)
+        self._batches: Batches[tuple[Item, Event]] = Batches(env, batching, self._closed.put)
+        env.process(self._work())
+
+    def run(self, item: Item) -> Event:
+        done = self._env.event()
+        self._batches.add((item, done))
+        return done
+
+    def _work(self) -> Process:
+        while True:
+            batch = yield self._closed.get()
+            for seconds in self._parts_s([item for item, _ in batch]):
+                yield self._device.run(seconds)
+            for _, done in batch:
+                done.succeed()
+
+
+class EncoderReplica:
+    """Texts that are kept cost nothing."""
+
+    def __init__(
+        self, env: Environment, device: Device, batching: Batching, cost: Curve, cache_size: int
+    ) -> None:
+        self._env = env
+        self._cost = cost
+        self._text_s = cost.seconds_each(batching.max_batch_size)
+        self._kept: OrderedDict[str, None] = OrderedDict()
+        self._cache_size = cache_size
+        self._calls: _BatchedCalls[str] = _BatchedCalls(
+            env, device, batching, lambda texts: [cost.seconds(len(texts))]
+        )
+
+    def work_s(self, call: Sequence[str]) -> float:
+        return self._text_s * sum(text not in self._kept for text in call)
+
+    def run(self, call: Sequence[str]) -> Event:
+        return self._env.all_of([self._encode(text) for text in call])
+
+    def _encode(self, text: str) -> Event:
+        if text in self._kept:
+            self._kept.move_to_end(text)
+            return self._env.timeout(0)
+        done = self._calls.run(text)
+        done.callbacks.append(lambda _: self._keep(text))
+        return done
+
+    def _keep(self, text: str) -> None:
+        self._kept[text] = None
+        while len(self._kept) > self._cache_size:
+            self._kept.popitem(last=False)
+
+
+class DecoderReplica:
+    def __init__(
+        self, env: Environment, device: Device, batching: Batching, cost: StageCost, max_hold_s: float
+    ) -> None:
+        self._cost = cost
+        self._max_hold_s = max_hold_s
+        self._max_batch_size = batching.max_batch_size
+        self._calls: _BatchedCalls[LatentShape] = _BatchedCalls(env, device, batching, self._parts_s)
+
+    def work_s(self, call: LatentShape) -> float:
+        return self._cost.curve(call).seconds_each(self._max_batch_size)
+
+    def run(self, call: LatentShape) -> Event:
+        return self._calls.run(call)
+
+    def _parts_s(self, shapes: Sequence[LatentShape]) -> list[float]:
+        return [
+            self._cost.seconds(shape, size)
+            for shape in dict.fromkeys(shapes)
+            for size in self._cost.parts(shape, shapes.count(shape), self._max_hold_s)
+        ]
+
+
+@dataclass(eq=False, slots=True)
+class SimulatedDenoising:
+    """An image in the engine: what the step scheduler reads of it, and when it is done."""
+
+    request: DenoiseRequest
+    group: Group
+    num_model_calls: int
+    unloaded_s: float
+    done: Event
+    arrival: float = 0.0
+    row: int = 0
+
+    @property
+    def rows_left(self) -> int:
+        return self.num_model_calls - self.row
+
+
+@dataclass(frozen=True, slots=True)
+class DenoisingCosts:
+    """What every denoiser goes by, computed once for all that is asked again and again."""
+
+    row_cap: Callable[[Group], int]
+    seconds: Callable[[Group, int], float]
+    work_s: Callable[[Group, int, int], float]
+    num_calls: Callable[[str, int], int]
+    scale_factor: int
+
+    @classmethod
+    def of(
+        cls, config: EngineConfig, cost: StageCost, tables: SamplerTables, scale_factor: int
+    ) -> "DenoisingCosts":
+        def seconds(group: Group, rows: int) -> float:
+            return cost.seconds(group.latent_shape, config.forward_rows(group, rows))
+
+        def work_s(group: Group, num_calls: int, num_rows: int) -> float:
+            return config.work_s(group, cost, num_calls, num_rows)
+
+        def num_calls(sampler: str, num_inference_steps: int) -> int:
+            return tables.table(sampler, num_inference_steps).num_rows
+
+        def row_cap(group: Group) -> int:
+            return config.row_cap(group, cost)
+
+        return cls(cache(row_cap), cache(seconds), cache(work_s), cache(num_calls), scale_factor)
+
+
+class DenoiserReplica:
+    """The engine's bookkeeping without its tensors: admit, launch, finish."""
+
+    def __init__(
+        self,
+        env: Environment,
+        device: Device,
+        batching: Batching,
+        costs: DenoisingCosts,
+        overheads: Overheads,
+    ) -> None:
+        self._env = env
+        self._device = device
+        self._costs = costs
+        self._overheads = overheads
+        self._scheduler = StepScheduler(costs.row_cap, costs.seconds)
+        self._admitted: Batches[SimulatedDenoising] = Batches(env, batching, self._admit)
+        self._items: dict[str, SimulatedDenoising] = {}
+        self._woken = env.event()
+        env.process(self._work())
+
+    def work_s(self, call: DenoiseRequest) -> float:
+        num_calls = self._costs.num_calls(call.sampler, call.num_inference_steps)
+        return self._costs.work_s(group_of(call, self._costs.scale_factor), num_calls, call.num_rows)
+
+    def run(self, call: DenoiseRequest) -> Event:
+        group = group_of(call, self._costs.scale_factor)
+        num_calls = self._costs.num_calls(call.sampler, call.num_inference_steps)
+        unloaded_s = num_calls * self._costs.seconds(group, call.num_rows)
+        done = self._env.event()
+        self._admitted.add(SimulatedDenoising(call, group, num_calls, unloaded_s, done))
+        return done
+
+    def _admit(self, batch: list[SimulatedDenoising]) -> None:
+        for item in batch:
+            item.arrival = self._env.now
+            self._items[item.request.request_id] = item
+        if not self._woken.triggered:
+            self._woken.succeed()
+
+    def _work(self) -> Process:
+        while True:
+            if not self._items:
+                self._woken = self._env.event()
+                yield self._woken
+            batch = self._scheduler.admit(self._items.values(), self._env.now)
+            rows = sum(item.request.num_rows for item in batch)
+            forward_s = self._overheads.slowdown * self._costs.seconds(batch[0].group, rows)
+            yield self._device.run(forward_s + self._overheads.step_s)
+            for item in batch:
+                item.row += 1
+                if item.rows_left == 0:
+                    del self._items[item.request.request_id]
+                    item.done.succeed()

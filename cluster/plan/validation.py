@@ -1,0 +1,145 @@
+"""The simulation held against a server that runs: what it does not know is measured, then the same load runs
+through both."""
+
+import asyncio
+import statistics
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from itertools import cycle, islice
+
+from cluster.bench.answers import Kind
+from cluster.bench.load import Outcome, Target, run_load
+from cluster.bench.mix import PlannedRequest
+from cluster.bench.report import Summary
+from cluster.plan.model import Model
+from cluster.plan.simulation import Simulation
+from cluster.plan.stages import Overheads
+from serve.config.schema import ConfigError
+
+UNLOADED_REQUESTS = 7
+NUM_EVEN = 60  # requests for each denoiser
+MAX_SHARE = 0.8  # of what the denoisers can do by their costs
+# Where steps after a load take so much longer or shorter than before it, the machine itself has changed.
+MAX_DRIFT = 0.1
+MIN_SLOWDOWN, MAX_SLOWDOWN = 0.5, 4.0
+
+
+@dataclass(frozen=True)
+class Known:
+    """The overheads that need not be measured."""
+
+    request_s: float | None
+    step_s: float | None
+    slowdown: float | None
+
+    @property
+    def has_pace(self) -> bool:
+        """Whether it is known how long steps take."""
+        return self.step_s is not None or self.slowdown is not None
+
+
+@dataclass(frozen=True)
+class Validated:
+    """A load on both. drift: how much longer steps took after it than before; None where it is unknown."""
+
+    predicted: Summary
+    measured: Summary
+    overheads: Overheads
+    drift: float | None
+
+    @property
+    def is_steady(self) -> bool:
+        """Whether the machine was the same one all the time, as far as is known."""
+        return self.drift is None or abs(self.drift) <= MAX_DRIFT
+
+
+Send = Callable[[Sequence[PlannedRequest]], list[Outcome]]
+
+
+def sender(target: Target, timeout_s: float) -> Send:
+    """Sends what is planned to a server. What it gives are the outcomes."""
+
+    def send(planned: Sequence[PlannedRequest]) -> list[Outcome]:
+        outcomes = asyncio.run(run_load(target, planned, timeout_s))
+        for outcome in outcomes:
+            if outcome.answer.kind is not Kind.COMPLETED:
+                raise ConfigError(
+                    f"--validate {target.url}: {outcome.answer.kind.value}: {outcome.answer.detail}"
+                )
+        return outcomes
+
+    return send
+
+
+def measured_request_s(model: Model, first: PlannedRequest, send: Send) -> float:
+    """What a request takes outside of all stages, in seconds: by some like the first, alone, of few and of
+    many steps. The model has no overheads."""
+    measured_s, simulated_s = (_rest_s(model, first, run) for run in (send, _simulated(model)))
+    return max(0.0, measured_s - simulated_s)
+
+
+def _rest_s(model: Model, first: PlannedRequest, send: Send) -> float:
+    """Seconds that requests like the first take besides their steps."""
+    most = min(40, model.config.limits.max_num_inference_steps)
+    few = max(1, most // 10)
+    sampler = model.accepted(first, "").sampler
+    few_calls, most_calls = (model.denoising.num_calls(sampler, steps) for steps in (few, most))
+    few_s, most_s = (_alone_s(first, steps, send) for steps in (few, most))
+    step_s = (most_s - few_s) / max(1, most_calls - few_calls)  # none, where one step is all that is allowed
+    return few_s - few_calls * step_s
+
+
+def _alone_s(first: PlannedRequest, steps: int, send: Send) -> float:
+    """In the median of several times."""
+    alike = replace(first, due_s=0.0, num_images=1, num_inference_steps=steps)
+    seeds = range(first.seed, first.seed + UNLOADED_REQUESTS)
+    latencies_s = [_mean_latency_s(send([replace(alike, seed=seed)])) for seed in seeds]
+    return statistics.median(latencies_s[1:])  # the first finds nothing encoded
+
+
+def _simulated(model: Model) -> Send:
+    """Sends to a server of the model's own."""
+    simulation = Simulation(model, None)
+    return lambda planned: list(simulation.run(planned).outcomes)
+
+
+def measured_slowdown(model: Model, planned: Sequence[PlannedRequest], send: Send) -> float:
+    """How many times as long as the cost model says steps take at the rate of this load.
+
+    That is, slowed down how much the model has the same mean latency for the requests of `evenly`, by
+    bisection. Raises ConfigError for what is past all sense.
+    """
+    load = evenly(model, planned)
+    measured_s = _mean_latency_s(send(load))
+    low, high = MIN_SLOWDOWN, MAX_SLOWDOWN
+    for _ in range(12):
+        middle = (low + high) / 2
+        if _mean_latency_s(_simulated(model.slowed_down(middle))(load)) < measured_s:
+            low = middle
+        else:
+            high = middle
+    if low == MIN_SLOWDOWN or high == MAX_SLOWDOWN:
+        raise ConfigError(
+            f"--validate: requests take {measured_s:.2f} s on the server, which is not {MIN_SLOWDOWN:g} to "
+            f"{MAX_SLOWDOWN:g} times as long as its costs say: measure them there (`midstep profile`)"
+        )
+    return (low + high) / 2
+
+
+def evenly(model: Model, planned: Sequence[PlannedRequest]) -> list[PlannedRequest]:
+    """Requests of the load, the last first, that come one after another at its rate.
+
+    Steps take the longer the busier a machine is with all else that requests bring, so the rate matters.
+    It is no higher than what a machine somewhat slower than its costs can keep up with.
+    """
+    num_denoisers = model.config.denoiser.autoscaling.min_replicas
+    chosen = list(islice(cycle(reversed(planned)), NUM_EVEN * num_denoisers))
+    estimator = model.estimator(lambda: num_denoisers)
+    work_s = statistics.mean(estimator.work_s(model.accepted(one, ""), model.cost) for one in chosen)
+    between_s = max(one.due_s for one in planned) / len(planned)
+    interval_s = max(between_s, estimator.wait_s(work_s) / MAX_SHARE)
+    return [replace(one, due_s=index * interval_s, seed=one.seed + 1) for index, one in enumerate(chosen)]
+
+
+def _mean_latency_s(outcomes: Sequence[Outcome]) -> float:
+    return statistics.mean(outcome.latency_s for outcome in outcomes)

@@ -1,0 +1,57 @@
+"""`midstep profile`: measures what an application's stages cost on this machine, without Ray."""
+
+import logging
+from functools import partial
+from pathlib import Path
+
+import torch
+
+from deployments.devices import latent_decoder, text_encoder, unet_and_steps
+from deployments.engine.cost import CostModel
+from deployments.engine.device_step import rehearse
+from deployments.engine.models import load_model_info
+from deployments.profiling import Profiling
+from serve.config.app import AppConfig, CostModelFile
+from serve.config.schema import ConfigError
+
+
+def profile(config: AppConfig) -> CostModelFile:
+    """Stage by stage, each with the threads that it is configured to have.
+
+    Raises ModelLoadError and ConfigError.
+    """
+    source, placement = config.model.source(), config.model.placement()
+    if placement.is_simulated:
+        raise ConfigError("model.device: there is nothing to measure on a simulated device")
+    info = load_model_info(source)
+    config.check_for(info)
+    profiling = Profiling(config.latent_shapes(info))
+
+    torch.set_num_threads(config.encoder.num_threads)
+    encoder = text_encoder(source, placement, None)
+    encode = profiling.encode_cost(encoder.rehearse, config.encoder.max_batch_size)
+
+    torch.set_num_threads(config.denoiser.num_threads)
+    unet, run_step, engine = unet_and_steps(source, placement, profiling, config.engine_config(info))
+    torch.set_num_threads(1)  # as in the Denoiser
+    forward = profiling.forward_cost(partial(rehearse, unet, run_step), engine)
+
+    torch.set_num_threads(config.decoder.num_threads)
+    decoder = latent_decoder(source, placement, None)
+    decode = profiling.decode_cost(decoder.rehearse, config.decoder.max_batch_size)
+    device = placement.torch_device()
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"
+    return CostModelFile(
+        path=config.model.path,
+        dtype=config.model.dtype,
+        device=name,
+        cost_model=CostModel(encode, forward, decode),
+    )
+
+
+def write_profile(config: AppConfig, output: Path) -> None:
+    """Raises ConfigError and ModelLoadError."""
+    logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    logging.getLogger("ray.serve").setLevel(logging.INFO)
+    output.write_text(profile(config).model_dump_json(indent=2) + "\n")
+    print(f"written to {output}; the key model.cost_model names it")

@@ -1,1 +1,0 @@
-"""HTTP: one module per dialect, schemas beside their routes. Nothing outside knows of it."""

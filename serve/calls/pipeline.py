@@ -1,0 +1,273 @@
+"""Encode, denoise, decode as one stream of events: the only file that knows the order of the stages."""
+
+import asyncio
+import time
+import uuid
+from collections.abc import AsyncGenerator, Awaitable, Collection, Sequence
+from contextlib import aclosing
+from typing import Any, TypeVar
+
+from opentelemetry.context import Context
+from ray.exceptions import RayError
+from ray.serve.handle import DeploymentHandle
+
+from deployments.engine.cost import CostModel
+from deployments.engine.messages import (
+    Checkpoint,
+    DenoisedLatents,
+    DenoiseEvent,
+    DenoiseFailed,
+    DenoiseRequest,
+    EncodedImage,
+    ImageFormat,
+    PromptEmbeds,
+    StepProgress,
+    TurnStarted,
+)
+from deployments.engine.prompts import PromptText
+from serve.calls.failover import call, call_once, denoise, retried
+from serve.calls.telemetry import Telemetry
+from serve.errors import DeadlineExceededError, GenerationFailedError, NotReadyError
+from serve.generation import (
+    GenerationEvent,
+    GenerationRequest,
+    ImageDone,
+    ImagePreview,
+    ImageProgress,
+    PromptEncoded,
+    Resume,
+)
+
+Result = TypeVar("Result")
+
+FROM_THE_START = Resume()
+PREVIEW_FORMAT = ImageFormat("image/jpeg", quality=80)
+
+
+class Pipeline:
+    """One model's stages. model_id: written into the pictures; telemetry: this process's."""
+
+    def __init__(
+        self,
+        model_id: str,
+        encoder: DeploymentHandle,
+        denoiser: DeploymentHandle,
+        decoder: DeploymentHandle,
+        telemetry: Telemetry,
+    ) -> None:
+        self._model_id = model_id
+        self._encoder = encoder
+        self._denoiser = denoiser
+        self._decoder = decoder
+        self._telemetry = telemetry
+        # In the order of the cost model.
+        self._stages = {"encoder": encoder, "denoiser": denoiser, "decoder": decoder}
+        self._costs: dict[str, Any] = {}  # by stage
+        self._cost_model: CostModel | None = None
+
+    async def generate(
+        self, request: GenerationRequest, resume: Resume = FROM_THE_START
+    ) -> AsyncGenerator[GenerationEvent, None]:
+        """PromptEncoded, then per image progress, previews and ImageDone; images come as they are done.
+
+        Leaving it cancels what is under way. Raises DeadlineExceededError and GenerationFailedError.
+        """
+        with self._telemetry.request(request) as context:
+            embeds = await _until(request.deadline, self._encode(request, context))
+            yield PromptEncoded(embeds.num_tokens, embeds.negative_num_tokens, embeds.max_tokens)
+            images = [
+                self._image(request, index, embeds, resume.checkpoints.get(index), context)
+                for index in range(request.num_images)
+                if index not in resume.done
+            ]
+            async with aclosing(_merge(images, request.deadline)) as events:
+                async for event in events:
+                    yield event
+
+    async def check_ready(self, timeout_s: float, asked_once: Collection[str] = ()) -> None:
+        """Returns when every stage has answered. Raises NotReadyError.
+
+        A call waits its turn among the requests: once every stage has answered, one that is late is busy.
+        asked_once: stages that are not called again
+        """
+        done = self._costs.keys() & set(asked_once)
+        try:
+            await asyncio.wait_for(self._ask_costs(self._stages.keys() - done), timeout_s)
+        except TimeoutError as error:
+            if self.known_cost_model is None:
+                raise NotReadyError(
+                    "Not every stage has a replica that answers yet.", retry_after_s=1
+                ) from error
+        except RayError as error:
+            raise NotReadyError("A stage has just lost its replica.", retry_after_s=1) from error
+
+    @property
+    def known_cost_model(self) -> CostModel | None:
+        """None before every stage has said what its work costs."""
+        return self._cost_model
+
+    async def cost_model(self, deadline: float) -> CostModel:
+        """What each stage's work costs, as its replicas know it; asked once.
+
+        Raises DeadlineExceededError and GenerationFailedError.
+        """
+        while (known := self.known_cost_model) is None:
+            await _until(
+                deadline,
+                retried(
+                    "that asks what work costs",
+                    lambda: self._ask_costs(self._stages.keys() - self._costs.keys()),
+                ),
+            )
+        return known
+
+    async def _ask_costs(self, stages: Collection[str]) -> None:
+        async def ask(stage: str) -> None:
+            self._costs[stage] = await call_once(self._stages[stage].cost.remote)
+            if self._costs.keys() == self._stages.keys():
+                self._cost_model = CostModel(*(self._costs[stage] for stage in self._stages))
+
+        await asyncio.gather(*map(ask, stages))
+
+    async def _encode(self, request: GenerationRequest, context: Context) -> PromptEmbeds:
+        text = PromptText(request.prompt, request.negative_prompt, request.is_guided, request.deterministic)
+        with self._telemetry.stage("encode", request, context):
+            embeds: PromptEmbeds = await call(request.request_id, self._encoder, "encode", text)
+        return embeds
+
+    async def _image(
+        self,
+        request: GenerationRequest,
+        index: int,
+        embeds: PromptEmbeds,
+        resume_from: Checkpoint | None,
+        context: Context,
+    ) -> AsyncGenerator[GenerationEvent, None]:
+        """Every image is a request of its own to the denoiser, so that they can spread over replicas."""
+        wanted = _denoise_request(request, index, embeds, resume_from)
+        num_previews = 0
+        latents = None
+        async with aclosing(self._denoise(request, index, wanted, context)) as events:
+            async for event in events:
+                match event:
+                    case StepProgress(_, step, preview_latents):
+                        # After a restart the steps come again; what was shown is not shown twice.
+                        if step in sorted(wanted.preview_steps)[num_previews:]:
+                            preview = await self._preview(request.request_id, preview_latents)
+                            yield ImagePreview(index, num_previews, step, preview)
+                            num_previews += 1
+                    case Checkpoint():
+                        yield ImageProgress(index, event)
+                    case DenoisedLatents():
+                        latents = event.latents
+                    case DenoiseFailed():
+                        raise GenerationFailedError(f"Denoising image {index} failed: a fault of ours.")
+        seed = request.seed + index
+        metadata = _metadata(request, seed, self._model_id)
+        wanted_image = (latents, request.image_format, metadata, request.deterministic)
+        with self._telemetry.stage("decode", request, context, image_index=index):
+            image: EncodedImage = await call(request.request_id, self._decoder, "decode", *wanted_image)
+        yield ImageDone(index, seed, image)
+
+    async def _denoise(
+        self, request: GenerationRequest, index: int, wanted: DenoiseRequest, context: Context
+    ) -> AsyncGenerator[DenoiseEvent | TurnStarted, None]:
+        attributes = {
+            "image_index": index,
+            "rows": wanted.num_rows,
+            "steps": wanted.num_inference_steps,
+            "resumed": wanted.resume_from is not None,
+        }
+        with self._telemetry.stage("denoise", request, context, **attributes):
+            async with aclosing(denoise(self._denoiser, wanted)) as events:
+                async for event in events:
+                    yield event
+
+    async def _preview(self, request_id: str, latents: Any) -> EncodedImage:
+        return await retried(
+            request_id, lambda: call_once(self._decoder.preview.remote, latents, PREVIEW_FORMAT)
+        )
+
+
+def _denoise_request(
+    request: GenerationRequest, index: int, embeds: PromptEmbeds, resume_from: Checkpoint | None
+) -> DenoiseRequest:
+    return DenoiseRequest(
+        # Clients choose request ids and may use one twice at once; the engine's must differ.
+        request_id=f"{request.request_id}/{index}/{uuid.uuid4().hex[:8]}",
+        embeds=embeds,
+        height=request.height,
+        width=request.width,
+        sampler=request.sampler,
+        num_inference_steps=request.num_inference_steps,
+        guidance_scale=request.guidance_scale,
+        seed=request.seed + index,
+        deterministic=request.deterministic,
+        preview_steps=preview_steps(request.num_inference_steps, request.num_previews),
+        deadline=request.deadline,
+        priority=request.priority,
+        resume_from=resume_from,
+    )
+
+
+def preview_steps(num_inference_steps: int, num_previews: int) -> frozenset[int]:
+    """Evenly spaced steps before the last; fewer than asked for where there are not so many."""
+    parts = num_previews + 1
+    steps = (round(num_inference_steps * part / parts) for part in range(1, parts))
+    return frozenset(step for step in steps if 0 < step < num_inference_steps)
+
+
+def _metadata(request: GenerationRequest, seed: int, model_id: str) -> dict[str, str]:
+    return {
+        "prompt": request.prompt,
+        "negative_prompt": request.negative_prompt or "",
+        "seed": str(seed),
+        "sampler": request.sampler,
+        "num_inference_steps": str(request.num_inference_steps),
+        "guidance_scale": str(request.guidance_scale),
+        "model": model_id,
+    }
+
+
+async def _merge(
+    streams: Sequence[AsyncGenerator[GenerationEvent, None]], deadline: float | None
+) -> AsyncGenerator[GenerationEvent, None]:
+    """The events of all streams as they come. An error of one ends all."""
+    queue: asyncio.Queue[GenerationEvent | BaseException | None] = asyncio.Queue()
+
+    async def pump(stream: AsyncGenerator[GenerationEvent, None]) -> None:
+        try:
+            async with aclosing(stream):
+                async for event in stream:
+                    queue.put_nowait(event)
+            queue.put_nowait(None)
+        except Exception as error:  # handed on to whoever reads the merged stream
+            queue.put_nowait(error)
+
+    pumps = [asyncio.create_task(pump(stream)) for stream in streams]
+    try:
+        open_streams = len(pumps)
+        while open_streams:
+            event = await _until(deadline, queue.get())
+            if isinstance(event, BaseException):
+                raise event
+            if event is None:
+                open_streams -= 1
+            else:
+                yield event
+    finally:
+        for task in pumps:
+            task.cancel()
+        await asyncio.gather(*pumps, return_exceptions=True)
+
+
+async def _until(deadline: float | None, awaitable: Awaitable[Result]) -> Result:
+    """Awaits until a time in seconds since the epoch."""
+    if deadline is None:
+        return await awaitable
+    try:
+        return await asyncio.wait_for(awaitable, max(0.0, deadline - time.time()))
+    except TimeoutError as error:
+        raise DeadlineExceededError(
+            "The deadline that the request set has passed; nothing more is done for it."
+        ) from error

@@ -1,0 +1,122 @@
+"""Which denoiser an image goes to: of all, the one that has the least to do.
+
+Serve's own router draws two replicas and takes the one with fewer requests. An image of 4 steps then counts
+as much as one of 50, two are a narrow choice among many, and what is still on its way to a replica is not
+counted, so that bursts pile up. Named in the options of its stage; runs wherever a handle does.
+"""
+
+import asyncio
+import random
+from collections import Counter
+from collections.abc import Hashable, Sequence
+from functools import partial
+from typing import Any
+
+from ray.serve.request_router import FIFOMixin, PendingRequest, ReplicaID, RequestRouter, RunningReplica
+
+from deployments.engine.messages import DenoiseRequest
+
+
+def pixel_steps(request: DenoiseRequest) -> int:
+    """What is to do for it, as far as two requests compare: rows of the U-Net, by pixels, over its steps."""
+    steps = request.num_inference_steps - (request.resume_from.step if request.resume_from else 0)
+    return steps * request.num_rows * request.height * request.width
+
+
+class Outstanding:
+    """What a handle has sent to replicas and is not done.
+
+    A handle knows exactly what it has sent itself. Of what others have sent, it has heard how many requests a
+    replica had by its last answer; each counts as one of its own in the mean.
+    """
+
+    def __init__(self) -> None:
+        self._sent: dict[Hashable, tuple[Hashable, int]] = {}
+        self._work: Counter[Hashable] = Counter()
+        self._number: Counter[Hashable] = Counter()
+
+    def assign(self, call: Hashable, replica: Hashable, work: int) -> None:
+        """Again, where it was assigned before."""
+        self.finish(call)
+        self._sent[call] = replica, work
+        self._work[replica] += work
+        self._number[replica] += 1
+
+    def finish(self, call: Hashable) -> None:
+        """Nothing, where it is not assigned."""
+        if call not in self._sent:
+            return
+        replica, work = self._sent.pop(call)
+        self._work[replica] -= work
+        self._number[replica] -= 1
+        if not self._number[replica]:
+            del self._work[replica], self._number[replica]
+
+    def of(self, replica: Hashable, num_ongoing: int) -> float:
+        """Work. num_ongoing: requests that the replica was last heard to have, of all handles"""
+        of_others = max(0, num_ongoing - self._number[replica])
+        mean = self._work.total() / len(self._sent) if self._sent else 1.0
+        return self._work[replica] + of_others * mean
+
+
+class LeastWorkRouter(FIFOMixin, RequestRouter):  # type: ignore[misc]  # Serve's have no types
+    """For calls whose first argument is a DenoiseRequest; others weigh nothing.
+
+    What a call weighs counts from when its replica is chosen, not from when that has answered.
+    """
+
+    def initialize_state(self, **_: Any) -> None:
+        """Called by Serve."""
+        self._outstanding = Outstanding()
+        # Calls whose replica has not answered yet, with the ids that Serve tells their end by. It gives the
+        # same one to all calls of an HTTP request: a call's own is its future.
+        self._unanswered: dict[asyncio.Future[Any], tuple[ReplicaID, str]] = {}
+
+    async def choose_replicas(
+        self,
+        candidate_replicas: Sequence[RunningReplica],
+        pending_request: PendingRequest | None = None,
+    ) -> list[list[RunningReplica]]:
+        """Called by Serve: that with the least to do, and all others should it have no room."""
+        if not candidate_replicas:
+            return []
+        ongoing = self.replica_queue_len_cache.get
+        best, *others = sorted(
+            random.sample(candidate_replicas, len(candidate_replicas)),  # of equals any
+            key=lambda one: self._outstanding.of(one.replica_id, ongoing(one.replica_id) or 0),
+        )
+        if pending_request is not None:
+            pending_request.routing_context.should_backoff = True  # where none has room, not at once again
+            self._expect(pending_request, best.replica_id)
+        return [[best], others]
+
+    def on_request_routed(self, pending_request: PendingRequest, replica_id: ReplicaID, result: Any) -> None:
+        """Called by Serve when the replica has accepted the request."""
+        call = pending_request.future
+        self._unanswered.pop(call, None)
+        self._outstanding.assign(call, replica_id, _work(pending_request))
+        # Called on a thread of Ray's.
+        finish = partial(asyncio.get_running_loop().call_soon_threadsafe, self._outstanding.finish, call)
+        result.add_done_callback(lambda _: finish())
+
+    def on_request_completed(self, replica_id: ReplicaID, internal_request_id: str) -> None:
+        """Called by Serve, also for calls that a replica refused or died of before it answered."""
+        ended = replica_id, internal_request_id
+        for call in [call for call, unanswered in self._unanswered.items() if unanswered == ended]:
+            self._forget(call)
+
+    def _expect(self, pending_request: PendingRequest, replica_id: ReplicaID) -> None:
+        call = pending_request.future
+        if call not in self._unanswered:
+            call.add_done_callback(lambda call: self._forget(call) if call.cancelled() else None)
+        self._unanswered[call] = replica_id, pending_request.metadata.internal_request_id
+        self._outstanding.assign(call, replica_id, _work(pending_request))
+
+    def _forget(self, call: "asyncio.Future[Any]") -> None:
+        self._unanswered.pop(call, None)
+        self._outstanding.finish(call)
+
+
+def _work(pending_request: PendingRequest) -> int:
+    first = next(iter(pending_request.args), None)
+    return pixel_steps(first) if isinstance(first, DenoiseRequest) else 0

@@ -1,0 +1,1 @@
+"""Capacity: admission, estimates, rate limits, and how many replicas a stage has."""

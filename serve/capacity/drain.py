@@ -1,0 +1,52 @@
+"""Whether an ingress replica that is to go has time for the longest request that it may have accepted."""
+
+import math
+
+from deployments.engine.cost import CostModel
+from deployments.engine.models import ModelInfo
+from deployments.engine.samplers import MAX_CALLS_PER_STEP
+from deployments.engine.step_scheduler import Group
+from serve.config.app import AppConfig
+from serve.config.schema import ConfigError
+
+
+def check_drain(config: AppConfig, info: ModelInfo) -> None:
+    """Where the costs are known from a file. Raises ConfigError."""
+    cost = config.model.known_cost()
+    if cost is not None and (problem := drain_problem(config, info, cost)):
+        raise ConfigError(problem)
+
+
+def drain_problem(config: AppConfig, info: ModelInfo, cost: CostModel) -> str | None:
+    """What is wrong with `ingress.drain_timeout_s`; None where it is long enough."""
+    drain_s, wait_s = config.ingress.drain_timeout_s, config.limits.max_wait_s
+    longest_s = _longest_s(config, info, cost)
+    if drain_s >= wait_s + longest_s:
+        return None
+    return (
+        f"ingress.drain_timeout_s: {drain_s:g} s are too few, {math.ceil(wait_s + longest_s)} are needed: a "
+        f"request may wait for {wait_s:g} s (limits.max_wait_s), and the longest that is allowed "
+        f"(limits.max_width, max_height, max_pixels, max_num_inference_steps, max_num_images) takes "
+        f"{math.ceil(longest_s)} s itself"
+    )
+
+
+def _longest_s(config: AppConfig, info: ModelInfo, cost: CostModel) -> float:
+    """Of the longest request that is allowed, alone and with guidance."""
+    limits, factor = config.limits, info.scale_factor
+    engine = config.engine_config(info).padded_to(cost.forward.padded_to)
+    width = min(limits.max_width, limits.max_pixels)
+    height = min(limits.max_height, limits.max_pixels // width)
+    shape = (max(1, height // factor), max(1, width // factor))
+    return max(
+        cost.latency_s(
+            shape,
+            num_calls=MAX_CALLS_PER_STEP * limits.max_num_inference_steps,
+            num_rows=2,
+            num_images=limits.max_num_images,
+            row_cap=engine.row_cap(Group(shape, deterministic), cost.forward),
+            other_rows=0,
+            fixed_rows=engine.deterministic_rows if deterministic else None,
+        )
+        for deterministic in (False, True)
+    )

@@ -1,0 +1,1 @@
+"""The configuration: the `args` of an application in the YAML of Serve."""

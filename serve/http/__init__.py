@@ -1,0 +1,1 @@
+"""HTTP: one folder per dialect, and what all dialects share. Nothing outside knows of it."""

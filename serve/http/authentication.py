@@ -1,0 +1,41 @@
+"""Whose request it is: settled by its API key, before anything of it is read."""
+
+from collections.abc import Sequence
+
+from starlette.requests import Request
+from starlette.routing import BaseRoute, Match
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from serve.config.api_keys import Client, Clients
+from serve.errors import InvalidApiKeyError
+from serve.http.problems import problem_response
+
+
+class Authentication:
+    """ASGI middleware. open_routes: for those that come without a key as well; no others are."""
+
+    def __init__(self, app: ASGIApp, clients: Clients, open_routes: Sequence[BaseRoute]) -> None:
+        self._app = app
+        self._clients = clients
+        self._open_routes = open_routes
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http" and not self._is_open(scope):
+            request = Request(scope)
+            try:
+                request.state.client = self._clients.of(request.headers.get("authorization"))
+            except InvalidApiKeyError as error:
+                response = problem_response(error, request)
+                response.headers["www-authenticate"] = "Bearer"
+                await response(scope, receive, send)
+                return
+        await self._app(scope, receive, send)
+
+    def _is_open(self, scope: Scope) -> bool:
+        return any(route.matches(scope)[0] is not Match.NONE for route in self._open_routes)
+
+
+def client_of(request: Request) -> Client:
+    """Of a request that came through Authentication, by a route that is not open."""
+    client: Client = request.state.client
+    return client

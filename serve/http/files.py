@@ -1,0 +1,101 @@
+"""Images by URL: `GET /v1/files/{key}`, from the object store."""
+
+import re
+from datetime import UTC
+from email.utils import format_datetime
+
+from starlette.requests import Request
+from starlette.responses import RedirectResponse, Response, StreamingResponse
+
+from serve.errors import ObjectNotFoundError, RangeNotSatisfiableError
+from serve.http.problems import problem_response
+from serve.jobs.objects import IMAGE_CACHE_CONTROL, ObjectStore, StoredObject, is_image_key
+
+_RANGE = re.compile(r"bytes=\s*([0-9]{0,18})-([0-9]{0,18})\s*", re.IGNORECASE)
+
+
+class FilesRoute:
+    """The route's handler, for GET and HEAD of `/v1/files/{key:path}`. Who has the key may have the image.
+
+    presign_s: where the object store can do that, redirect to it, by a URL good for so long; None: never
+    """
+
+    def __init__(self, objects: ObjectStore, presign_s: float | None = None) -> None:
+        self._objects = objects
+        self._presign_s = presign_s
+
+    async def get(self, request: Request) -> Response:
+        key = request.path_params["key"]
+        if not is_image_key(key):
+            raise ObjectNotFoundError(f"{request.url.path} is not the URL of an image.")
+        stored = await self._objects.get(key)
+        headers = _headers(stored)
+        if _has_it(request, stored):
+            return Response(status_code=304, headers=headers)
+        headers |= {"content-type": stored.media_type, "content-length": str(stored.size_bytes)}
+        if request.method == "HEAD":
+            return Response(headers=headers)
+        if self._presign_s is not None and (url := await self._objects.presigned_url(key, self._presign_s)):
+            return RedirectResponse(url, 302, {"cache-control": "no-store"})
+        try:
+            wanted = _wanted_range(request, stored)
+        except RangeNotSatisfiableError as error:
+            response = problem_response(error, request)
+            response.headers["content-range"] = f"bytes */{stored.size_bytes}"
+            return response
+        if wanted is None:
+            return StreamingResponse(await self._objects.stream(key), headers=headers)
+        start, end = wanted
+        headers["content-range"] = f"bytes {start}-{end - 1}/{stored.size_bytes}"
+        headers["content-length"] = str(end - start)
+        return StreamingResponse(await self._objects.stream(key, start, end), 206, headers)
+
+
+def byte_range(header: str, size_bytes: int) -> tuple[int, int] | None:
+    """Where a `Range` of one part starts and before which byte it ends; None for any other: it is ignored.
+
+    Raises RangeNotSatisfiableError (RFC 9110, section 14).
+    """
+    match = _RANGE.fullmatch(header)
+    if match is None or match.groups() == ("", ""):
+        return None
+    first, last = match.groups()
+    if not first:
+        start, end = max(0, size_bytes - int(last)), size_bytes
+    else:
+        start, end = int(first), min(int(last) + 1, size_bytes) if last else size_bytes
+        if last and int(last) < start:
+            return None
+    if start >= size_bytes:
+        raise RangeNotSatisfiableError(f"The file has {size_bytes} bytes.", "Range")
+    return start, end
+
+
+def _headers(stored: StoredObject) -> dict[str, str]:
+    job_id, _, name = stored.key.removeprefix("images/").partition("/")
+    index, suffix = name.partition("-")[0], name.rpartition(".")[2]
+    return {
+        "accept-ranges": "bytes",
+        "cache-control": IMAGE_CACHE_CONTROL,
+        "content-disposition": f'inline; filename="{job_id}-{index}.{suffix}"',
+        "etag": stored.etag,
+        "last-modified": _http_date(stored),
+        "x-content-type-options": "nosniff",
+    }
+
+
+def _has_it(request: Request, stored: StoredObject) -> bool:
+    known = request.headers.get("if-none-match", "")
+    tags = {tag.strip().removeprefix("W/") for tag in known.split(",")}
+    return "*" in tags or stored.etag.removeprefix("W/") in tags
+
+
+def _wanted_range(request: Request, stored: StoredObject) -> tuple[int, int] | None:
+    # A range of another version of the file is not wanted; the whole is.
+    if request.headers.get("if-range", stored.etag) not in {stored.etag, _http_date(stored)}:
+        return None
+    return byte_range(request.headers.get("range", ""), stored.size_bytes)
+
+
+def _http_date(stored: StoredObject) -> str:
+    return format_datetime(stored.last_modified.astimezone(UTC), usegmt=True)

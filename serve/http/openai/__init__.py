@@ -1,0 +1,1 @@
+"""The dialect of OpenAI: images, plain and streamed, and models."""

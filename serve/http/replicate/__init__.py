@@ -1,0 +1,1 @@
+"""The dialect of Replicate: predictions, which are jobs."""
