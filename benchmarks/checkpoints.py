@@ -20,7 +20,8 @@ from cluster.bench.load import Target, run_load
 from cluster.bench.mix import Mix, plan
 from cluster.bench.report import summarize
 from serve.app import build_app as build_midstep
-from serve.config.app import AppConfig, DenoiserConfig
+from serve.config.app import AppConfig
+from serve.config.stages import DenoiserConfig
 
 STEPS = 20
 SELDOM_S, OFTEN_S = 3600.0, 0.1

@@ -19,7 +19,8 @@ from cluster.bench.mix import Mix, plan
 from cluster.local_cluster import local_cluster
 from cluster.rehearsal.rehearsal import rehearse
 from deployments.engine.cost import CostModel, Curve, StageCost
-from serve.config.app import AppConfig, CostModelFile
+from serve.config.app import AppConfig
+from serve.config.model import CostModelFile
 
 STEPS, ROWS, GPUS_PER_NODE = 20, 8, 8
 SHAPE = (16, 16)

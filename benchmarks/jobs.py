@@ -22,7 +22,8 @@ from cluster.bench.mix import Mix, plan
 from cluster.bench.report import Summary, summarize
 from deployments.engine.cost import CostModel, Curve, StageCost
 from serve.app import build_app as build_midstep
-from serve.config.app import AppConfig, CostModelFile
+from serve.config.app import AppConfig
+from serve.config.model import CostModelFile
 
 STEPS = 20
 # Slow enough that hardly any job is finished meanwhile.

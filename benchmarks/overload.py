@@ -24,7 +24,8 @@ from cluster.bench.load import Outcome, Target, run_load
 from cluster.bench.mix import Mix, PlannedRequest, plan
 from cluster.bench.report import summarize
 from serve.app import build_app as build_midstep
-from serve.config.app import AppConfig, CostModelFile
+from serve.config.app import AppConfig
+from serve.config.model import CostModelFile
 
 MAX_WAIT_S = 10.0
 # In time is who is answered within the longest wait and the time that is needed among others, and a bit.

@@ -31,7 +31,8 @@ from cluster.profile import profile
 from deployments.engine.cost import CostModel, Curve, StageCost
 from serve.app import build_app as build_midstep
 from serve.checks import only_application
-from serve.config.app import AppConfig, CostModelFile
+from serve.config.app import AppConfig
+from serve.config.model import CostModelFile
 
 # Weights of the numbers of steps.
 STEPS = {4: 2, 20: 5, 30: 2, 50: 1}

@@ -24,7 +24,7 @@ from cluster.bench.load import Target, run_load
 from cluster.bench.mix import Mix, plan
 from cluster.bench.report import Summary, summarize
 from serve.app import build_app as build_midstep
-from serve.config.app import DenoiserConfig
+from serve.config.stages import DenoiserConfig
 
 STEPS = {4: 0.2, 20: 0.4, 30: 0.3, 50: 0.1}
 MEAN_STEPS = sum(steps * share for steps, share in STEPS.items())

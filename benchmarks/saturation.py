@@ -34,7 +34,8 @@ from deployments.engine.models import load_model_info
 from deployments.engine.prompts import PromptText
 from deployments.engine.samplers import SamplerTables
 from serve.app import build_app as build_midstep
-from serve.config.app import AppConfig, CostModelFile
+from serve.config.app import AppConfig
+from serve.config.model import CostModelFile
 
 MAX_ROWS = 16
 STEPS = 20

@@ -27,7 +27,7 @@ from cluster.devices.h200 import FILES, FOLDER
 from deployments.engine.cost import StageCost
 from deployments.engine.messages import DenoiseRequest, PromptEmbeds
 from deployments.engine.step_scheduler import Group, StepScheduler, pick_members
-from serve.config.app import CostModelFile
+from serve.config.model import CostModelFile
 
 BURST = 400  # requests at once, for what a policy can do
 ROW_CAPS = (16, 32, 64)

@@ -11,7 +11,8 @@ from deployments.engine.cost import CostModel
 from deployments.engine.device_step import rehearse
 from deployments.engine.models import load_model_info
 from deployments.profiling import Profiling
-from serve.config.app import AppConfig, CostModelFile
+from serve.config.app import AppConfig
+from serve.config.model import CostModelFile
 from serve.config.schema import ConfigError
 
 

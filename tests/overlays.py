@@ -10,7 +10,8 @@ import pytest
 import yaml
 
 from serve.checks import check
-from serve.config.app import PROJECT_FOLDER, AppConfig
+from serve.config.app import AppConfig
+from serve.config.model import PROJECT_FOLDER
 
 KUBERAY = PROJECT_FOLDER / "cluster" / "kuberay"
 OVERLAYS = ("dev", "gpu", "production")

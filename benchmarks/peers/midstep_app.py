@@ -10,7 +10,8 @@ from ray.serve import Application
 from benchmarks.peers.diffusers_pipeline import MAX_IMAGES_PER_CALL
 from benchmarks.peers.simulated_device import COST_MODEL_VARIABLE
 from serve.app import build_app as build_midstep
-from serve.config.app import AppConfig, CostModelFile
+from serve.config.app import AppConfig
+from serve.config.model import CostModelFile
 
 _MAX_QUEUE = 4096
 

@@ -16,7 +16,7 @@ from PIL import Image
 from benchmarks.peers.environment import ROOT
 from benchmarks.peers.images_api import ImageRequest
 from deployments.engine.cost import CostModel, Curve, StageCost
-from serve.config.app import CostModelFile
+from serve.config.model import CostModelFile
 
 # How a server's process is told of the file with its costs. Without it there is no simulated device.
 COST_MODEL_VARIABLE = "PEER_COST_MODEL"

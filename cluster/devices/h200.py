@@ -10,7 +10,7 @@ from pathlib import Path
 
 from deployments.engine.cost import CostModel, Curve, StageCost
 from deployments.engine.messages import LatentShape
-from serve.config.app import CostModelFile
+from serve.config.model import CostModelFile
 
 DEVICE = "modelled H200 (60% of 790 TFLOP/s), not measured"
 TFLOP_PER_S = 0.6 * 790

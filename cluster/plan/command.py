@@ -26,7 +26,8 @@ from cluster.plan.validation import (
     sender,
 )
 from deployments.engine.models import load_model_info
-from serve.config.app import AppConfig, CostModelFile
+from serve.config.app import AppConfig
+from serve.config.model import CostModelFile
 from serve.config.schema import ConfigError
 
 

@@ -24,7 +24,8 @@ from cluster.rehearsal.options import RehearsalOptions, read_options
 from cluster.rehearsal.rehearsal import Rehearsal, rehearse
 from cluster.rehearsal.series import Series, series_of
 from deployments.engine.models import load_model_info
-from serve.config.app import AppConfig, CostModelFile
+from serve.config.app import AppConfig
+from serve.config.model import CostModelFile
 from serve.config.schema import ConfigError
 
 

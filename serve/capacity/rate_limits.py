@@ -11,7 +11,7 @@ from contextlib import contextmanager
 
 from deployments.engine.cost import CostModel
 from serve.capacity.admission import Estimator
-from serve.config.api_keys import Client
+from serve.clients import Client
 from serve.errors import MidstepError, RateLimitError
 from serve.generation import GenerationRequest
 

@@ -1,12 +1,9 @@
-"""API keys: the section `api_keys` of the configuration, and whose key a request comes with.
+"""The section `api_keys` of the configuration, and how keys are made.
 
 A key has 256 random bits, so its SHA-256 is all that is kept of it. Nobody can try so many, which is what the
 slow hashes of passwords are for.
 """
 
-import hmac
-from collections.abc import Sequence
-from dataclasses import dataclass
 from hashlib import sha256
 from secrets import token_urlsafe
 from typing import Annotated
@@ -14,12 +11,9 @@ from typing import Annotated
 from pydantic import AfterValidator, Field, PositiveFloat
 
 from serve.config.schema import Section
-from serve.errors import InvalidApiKeyError
 
 KEY_PREFIX = "mst_"
 _KEY_BYTES = 32
-# Replicate's older clients say Token.
-_SCHEMES = ("bearer", "token")
 
 
 def new_key() -> str:
@@ -66,41 +60,3 @@ def _agreeing(api_keys: tuple[ApiKeyConfig, ...]) -> tuple[ApiKeyConfig, ...]:
 
 
 ApiKeys = Annotated[tuple[ApiKeyConfig, ...], AfterValidator(_agreeing)]
-
-
-@dataclass(frozen=True, slots=True)
-class Client:
-    """Who asks. device_seconds_per_minute: what it may ask for in all; None: as much as there is."""
-
-    name: str
-    device_seconds_per_minute: float | None = None
-
-
-EVERYBODY = Client("")  # where there are no keys
-
-
-class Clients:
-    """Those whose keys the configuration has; where it has none, everybody is one client."""
-
-    def __init__(self, api_keys: Sequence[ApiKeyConfig]) -> None:
-        self._clients = [
-            (bytes.fromhex(one.key_sha256), Client(one.name, one.device_seconds_per_minute))
-            for one in api_keys
-        ]
-
-    def of(self, authorization: str | None) -> Client:
-        """authorization: the header of that name. Raises InvalidApiKeyError."""
-        if not self._clients:
-            return EVERYBODY
-        scheme, _, key = (authorization or "").strip().partition(" ")
-        if scheme.lower() not in _SCHEMES:
-            raise InvalidApiKeyError("An API key is required, as in `Authorization: Bearer mst_...`.")
-        given = sha256(key.strip().encode()).digest()
-        found = None
-        for known, client in self._clients:
-            # All of them to their ends: the time it takes tells nothing of any key.
-            if hmac.compare_digest(known, given):
-                found = client
-        if found is None:
-            raise InvalidApiKeyError("The API key in `Authorization` is not one that is known here.")
-        return found

@@ -21,9 +21,9 @@ from serve.calls.fleet import Fleet
 from serve.calls.pipeline import Pipeline
 from serve.calls.readiness import Readiness
 from serve.capacity.admission import Admission, Estimator
-from serve.capacity.drain import drain_problem
+from serve.capacity.config_problems import crowding_problem, drain_problem
 from serve.capacity.rate_limits import RateLimits
-from serve.config.api_keys import Clients
+from serve.clients import Clients
 from serve.config.app import AppConfig
 from serve.errors import MidstepError, NotReadyError
 from serve.http.authentication import Authentication
@@ -33,7 +33,7 @@ from serve.http.openai.models import ModelsRoutes
 from serve.http.problems import on_fault, on_http_exception, on_midstep_error
 from serve.http.replicate.prediction import FILES_PATH, PREDICTIONS_PATH
 from serve.http.replicate.predictions import PredictionsRoutes
-from serve.jobs.load import JobLoad, crowding_problem
+from serve.jobs.load import JobLoad
 from serve.jobs.opening import opened
 
 logger = logging.getLogger("ray.serve")

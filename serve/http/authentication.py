@@ -6,7 +6,7 @@ from starlette.requests import Request
 from starlette.routing import BaseRoute, Match
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from serve.config.api_keys import Client, Clients
+from serve.clients import Client, Clients
 from serve.errors import InvalidApiKeyError
 from serve.http.problems import problem_response
 

@@ -5,10 +5,7 @@ import logging
 from collections.abc import Callable
 
 from deployments.engine.cost import CostModel
-from deployments.engine.models import ModelInfo
-from deployments.engine.step_scheduler import Group
 from serve.capacity.admission import Estimator, JobsWork
-from serve.config.app import AppConfig
 from serve.errors import JobStoreUnavailableError
 from serve.http.replicate.prediction import fraction_done
 from serve.jobs.job import Job
@@ -74,22 +71,6 @@ class JobLoad:
 
     def _work_left_s(self, job: Job, cost: CostModel) -> float:
         return self._estimator.work_s(job.request, cost) * (1 - fraction_done(job))
-
-
-def crowding_problem(config: AppConfig, info: ModelInfo, cost: CostModel) -> str | None:
-    """What is wrong with `jobs.max_running_images`; None where jobs leave room for synchronous requests."""
-    engine = config.engine_config(info).padded_to(cost.forward.padded_to)
-    group = Group(config.latent_shapes(info)[0], deterministic=False)
-    image_s = engine.work_s(group, cost.forward, config.defaults.num_inference_steps, num_rows=2)
-    num_images = config.images_per_runner() * config.jobs.num_runners
-    wait_s = num_images * image_s / config.denoiser.autoscaling.max_replicas
-    if wait_s < config.limits.max_wait_s:
-        return None
-    return (
-        f"jobs.max_running_images: {num_images} images, which jobs may have under way, keep all denoisers "
-        f"that there may be busy for {wait_s:.0f} s. Beside them every synchronous request is refused, "
-        f"as it would wait for more than {config.limits.max_wait_s:g} s (limits.max_wait_s)"
-    )
 
 
 def _rows_left(job: Job) -> int:

@@ -12,7 +12,8 @@ from ray.serve import Application
 
 from deployments.engine.cost import CostModel, Curve, StageCost
 from serve.app import build_app
-from serve.config.app import AppConfig, CostModelFile
+from serve.config.app import AppConfig
+from serve.config.model import CostModelFile
 
 Stages = Mapping[str, Mapping[str, Any]]
 

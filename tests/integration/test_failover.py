@@ -32,8 +32,8 @@ from deployments.engine.prompts import EncodedText, PromptText
 from deployments.profiling import Profiling
 from deployments.prompt_encoder import PromptEncoder
 from deployments.vae_decoder import VaeDecoder
-from serve.calls import failover
 from serve.app import HEALTH_CHECK_PERIOD_S
+from serve.calls import failover
 from serve.errors import PoisonousRequestError
 from tests.conftest import FORWARD_COST, LoadedModel
 from tests.integration.conftest import replica

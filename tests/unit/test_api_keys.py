@@ -9,7 +9,8 @@ from pydantic import ValidationError
 
 from cluster.cli import main
 from serve.checks import check
-from serve.config.api_keys import EVERYBODY, KEY_PREFIX, Client, Clients, key_sha256, new_key
+from serve.clients import EVERYBODY, Client, Clients
+from serve.config.api_keys import KEY_PREFIX, key_sha256, new_key
 from serve.config.app import AppConfig, ConfigError
 from serve.errors import InvalidApiKeyError
 

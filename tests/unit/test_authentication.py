@@ -20,7 +20,8 @@ from deployments.engine.models import load_model_info
 from serve.calls.fleet import Fleet
 from serve.calls.pipeline import FROM_THE_START, Pipeline
 from serve.calls.telemetry import Telemetry
-from serve.config.api_keys import Clients, key_sha256
+from serve.clients import Clients
+from serve.config.api_keys import key_sha256
 from serve.config.app import AppConfig
 from serve.generation import GenerationEvent, GenerationRequest, ImageDone, PromptEncoded, Resume
 from serve.http.app import build_http_app

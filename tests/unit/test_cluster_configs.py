@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from serve.checks import check
-from serve.config.app import PROJECT_FOLDER, AppConfig
+from serve.config.app import AppConfig
+from serve.config.model import PROJECT_FOLDER
 
 MULTI_GPU = sorted((PROJECT_FOLDER / "cluster").glob("serve_config.*.yaml"))
 OVERLAYS = sorted((PROJECT_FOLDER / "cluster" / "kuberay" / "overlays").glob("*/serve_config.yaml"))

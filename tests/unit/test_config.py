@@ -12,7 +12,8 @@ from cluster.cli import main
 from deployments.engine.cost import CostModel, Curve, StageCost
 from deployments.engine.models import load_model_info
 from serve.checks import check
-from serve.config.app import PROJECT_FOLDER, AppConfig, ConfigError, CostModelFile
+from serve.config.app import AppConfig, ConfigError
+from serve.config.model import PROJECT_FOLDER, CostModelFile
 from serve.config.schema import keys_table
 
 

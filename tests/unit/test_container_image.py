@@ -2,7 +2,7 @@
 
 import re
 
-from serve.config.app import PROJECT_FOLDER
+from serve.config.model import PROJECT_FOLDER
 
 
 def test_the_image_is_pinned_and_runs_as_nobody_special() -> None:

@@ -12,9 +12,10 @@ import pytest
 from deployments.engine.cost import CostModel
 from deployments.engine.models import load_model_info
 from serve.capacity.admission import JobsWork
+from serve.capacity.config_problems import crowding_problem
 from serve.config.app import AppConfig
 from serve.errors import JobStoreUnavailableError
-from serve.jobs.load import JobLoad, crowding_problem
+from serve.jobs.load import JobLoad
 from serve.jobs.records import UnderWay
 from serve.jobs.store import JobStore
 from tests.job_stores import LONG, claim_one, in_loop, new_job, opened

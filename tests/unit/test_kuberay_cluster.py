@@ -12,7 +12,7 @@ from click.testing import CliRunner
 from ray.autoscaler._private.kuberay.autoscaling_config import _get_custom_resources
 from ray.scripts.scripts import drain_node
 
-from serve.config.app import PROJECT_FOLDER
+from serve.config.model import PROJECT_FOLDER
 from tests.overlays import OVERLAYS, Manifest, container, of_kind, pod_groups, ray_service, selected, served
 from tests.promql import RULES
 

@@ -13,7 +13,8 @@ import pytest
 import yaml
 
 from serve.checks import check
-from serve.config.app import PROJECT_FOLDER, ConfigError
+from serve.config.app import ConfigError
+from serve.config.model import PROJECT_FOLDER
 from tests.overlays import KUBERAY, OVERLAYS, Manifest, manifests, ray_service, served
 
 KUBERNETES_VERSION = "1.33"

@@ -8,7 +8,8 @@ import pytest
 from cluster.devices.h200 import FILES, FOLDER
 from deployments.devices import unet_and_steps
 from deployments.engine.models import load_model_info
-from serve.config.app import AppConfig, CostModelFile
+from serve.config.app import AppConfig
+from serve.config.model import CostModelFile
 
 
 @pytest.mark.parametrize("name", FILES)

@@ -11,7 +11,7 @@ from benchmarks.peers.diffusers_pipeline import MAX_IMAGES_PER_CALL
 from benchmarks.peers.images_api import ImageRequest, Settings, read_body
 from benchmarks.peers.ray_serve_batch import Waiting, next_group
 from benchmarks.peers.simulated_device import MODELLED, SimulatedPipeline, u_net_only
-from serve.config.app import CostModelFile
+from serve.config.model import CostModelFile
 
 
 @pytest.fixture

@@ -14,7 +14,7 @@ from aiohttp import web
 
 from cluster.cli import main
 from cluster.plan import validation
-from serve.config.app import CostModelFile
+from serve.config.model import CostModelFile
 from tests.unit.test_bench_load import PICTURE, serving
 
 KEY = "mst_key"

@@ -8,7 +8,7 @@ from deployments.engine.denoising import EngineConfig
 from deployments.engine.samplers import SamplerTables
 from serve.capacity.admission import Estimator
 from serve.capacity.rate_limits import RateLimits, TokenBucket
-from serve.config.api_keys import EVERYBODY, Client
+from serve.clients import EVERYBODY, Client
 from serve.errors import InvalidRequestError, RateLimitError
 from tests.unit.test_admission import COST, SHAPE, request
 from tests.unit.test_samplers import STABLE_DIFFUSION

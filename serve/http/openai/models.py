@@ -8,7 +8,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from serve.acceptance import Acceptance
-from serve.config.app import ModelConfig
+from serve.config.model import ModelConfig
 from serve.http.replicate.schema import PredictionInput
 
 _OUTPUT_SCHEMA = {"type": "array", "items": {"type": "string", "format": "uri"}}

@@ -1,4 +1,4 @@
-"""Whether an ingress replica that is to go has time for the longest request that it may have accepted."""
+"""Problems of a configuration that only the costs of a model show."""
 
 import math
 
@@ -28,6 +28,22 @@ def drain_problem(config: AppConfig, info: ModelInfo, cost: CostModel) -> str | 
         f"request may wait for {wait_s:g} s (limits.max_wait_s), and the longest that is allowed "
         f"(limits.max_width, max_height, max_pixels, max_num_inference_steps, max_num_images) takes "
         f"{math.ceil(longest_s)} s itself"
+    )
+
+
+def crowding_problem(config: AppConfig, info: ModelInfo, cost: CostModel) -> str | None:
+    """What is wrong with `jobs.max_running_images`; None where jobs leave room for synchronous requests."""
+    engine = config.engine_config(info).padded_to(cost.forward.padded_to)
+    group = Group(config.latent_shapes(info)[0], deterministic=False)
+    image_s = engine.work_s(group, cost.forward, config.defaults.num_inference_steps, num_rows=2)
+    num_images = config.images_per_runner() * config.jobs.num_runners
+    wait_s = num_images * image_s / config.denoiser.autoscaling.max_replicas
+    if wait_s < config.limits.max_wait_s:
+        return None
+    return (
+        f"jobs.max_running_images: {num_images} images, which jobs may have under way, keep all denoisers "
+        f"that there may be busy for {wait_s:.0f} s. Beside them every synchronous request is refused, "
+        f"as it would wait for more than {config.limits.max_wait_s:g} s (limits.max_wait_s)"
     )
 
 

@@ -8,8 +8,9 @@ import yaml
 
 from deployments.engine.models import load_model_info
 from serve.app import build_app
-from serve.capacity.drain import check_drain, drain_problem
-from serve.config.app import PROJECT_FOLDER, AppConfig, ConfigError, CostModelFile
+from serve.capacity.config_problems import check_drain, drain_problem
+from serve.config.app import AppConfig, ConfigError
+from serve.config.model import PROJECT_FOLDER, CostModelFile
 from tests.unit.test_admission import COST
 
 # Of ten images of 128x128, 16 rows and then 4 share a forward: 0.8 s each, 40 calls for 20 steps.

@@ -1,0 +1,50 @@
+"""Who asks: the clients whose keys the configuration has."""
+
+import hmac
+from collections.abc import Sequence
+from dataclasses import dataclass
+from hashlib import sha256
+
+from serve.config.api_keys import ApiKeyConfig
+from serve.errors import InvalidApiKeyError
+
+# Replicate's older clients say Token.
+_SCHEMES = ("bearer", "token")
+
+
+@dataclass(frozen=True, slots=True)
+class Client:
+    """Who asks. device_seconds_per_minute: what it may ask for in all; None: as much as there is."""
+
+    name: str
+    device_seconds_per_minute: float | None = None
+
+
+EVERYBODY = Client("")  # where there are no keys
+
+
+class Clients:
+    """Those whose keys the configuration has; where it has none, everybody is one client."""
+
+    def __init__(self, api_keys: Sequence[ApiKeyConfig]) -> None:
+        self._clients = [
+            (bytes.fromhex(one.key_sha256), Client(one.name, one.device_seconds_per_minute))
+            for one in api_keys
+        ]
+
+    def of(self, authorization: str | None) -> Client:
+        """authorization: the header of that name. Raises InvalidApiKeyError."""
+        if not self._clients:
+            return EVERYBODY
+        scheme, _, key = (authorization or "").strip().partition(" ")
+        if scheme.lower() not in _SCHEMES:
+            raise InvalidApiKeyError("An API key is required, as in `Authorization: Bearer mst_...`.")
+        given = sha256(key.strip().encode()).digest()
+        found = None
+        for known, client in self._clients:
+            # All of them to their ends: the time it takes tells nothing of any key.
+            if hmac.compare_digest(known, given):
+                found = client
+        if found is None:
+            raise InvalidApiKeyError("The API key in `Authorization` is not one that is known here.")
+        return found
