@@ -26,7 +26,7 @@ class Ingress:
         """config: its section `jobs` resolved"""
         self._config = config
         self._info = info
-        self._pipeline = Pipeline(config.model.shown_id, encoder, denoiser, decoder, Telemetry())
+        self._pipeline = Pipeline(encoder, denoiser, decoder, Telemetry())
         here = serve.get_replica_context()
         stages = {"encoder": encoder, "denoiser": denoiser, "decoder": decoder}
         names = {stage: handle.deployment_name for stage, handle in stages.items()}

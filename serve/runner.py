@@ -27,7 +27,7 @@ class Runner:
         decoder: DeploymentHandle,
     ) -> None:
         self._config = config
-        self._pipeline = Pipeline(config.model.shown_id, encoder, denoiser, decoder, Telemetry())
+        self._pipeline = Pipeline(encoder, denoiser, decoder, Telemetry())
         self._runner: JobRunner | None = None
         # Serve calls constructors on the replica's event loop; what is started here is stopped in __del__.
         self._task = asyncio.get_running_loop().create_task(self._run(), name="job-runner")

@@ -9,14 +9,15 @@ from dataclasses import replace
 from typing import Any
 
 from deployments.engine.messages import ImageFormat
-from serve.generation import GenerationRequest
 from serve.jobs.job import IdempotencyKey, Job, JobState, NewJob, Webhook, WebhookEvent
 from serve.jobs.records import Claim
 from serve.jobs.store import JobStore
+from tests.generation_requests import generation_request
 
 # A lease that has run out as soon as it is given: that of a runner that dies at once.
 DEAD = -1.0
 LONG = 3600.0
+JOB_WORK_S = 4.0  # of a job of new_job: two images of ten steps
 
 
 def in_loop(test: Callable[..., Awaitable[None]]) -> Callable[..., None]:
@@ -42,24 +43,17 @@ async def opened(url: str, **settings: Any) -> AsyncIterator[JobStore]:
 
 
 def new_job(job_id: str, priority: int = 0, key: IdempotencyKey | None = None, **changes: Any) -> NewJob:
-    request = GenerationRequest(
-        request_id=job_id,
-        prompt="a red star",
-        negative_prompt=None,
+    request = generation_request(
+        job_id,
         height=64,
         width=64,
-        num_inference_steps=10,
-        guidance_scale=5.0,
-        sampler="Euler",
-        seed=7,
         num_images=2,
-        deterministic=False,
         image_format=ImageFormat("image/webp", 80),
         priority=priority,
+        work_s=JOB_WORK_S,
     )
     new = NewJob(
         request,
-        model="shapes",
         input={"prompt": "a red star"},
         base_url="http://localhost:8000",
         idempotency_key=key,

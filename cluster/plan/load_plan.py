@@ -118,22 +118,21 @@ def _fewest(
 ) -> Replicas:
     """As few of each stage as can do its work in the time in which it comes; of encoder and decoder as few as
     are no busier than their autoscaling would have them."""
-    config, cost, factor = model.config, model.cost, model.info.scale_factor
+    config, cost = model.config, model.cost
     span_s = planned[-1].due_s - planned[0].due_s
 
     def needed(work_s: float, utilization: float) -> int:
         return max(1, math.ceil(work_s / span_s / utilization)) if span_s else 1
 
     def decode_s(request: GenerationRequest) -> float:
-        curve = cost.decode.curve((request.height // factor, request.width // factor))
+        curve = cost.decode.curve(request.latent_shape)
         return request.num_images * curve.seconds_each(config.decoder.max_batch_size)
 
     encode_s = cost.encode.seconds_each(config.encoder.max_batch_size)
     num_texts = len({request.prompt for request in requests})
-    denoising = model.estimator(lambda: 1.0)
     return Replicas(
         needed(num_texts * encode_s, config.encoder.autoscaling.utilization),
-        needed(sum(denoising.work_s(request, cost) for request in requests), 1.0),
+        needed(sum(request.work_s or 0.0 for request in requests), 1.0),
         needed(sum(map(decode_s, requests)), config.decoder.autoscaling.utilization),
     )
 

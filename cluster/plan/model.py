@@ -1,6 +1,5 @@
 """An application as far as time is concerned: its configuration, its model, and what its work costs."""
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -10,12 +9,10 @@ from cluster.plan.stages import DenoisingCosts, Overheads
 from deployments.engine.cost import CostModel
 from deployments.engine.denoising import EngineConfig
 from deployments.engine.models import ModelInfo
-from deployments.engine.samplers import SamplerTables
 from deployments.engine.step_scheduler import Group
-from serve.acceptance import Acceptance, Wanted
-from serve.capacity.admission import Estimator
 from serve.config.app import AppConfig
 from serve.generation import GenerationRequest
+from serve.served_model import ServedModel, Wanted
 
 
 @dataclass(frozen=True)
@@ -50,12 +47,8 @@ class Model:
         return self.denoising.row_cap(Group(self.engine.latent_shape, deterministic=False))
 
     @cached_property
-    def tables(self) -> SamplerTables:
-        return SamplerTables(self.info.scheduler_config)
-
-    @cached_property
-    def acceptance(self) -> Acceptance:
-        return Acceptance(self.config, self.info, self.tables)
+    def served(self) -> ServedModel:
+        return ServedModel.of(self.config, self.info, lambda: self.cost)
 
     @cached_property
     def engine(self) -> EngineConfig:
@@ -63,10 +56,7 @@ class Model:
 
     @cached_property
     def denoising(self) -> DenoisingCosts:
-        return DenoisingCosts.of(self.engine, self.cost.forward, self.tables, self.info.scale_factor)
-
-    def estimator(self, num_denoisers: Callable[[], float]) -> Estimator:
-        return Estimator(self.engine, self.tables, self.info.scale_factor, num_denoisers)
+        return DenoisingCosts.of(self.engine, self.cost.forward, self.served.tables, self.info.scale_factor)
 
     def accepted(self, planned: PlannedRequest, request_id: str) -> GenerationRequest:
         """Raises InvalidRequestError, as the server would."""
@@ -80,4 +70,8 @@ class Model:
             seed=planned.seed,
             num_images=planned.num_images,
         )
-        return self.acceptance.accept(wanted, request_id)
+        return self.served.accept(wanted, request_id)
+
+    def work_s(self, planned: PlannedRequest) -> float:
+        """Device-seconds of denoising it. Raises InvalidRequestError."""
+        return self.accepted(planned, "").work_s or 0.0

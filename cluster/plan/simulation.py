@@ -90,10 +90,13 @@ class Simulation:
             config.encoder.max_ongoing_requests,
             seed,
         )
-        estimator = model.estimator(lambda: max(1.0, float(len(self._denoisers.running))))
-        self._admission = Admission(config.limits.max_queue, config.limits.max_wait_s, estimator)
+        limits = config.limits
+        self._admission = Admission(limits.max_queue, limits.max_wait_s, self._num_denoisers)
         self._started = env.now
         self._begin(replicas)
+
+    def _num_denoisers(self) -> float:
+        return max(1.0, float(len(self._denoisers.running)))
 
     def _begin(self, replicas: Replicas | None) -> None:
         config = self._model.config
@@ -140,7 +143,7 @@ class Simulation:
             return self._outcome(planned, Kind.REJECTED, detail=str(error))
         yield self._devices.outside()(self._model.overheads.request_s)
         try:
-            with self._admission.admitted(request, self._model.cost):
+            with self._admission.admitted(request):
                 yield from self._generate(request)
         except QueueFullError as error:
             return self._outcome(planned, Kind.BUSY, detail=str(error))
@@ -153,9 +156,8 @@ class Simulation:
         yield self._env.all_of(images)
 
     def _image(self, request: GenerationRequest, index: int) -> Process:
-        factor = self._model.info.scale_factor
         yield self._env.process(self._denoisers.run(_denoise_request(request, index)))
-        yield self._env.process(self._decoders.run((request.height // factor, request.width // factor)))
+        yield self._env.process(self._decoders.run(request.latent_shape))
 
     def _outcome(self, planned: PlannedRequest, kind: Kind, num_images: int = 0, **of: Any) -> Outcome:
         return Outcome(planned, planned.due_s, Answer(kind, self._env.now - self._started, num_images, **of))

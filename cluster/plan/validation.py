@@ -134,10 +134,9 @@ def evenly(model: Model, planned: Sequence[PlannedRequest]) -> list[PlannedReque
     """
     num_denoisers = model.config.denoiser.autoscaling.min_replicas
     chosen = list(islice(cycle(reversed(planned)), NUM_EVEN * num_denoisers))
-    estimator = model.estimator(lambda: num_denoisers)
-    work_s = statistics.mean(estimator.work_s(model.accepted(one, ""), model.cost) for one in chosen)
+    work_s = statistics.mean(map(model.work_s, chosen))
     between_s = max(one.due_s for one in planned) / len(planned)
-    interval_s = max(between_s, estimator.wait_s(work_s) / MAX_SHARE)
+    interval_s = max(between_s, work_s / num_denoisers / MAX_SHARE)
     return [replace(one, due_s=index * interval_s, seed=one.seed + 1) for index, one in enumerate(chosen)]
 
 

@@ -109,8 +109,7 @@ def _work_s(config: AppConfig) -> Callable[[PlannedRequest], float]:
     """Device-seconds of denoising a request."""
     cost = _cost_file(config).cost_model
     model = Model(config, load_model_info(config.model.source()), cost, Sharing.NOTHING, Overheads())
-    estimator = model.estimator(lambda: 1.0)
-    return lambda request: estimator.work_s(model.accepted(request, "rehearsed"), cost)
+    return model.work_s
 
 
 def _cost_file(config: AppConfig) -> CostModelFile:

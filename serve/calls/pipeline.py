@@ -45,17 +45,15 @@ PREVIEW_FORMAT = ImageFormat("image/jpeg", quality=80)
 
 
 class Pipeline:
-    """One model's stages. model_id: written into the pictures; telemetry: this process's."""
+    """The stages, called in their order. telemetry: this process's"""
 
     def __init__(
         self,
-        model_id: str,
         encoder: DeploymentHandle,
         denoiser: DeploymentHandle,
         decoder: DeploymentHandle,
         telemetry: Telemetry,
     ) -> None:
-        self._model_id = model_id
         self._encoder = encoder
         self._denoiser = denoiser
         self._decoder = decoder
@@ -163,7 +161,7 @@ class Pipeline:
                     case DenoiseFailed():
                         raise GenerationFailedError(f"Denoising image {index} failed: a fault of ours.")
         seed = request.seed + index
-        metadata = _metadata(request, seed, self._model_id)
+        metadata = _metadata(request, seed)
         wanted_image = (latents, request.image_format, metadata, request.deterministic)
         with self._telemetry.stage("decode", request, context, image_index=index):
             image: EncodedImage = await call(request.request_id, self._decoder, "decode", *wanted_image)
@@ -217,7 +215,7 @@ def preview_steps(num_inference_steps: int, num_previews: int) -> frozenset[int]
     return frozenset(step for step in steps if 0 < step < num_inference_steps)
 
 
-def _metadata(request: GenerationRequest, seed: int, model_id: str) -> dict[str, str]:
+def _metadata(request: GenerationRequest, seed: int) -> dict[str, str]:
     return {
         "prompt": request.prompt,
         "negative_prompt": request.negative_prompt or "",
@@ -225,7 +223,7 @@ def _metadata(request: GenerationRequest, seed: int, model_id: str) -> dict[str,
         "sampler": request.sampler,
         "num_inference_steps": str(request.num_inference_steps),
         "guidance_scale": str(request.guidance_scale),
-        "model": model_id,
+        "model": request.model,
     }
 
 

@@ -9,8 +9,6 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from deployments.engine.cost import CostModel
-from serve.capacity.admission import Estimator
 from serve.clients import Client
 from serve.errors import MidstepError, RateLimitError
 from serve.generation import GenerationRequest
@@ -51,30 +49,24 @@ class RateLimits:
 
     def __init__(
         self,
-        estimator: Estimator,
         num_ingresses: Callable[[], int],
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._estimator = estimator
         self._num_ingresses = num_ingresses
         self._clock = clock
         self._buckets: dict[str, TokenBucket] = {}  # by the client's name
 
     @contextmanager
-    def charged(
-        self, client: Client, request: GenerationRequest, cost: CostModel | None
-    ) -> Iterator[Callable[[], None]]:
+    def charged(self, client: Client, request: GenerationRequest) -> Iterator[Callable[[], None]]:
         """Charges for the request. Raises RateLimitError, which says when to come again.
 
-        What is refused within is given back, and what the function that it yields is called for.
-
-        cost: None before it is known; then nothing is charged
+        What is refused within is given back, and what the function that it yields is called for. Nothing is
+        charged for a request whose work is not known.
         """
-        limit = client.device_seconds_per_minute
-        if limit is None or cost is None:
+        limit, work_s = client.device_seconds_per_minute, request.work_s
+        if limit is None or work_s is None:
             yield lambda: None
             return
-        work_s = self._estimator.work_s(request, cost)
         cost_s = work_s * self._num_ingresses() * _MINUTE_S / limit
         bucket = self._buckets.setdefault(client.name, TokenBucket())
         if wait_s := bucket.take(cost_s, self._clock()):

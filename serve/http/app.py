@@ -15,12 +15,10 @@ from starlette.routing import Route
 
 from deployments.engine.cost import CostModel
 from deployments.engine.models import ModelInfo
-from deployments.engine.samplers import SamplerTables
-from serve.acceptance import Acceptance
 from serve.calls.fleet import Fleet
 from serve.calls.pipeline import Pipeline
 from serve.calls.readiness import Readiness
-from serve.capacity.admission import Admission, Estimator
+from serve.capacity.admission import Admission
 from serve.capacity.config_problems import crowding_problem, drain_problem
 from serve.capacity.rate_limits import RateLimits
 from serve.clients import Clients
@@ -28,13 +26,16 @@ from serve.config.app import AppConfig
 from serve.errors import MidstepError, NotReadyError
 from serve.http.authentication import Authentication
 from serve.http.files import FilesRoute
+from serve.http.front_desk import FrontDesk
 from serve.http.openai.images import ImagesRoute
 from serve.http.openai.models import ModelsRoutes
 from serve.http.problems import on_fault, on_http_exception, on_midstep_error
+from serve.http.replicate.models import ReplicateModelsRoutes
 from serve.http.replicate.prediction import FILES_PATH, PREDICTIONS_PATH
 from serve.http.replicate.predictions import PredictionsRoutes
 from serve.jobs.load import JobLoad
 from serve.jobs.opening import opened
+from serve.served_model import ServedModel
 
 logger = logging.getLogger("ray.serve")
 
@@ -52,19 +53,15 @@ def build_http_app(
     look_for_canceled: Callable[[], None],
 ) -> Starlette:
     """look_for_canceled: called when a job was canceled, for runners to stop it"""
-    tables = SamplerTables(info.scheduler_config)
-    engine = config.engine_config(info)
-    estimator = Estimator(engine, tables, info.scale_factor, fleet.denoisers_per_ingress)
     store = config.jobs.job_store()
-    job_load = JobLoad(store, estimator, lambda: pipeline.known_cost_model, fleet.num_ingresses)
-    admission = Admission(config.limits.max_queue, config.limits.max_wait_s, estimator, job_load.share)
-    rate_limits = RateLimits(estimator, fleet.num_ingresses)
-    acceptance = Acceptance(config, info, tables)
-    models = ModelsRoutes(config.model, acceptance)
-    images = ImagesRoute(config, acceptance, pipeline, admission, rate_limits)
-    predictions = PredictionsRoutes(
-        config, acceptance, store, pipeline, estimator, rate_limits, look_for_canceled
-    )
+    model = ServedModel.of(config, info, lambda: pipeline.known_cost_model)
+    job_load = JobLoad(store, fleet.num_ingresses)
+    limits = config.limits
+    admission = Admission(limits.max_queue, limits.max_wait_s, fleet.denoisers_per_ingress, job_load.share)
+    desk = FrontDesk({model.id: model}, pipeline, admission, RateLimits(fleet.num_ingresses), store)
+    models, replicate_models = ModelsRoutes(desk), ReplicateModelsRoutes(desk)
+    images = ImagesRoute(desk)
+    predictions = PredictionsRoutes(config, desk, store, look_for_canceled)
     files = FilesRoute(config.jobs.object_store(), _PRESIGNED_S if config.jobs.presigned_urls else None)
 
     autoscaling = {name: stage.autoscaling for name, stage in config.stages.items()}
@@ -93,9 +90,9 @@ def build_http_app(
         Route("/v1/images/generations", images.generate, methods=["POST"]),
         Route("/v1/models", models.page),
         Route("/v1/models/{id}", models.get),
-        Route("/v1/models/{owner}/{name}", models.replicate_model),
-        Route("/v1/models/{owner}/{name}/versions", models.versions),
-        Route("/v1/models/{owner}/{name}/versions/{version}", models.version),
+        Route("/v1/models/{owner}/{name}", replicate_models.model),
+        Route("/v1/models/{owner}/{name}/versions", replicate_models.versions),
+        Route("/v1/models/{owner}/{name}/versions/{version}", replicate_models.version),
         Route("/v1/models/{owner}/{name}/predictions", predictions.create, methods=["POST"]),
         Route(PREDICTIONS_PATH, predictions.create, methods=["POST"]),
         Route(PREDICTIONS_PATH, predictions.page),

@@ -9,9 +9,9 @@ from typing import Annotated, Any, TypeVar
 from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError
 from starlette.requests import Request
 
-from serve.acceptance import shown
 from serve.config.schema import unknown_keys
 from serve.errors import BodyTooLargeError, InvalidRequestError
+from serve.served_model import shown
 
 MAX_BODY_BYTES = 1 << 19
 MAX_PROBLEMS = 5  # told in one answer; a body may hold a hundred thousand

@@ -70,7 +70,6 @@ class NewJob:
     """
 
     request: GenerationRequest
-    model: str
     input: Mapping[str, Any]
     base_url: str
     webhook: Webhook | None = None

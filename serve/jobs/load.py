@@ -4,12 +4,10 @@ import asyncio
 import logging
 from collections.abc import Callable
 
-from deployments.engine.cost import CostModel
-from serve.capacity.admission import Estimator, JobsWork
+from serve.capacity.admission import JobsWork
 from serve.errors import JobStoreUnavailableError
 from serve.http.replicate.prediction import fraction_done
 from serve.jobs.job import Job
-from serve.jobs.records import UnderWay
 from serve.jobs.store import JobStore
 
 logger = logging.getLogger("ray.serve")
@@ -18,21 +16,13 @@ _LOOK_INTERVAL_S = 1.0
 
 
 class JobLoad:
-    """As the job store has it. It is looked up in the background: no request waits for a database here.
+    """The load in the job store, looked up in the background: no request waits for a database here.
 
-    known_cost: the cost model, None before it is known; num_ingresses: that share the load
+    num_ingresses: replicas that share the load
     """
 
-    def __init__(
-        self,
-        store: JobStore,
-        estimator: Estimator,
-        known_cost: Callable[[], CostModel | None],
-        num_ingresses: Callable[[], int],
-    ) -> None:
+    def __init__(self, store: JobStore, num_ingresses: Callable[[], int]) -> None:
         self._store = store
-        self._estimator = estimator
-        self._known_cost = known_cost
         self._num_ingresses = num_ingresses
         self._share = JobsWork()
 
@@ -54,23 +44,16 @@ class JobLoad:
             await asyncio.sleep(_LOOK_INTERVAL_S)
 
     async def _look(self) -> None:
-        cost = self._known_cost()
-        if cost is None:
-            return
-        under_way = await self._store.under_way()
-        # In a thread: a sampler that is met for the first time takes a while.
-        self._share = await asyncio.to_thread(self._share_of, under_way, cost)
-
-    def _share_of(self, under_way: UnderWay, cost: CostModel) -> JobsWork:
-        parts = self._num_ingresses()
-        return JobsWork(
+        under_way, parts = await self._store.under_way(), self._num_ingresses()
+        self._share = JobsWork(
             rows=sum(map(_rows_left, under_way.jobs)) / parts,
-            work_s=sum(self._work_left_s(job, cost) for job in under_way.jobs) / parts,
+            work_s=sum(map(_work_left_s, under_way.jobs)) / parts,
             is_refilled=under_way.is_more_waiting,
         )
 
-    def _work_left_s(self, job: Job, cost: CostModel) -> float:
-        return self._estimator.work_s(job.request, cost) * (1 - fraction_done(job))
+
+def _work_left_s(job: Job) -> float:
+    return (job.request.work_s or 0.0) * (1 - fraction_done(job))
 
 
 def _rows_left(job: Job) -> int:

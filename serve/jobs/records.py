@@ -57,7 +57,7 @@ def new_row(new: NewJob) -> dict[str, Any]:
     return {
         "id": new.request.request_id,
         "owner": new.owner,
-        "model": new.model,
+        "model": new.request.model,
         "request": _REQUEST.dump_python(new.request, mode="json"),
         "input": dict(new.input),
         "base_url": new.base_url,

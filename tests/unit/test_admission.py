@@ -3,18 +3,20 @@
 import time
 from contextlib import ExitStack, nullcontext
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import pytest
 
 from deployments.engine.cost import CostModel, Curve, StageCost
 from deployments.engine.denoising import EngineConfig
-from deployments.engine.messages import ImageFormat
 from deployments.engine.samplers import SamplerTables
 from serve.calls.pipeline import preview_steps
-from serve.capacity.admission import Admission, Estimator, JobsWork
+from serve.capacity.admission import Admission, JobsWork
+from serve.capacity.estimator import Estimator
 from serve.errors import DeadlineTooEarlyError, DeadlineTooEarlyNowError, QueueFullError
 from serve.generation import GenerationRequest
+from tests.generation_requests import generation_request
 from tests.unit.test_samplers import STABLE_DIFFUSION
 
 SHAPE = (16, 16)
@@ -27,57 +29,53 @@ COST = CostModel(
 )
 
 
-def estimator(num_denoisers: int = 1) -> Estimator:
-    engine = EngineConfig(max_rows=16, rows_per_forward=16, deterministic_rows=8, latent_shape=SHAPE)
-    return Estimator(engine, SamplerTables(STABLE_DIFFUSION), 8, lambda: num_denoisers)
+TABLES = SamplerTables(STABLE_DIFFUSION)
+ESTIMATOR = Estimator(
+    EngineConfig(max_rows=16, rows_per_forward=16, deterministic_rows=8, latent_shape=SHAPE)
+)
 
 
 def admission(
     max_queue: int = 64, num_denoisers: int = 1, max_wait_s: float = 1000.0, jobs: JobsWork = NO_JOBS
 ) -> Admission:
-    return Admission(max_queue, max_wait_s, estimator(num_denoisers), lambda: jobs)
+    return Admission(max_queue, max_wait_s, lambda: num_denoisers, lambda: jobs)
 
 
 def request(num_images: int = 1, deadline_s: float | None = None, **changes: Any) -> GenerationRequest:
-    fields: dict[str, Any] = {
-        "prompt": "a star",
-        "negative_prompt": None,
-        "height": 128,
-        "width": 128,
-        "num_inference_steps": 10,
-        "guidance_scale": 5.0,
-        "sampler": "DDIM",
-        "seed": 1,
-        "deterministic": False,
-        "image_format": ImageFormat(),
-        "deadline": None if deadline_s is None else time.time() + deadline_s,
-    }
-    return GenerationRequest(request_id="id", num_images=num_images, **(fields | changes))
+    sampler, steps = changes.get("sampler", "DDIM"), 10
+    asked = generation_request(
+        num_images=num_images,
+        num_inference_steps=steps,
+        num_model_calls=TABLES.table(sampler, steps).num_rows,
+        deadline=None if deadline_s is None else time.time() + deadline_s,
+        **changes,
+    )
+    return replace(asked, work_s=ESTIMATOR.work_s(asked, COST))
 
 
 def check(asked: GenerationRequest, cost: CostModel = COST, door: Admission | None = None) -> None:
-    """As the route does: what is asked has its places already."""
+    """As the front desk does: what is asked has its places already."""
     door = door or admission()
-    with door.admitted(asked, COST):
-        door.check_deadline(asked, cost)
+    with door.admitted(asked):
+        door.check_deadline(asked, partial(ESTIMATOR.latency_s, asked, cost))
 
 
 def test_a_full_queue_refuses_until_places_are_given_back() -> None:
     door = admission(max_queue=3)
-    with door.admitted(request(2), None):
+    with door.admitted(request(2)):
         with (
             pytest.raises(
                 QueueFullError, match="2 images are queued and 2 more were asked for; at most 3"
             ) as refusal,
-            door.admitted(request(2), None),
+            door.admitted(request(2)),
         ):
             pass
         assert refusal.value.retry_after_s == 1
-        with door.admitted(request(1), None):
+        with door.admitted(request(1)):
             pass
-    with pytest.raises(ZeroDivisionError), door.admitted(request(3), None):
+    with pytest.raises(ZeroDivisionError), door.admitted(request(3)):
         raise ZeroDivisionError
-    with door.admitted(request(3), None):
+    with door.admitted(request(3)):
         pass
 
 
@@ -116,7 +114,7 @@ def test_padding_counts() -> None:
 
 def test_one_that_is_too_early_at_this_load_may_come_again() -> None:
     door = admission()
-    with door.admitted(request(3), None):
+    with door.admitted(request(3)):
         with pytest.raises(
             DeadlineTooEarlyNowError, match=r"takes about 4\.00 s \(1\.00 s alone\)"
         ) as refusal:
@@ -131,7 +129,7 @@ def test_the_load_is_shared_by_the_replicas() -> None:
     """What three denoisers do in time is too much for one."""
     for num_denoisers, refusal in ((3, nullcontext()), (1, pytest.raises(DeadlineTooEarlyNowError))):
         door = admission(num_denoisers=num_denoisers)
-        with door.admitted(request(3), None), refusal:
+        with door.admitted(request(3)), refusal:
             check(request(deadline_s=2.5), door=door)
 
 
@@ -146,14 +144,14 @@ def test_past_the_longest_wait_requests_are_refused_and_told_when_to_come_again(
     door = admission(max_wait_s=2.0, num_denoisers=num_denoisers)
     with ExitStack() as accepted:
         for num_images in accepted_images:
-            accepted.enter_context(door.admitted(request(num_images), COST))
+            accepted.enter_context(door.admitted(request(num_images)))
         with (
             pytest.raises(QueueFullError, match=f"wait for about {wait} s; at most 2 s") as refusal,
-            door.admitted(request(), COST),
+            door.admitted(request()),
         ):
             pass
         assert refusal.value.retry_after_s == retry_after_s
-    with door.admitted(request(), COST):
+    with door.admitted(request()):
         pass
 
 
@@ -175,10 +173,10 @@ def test_jobs_under_way_are_waited_for_as_well(
     door = admission(max_wait_s=5.0, jobs=jobs)
     with ExitStack() as accepted:
         if own_images:
-            accepted.enter_context(door.admitted(request(own_images), COST))
+            accepted.enter_context(door.admitted(request(own_images)))
         with (
             pytest.raises(QueueFullError, match=f"wait for about {wait} s; at most 5 s") as refusal,
-            door.admitted(request(), COST),
+            door.admitted(request()),
         ):
             pass
     assert refusal.value.retry_after_s == retry_after_s

@@ -97,7 +97,7 @@ async def serving(
     )
     config = config.model_copy(update={"jobs": config.jobs.resolved()})
     nobody = cast(Any, None)
-    pipeline = InstantPipeline("shapes", nobody, nobody, nobody, Telemetry())
+    pipeline = InstantPipeline(nobody, nobody, nobody, Telemetry())
     info = load_model_info(config.model.source())
     app = build_http_app(
         config, info, pipeline, LoneFleet("app", {"denoiser": "Denoiser"}, "Ingress"), canceled

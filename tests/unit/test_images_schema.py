@@ -1,31 +1,29 @@
 """Bodies of the images dialect: what is accepted is a valid request, the rest is refused in a sentence."""
 
 import json
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
 from deployments.engine.messages import ImageFormat
 from deployments.engine.models import ModelInfo
-from deployments.engine.samplers import SamplerTables
-from serve.acceptance import Acceptance
 from serve.config.app import AppConfig
 from serve.errors import InvalidRequestError, MidstepError, ModelNotFoundError
 from serve.generation import GenerationRequest
+from serve.http.front_desk import FrontDesk
 from serve.http.openai.schema import read_body, wanted_of
+from serve.served_model import MAX_SEED, ServedModel
 
 INFO = ModelInfo(
     scheduler_config={"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"},
     scale_factor=8,
     default_size=128,
 )
-ACCEPTANCE = Acceptance(AppConfig(), INFO, SamplerTables(INFO.scheduler_config))
+MODEL = ServedModel.of(AppConfig(), INFO, lambda: None)
 
 
 def parse(**body: Any) -> GenerationRequest:
-    parsed = read_body(json.dumps(body).encode())
-    ACCEPTANCE.check_model(parsed.model, "model")
-    return ACCEPTANCE.accept(wanted_of(parsed), "id")
+    return MODEL.accept(wanted_of(read_body(json.dumps(body).encode())), "id")
 
 
 def test_a_prompt_is_enough() -> None:
@@ -125,8 +123,25 @@ def test_what_is_no_json_object_is_refused(body: bytes) -> None:
 
 
 def test_another_model_is_not_found() -> None:
-    with pytest.raises(ModelNotFoundError, match="'dall-e-3' is not served here; 'shapes' is"):
-        parse(prompt="a", model="dall-e-3")
+    nobody = cast(Any, None)
+    desk = FrontDesk({MODEL.id: MODEL}, nobody, nobody, nobody, nobody)
+    assert desk.model("shapes", "model") is desk.model(None, "model") is MODEL
+    with pytest.raises(ModelNotFoundError, match="model: 'dall-e-3' is not served here; 'shapes' is"):
+        desk.model("dall-e-3", "model")
+
+
+def test_of_several_models_one_is_to_be_named() -> None:
+    nobody = cast(Any, None)
+    desk = FrontDesk({"a": MODEL, "b": MODEL}, nobody, nobody, nobody, nobody)
+    with pytest.raises(ModelNotFoundError, match="version: None is not served here; 'a', 'b' are"):
+        desk.model(None, "version")
+
+
+def test_the_last_images_seed_is_one_that_may_be_asked_for() -> None:
+    assert parse(prompt="a", seed=MAX_SEED - 1, n=2).seed == MAX_SEED - 1
+    with pytest.raises(InvalidRequestError, match=f"seed: {MAX_SEED} was given for 2 images") as refusal:
+        parse(prompt="a", seed=MAX_SEED, n=2)
+    assert refusal.value.param == "seed"
 
 
 def test_every_problem_is_told_at_once() -> None:

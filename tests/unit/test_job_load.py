@@ -9,7 +9,6 @@ from typing import Any
 
 import pytest
 
-from deployments.engine.cost import CostModel
 from deployments.engine.models import load_model_info
 from serve.capacity.admission import JobsWork
 from serve.capacity.config_problems import crowding_problem
@@ -18,19 +17,15 @@ from serve.errors import JobStoreUnavailableError
 from serve.jobs.load import JobLoad
 from serve.jobs.records import UnderWay
 from serve.jobs.store import JobStore
-from tests.job_stores import LONG, claim_one, in_loop, new_job, opened
-from tests.unit.test_admission import COST, estimator
+from tests.job_stores import JOB_WORK_S, LONG, claim_one, in_loop, new_job, opened
+from tests.unit.test_admission import COST
 
 TIMEOUT_S = 20.0
-# Of one with two images of 10 steps (64x64, which has the curve of 128x128 to a quarter).
-JOB_S = 2 * 10 * COST.forward.seconds((8, 8), 16) / 8
 
 
 @asynccontextmanager
-async def watched(
-    store: JobStore, cost: CostModel | None = COST, num_ingresses: int = 1
-) -> AsyncIterator[JobLoad]:
-    load = JobLoad(store, estimator(), lambda: cost, lambda: num_ingresses)
+async def watched(store: JobStore, num_ingresses: int = 1) -> AsyncIterator[JobLoad]:
+    load = JobLoad(store, lambda: num_ingresses)
     watching = asyncio.create_task(load.watch())
     try:
         yield load
@@ -61,13 +56,13 @@ async def test_what_is_left_of_jobs_under_way_is_shared_by_the_ingresses(tmp_pat
             first = await claim_one(store)
             await store.claim(1, LONG)
             await until(lambda: alone.share().rows > 0)
-            assert alone.share() == JobsWork(8, pytest.approx(2 * JOB_S), is_refilled=True)
+            assert alone.share() == JobsWork(8, pytest.approx(2 * JOB_WORK_S), is_refilled=True)
             await until(lambda: one_of_two.share().rows > 0)
-            assert one_of_two.share() == JobsWork(4, pytest.approx(JOB_S), is_refilled=True)
+            assert one_of_two.share() == JobsWork(4, pytest.approx(JOB_WORK_S), is_refilled=True)
             # One image of the first, and two steps of the other.
             assert await store.record_image(first, 0, "key", 12)
             await until(lambda: alone.share().rows < 8)
-            assert alone.share() == JobsWork(6, pytest.approx(1.4 * JOB_S), is_refilled=True)
+            assert alone.share() == JobsWork(6, pytest.approx(1.4 * JOB_WORK_S), is_refilled=True)
             await store.claim(1, LONG)
             await until(lambda: not alone.share().is_refilled)
 
@@ -86,15 +81,6 @@ async def test_the_last_known_counts_while_the_database_is_away(
                 await until(lambda: "what jobs are under way could not be read" in caplog.text)
                 assert load.share() == JobsWork(is_refilled=True)
             await until(lambda: load.share().rows > 0)
-
-
-@in_loop
-async def test_nothing_is_known_before_costs_are(tmp_path: Path) -> None:
-    async with opened(f"sqlite:///{tmp_path / 'jobs.sqlite'}") as store:
-        await store.create(new_job("a"))
-        async with watched(store, cost=None) as load:
-            await asyncio.sleep(0.05)
-            assert load.share() == JobsWork()
 
 
 @pytest.mark.parametrize(

@@ -33,7 +33,7 @@ def test_replicates_names_are_taken() -> None:
         output_format="jpg",
         output_quality=50,
     )
-    wanted = wanted_of(parsed.input)
+    wanted = wanted_of(parsed, "shapes", "version")
     assert (wanted.width, wanted.height, wanted.num_images, wanted.seed) == (256, 192, 2, 5)
     assert (wanted.sampler, wanted.output_format, wanted.output_quality) == ("euler a", "jpeg", 50)
     assert given_input(parsed)["output_format"] == "jpg", "shown again as it was given"
@@ -110,7 +110,7 @@ def job(state: JobState, output: dict[int, str], steps_done: int) -> Job:
     return Job(
         id="job",
         owner=new.owner,
-        model=new.model,
+        model=new.request.model,
         request=new.request,
         input=new.input,
         base_url=new.base_url,

@@ -1,17 +1,14 @@
 """Limits in device-seconds a minute: exact in time, shared by replicas, charged for what is accepted."""
 
 import random
+from dataclasses import replace
 
 import pytest
 
-from deployments.engine.denoising import EngineConfig
-from deployments.engine.samplers import SamplerTables
-from serve.capacity.admission import Estimator
 from serve.capacity.rate_limits import RateLimits, TokenBucket
 from serve.clients import EVERYBODY, Client
 from serve.errors import InvalidRequestError, RateLimitError
-from tests.unit.test_admission import COST, SHAPE, request
-from tests.unit.test_samplers import STABLE_DIFFUSION
+from tests.unit.test_admission import request
 
 ALICE, BOB = Client("alice", 4.0), Client("bob", 4.0)
 
@@ -76,14 +73,12 @@ class Door:
     """Limits with a clock of their own. An image takes a second of work: 10 calls of two rows of sixteen."""
 
     def __init__(self, num_ingresses: int = 1) -> None:
-        engine = EngineConfig(max_rows=16, rows_per_forward=16, deterministic_rows=8, latent_shape=SHAPE)
-        estimator = Estimator(engine, SamplerTables(STABLE_DIFFUSION), 8, lambda: 1.0)
         self.now = 50.0
         self.num_ingresses = num_ingresses
-        self.limits = RateLimits(estimator, lambda: self.num_ingresses, lambda: self.now)
+        self.limits = RateLimits(lambda: self.num_ingresses, lambda: self.now)
 
     def ask(self, client: Client, num_images: int) -> None:
-        with self.limits.charged(client, request(num_images), COST):
+        with self.limits.charged(client, request(num_images)):
             pass
 
 
@@ -117,9 +112,9 @@ def test_ingress_replicas_share_a_limit() -> None:
 def test_what_is_refused_within_or_given_back_was_not_charged() -> None:
     door = Door()
     for _ in range(10):
-        with pytest.raises(InvalidRequestError), door.limits.charged(ALICE, request(4), COST):
+        with pytest.raises(InvalidRequestError), door.limits.charged(ALICE, request(4)):
             raise InvalidRequestError("for another reason")
-        with door.limits.charged(ALICE, request(4), COST) as give_back:
+        with door.limits.charged(ALICE, request(4)) as give_back:
             give_back()
     door.ask(ALICE, 4)
     with pytest.raises(RateLimitError):
@@ -131,6 +126,6 @@ def test_without_a_limit_or_a_cost_model_nothing_is_charged() -> None:
     for _ in range(100):
         door.ask(EVERYBODY, 10)
         door.ask(Client("carol"), 10)
-        with door.limits.charged(ALICE, request(10), None):
+        with door.limits.charged(ALICE, replace(request(10), work_s=None)):
             pass
     door.ask(ALICE, 4)

@@ -69,7 +69,7 @@ class Scripted:
         self.late = set(late)
         handles: list[Any] = [Stage(name, self.calls, self.late) for name in STAGES]
         self.fleet = StillFleet()
-        self.pipeline = Pipeline("scripted", *handles, telemetry=Telemetry())
+        self.pipeline = Pipeline(*handles, telemetry=Telemetry())
         self.readiness = Readiness(self.pipeline, self.fleet, AUTOSCALING)
 
     def check(self, times: int = 1) -> None:

@@ -22,13 +22,13 @@ from deployments.engine.messages import (
     DenoiseFailed,
     DenoiseRequest,
     EncodedImage,
-    ImageFormat,
     PromptEmbeds,
 )
 from serve.calls.pipeline import FROM_THE_START, Pipeline
 from serve.calls.telemetry import Telemetry
 from serve.errors import DeadlineExceededError, GenerationFailedError
 from serve.generation import GenerationRequest, ImageDone, Resume
+from tests.generation_requests import generation_request
 
 LATENTS = torch.zeros(4, 8, 8)
 
@@ -65,7 +65,7 @@ def pipeline(spans: InMemorySpanExporter) -> Pipeline:
     provider = TracerProvider()
     provider.add_span_processor(SimpleSpanProcessor(spans))
     encoder, denoiser, decoder = map(local_handle, (Encoder, Denoiser, Decoder))
-    return Pipeline("scripted", encoder, denoiser, decoder, Telemetry(provider.get_tracer("test")))
+    return Pipeline(encoder, denoiser, decoder, Telemetry(provider.get_tracer("test")))
 
 
 def local_handle(stage: type) -> DeploymentHandle:
@@ -74,21 +74,8 @@ def local_handle(stage: type) -> DeploymentHandle:
 
 
 def request(**changes: Any) -> GenerationRequest:
-    fields: dict[str, Any] = {
-        "request_id": "a-request",
-        "prompt": "a red star",
-        "negative_prompt": None,
-        "height": 64,
-        "width": 64,
-        "num_inference_steps": 4,
-        "guidance_scale": 5.0,
-        "sampler": "Euler",
-        "seed": 7,
-        "num_images": 2,
-        "deterministic": False,
-        "image_format": ImageFormat(),
-    }
-    return GenerationRequest(**(fields | changes))
+    fields = {"height": 64, "width": 64, "num_inference_steps": 4, "num_images": 2}
+    return generation_request("a-request", **(fields | changes))
 
 
 def generate(pipeline: Pipeline, wanted: GenerationRequest, resume: Resume = FROM_THE_START) -> int:

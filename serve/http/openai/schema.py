@@ -1,13 +1,13 @@
 """The body of `POST /v1/images/generations`: OpenAI's fields, the extensions that other image servers share,
-ours. What it has in types and ranges no configuration changes; the rest is `serve.acceptance`'s."""
+ours. What it has in types and ranges no configuration changes; the rest is `serve.served_model`'s."""
 
 from typing import Annotated, Literal
 
 from pydantic import Field
 
-from serve.acceptance import MAX_SEED, Wanted, shown
 from serve.errors import InvalidRequestError
 from serve.http.body import Body, Text, parse_body
+from serve.served_model import MAX_SEED, Wanted, shown
 
 # What OpenAI calls fields that are called otherwise here.
 _NAMES = {
@@ -65,6 +65,7 @@ def wanted_of(body: ImagesBody) -> Wanted:
     width, height = _size(body.size)
     return Wanted(
         prompt=body.prompt,
+        model=body.model,
         negative_prompt=body.negative_prompt,
         width=width,
         height=height,

@@ -10,16 +10,13 @@ import time
 from collections.abc import AsyncGenerator, Callable
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from sse_starlette import EventSourceResponse, ServerSentEvent
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
-from serve.acceptance import Acceptance
-from serve.calls.pipeline import Pipeline
-from serve.capacity.admission import Estimator
-from serve.capacity.rate_limits import RateLimits
 from serve.config.app import AppConfig
 from serve.errors import (
     InvalidInputError,
@@ -27,8 +24,10 @@ from serve.errors import (
     JobNotFoundError,
     JobStoreUnavailableError,
 )
+from serve.generation import GenerationRequest
 from serve.http.authentication import client_of
 from serve.http.body import bounded_body
+from serve.http.front_desk import FrontDesk
 from serve.http.replicate.prediction import PREDICTIONS_PATH, describe, fraction_done, logs, output_urls
 from serve.http.replicate.schema import (
     PredictionBody,
@@ -54,41 +53,34 @@ _LOOK_INTERVAL_S = 0.1  # how soon a waiting client hears of news: a look costs 
 
 
 class PredictionsRoutes:
-    """The routes' handlers and what they work with."""
+    """The handlers of the routes, and what they work with."""
 
     def __init__(
         self,
         config: AppConfig,
-        acceptance: Acceptance,
+        desk: FrontDesk,
         store: JobStore,
-        pipeline: Pipeline,
-        estimator: Estimator,
-        rate_limits: RateLimits,
         look_for_canceled: Callable[[], None],
     ) -> None:
         """look_for_canceled: called when a job was canceled, for runners to stop it"""
         self._config = config
-        self._acceptance = acceptance
+        self._desk = desk
         self._store = store
-        self._pipeline = pipeline
-        self._estimator = estimator
-        self._rate_limits = rate_limits
         self._look_for_canceled = look_for_canceled
 
     async def create(self, request: Request) -> Response:
         """201 once the job is on disk; with `Prefer: wait` when it is finished or that time is over."""
         came_at = time.monotonic()
         raw = await bounded_body(request)
+        job_id = secrets.token_hex(_JOB_ID_BYTES)
         try:
             wait = wait_s(request.headers.get("prefer"))
-            new = await asyncio.to_thread(self._accept, raw, request)
+            body = await asyncio.to_thread(read_body, raw)  # in a thread: a large one takes a while
+            wanted = wanted_of(body, *_model_named(request, body))
+            new_job = self._new_job(request, raw, body)
+            job = await self._desk.submit_job(wanted, client_of(request), job_id, new_job)
         except InvalidRequestError as error:
             raise InvalidInputError(error.detail, error.param) from error
-        cost = self._pipeline.known_cost_model
-        with self._rate_limits.charged(client_of(request), new.request, cost) as give_back:
-            job = await self._store.create(new)
-            if job.id != new.request.request_id:
-                give_back()  # it comes again by its idempotency key, and was charged when it was made
         location = f"{job.base_url}{PREDICTIONS_PATH}/{job.id}"
         # Its place in the queue would take another look into the database; whoever asks after it is told.
         shown = describe(job) | _UNKNOWN
@@ -142,26 +134,14 @@ class PredictionsRoutes:
         reason = {JobState.CANCELED: {"reason": "canceled"}, JobState.FAILED: {"reason": "error"}}
         yield ServerSentEvent(json.dumps(reason.get(job.state, {})), event="done", id=str(seen))
 
-    def _accept(self, raw: bytes, request: Request) -> NewJob:
-        """In a thread: a large body takes a while, and so does a sampler that is met for the first time."""
-        body = read_body(raw)
-        if "name" in request.path_params:
-            self._check_served("{owner}/{name}", "{owner}/{name}".format(**request.path_params))
-        elif body.version is not None:
-            self._check_served("version", body.version)
-        else:
-            raise InvalidRequestError(
-                f"version: is required; it names the model, here {self._config.model.id!r}.", "version"
-            )
+    def _new_job(
+        self, request: Request, raw: bytes, body: PredictionBody
+    ) -> Callable[[GenerationRequest], NewJob]:
+        """Raises InvalidRequestError."""
         key = idempotency_key(request.headers.get("idempotency-key"))
-        try:
-            accepted = self._acceptance.accept(wanted_of(body.input), secrets.token_hex(_JOB_ID_BYTES))
-        except InvalidRequestError as error:
-            raise InvalidRequestError(f"input.{error.detail}", f"input.{error.param}") from error
-        return NewJob(
-            request=accepted,
+        return partial(
+            NewJob,
             owner=client_of(request).name,
-            model=self._config.model.shown_id,
             input=given_input(body),
             base_url=self._base_url(request),
             webhook=self._webhook(body),
@@ -174,11 +154,6 @@ class PredictionsRoutes:
             return None
         check_webhook_url(body.webhook, self._config.jobs.allow_private_webhooks)
         return Webhook(body.webhook, body.webhook_events)
-
-    def _check_served(self, field: str, name: str) -> None:
-        """Clients say `owner/name`, `owner/name:version` or `version`; one model is served here."""
-        if name.partition(":")[0].rpartition("/")[2] != self._config.model.id:
-            self._acceptance.check_model(name, field)
 
     def _base_url(self, request: Request) -> str:
         return (self._config.jobs.public_url or str(request.base_url)).rstrip("/")
@@ -204,12 +179,18 @@ class PredictionsRoutes:
 
     def _eta_s(self, job: Job, position: int) -> float | None:
         """Roughly: what the rest of it takes alone, and as long again for each round of jobs before it."""
-        cost = self._pipeline.known_cost_model
-        if cost is None:
+        alone_s = self._alone_s(job)
+        if alone_s is None:
             return None
-        alone_s = self._estimator.latency_s(job.request, cost)
         rounds = position / (self._config.images_per_runner() * self._config.jobs.num_runners)
         return round(alone_s * (1 - fraction_done(job) + rounds), 2)
+
+    def _alone_s(self, job: Job) -> float | None:
+        """Seconds that all of it takes alone; None where its model is served no more, or has no costs yet."""
+        for model in self._desk.models.values():
+            if model.shown_id == job.model and (cost := model.known_cost()):
+                return model.estimator.latency_s(job.request, cost)
+        return None
 
 
 @dataclass(frozen=True, slots=True)
@@ -228,6 +209,18 @@ class _Seen:
         if (match := _EVENT_ID.fullmatch(event_id)) is None:
             return cls()
         return cls(*map(int, match.groups()))
+
+
+def _model_named(request: Request, body: PredictionBody) -> tuple[str, str]:
+    """The model that is asked for, and the field that says so.
+
+    Clients say `owner/name`, `owner/name:version` or `version`. Raises InvalidRequestError.
+    """
+    if "name" in request.path_params:
+        return request.path_params["name"], "{owner}/{name}"
+    if body.version is None:
+        raise InvalidRequestError("version: is required; it names the model.", "version")
+    return body.version.partition(":")[0].rpartition("/")[2], "version"
 
 
 def _fingerprint(request: Request, raw: bytes) -> str:

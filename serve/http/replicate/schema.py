@@ -1,21 +1,20 @@
 """The body of `POST /v1/predictions`: Replicate's fields, and its usual names for a model's input."""
 
 import re
+from dataclasses import fields
 from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from serve.acceptance import MAX_SEED, Wanted
 from serve.errors import InvalidRequestError
 from serve.http.body import Body, Text, parse_body
 from serve.jobs.job import WebhookEvent
+from serve.served_model import MAX_SEED, Wanted
 
 MAX_WAIT_S = 60.0
 MIN_LIFETIME_S, MAX_LIFETIME_S = 5.0, 24 * 3600.0
 MAX_KEY_LENGTH = 255
 
-# What Replicate's models call fields that are called otherwise here.
-_NAMES = {"num_images": "num_outputs", "sampler": "scheduler"}
 _NOT_OFFERED = {
     "input.image": "image-to-image is not offered",
     "input.mask": "inpainting is not offered",
@@ -59,14 +58,22 @@ class PredictionBody(Body):
         return frozenset(map(WebhookEvent, self.webhook_events_filter))
 
 
+# What Replicate's clients call fields, as far as they are called otherwise here.
+_RENAMED = {"num_images": "num_outputs", "sampler": "scheduler"}
+_NAMES = {name: f"input.{_RENAMED.get(name, name)}" for name in (field.name for field in fields(Wanted))}
+
+
 def read_body(raw: bytes) -> PredictionBody:
     """Raises InvalidRequestError, which names the field."""
     return parse_body(PredictionBody, raw, _NOT_OFFERED)
 
 
-def wanted_of(given: PredictionInput) -> Wanted:
+def wanted_of(body: PredictionBody, model: str, model_field: str) -> Wanted:
+    """model: from the path or the version, as the field of that name has it."""
+    given = body.input
     return Wanted(
         prompt=given.prompt,
+        model=model,
         negative_prompt=given.negative_prompt,
         width=given.width,
         height=given.height,
@@ -79,7 +86,7 @@ def wanted_of(given: PredictionInput) -> Wanted:
         output_format="jpeg" if given.output_format == "jpg" else given.output_format,
         output_quality=given.output_quality,
         priority=given.priority,
-        names=_NAMES,
+        names=_NAMES | {"model": model_field},
     )
 
 

@@ -1,0 +1,41 @@
+"""How long requests take, and how much work they are, by the cost model."""
+
+import math
+from dataclasses import dataclass
+
+from deployments.engine.cost import CostModel
+from deployments.engine.denoising import EngineConfig
+from deployments.engine.step_scheduler import Group
+from serve.generation import GenerationRequest
+
+
+@dataclass(frozen=True, slots=True)
+class Estimator:
+    """Estimates for denoisers that batch as `engine` says."""
+
+    engine: EngineConfig
+
+    def latency_s(self, request: GenerationRequest, cost: CostModel, other_rows: float = 0.0) -> float:
+        """Seconds until the last image is there, on a denoiser that has other_rows rows of others."""
+        group, engine = _group(request), self._engine(cost)
+        return cost.latency_s(
+            group.latent_shape,
+            num_calls=request.num_model_calls,
+            num_rows=request.rows_per_image,
+            num_images=request.num_images,
+            row_cap=engine.row_cap(group, cost.forward),
+            other_rows=math.ceil(other_rows),
+            fixed_rows=engine.deterministic_rows if request.deterministic else None,
+        )
+
+    def work_s(self, request: GenerationRequest, cost: CostModel) -> float:
+        """Device-seconds of denoising all its images."""
+        num_calls, num_rows = request.num_model_calls, request.num_rows
+        return self._engine(cost).work_s(_group(request), cost.forward, num_calls, num_rows)
+
+    def _engine(self, cost: CostModel) -> EngineConfig:
+        return self.engine.padded_to(cost.forward.padded_to)
+
+
+def _group(request: GenerationRequest) -> Group:
+    return Group(request.latent_shape, request.deterministic)

@@ -1,0 +1,107 @@
+"""The front desk: the one way in, whatever the dialect.
+
+A dialect parses a body into what is `Wanted`, hands that in here, and formats what comes back: a `Generation`
+that runs now, or a job.
+"""
+
+import asyncio
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
+from contextlib import ExitStack
+from functools import partial
+
+from serve.calls.pipeline import Pipeline
+from serve.capacity.admission import Admission
+from serve.capacity.rate_limits import RateLimits
+from serve.clients import Client
+from serve.errors import ModelNotFoundError
+from serve.generation import GenerationEvent, GenerationRequest
+from serve.jobs.job import Job, NewJob
+from serve.jobs.store import JobStore
+from serve.served_model import ServedModel, Wanted, shown
+
+
+class Generation:
+    """An admitted request and its events, to be read once. Closing it cancels what is under way and gives its
+    places back."""
+
+    def __init__(
+        self, request: GenerationRequest, events: AsyncGenerator[GenerationEvent, None], held: ExitStack
+    ) -> None:
+        self.request = request
+        self._events = events
+        self._held = held
+
+    def __aiter__(self) -> AsyncIterator[GenerationEvent]:
+        return self._events
+
+    async def aclose(self) -> None:
+        with self._held:
+            await self._events.aclose()
+
+
+class FrontDesk:
+    """Accepts, charges and admits requests, and checks their deadlines.
+
+    models: by the id that clients use
+    """
+
+    def __init__(
+        self,
+        models: Mapping[str, ServedModel],
+        pipeline: Pipeline,
+        admission: Admission,
+        rate_limits: RateLimits,
+        store: JobStore,
+    ) -> None:
+        self.models = models
+        self._pipeline = pipeline
+        self._admission = admission
+        self._rate_limits = rate_limits
+        self._store = store
+
+    def model(self, name: str | None, field: str) -> ServedModel:
+        """The model of that id; the only one there is where none is named.
+
+        Raises ModelNotFoundError, which names the field.
+        """
+        if name is None and len(self.models) == 1:
+            return next(iter(self.models.values()))
+        if name is None or name not in self.models:
+            served = ", ".join(map(repr, self.models)) + (" is" if len(self.models) == 1 else " are")
+            raise ModelNotFoundError(f"{field}: {shown(name)} is not served here; {served}.", field)
+        return self.models[name]
+
+    async def submit(self, wanted: Wanted, client: Client, request_id: str) -> Generation:
+        """Admits a request that is served now. Whoever gets the generation closes it.
+
+        Raises a MidstepError for what is refused, before any work is done for it.
+        """
+        model, request = await self._accepted(wanted, request_id)
+        with ExitStack() as held:
+            with self._rate_limits.charged(client, request):
+                held.enter_context(self._admission.admitted(request))
+                if request.deadline is not None:
+                    cost = await self._pipeline.cost_model(request.deadline)
+                    latency_s = partial(model.estimator.latency_s, request, cost)
+                    self._admission.check_deadline(request, latency_s)
+            return Generation(request, self._pipeline.generate(request), held.pop_all())
+
+    async def submit_job(
+        self, wanted: Wanted, client: Client, job_id: str, new_job: Callable[[GenerationRequest], NewJob]
+    ) -> Job:
+        """A job that is on disk: another one than job_id where its idempotency key has come before.
+
+        new_job: what the client wants of the job, around the request
+        Raises a MidstepError for what is refused.
+        """
+        _, request = await self._accepted(wanted, job_id)
+        with self._rate_limits.charged(client, request) as give_back:
+            job = await self._store.create(new_job(request))
+            if job.id != job_id:
+                give_back()  # it was charged when it was made
+        return job
+
+    async def _accepted(self, wanted: Wanted, request_id: str) -> tuple[ServedModel, GenerationRequest]:
+        model = self.model(wanted.model, wanted.name("model"))
+        # In a thread: a sampler that is met for the first time takes a while.
+        return model, await asyncio.to_thread(model.accept, wanted, request_id)

@@ -1,0 +1,68 @@
+"""`GET /v1/models/{owner}/{name}` and below: a model and its versions, for Replicate's clients."""
+
+import time
+from datetime import UTC, datetime
+from typing import Any
+
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+
+from serve.http.front_desk import FrontDesk
+from serve.http.replicate.schema import PredictionInput
+from serve.served_model import ServedModel
+
+_OUTPUT_SCHEMA = {"type": "array", "items": {"type": "string", "format": "uri"}}
+
+
+class ReplicateModelsRoutes:
+    """The handlers of the routes. At Replicate a model has an owner and versions: here any owner, and one
+    version that is called as the model is."""
+
+    def __init__(self, desk: FrontDesk) -> None:
+        self._desk = desk
+        self._started_at = time.time()
+
+    async def model(self, request: Request) -> Response:
+        model = self._named(request, "name")
+        return JSONResponse(
+            {
+                "url": str(request.url),
+                "owner": request.path_params["owner"],
+                "name": model.id,
+                "description": None,
+                "visibility": "public",
+                "github_url": None,
+                "paper_url": None,
+                "license_url": None,
+                "run_count": 0,
+                "cover_image_url": None,
+                "default_example": None,
+                "latest_version": self._version(model),
+            }
+        )
+
+    async def versions(self, request: Request) -> Response:
+        version = self._version(self._named(request, "name"))
+        return JSONResponse({"next": None, "previous": None, "results": [version]})
+
+    async def version(self, request: Request) -> Response:
+        self._named(request, "name")
+        return JSONResponse(self._version(self._named(request, "version")))
+
+    def _named(self, request: Request, field: str) -> ServedModel:
+        """Raises ModelNotFoundError."""
+        return self._desk.model(request.path_params[field], field)
+
+    def _version(self, model: ServedModel) -> dict[str, Any]:
+        schemas = {"Input": PredictionInput.model_json_schema(), "Output": _OUTPUT_SCHEMA}
+        return {
+            "id": model.id,
+            "created_at": datetime.fromtimestamp(self._started_at, UTC).isoformat(),
+            "cog_version": "",  # not made with Cog
+            "openapi_schema": {
+                "openapi": "3.0.2",
+                "info": {"title": model.id, "version": model.id},
+                "paths": {},
+                "components": {"schemas": schemas},
+            },
+        }

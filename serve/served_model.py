@@ -1,0 +1,208 @@
+"""A model as it is served: what requests for it may ask for, and what they come to."""
+
+import secrets
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Literal, Self
+
+from deployments.engine.cost import CostModel
+from deployments.engine.messages import ImageFormat
+from deployments.engine.models import ModelInfo
+from deployments.engine.samplers import (
+    SamplerTable,
+    SamplerTables,
+    UnsupportedSamplerError,
+    canonical_sampler,
+)
+from serve.capacity.estimator import Estimator
+from serve.config.app import AppConfig
+from serve.config.limits import DefaultsConfig, LimitsConfig
+from serve.errors import InvalidRequestError
+from serve.generation import GenerationRequest
+
+MAX_SEED = 2**53 - 1  # the largest integer that every JSON reader keeps
+MEDIA_TYPES = {"png": "image/png", "webp": "image/webp", "jpeg": "image/jpeg"}
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """What a client asks for, well-formed; None where it does not say.
+
+    names: the dialect's own names of fields that are called otherwise here, for the answers
+    """
+
+    prompt: str
+    model: str | None = None
+    negative_prompt: str | None = None
+    width: int | None = None
+    height: int | None = None
+    num_inference_steps: int | None = None
+    guidance_scale: float | None = None
+    sampler: str | None = None
+    seed: int | None = None
+    num_images: int | None = None
+    deterministic: bool | None = None
+    output_format: Literal["png", "webp", "jpeg"] | None = None
+    output_quality: int | None = None
+    num_previews: int | None = None
+    deadline_s: float | None = None
+    priority: int | None = None
+    names: Mapping[str, str] = field(default_factory=dict)
+
+    def name(self, field: str) -> str:
+        """The dialect's name of a field."""
+        return self.names.get(field, field)
+
+    def refusal(self, field: str, sentence: str) -> InvalidRequestError:
+        """The error for a field that cannot be had as it was asked for."""
+        name = self.name(field)
+        return InvalidRequestError(f"{name}: {sentence}.", name)
+
+    def check_at_most(self, field: str, given: float, limit: float, unit: str = "") -> None:
+        """Raises InvalidRequestError."""
+        if given > limit:
+            raise self.refusal(field, f"{given}{unit} were given; at most {limit}{unit} are allowed")
+
+
+@dataclass(frozen=True)
+class ServedModel:
+    """A model, its limits and its costs.
+
+    id: the name that clients use; shown_id: the name in pictures and jobs, which says if they are simulated
+    device: as the configuration names it
+    default_size: height and width in pixels
+    known_cost: what its work costs at the moment; None before that is known
+    """
+
+    id: str
+    shown_id: str
+    device: str
+    info: ModelInfo
+    tables: SamplerTables
+    default_size: tuple[int, int]
+    defaults: DefaultsConfig
+    limits: LimitsConfig
+    estimator: Estimator
+    known_cost: Callable[[], CostModel | None]
+
+    @classmethod
+    def of(cls, config: AppConfig, info: ModelInfo, known_cost: Callable[[], CostModel | None]) -> Self:
+        """The model of a configuration that suits it."""
+        return cls(
+            id=config.model.id,
+            shown_id=config.model.shown_id,
+            device=config.model.device,
+            info=info,
+            tables=SamplerTables(info.scheduler_config),
+            default_size=config.default_size(info),
+            defaults=config.defaults,
+            limits=config.limits,
+            estimator=Estimator(config.engine_config(info)),
+            known_cost=known_cost,
+        )
+
+    def accept(self, wanted: Wanted, request_id: str) -> GenerationRequest:
+        """The request that is served. Compiles its sampler's table if there is none yet, which takes a while.
+
+        Raises InvalidRequestError, which names the field as its dialect does.
+        """
+        self._check_texts(wanted)
+        num_images = wanted.num_images or 1
+        wanted.check_at_most("num_images", num_images, self.limits.max_num_images)
+        if wanted.deadline_s is not None:
+            wanted.check_at_most("deadline_s", wanted.deadline_s, self.limits.max_deadline_s)
+        guidance_scale = wanted.guidance_scale
+        height, width = self._size(wanted)
+        sampler, num_inference_steps, table = self._sampler(wanted)
+        factor = self.info.scale_factor
+        request = GenerationRequest(
+            request_id=request_id,
+            model=self.shown_id,
+            prompt=wanted.prompt,
+            negative_prompt=wanted.negative_prompt,
+            height=height,
+            width=width,
+            latent_shape=(height // factor, width // factor),
+            num_inference_steps=num_inference_steps,
+            num_model_calls=table.num_rows,
+            guidance_scale=self.defaults.guidance_scale if guidance_scale is None else guidance_scale,
+            sampler=sampler,
+            seed=_seed(wanted, num_images),
+            num_images=num_images,
+            deterministic=bool(wanted.deterministic),
+            image_format=_image_format(wanted),
+            num_previews=wanted.num_previews or 0,
+            deadline=None if wanted.deadline_s is None else time.time() + wanted.deadline_s,
+            priority=wanted.priority or 0,
+        )
+        cost = self.known_cost()
+        return replace(request, work_s=self.estimator.work_s(request, cost)) if cost else request
+
+    def _check_texts(self, wanted: Wanted) -> None:
+        for name, text in (("prompt", wanted.prompt), ("negative_prompt", wanted.negative_prompt or "")):
+            wanted.check_at_most(name, len(text), self.limits.max_prompt_length, " characters")
+        if not wanted.prompt.strip():
+            raise wanted.refusal("prompt", "is empty; say what the picture should show")
+
+    def _size(self, wanted: Wanted) -> tuple[int, int]:
+        """Height and width in pixels."""
+        limits, factor = self.limits, self.info.scale_factor
+        default_height, default_width = self.default_size
+        width = default_width if wanted.width is None else wanted.width
+        height = default_height if wanted.height is None else wanted.height
+        for name, pixels, limit in (
+            ("width", width, limits.max_width),
+            ("height", height, limits.max_height),
+        ):
+            if not limits.min_size <= pixels <= limit or pixels % factor:
+                raise wanted.refusal(
+                    name,
+                    f"a {name} of {pixels} was given; allowed are multiples of {factor} "
+                    f"from {limits.min_size} to {limit}",
+                )
+        if width * height > limits.max_pixels:
+            raise wanted.refusal(
+                "width",
+                f"{width}x{height} has {width * height} pixels; at most {limits.max_pixels} are allowed",
+            )
+        return height, width
+
+    def _sampler(self, wanted: Wanted) -> tuple[str, int, SamplerTable]:
+        """Its canonical name, the steps and the table of both."""
+        steps = wanted.num_inference_steps or self.defaults.num_inference_steps
+        wanted.check_at_most("num_inference_steps", steps, self.limits.max_num_inference_steps)
+        try:
+            sampler = canonical_sampler(wanted.sampler or self.defaults.sampler)
+        except UnsupportedSamplerError as error:
+            raise wanted.refusal("sampler", str(error)) from error
+        try:
+            return sampler, steps, self.tables.table(sampler, steps)
+        except UnsupportedSamplerError as error:
+            raise wanted.refusal("num_inference_steps", str(error)) from error
+
+
+def _seed(wanted: Wanted, num_images: int) -> int:
+    """The first image's; the last one's is a legal one too."""
+    if wanted.seed is None:
+        return secrets.randbelow(2**32)
+    if wanted.seed + num_images - 1 > MAX_SEED:
+        raise wanted.refusal(
+            "seed",
+            f"{wanted.seed} was given for {num_images} images, the last of which would have "
+            f"{wanted.seed + num_images - 1}; at most {MAX_SEED} is allowed",
+        )
+    return wanted.seed
+
+
+def _image_format(wanted: Wanted) -> ImageFormat:
+    output_format = wanted.output_format or "png"
+    if output_format == "png" and wanted.output_quality not in (None, 100):
+        raise wanted.refusal("output_quality", "PNG is lossless; choose webp or jpeg")
+    return ImageFormat(MEDIA_TYPES[output_format], wanted.output_quality)
+
+
+def shown(value: object) -> str:
+    """A client's value, cut to what fits into a sentence."""
+    text = repr(value)
+    return text if len(text) <= 60 else text[:57] + "..."
