@@ -31,10 +31,11 @@ from serve.http.files import FilesRoute
 from serve.http.openai.images import ImagesRoute
 from serve.http.openai.models import ModelsRoutes
 from serve.http.problems import on_fault, on_http_exception, on_midstep_error
-from serve.http.replicate.prediction import FILES_PATH, PREDICTIONS_PATH
+from serve.http.replicate.prediction import FILES_PATH, PREDICTIONS_PATH, describe
 from serve.http.replicate.predictions import PredictionsRoutes
 from serve.jobs.load import JobLoad, crowding_problem
 from serve.jobs.opening import opened
+from serve.jobs.resources import job_store, object_store
 
 logger = logging.getLogger("ray.serve")
 
@@ -55,7 +56,7 @@ def build_http_app(
     tables = SamplerTables(info.scheduler_config)
     engine = config.engine_config(info)
     estimator = Estimator(engine, tables, info.scale_factor, fleet.denoisers_per_ingress)
-    store = config.jobs.job_store()
+    store = job_store(config.jobs, describe)
     job_load = JobLoad(store, estimator, lambda: pipeline.known_cost_model, fleet.num_ingresses)
     admission = Admission(config.limits.max_queue, config.limits.max_wait_s, estimator, job_load.share)
     rate_limits = RateLimits(estimator, fleet.num_ingresses)
@@ -65,7 +66,7 @@ def build_http_app(
     predictions = PredictionsRoutes(
         config, acceptance, store, pipeline, estimator, rate_limits, look_for_canceled
     )
-    files = FilesRoute(config.jobs.object_store(), _PRESIGNED_S if config.jobs.presigned_urls else None)
+    files = FilesRoute(object_store(config.jobs), _PRESIGNED_S if config.jobs.presigned_urls else None)
 
     autoscaling = {name: stage.autoscaling for name, stage in config.stages.items()}
     readiness = Readiness(pipeline, fleet, autoscaling)

@@ -10,7 +10,6 @@ from deployments.engine.step_scheduler import Group
 from serve.capacity.admission import Estimator, JobsWork
 from serve.config.app import AppConfig
 from serve.errors import JobStoreUnavailableError
-from serve.http.replicate.prediction import fraction_done
 from serve.jobs.job import Job
 from serve.jobs.records import UnderWay
 from serve.jobs.store import JobStore
@@ -73,7 +72,7 @@ class JobLoad:
         )
 
     def _work_left_s(self, job: Job, cost: CostModel) -> float:
-        return self._estimator.work_s(job.request, cost) * (1 - fraction_done(job))
+        return self._estimator.work_s(job.request, cost) * (1 - job.fraction_done)
 
 
 def crowding_problem(config: AppConfig, info: ModelInfo, cost: CostModel) -> str | None:

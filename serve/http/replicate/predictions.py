@@ -29,7 +29,7 @@ from serve.errors import (
 )
 from serve.http.authentication import client_of
 from serve.http.body import bounded_body
-from serve.http.replicate.prediction import PREDICTIONS_PATH, describe, fraction_done, logs, output_urls
+from serve.http.replicate.prediction import PREDICTIONS_PATH, describe, logs, output_urls
 from serve.http.replicate.schema import (
     PredictionBody,
     given_input,
@@ -209,7 +209,7 @@ class PredictionsRoutes:
             return None
         alone_s = self._estimator.latency_s(job.request, cost)
         rounds = position / (self._config.images_per_runner() * self._config.jobs.num_runners)
-        return round(alone_s * (1 - fraction_done(job) + rounds), 2)
+        return round(alone_s * (1 - job.fraction_done + rounds), 2)
 
 
 @dataclass(frozen=True, slots=True)
