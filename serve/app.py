@@ -11,7 +11,9 @@ from deployments.prompt_encoder import PromptEncoder
 from deployments.vae_decoder import VaeDecoder
 from serve.checks import checked_model_info
 from serve.config.app import AppConfig
+from serve.http.replicate.prediction import describe
 from serve.ingress import Ingress
+from serve.jobs.resources import job_store, object_store, resolve
 from serve.runner import Runner
 
 # Serve learns that a replica has died when it asks for its health, and only then begins another: with its own
@@ -27,8 +29,8 @@ def build_app(config: AppConfig) -> Application:
     source, placement = config.model.source(), config.model.placement()
     info = checked_model_info(config)
     profiling = config.profiling(info)
-    jobs = config.jobs.resolved()
-    jobs.job_store(), jobs.object_store()  # said now rather than by replicas that cannot start
+    jobs = resolve(config.jobs)
+    job_store(jobs, describe), object_store(jobs)  # said now rather than by replicas that cannot start
     config = config.model_copy(update={"jobs": jobs})
     encoder, denoiser, decoder = config.encoder, config.denoiser, config.decoder
     encoder_stage = _deployment(PromptEncoder, encoder.deployment_options()).bind(

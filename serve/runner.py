@@ -11,8 +11,10 @@ from serve.calls.pipeline import Pipeline
 from serve.calls.telemetry import Telemetry
 from serve.config.app import AppConfig
 from serve.generation import GenerationEvent, GenerationRequest, Resume
+from serve.http.replicate.prediction import describe
 from serve.jobs.job_runner import JobRunner, RunnerSettings
 from serve.jobs.opening import opened
+from serve.jobs.resources import job_store, object_store
 from serve.jobs.webhooks import WebhookSender
 
 
@@ -57,11 +59,11 @@ class Runner:
             forget_after_s=jobs.forget_after_s,
         )
         async with AsyncExitStack() as stack:
-            store = await stack.enter_async_context(opened(jobs.job_store()))
+            store = await stack.enter_async_context(opened(job_store(jobs, describe)))
             webhooks = await stack.enter_async_context(
                 WebhookSender(jobs.webhook_secrets, jobs.allow_private_webhooks)
             )
-            self._runner = JobRunner(store, jobs.object_store(), webhooks, self._generate, settings)
+            self._runner = JobRunner(store, object_store(jobs), webhooks, self._generate, settings)
             await self._runner.run()
 
     def _generate(self, request: GenerationRequest, resume: Resume) -> AsyncGenerator[GenerationEvent, None]:

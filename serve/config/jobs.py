@@ -1,20 +1,10 @@
 """The section `jobs` of the configuration."""
 
-import os
-from contextlib import suppress
-from pathlib import Path
-from secrets import token_hex
 from typing import Any, Literal
 
 from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, model_validator
 
-from serve.config.schema import ConfigError, Section
-from serve.http.replicate.prediction import describe
-from serve.jobs.objects import ObjectStore
-from serve.jobs.store import JobStore
-from serve.jobs.webhooks import check_secret, new_secret
-
-_FROM_ENVIRONMENT = "env:"
+from serve.config.schema import Section
 
 
 class JobsConfig(Section):
@@ -75,81 +65,7 @@ class JobsConfig(Section):
             )
         return self
 
-    def job_store(self) -> JobStore:
-        """Of a resolved configuration, not open. Raises ConfigError."""
-        try:
-            return JobStore(str(self.database_url), describe, self.max_attempts)
-        except ValueError as error:
-            raise ConfigError(f"jobs.database_url: {error}") from error
-
-    def object_store(self) -> ObjectStore:
-        """Of a resolved configuration. Raises ConfigError."""
-        try:
-            return ObjectStore(str(self.object_store_url), self.object_store_options)
-        except ValueError as error:
-            raise ConfigError(f"jobs.object_store_url: {error}") from error
-
     def runner_options(self) -> dict[str, Any]:
         """For `Deployment.options`."""
         reserved = {"num_cpus": self.num_cpus, "resources": dict(self.resources)}
         return {"ray_actor_options": reserved, "num_replicas": self.num_runners}
-
-    def resolved(self) -> "JobsConfig":
-        """With everything named that the deployments need. Raises ConfigError, naming the key.
-
-        The only place that reads the environment, and that writes a secret.
-        """
-        folder = Path(self.data_folder).absolute()
-        database = folder / "jobs.sqlite"
-        if self.database_url is None or self.object_store_url is None or not self.webhook_secrets:
-            try:
-                folder.mkdir(parents=True, exist_ok=True)
-            except OSError as error:
-                raise ConfigError(f"jobs.data_folder: {folder} cannot be made: {error.strerror}") from error
-        secrets = tuple(_value("webhook_secrets", secret) for secret in self.webhook_secrets)
-        try:
-            secrets = secrets or (_kept_secret(folder / "webhook_secret"),)
-        except OSError as error:
-            raise ConfigError(
-                f"jobs.data_folder: no secret can be kept in {folder}: {error.strerror}"
-            ) from error
-        for secret in secrets:
-            try:
-                check_secret(secret)
-            except ValueError as error:
-                raise ConfigError(f"jobs.webhook_secrets: {error}") from error
-        return self.model_copy(
-            update={
-                "data_folder": str(folder),
-                "database_url": f"sqlite:///{database}"
-                if self.database_url is None
-                else _value("database_url", self.database_url),
-                "object_store_url": _value(
-                    "object_store_url", self.object_store_url or str(folder / "objects")
-                ),
-                "webhook_secrets": secrets,
-            }
-        )
-
-
-def _value(key: str, given: str) -> str:
-    if not given.startswith(_FROM_ENVIRONMENT):
-        return given
-    name = given.removeprefix(_FROM_ENVIRONMENT)
-    if not os.environ.get(name):
-        raise ConfigError(f"jobs.{key}: the environment has no variable {name!r}")
-    return os.environ[name]
-
-
-def _kept_secret(path: Path) -> str:
-    """The secret of this data folder, made when it is first asked for: whole or not at all."""
-    if not path.exists():
-        part = path.with_name(f".{path.name}.{token_hex(8)}")
-        try:
-            part.touch(0o600)
-            part.write_text(new_secret())
-            with suppress(FileExistsError):  # another process was faster
-                path.hardlink_to(part)
-        finally:
-            part.unlink(missing_ok=True)
-    return path.read_text().strip()

@@ -31,10 +31,11 @@ from serve.http.openai.images import ImagesRoute
 from serve.http.openai.models import ModelsRoutes
 from serve.http.problems import on_fault, on_http_exception, on_midstep_error
 from serve.http.replicate.models import ReplicateModelsRoutes
-from serve.http.replicate.prediction import FILES_PATH, PREDICTIONS_PATH
+from serve.http.replicate.prediction import FILES_PATH, PREDICTIONS_PATH, describe
 from serve.http.replicate.predictions import PredictionsRoutes
 from serve.jobs.load import JobLoad
 from serve.jobs.opening import opened
+from serve.jobs.resources import job_store, object_store
 from serve.served_model import ServedModel
 
 logger = logging.getLogger("ray.serve")
@@ -53,7 +54,7 @@ def build_http_app(
     look_for_canceled: Callable[[], None],
 ) -> Starlette:
     """look_for_canceled: called when a job was canceled, for runners to stop it"""
-    store = config.jobs.job_store()
+    store = job_store(config.jobs, describe)
     model = ServedModel.of(config, info, lambda: pipeline.known_cost_model)
     job_load = JobLoad(store, fleet.num_ingresses)
     limits = config.limits
@@ -62,7 +63,7 @@ def build_http_app(
     models, replicate_models = ModelsRoutes(desk), ReplicateModelsRoutes(desk)
     images = ImagesRoute(desk)
     predictions = PredictionsRoutes(config, desk, store, look_for_canceled)
-    files = FilesRoute(config.jobs.object_store(), _PRESIGNED_S if config.jobs.presigned_urls else None)
+    files = FilesRoute(object_store(config.jobs), _PRESIGNED_S if config.jobs.presigned_urls else None)
 
     autoscaling = {name: stage.autoscaling for name, stage in config.stages.items()}
     readiness = Readiness(pipeline, fleet, autoscaling)

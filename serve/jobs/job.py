@@ -109,3 +109,7 @@ class Job:
     @property
     def num_steps(self) -> int:
         return self.request.num_images * self.request.num_inference_steps
+
+    @property
+    def fraction_done(self) -> float:
+        return 1.0 if self.state is JobState.SUCCEEDED else self.steps_done / self.num_steps

@@ -6,7 +6,6 @@ from collections.abc import Callable
 
 from serve.capacity.admission import JobsWork
 from serve.errors import JobStoreUnavailableError
-from serve.http.replicate.prediction import fraction_done
 from serve.jobs.job import Job
 from serve.jobs.store import JobStore
 
@@ -53,7 +52,7 @@ class JobLoad:
 
 
 def _work_left_s(job: Job) -> float:
-    return (job.request.work_s or 0.0) * (1 - fraction_done(job))
+    return (job.request.work_s or 0.0) * (1 - job.fraction_done)
 
 
 def _rows_left(job: Job) -> int:

@@ -26,6 +26,7 @@ from serve.config.app import AppConfig
 from serve.generation import GenerationEvent, GenerationRequest, ImageDone, PromptEncoded, Resume
 from serve.http.app import build_http_app
 from serve.http.authentication import Authentication
+from serve.jobs.resources import resolve
 from tests.job_stores import in_loop
 from tests.unit.test_admission import COST
 
@@ -95,7 +96,7 @@ async def serving(
             "api_keys": api_keys,
         }
     )
-    config = config.model_copy(update={"jobs": config.jobs.resolved()})
+    config = config.model_copy(update={"jobs": resolve(config.jobs)})
     nobody = cast(Any, None)
     pipeline = InstantPipeline(nobody, nobody, nobody, Telemetry())
     info = load_model_info(config.model.source())

@@ -13,6 +13,7 @@ import pytest
 
 from serve.config.jobs import JobsConfig
 from serve.config.schema import ConfigError
+from serve.jobs.resources import object_store, resolve
 from serve.jobs.webhooks import check_secret, new_secret
 
 
@@ -32,7 +33,7 @@ def test_addresses_and_secrets_come_from_the_environment(
     monkeypatch.setenv("DATABASE_URL", "postgresql://user:password@host/midstep")
     monkeypatch.setenv("OBJECT_STORE_URL", "s3://bucket/prefix")
     monkeypatch.setenv("WEBHOOK_SECRET", secret)
-    jobs = from_environment(tmp_path / "none").resolved()
+    jobs = resolve(from_environment(tmp_path / "none"))
     assert jobs.database_url == "postgresql://user:password@host/midstep"
     assert jobs.object_store_url == "s3://bucket/prefix"
     assert jobs.webhook_secrets == (secret,)
@@ -50,7 +51,7 @@ def test_addresses_and_secrets_come_from_the_environment(
 def test_a_variable_that_is_missing_is_named_with_its_key(tmp_path: Path, key: str, value: Any) -> None:
     jobs = JobsConfig.model_validate({"data_folder": str(tmp_path), key: value})
     with pytest.raises(ConfigError, match=f"jobs.{key}: the environment has no variable 'NOT_THERE'"):
-        jobs.resolved()
+        resolve(jobs)
 
 
 def test_the_credentials_of_a_bucket_come_from_the_environment(
@@ -59,15 +60,15 @@ def test_the_credentials_of_a_bucket_come_from_the_environment(
     monkeypatch.setenv("AWS_REGION", "eu-north-9")
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "KEY-FROM-ENVIRONMENT")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
-    jobs = JobsConfig(data_folder=str(tmp_path), object_store_url="s3://bucket/prefix").resolved()
-    url = asyncio.run(jobs.object_store().presigned_url("images/a", 60))
+    jobs = resolve(JobsConfig(data_folder=str(tmp_path), object_store_url="s3://bucket/prefix"))
+    url = asyncio.run(object_store(jobs).presigned_url("images/a", 60))
     assert url is not None
     assert "KEY-FROM-ENVIRONMENT" in url
     assert "eu-north-9" in url
 
 
 def kept_secret(folder: Path) -> str:
-    [secret] = JobsConfig(data_folder=str(folder)).resolved().webhook_secrets
+    [secret] = resolve(JobsConfig(data_folder=str(folder))).webhook_secrets
     check_secret(secret)
     return secret
 

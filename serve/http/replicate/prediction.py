@@ -3,7 +3,7 @@
 from datetime import UTC, datetime
 from typing import Any
 
-from serve.jobs.job import Job, JobState
+from serve.jobs.job import Job
 
 PREDICTIONS_PATH = "/v1/predictions"
 FILES_PATH = "/v1/files"
@@ -21,7 +21,7 @@ def describe(job: Job) -> dict[str, Any]:
         "input": dict(job.input),
         "output": output_urls(job) or None,
         "logs": logs(job),
-        "progress": fraction_done(job),
+        "progress": job.fraction_done,
         "error": job.error,
         "metrics": _metrics(job),
         "created_at": _timestamp(job.created_at),
@@ -43,17 +43,11 @@ def output_urls(job: Job) -> list[str]:
     return urls
 
 
-def fraction_done(job: Job) -> float:
-    if job.state is JobState.SUCCEEDED:
-        return 1.0
-    return job.steps_done / job.num_steps
-
-
 def logs(job: Job) -> str:
     """The line that tqdm would show, which Replicate's client reads progress from."""
     if job.started_at is None:
         return ""
-    fraction = fraction_done(job)
+    fraction = job.fraction_done
     bar = "█" * round(_BAR_LENGTH * fraction)
     return f"{fraction:4.0%}|{bar:<{_BAR_LENGTH}}| {round(fraction * job.num_steps)}/{job.num_steps}\n"
 

@@ -28,7 +28,7 @@ from serve.generation import GenerationRequest
 from serve.http.authentication import client_of
 from serve.http.body import bounded_body
 from serve.http.front_desk import FrontDesk
-from serve.http.replicate.prediction import PREDICTIONS_PATH, describe, fraction_done, logs, output_urls
+from serve.http.replicate.prediction import PREDICTIONS_PATH, describe, logs, output_urls
 from serve.http.replicate.schema import (
     PredictionBody,
     given_input,
@@ -183,7 +183,7 @@ class PredictionsRoutes:
         if alone_s is None:
             return None
         rounds = position / (self._config.images_per_runner() * self._config.jobs.num_runners)
-        return round(alone_s * (1 - fraction_done(job) + rounds), 2)
+        return round(alone_s * (1 - job.fraction_done + rounds), 2)
 
     def _alone_s(self, job: Job) -> float | None:
         """Seconds that all of it takes alone; None where its model is served no more, or has no costs yet."""
