@@ -63,7 +63,7 @@ class Estimator:
         return Group(shape, request.deterministic)
 
     def _num_calls(self, request: GenerationRequest) -> int:
-        return self._tables.table(request.sampler, request.num_inference_steps).num_rows
+        return self._tables.table(request.sampler, request.num_inference_steps).num_calls
 
 
 @dataclass(frozen=True, slots=True)

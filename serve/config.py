@@ -18,12 +18,12 @@ from pydantic import (
 )
 
 from deployments.batching import Batching
+from deployments.cost_measurement import CostMeasurement
 from deployments.engine.cost import CostModel
 from deployments.engine.denoising import EngineConfig
 from deployments.engine.messages import LatentShape
 from deployments.engine.models import ModelInfo, ModelSource, Placement
 from deployments.engine.samplers import SamplerTables, UnsupportedSamplerError
-from deployments.profiling import Profiling
 from serve.api_keys import ApiKeys
 from serve.autoscaling_config import AutoscalingSection, WorkAutoscalingSection
 from serve.jobs.config import JobsConfig
@@ -411,9 +411,9 @@ class AppConfig(Section):
             checkpoint_interval_s=self.denoiser.checkpoint_interval_s,
         )
 
-    def profiling(self, info: ModelInfo) -> Profiling:
+    def cost_measurement(self, info: ModelInfo) -> CostMeasurement:
         """Raises ConfigError for a cost model file that cannot be read."""
-        return Profiling(self.latent_shapes(info), self.model.known_cost())
+        return CostMeasurement(self.latent_shapes(info), self.model.known_cost())
 
     def latent_shapes(self, info: ModelInfo) -> tuple[LatentShape, ...]:
         """That are measured and warmed up: of the size that requests get by default, and of `model.sizes`."""
