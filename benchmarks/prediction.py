@@ -15,7 +15,7 @@ import torch
 
 from benchmarks.engine import seconds
 from deployments.engine.cost import counts_to_measure, measure_shapes
-from deployments.engine.device_step import rehearse, step_runner
+from deployments.engine.device_step import step_runner, warm_up
 from deployments.engine.models import ModelSource, Placement, load_model_info, load_unet
 
 
@@ -37,7 +37,7 @@ def main() -> None:
     shapes = [(side, side), (side, 3 * side // 2)]
     fitted = counts_to_measure(args.max_rows)
     held_out = [count for count in range(1, args.max_rows) if count not in fitted]
-    work = partial(rehearse, unet, step_runner(unet, shapes))
+    work = partial(warm_up, unet, step_runner(unet, shapes))
     cost = measure_shapes(work, shapes, fitted)
     print(cost.table("rows"))
 

@@ -83,8 +83,8 @@ class BareEngine:
         self._encoder = text_encoder(source, placement, known)
         self._decoder = latent_decoder(source, placement, known)
         self._tables = SamplerTables(info.scheduler_config)
-        profiling = app.profiling(info)
-        unet, run_step, engine = unet_and_steps(source, placement, profiling, app.engine_config(info))
+        measurement = app.cost_measurement(info)
+        unet, run_step, engine = unet_and_steps(source, placement, measurement, app.engine_config(info))
         torch.set_num_threads(1)  # as in the Denoiser
         # Not measured here: rows that cost nothing all share a forward.
         cost = known.forward if known else StageCost(((SHAPE, Curve(0.01, 1, 0.0)),))

@@ -42,9 +42,9 @@ class Denoising:
     request: DenoiseRequest
     group: Group
     arrival: float
-    num_model_calls: int
+    num_calls: int
     unloaded_s: float
-    rows_left: int
+    calls_left: int
 
 
 # Who goes next of those that are there, and for how many forwards.
@@ -75,8 +75,8 @@ class Device:
             members, num_forwards = policy(present, now)
             now += num_forwards * self.seconds(self.group, sum(item.request.num_rows for item in members))
             for item in members:
-                item.rows_left -= num_forwards
-                if item.rows_left == 0:
+                item.calls_left -= num_forwards
+                if item.calls_left == 0:
                     present.remove(item)
                     latencies_s.append(now - item.arrival)
         return latencies_s
@@ -90,8 +90,8 @@ class Device:
         """The static one first."""
 
         def static(present: Sequence[Denoising], now: float) -> tuple[Sequence[Denoising], int]:
-            members = next_group(present, lambda item: item.num_model_calls)
-            return members, members[0].rows_left
+            members = next_group(present, lambda item: item.num_calls)
+            return members, members[0].calls_left
 
         def as_many_as_fit(row_cap: int) -> Policy:
             return lambda present, now: (pick_members(present, row_cap), 1)

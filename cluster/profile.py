@@ -6,11 +6,11 @@ from pathlib import Path
 
 import torch
 
+from deployments.cost_measurement import CostMeasurement
 from deployments.devices import latent_decoder, text_encoder, unet_and_steps
 from deployments.engine.cost import CostModel
-from deployments.engine.device_step import rehearse
+from deployments.engine.device_step import warm_up
 from deployments.engine.models import load_model_info
-from deployments.profiling import Profiling
 from serve.config.app import AppConfig
 from serve.config.model import CostModelFile
 from serve.config.schema import ConfigError
@@ -26,20 +26,20 @@ def profile(config: AppConfig) -> CostModelFile:
         raise ConfigError("model.device: there is nothing to measure on a simulated device")
     info = load_model_info(source)
     config.check_for(info)
-    profiling = Profiling(config.latent_shapes(info))
+    measurement = CostMeasurement(config.latent_shapes(info))
 
     torch.set_num_threads(config.encoder.num_threads)
     encoder = text_encoder(source, placement, None)
-    encode = profiling.encode_cost(encoder.rehearse, config.encoder.max_batch_size)
+    encode = measurement.encode_cost(encoder.warm_up, config.encoder.max_batch_size)
 
     torch.set_num_threads(config.denoiser.num_threads)
-    unet, run_step, engine = unet_and_steps(source, placement, profiling, config.engine_config(info))
+    unet, run_step, engine = unet_and_steps(source, placement, measurement, config.engine_config(info))
     torch.set_num_threads(1)  # as in the Denoiser
-    forward = profiling.forward_cost(partial(rehearse, unet, run_step), engine)
+    forward = measurement.forward_cost(partial(warm_up, unet, run_step), engine)
 
     torch.set_num_threads(config.decoder.num_threads)
     decoder = latent_decoder(source, placement, None)
-    decode = profiling.decode_cost(decoder.rehearse, config.decoder.max_batch_size)
+    decode = measurement.decode_cost(decoder.warm_up, config.decoder.max_batch_size)
     device = placement.torch_device()
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"
     return CostModelFile(

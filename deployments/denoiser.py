@@ -16,11 +16,12 @@ import torch
 from ray import serve
 
 from deployments.batching import Batching
+from deployments.cost_measurement import CostMeasurement
 from deployments.denoising_telemetry import DenoisingTelemetry
 from deployments.devices import unet_and_steps
 from deployments.engine.cost import StageCost
 from deployments.engine.denoising import Engine, EngineConfig, StepReport, group_of
-from deployments.engine.device_step import rehearse
+from deployments.engine.device_step import warm_up
 from deployments.engine.engine_thread import EngineThread
 from deployments.engine.messages import (
     LAST_EVENTS,
@@ -32,7 +33,6 @@ from deployments.engine.messages import (
 from deployments.engine.models import ModelSource, Placement, load_model_info
 from deployments.engine.samplers import SamplerTables
 from deployments.isolation import ANNOUNCEMENT_S
-from deployments.profiling import Profiling
 from deployments.work import Work
 
 logger = logging.getLogger("ray.serve")
@@ -52,7 +52,7 @@ class Denoiser:
         engine: EngineConfig,
         batching: Batching,
         num_threads: int,
-        profiling: Profiling,
+        measurement: CostMeasurement,
     ) -> None:
         info = load_model_info(source)
         self._tables = SamplerTables(info.scheduler_config)
@@ -63,9 +63,9 @@ class Denoiser:
 
         def build() -> Engine:
             torch.set_num_threads(num_threads)
-            unet, run_step, config = unet_and_steps(source, placement, profiling, engine)
+            unet, run_step, config = unet_and_steps(source, placement, measurement, engine)
             torch.set_num_threads(1)  # forwards on a CPU have threads of their own (engine.row_parts)
-            self._cost = profiling.forward_cost(partial(rehearse, unet, run_step), config)
+            self._cost = measurement.forward_cost(partial(warm_up, unet, run_step), config)
             self._config = config
             if placement.compile_cache:
                 # What was compiled by now is all that ever is: no request waits for a compiler.
@@ -129,9 +129,9 @@ class Denoiser:
     async def _work_s(self, request: DenoiseRequest) -> float:
         """Device-seconds that are still to come. Compiles the sampler's table if there is none yet."""
         table = partial(self._tables.table, request.sampler, request.num_inference_steps)
-        num_calls = (await asyncio.get_running_loop().run_in_executor(self._compiler, table)).num_rows
+        num_calls = (await asyncio.get_running_loop().run_in_executor(self._compiler, table)).num_calls
         if request.resume_from:
-            num_calls -= request.resume_from.row
+            num_calls -= request.resume_from.call
         group = group_of(request, self._scale_factor)
         return self._config.work_s(group, self._cost, num_calls, request.num_rows)
 

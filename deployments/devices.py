@@ -1,5 +1,6 @@
 """A model's parts on the device that its placement names: a real one, or a simulated one."""
 
+from deployments.cost_measurement import CostMeasurement
 from deployments.engine.cost import CostModel
 from deployments.engine.denoising import EngineConfig
 from deployments.engine.device_step import StepRunner, UNetInterface, step_runner
@@ -20,7 +21,6 @@ from deployments.engine.simulated import (
     SimulatedTextEncoder,
     SimulatedUNet,
 )
-from deployments.profiling import Profiling
 
 
 def text_encoder(
@@ -33,16 +33,16 @@ def text_encoder(
 
 
 def unet_and_steps(
-    source: ModelSource, placement: Placement, profiling: Profiling, engine: EngineConfig
+    source: ModelSource, placement: Placement, measurement: CostMeasurement, engine: EngineConfig
 ) -> tuple[UNetInterface, StepRunner, EngineConfig]:
     """Warm, and with what the engine's configuration comes to on that device."""
     if placement.is_simulated:
-        forward = _of_device(profiling.known).forward
+        forward = _of_device(measurement.known).forward
         steps = SimulatedSteps(forward)
         return SimulatedUNet(load_unet_config(source)), steps, engine.padded_to(forward.padded_to)
     unet = load_unet(source, placement)
     config = engine.for_device(unet.device)
-    return unet, step_runner(unet, profiling.shapes if config.row_counts else ()), config
+    return unet, step_runner(unet, measurement.shapes if config.row_counts else ()), config
 
 
 def latent_decoder(

@@ -13,6 +13,7 @@ from ray import serve
 from ray.serve import metrics
 
 from deployments.batching import Batching
+from deployments.cost_measurement import CostMeasurement
 from deployments.devices import text_encoder
 from deployments.engine.cost import Curve
 from deployments.engine.messages import PromptEmbeds, TurnStarted
@@ -21,7 +22,6 @@ from deployments.engine.prompts import EncodedText, PromptText
 from deployments.forwards import Forwards
 from deployments.health import Health
 from deployments.isolation import isolated
-from deployments.profiling import Profiling
 from deployments.work import Work
 
 logger = logging.getLogger("ray.serve")
@@ -37,9 +37,9 @@ class PromptEncoder:
         batching: Batching,
         num_threads: int,
         cache_size: int,
-        profiling: Profiling,
+        measurement: CostMeasurement,
     ) -> None:
-        self._encoder = text_encoder(source, placement, profiling.known)
+        self._encoder = text_encoder(source, placement, measurement.known)
         # Embeddings made alone and in a batch are kept apart: their bits may differ.
         self._cache: OrderedDict[tuple[str, bool], EncodedText] = OrderedDict()
         self._cache_size = cache_size
@@ -56,7 +56,7 @@ class PromptEncoder:
         batching.apply_to(self._encode_together)
         # On the thread that will encode, for torch counts its threads by thread.
         self._cost = self._executor.submit(
-            profiling.encode_cost, self._encoder.rehearse, self._max_batch_size
+            measurement.encode_cost, self._encoder.warm_up, self._max_batch_size
         ).result()
 
     async def encode(self, prompt: PromptText) -> PromptEmbeds:

@@ -12,6 +12,7 @@ import torch
 from ray import serve
 
 from deployments.batching import Batching
+from deployments.cost_measurement import CostMeasurement
 from deployments.devices import latent_decoder
 from deployments.engine.cost import StageCost
 from deployments.engine.images import Pixels, encode_image
@@ -20,7 +21,6 @@ from deployments.engine.models import ModelSource, Placement
 from deployments.forwards import Forwards
 from deployments.health import Health
 from deployments.isolation import isolated
-from deployments.profiling import Profiling
 from deployments.work import Work
 
 logger = logging.getLogger("ray.serve")
@@ -39,11 +39,11 @@ class VaeDecoder:
         batching: Batching,
         num_threads: int,
         max_hold_s: float,
-        profiling: Profiling,
+        measurement: CostMeasurement,
     ) -> None:
         # One thread, so that what the VAE needs of the device's memory is needed once.
         self._executor = ThreadPoolExecutor(1, "vae-decoder", torch.set_num_threads, (num_threads,))
-        self._decoder = latent_decoder(source, placement, profiling.known)
+        self._decoder = latent_decoder(source, placement, measurement.known)
         self._health = Health()
         self._turn = asyncio.Lock()
         self._work = Work()
@@ -52,7 +52,7 @@ class VaeDecoder:
         self._max_batch_size = batching.max_batch_size
         # On the thread that will decode, for torch counts its threads by thread.
         self._cost = self._executor.submit(
-            profiling.decode_cost, self._decoder.rehearse, self._max_batch_size
+            measurement.decode_cost, self._decoder.warm_up, self._max_batch_size
         ).result()
         batching.apply_to(self._decode_together)
 

@@ -28,19 +28,19 @@ def build_app(config: AppConfig) -> Application:
     """
     source, placement = config.model.source(), config.model.placement()
     info = checked_model_info(config)
-    profiling = config.profiling(info)
+    measurement = config.cost_measurement(info)
     jobs = resolve(config.jobs)
     job_store(jobs, describe), object_store(jobs)  # said now rather than by replicas that cannot start
     config = config.model_copy(update={"jobs": jobs})
     encoder, denoiser, decoder = config.encoder, config.denoiser, config.decoder
     encoder_stage = _deployment(PromptEncoder, encoder.deployment_options()).bind(
-        source, placement, encoder.batching(), encoder.num_threads, encoder.cache_size, profiling
+        source, placement, encoder.batching(), encoder.num_threads, encoder.cache_size, measurement
     )
     denoiser_stage = _deployment(Denoiser, denoiser.deployment_options()).bind(
-        source, placement, config.engine_config(info), denoiser.batching(), denoiser.num_threads, profiling
+        source, placement, config.engine_config(info), denoiser.batching(), denoiser.num_threads, measurement
     )
     decoder_stage = _deployment(VaeDecoder, decoder.deployment_options()).bind(
-        source, placement, decoder.batching(), decoder.num_threads, decoder.max_hold_s, profiling
+        source, placement, decoder.batching(), decoder.num_threads, decoder.max_hold_s, measurement
     )
     stages = (encoder_stage, denoiser_stage, decoder_stage)
     runner = _deployment(Runner, config.jobs.runner_options()).bind(config, *stages)

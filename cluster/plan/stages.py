@@ -165,15 +165,15 @@ class SimulatedDenoising:
 
     request: DenoiseRequest
     group: Group
-    num_model_calls: int
+    num_calls: int
     unloaded_s: float
     done: Event
     arrival: float = 0.0
-    row: int = 0
+    call: int = 0
 
     @property
-    def rows_left(self) -> int:
-        return self.num_model_calls - self.row
+    def calls_left(self) -> int:
+        return self.num_calls - self.call
 
 
 @dataclass(frozen=True, slots=True)
@@ -197,7 +197,7 @@ class DenoisingCosts:
             return config.work_s(group, cost, num_calls, num_rows)
 
         def num_calls(sampler: str, num_inference_steps: int) -> int:
-            return tables.table(sampler, num_inference_steps).num_rows
+            return tables.table(sampler, num_inference_steps).num_calls
 
         def row_cap(group: Group) -> int:
             return config.row_cap(group, cost)
@@ -255,7 +255,7 @@ class DenoiserReplica:
             forward_s = self._overheads.slowdown * self._costs.seconds(batch[0].group, rows)
             yield self._device.run(forward_s + self._overheads.step_s)
             for item in batch:
-                item.row += 1
-                if item.rows_left == 0:
+                item.call += 1
+                if item.calls_left == 0:
                     del self._items[item.request.request_id]
                     item.done.succeed()

@@ -33,7 +33,8 @@ from deployments.engine.messages import (
     LatentShape,
     StepProgress,
 )
-from deployments.engine.samplers import STATE_SLOTS, SamplerTable, SamplerTables
+from deployments.engine.sampler_table import STATE_SLOTS, SamplerTable
+from deployments.engine.samplers import SamplerTables
 from deployments.engine.step_scheduler import Group, StepScheduler
 
 _KEPT_COSTS = 4096
@@ -110,7 +111,7 @@ class Denoising:
     arrival: in seconds since the epoch
     unloaded_s: what it would take alone
     state: [STATE_SLOTS, C, h, w] float32, the latents first, after all that was launched
-    row: the row of the table that is launched next
+    call: of the table, the one that is launched next
     checkpointed_at: when it last could be resumed from where it was, in seconds since the epoch
     """
 
@@ -122,20 +123,20 @@ class Denoising:
     generator: torch.Generator
     conditions: "Conditions"
     state: torch.Tensor
-    row: int
+    call: int
     checkpointed_at: float
 
     @property
-    def num_model_calls(self) -> int:
-        return self.table.num_rows
+    def num_calls(self) -> int:
+        return self.table.num_calls
 
     @property
-    def rows_left(self) -> int:
-        return self.table.num_rows - self.row
+    def calls_left(self) -> int:
+        return self.table.num_calls - self.call
 
-    def steps_done(self, row: int) -> int:
-        """Steps that are done where `row` comes next; a sampler may take more than one row for a step."""
-        return -(-row * self.request.num_inference_steps // self.table.num_rows)
+    def steps_done(self, call: int) -> int:
+        """Steps that are done where `call` comes next; a sampler may make more than one for a step."""
+        return -(-call * self.request.num_inference_steps // self.table.num_calls)
 
 
 @dataclass(frozen=True, slots=True)
@@ -228,7 +229,7 @@ class Engine:
     @property
     def waiting(self) -> list[Denoising]:
         """The requests of which a step is still to be launched."""
-        return [item for item in self._denoisings.values() if item.rows_left]
+        return [item for item in self._denoisings.values() if item.calls_left]
 
     @property
     def finishing(self) -> list[Denoising]:
@@ -250,11 +251,11 @@ class Engine:
         generator = torch.Generator().manual_seed(request.seed)
         state = torch.zeros(STATE_SLOTS, self._unet.in_channels, *shape)
         state[0] = table.initial_scale * self._draw_noise(generator, shape)
-        row = 0
+        call = 0
         if checkpoint := request.resume_from:
-            row = checkpoint.row
+            call = checkpoint.call
             state[: len(checkpoint.state)] = checkpoint.state
-            for _ in range(sum(table.draws_noise[:row])):
+            for _ in range(sum(table.draws_noise[:call])):
                 self._draw_noise(generator, shape)
         now = self._clock()
         self._denoisings[request.request_id] = Denoising(
@@ -262,11 +263,11 @@ class Engine:
             table=table,
             group=group,
             arrival=now if arrival is None else arrival,
-            unloaded_s=table.num_rows * self._seconds(group, request.num_rows),
+            unloaded_s=table.num_calls * self._seconds(group, request.num_rows),
             generator=generator,
             conditions=self._conditions(request),
             state=send(state, self._unet.device),
-            row=row,
+            call=call,
             checkpointed_at=now,
         )
 
@@ -372,13 +373,13 @@ class Engine:
         first_rows = [end - item.request.num_rows for end, item in zip(ends, batch, strict=True)]
         request_of_row = [index for index, item in enumerate(batch) for _ in range(item.request.num_rows)]
         request_of_row += padding * [0]
-        timesteps = torch.stack([item.table.timesteps[item.row] for item in filled])
+        timesteps = torch.stack([item.table.timesteps[item.call] for item in filled])
         conditions = [item.conditions for item in batch]
         return StepInputs(
             states=torch.stack([item.state for item in filled]),
             noise=self._noise(batch, len(filled)),
-            weights=torch.stack([item.table.weights[item.row] for item in filled]).float(),
-            input_scales=torch.stack([item.table.input_scales[item.row] for item in filled]).float(),
+            weights=torch.stack([item.table.weights[item.call] for item in filled]).float(),
+            input_scales=torch.stack([item.table.input_scales[item.call] for item in filled]).float(),
             guidance_scales=torch.tensor([item.request.guidance_scale for item in filled]),
             first_rows=torch.tensor(first_rows + (len(filled) - len(batch)) * [0]),
             last_rows=torch.tensor(last_rows + (len(filled) - len(batch)) * [0]),
@@ -396,14 +397,14 @@ class Engine:
         shape = batch[0].group.latent_shape
         noise = torch.zeros(num_requests, self._unet.in_channels, *shape)
         for index, item in enumerate(batch):
-            if item.table.draws_noise[item.row]:
+            if item.table.draws_noise[item.call]:
                 noise[index] = self._draw_noise(item.generator, shape)
         return noise
 
     def _advance(self, batch: list[Denoising], states: torch.Tensor) -> None:
         for item, state in zip(batch, states, strict=False):  # behind the batch comes padding
             item.state = state
-            item.row += 1
+            item.call += 1
 
     def _events(
         self, batch: list[Denoising], estimates: torch.Tensor
@@ -413,16 +414,16 @@ class Engine:
         interval_s, now = self._config.checkpoint_interval_s, self._clock()
         for item, estimate in zip(batch, estimates, strict=False):
             request = item.request
-            if item.rows_left == 0:
+            if item.calls_left == 0:
                 events.append((item, DenoisedLatents(request.request_id, receive(item.state[0]))))
                 continue
-            step = item.steps_done(item.row)
-            if step in request.preview_steps and step > item.steps_done(item.row - 1):
+            step = item.steps_done(item.call)
+            if step in request.preview_steps and step > item.steps_done(item.call - 1):
                 events.append((item, StepProgress(request.request_id, step, receive(estimate))))
             if interval_s is not None and now - item.checkpointed_at >= interval_s:
                 item.checkpointed_at = now
-                state = receive(item.state[: item.table.num_slots(item.row)])
-                events.append((item, Checkpoint(request.request_id, step, item.row, state)))
+                state = receive(item.state[: item.table.num_slots(item.call)])
+                events.append((item, Checkpoint(request.request_id, step, item.call, state)))
         return events
 
     def _is_here(self, item: Denoising) -> bool:

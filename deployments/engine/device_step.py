@@ -13,7 +13,7 @@ import torch
 from deployments.engine.messages import LatentShape
 from deployments.engine.models import UNet
 from deployments.engine.row_parts import RowParts
-from deployments.engine.samplers import NUM_INPUTS, NUM_OUTPUTS, STATE_SLOTS, advance
+from deployments.engine.sampler_table import NUM_INPUTS, NUM_OUTPUTS, STATE_SLOTS, advance
 
 MAX_TOKENS = 77  # of every Stable Diffusion text encoder
 
@@ -192,7 +192,7 @@ def step_runner(unet: UNet, static_shapes: Collection[LatentShape]) -> StepRunne
     return EagerSteps(unet)
 
 
-def rehearse(unet: UNetInterface, run_step: StepRunner, latent_shape: LatentShape, rows: int) -> None:
+def warm_up(unet: UNetInterface, run_step: StepRunner, latent_shape: LatentShape, rows: int) -> None:
     """One step on random data, waited for: to warm up and to be timed."""
     device, dtype = unet.device, unet.dtype
     pooled = time_ids = None

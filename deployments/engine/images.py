@@ -34,7 +34,7 @@ class LatentDecoder:
         images = self._vae.decode(batch, return_dict=False)[0]  # [B, 3, H, W] in -1..1
         return list(_to_pixels(images))
 
-    def rehearse(self, latent_shape: LatentShape, num_images: int) -> None:
+    def warm_up(self, latent_shape: LatentShape, num_images: int) -> None:
         """Decodes noise, waited for: to warm up and to be timed."""
         channels = self._vae.config.latent_channels
         self.decode(list(torch.randn(num_images, channels, *latent_shape)))

@@ -74,13 +74,13 @@ class StepProgress:
 class Checkpoint:
     """All that it takes, beside the request, to go on with an image elsewhere after `step` of its steps.
 
-    row: of the sampler's table, the one that comes next
-    state: [slots, C, h, w] float32 on the CPU, those slots that the rows to come read
+    call: of the sampler's table, the one that comes next
+    state: [slots, C, h, w] float32 on the CPU, those slots that the calls to come read
     """
 
     request_id: str
     step: int
-    row: int
+    call: int
     state: torch.Tensor
 
 

@@ -80,7 +80,7 @@ class TextEncoder:
             for text, embeds, p in zip(texts, encoded[0].cpu(), pooled, strict=True)
         ]
 
-    def rehearse(self, num_texts: int) -> None:
+    def warm_up(self, num_texts: int) -> None:
         """Encodes something, waited for: to warm up and to be timed."""
         self.encode(["a rehearsal"] * num_texts)
 

@@ -1,32 +1,15 @@
-"""Samplers as tables: any diffusers scheduler, compiled into one small matrix per model call.
+"""The samplers there are, and their tables for one model's noise schedule."""
 
-Every diffusers scheduler for this model family is linear in what it is given: the next latents and
-whatever it saves for later are weighted sums of the current latents, what it saved before, the guided
-model output and fresh noise, with weights that depend on the step alone. So no sampler mathematics is
-written here. `compile_sampler` steps the stock scheduler on unit vectors, in float64 on the CPU, and
-reads the weights off; `advance` applies them to requests that are at different rows of different tables
-in one operation.
-
-One row of a table acts on a request's state `[STATE_SLOTS, C, h, w]`, slot 0 being the latents and the
-others what the scheduler saves (earlier model outputs, an earlier sample). With the inputs
-`[state..., model output, noise]` stacked to `[STATE_SLOTS + 2, C, h, w]`, the row's matrix gives the
-next state and, as one output more, the current estimate of the clean latents (for previews).
-"""
-
-import copy
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
-from inspect import signature
 from typing import Any
 
 import diffusers
-import torch
 
-STATE_SLOTS = 5
-NUM_INPUTS = STATE_SLOTS + 2  # the state, the guided model output, fresh noise
-NUM_OUTPUTS = STATE_SLOTS + 1  # the next state, the estimate of the clean latents
-MAX_REPLAY_ERROR = 1e-4
+from deployments.engine.sampler_compiler import compile_table
+from deployments.engine.sampler_table import SamplerTable
+
 MAX_CALLS_PER_STEP = 2  # of the model: Heun and KDPM2 take two for most steps
 
 
@@ -113,48 +96,6 @@ def canonical_sampler(name: str) -> str:
     return found
 
 
-@dataclass(frozen=True, slots=True)
-class SamplerTable:
-    """A sampler at a number of steps, one row per model call (of which some samplers make two a step).
-
-    timesteps: [rows] float32, as the model is given them
-    input_scales: [rows] float64, what the latents are multiplied by on their way into the model
-    weights: [rows, NUM_OUTPUTS, NUM_INPUTS] float64
-    draws_noise: per row, whether a draw from the request's generator belongs to it
-    initial_scale: what the first standard normal draw is multiplied by
-    """
-
-    timesteps: torch.Tensor
-    input_scales: torch.Tensor
-    weights: torch.Tensor
-    draws_noise: tuple[bool, ...]
-    initial_scale: float
-
-    @property
-    def num_rows(self) -> int:
-        return len(self.draws_noise)
-
-    def num_slots(self, row: int) -> int:
-        """How many state slots, from the first on, the rows from `row` to the end read."""
-        read = self.weights[row:, :, :STATE_SLOTS].ne(0).any(dim=0).any(dim=0)  # [STATE_SLOTS]
-        return int(read.nonzero().max()) + 1
-
-
-def advance(weights: torch.Tensor, inputs: torch.Tensor) -> torch.Tensor:
-    """One weighted sum per request.
-
-    weights [B, NUM_OUTPUTS, NUM_INPUTS], inputs [B, NUM_INPUTS, C, h, w] -> [B, NUM_OUTPUTS, C, h, w].
-
-    Written as products and sums over the inputs, in order, because these are elementwise: a request's bits
-    then cannot depend on how many others are stepped with it, which no matrix product promises.
-    """
-    weights = weights[..., None, None, None]
-    outputs = weights[:, :, 0] * inputs[:, None, 0]
-    for index in range(1, inputs.shape[1]):
-        outputs = outputs + weights[:, :, index] * inputs[:, None, index]
-    return outputs
-
-
 class SamplerTables:
     """The tables of one model's noise schedule, compiled when first asked for and kept.
 
@@ -180,204 +121,6 @@ class SamplerTables:
         try:
             scheduler = self.scheduler(sampler)
             scheduler.set_timesteps(num_inference_steps)
-            calls = _probe(copy.deepcopy(scheduler), spec.step_kwargs)
-            table = _assemble(scheduler, calls)
-            missed_by = _replay_error(table, scheduler, spec.step_kwargs, calls)
+            return compile_table(scheduler, spec.step_kwargs)
         except (ValueError, IndexError, ZeroDivisionError, RuntimeError) as error:
             raise UnsupportedSamplerError(f"{where}: {str(error).rstrip('.')}") from error
-        if not missed_by < MAX_REPLAY_ERROR:
-            raise UnsupportedSamplerError(
-                f"{where}: {spec.scheduler} is not linear with this model's configuration "
-                f"(its table misses it by {missed_by:.1e})"
-            )
-        return table
-
-
-# --- compiling ---------------------------------------------------------------------------------------------
-
-_Key = tuple[str, int]  # an attribute of a scheduler, and the place in it where it is a list
-_LATENTS: _Key = ("latents", 0)
-_NOISE_SEED = 0
-# Coordinates of a probe: the latents, everything saved and the model's output get one each, in that order;
-# the rest stay zero in every input, so that only noise shows there.
-_PROBE_SHAPE = torch.Size((1, 16, 1, 1))
-
-
-@dataclass(frozen=True, slots=True)
-class _Call:
-    """What one model call's step does: outputs as weights over `inputs`, the model's output and noise."""
-
-    input_scale: float
-    inputs: tuple[_Key, ...]
-    outputs: Mapping[_Key, torch.Tensor]
-    noise_dtype: torch.dtype | None
-
-
-def _saved(scheduler: Any) -> dict[_Key, torch.Tensor]:
-    """What a scheduler carries on: every attribute, or item of a list, of the latents' shape."""
-    return {
-        (name, index): item
-        for name, value in vars(scheduler).items()
-        for index, item in enumerate(value if isinstance(value, list) else [value])
-        if isinstance(item, torch.Tensor) and item.shape == _PROBE_SHAPE
-    }
-
-
-def _replace_saved(scheduler: Any, key: _Key, tensor: torch.Tensor) -> None:
-    name, index = key
-    if isinstance(getattr(scheduler, name), list):
-        getattr(scheduler, name)[index] = tensor
-    else:
-        setattr(scheduler, name, tensor)
-
-
-def _step(
-    scheduler: Any,
-    model_output: torch.Tensor,
-    timestep: torch.Tensor,
-    latents: torch.Tensor,
-    generator: torch.Generator,
-    step_kwargs: Mapping[str, Any],
-) -> torch.Tensor:
-    if "generator" in signature(scheduler.step).parameters:
-        step_kwargs = {**step_kwargs, "generator": generator}
-    previous: torch.Tensor = scheduler.step(
-        model_output, timestep, latents, return_dict=False, **step_kwargs
-    )[0]
-    return previous
-
-
-def _probe(scheduler: Any, step_kwargs: Mapping[str, Any]) -> list[_Call]:
-    """Steps a scheduler on unit vectors: what comes out of a call are columns of weights.
-
-    Before each call the latents and all that the scheduler has saved are replaced by unit vectors. A second
-    run on zeros, with the same noise, tells what noise adds.
-    """
-    calls = []
-    for timestep in scheduler.timesteps:
-        saved = tuple(_saved(scheduler))
-        inputs = (_LATENTS, *saved)
-        units = torch.eye(len(inputs) + 1, _PROBE_SHAPE[1], dtype=torch.float64).reshape(-1, *_PROBE_SHAPE)
-        input_scale = float(scheduler.scale_model_input(torch.ones_like(units[0]), timestep)[0, 0])
-
-        def run(target: Any, vectors: torch.Tensor) -> tuple[dict[_Key, torch.Tensor], bool]:
-            for key, vector in zip(saved, vectors[1:], strict=False):  # noqa: B023 - called in this iteration only
-                _replace_saved(target, key, vector)
-            generator = torch.Generator().manual_seed(_NOISE_SEED)
-            untouched = generator.get_state()
-            latents = _step(target, vectors[-1], timestep, vectors[0], generator, step_kwargs)  # noqa: B023
-            drew = not torch.equal(untouched, generator.get_state())
-            return {_LATENTS: latents, **_saved(target)}, drew
-
-        noise_alone, _ = run(copy.deepcopy(scheduler), torch.zeros_like(units))
-        results, drew_noise = run(scheduler, units)
-        noise_dtype = _noise_dtype(noise_alone[_LATENTS]) if drew_noise else None
-        outputs = {}
-        for key, result in results.items():
-            noise_weight = _noise_weight(noise_alone[key], noise_dtype) if noise_dtype else 0.0
-            linear = (result - noise_alone[key]).double().flatten()[: len(inputs) + 1]
-            outputs[key] = torch.cat([linear, torch.tensor([noise_weight], dtype=torch.float64)])
-        calls.append(_Call(input_scale, inputs, outputs, noise_dtype))
-    return calls
-
-
-def _unit_noise(dtype: torch.dtype) -> torch.Tensor:
-    generator = torch.Generator().manual_seed(_NOISE_SEED)
-    return torch.randn(_PROBE_SHAPE, generator=generator, dtype=dtype).double()
-
-
-def _noise_weight(noisy: torch.Tensor, dtype: torch.dtype) -> float:
-    noise = _unit_noise(dtype)
-    return float((noisy * noise).sum() / (noise * noise).sum())
-
-
-def _noise_dtype(noisy: torch.Tensor) -> torch.dtype:
-    """Whether a scheduler draws its noise in the latents' dtype or always in float32: the streams differ."""
-    misses = {
-        dtype: float((noisy - _noise_weight(noisy, dtype) * _unit_noise(dtype)).abs().max())
-        for dtype in (torch.float64, torch.float32)
-    }
-    return min(misses, key=lambda dtype: misses[dtype])
-
-
-def _assemble(scheduler: Any, calls: list[_Call]) -> SamplerTable:
-    """Gives everything that is read again a slot of the state, and drops the rest."""
-    num_rows = len(calls)
-    weights = torch.zeros(num_rows, NUM_OUTPUTS, NUM_INPUTS, dtype=torch.float64)
-    read_later: list[_Key] = []  # behind the last row nothing but the latents is wanted
-    for row in reversed(range(num_rows)):
-        call = calls[row]
-        wanted = [_LATENTS, *read_later]
-        read = [
-            column
-            for column in range(1, len(call.inputs))
-            if any(call.outputs[key][column] != 0 for key in wanted)
-        ]
-        if len(read) >= STATE_SLOTS:
-            raise UnsupportedSamplerError(
-                f"{type(scheduler).__name__} carries {len(read)} tensors from step to step; "
-                f"at most {STATE_SLOTS - 1} are kept"
-            )
-        columns = [0, *read, len(call.inputs), len(call.inputs) + 1]
-        slots = [*range(len(read) + 1), STATE_SLOTS, STATE_SLOTS + 1]
-        for output, key in enumerate(wanted):
-            weights[row, output, slots] = call.outputs[key][columns]
-        read_later = [call.inputs[column] for column in read]
-    for row, (timestep, call) in enumerate(zip(scheduler.timesteps, calls, strict=True)):
-        on_input, on_output = _clean_estimate(scheduler, float(timestep))
-        weights[row, STATE_SLOTS, 0] = on_input * call.input_scale
-        weights[row, STATE_SLOTS, STATE_SLOTS] = on_output
-    return SamplerTable(
-        timesteps=scheduler.timesteps.to(torch.float32),
-        input_scales=torch.tensor([call.input_scale for call in calls], dtype=torch.float64),
-        weights=weights,
-        draws_noise=tuple(call.noise_dtype is not None for call in calls),
-        initial_scale=float(scheduler.init_noise_sigma),
-    )
-
-
-def _clean_estimate(scheduler: Any, timestep: float) -> tuple[float, float]:
-    """Weights of the model's input and output in its estimate of the clean latents."""
-    below = int(timestep)
-    above = min(below + 1, len(scheduler.alphas_cumprod) - 1)
-    alpha_cumprod = float(
-        torch.lerp(scheduler.alphas_cumprod[below], scheduler.alphas_cumprod[above], timestep - below)
-    )
-    alpha, sigma = alpha_cumprod**0.5, (1 - alpha_cumprod) ** 0.5
-    estimates = {
-        "epsilon": (1 / max(alpha, 1e-4), -sigma / max(alpha, 1e-4)),
-        "v_prediction": (alpha, -sigma),
-        "sample": (0.0, 1.0),
-    }
-    prediction_type = scheduler.config.prediction_type
-    if prediction_type not in estimates:
-        raise UnsupportedSamplerError(f"prediction_type {prediction_type!r}; known: {', '.join(estimates)}")
-    return estimates[prediction_type]
-
-
-def _replay_error(
-    table: SamplerTable, scheduler: Any, step_kwargs: Mapping[str, Any], calls: list[_Call]
-) -> float:
-    """How far the table is from the scheduler on a smooth made-up model, relative to the largest latent."""
-
-    def model(latents: torch.Tensor, timestep: float) -> torch.Tensor:
-        return torch.sin(2 * latents + timestep / 300) + 0.5 * latents.roll(1, dims=1)
-
-    stock = copy.deepcopy(scheduler)
-    generators = [torch.Generator().manual_seed(1) for _ in range(2)]
-    latents = (
-        table.initial_scale * torch.randn(_PROBE_SHAPE, generator=torch.Generator().manual_seed(2)).double()
-    )
-    state = torch.zeros(1, STATE_SLOTS, *_PROBE_SHAPE[1:], dtype=torch.float64)
-    state[:, 0] = latents
-    for row, timestep in enumerate(stock.timesteps):
-        model_output = model(stock.scale_model_input(latents, timestep), float(timestep))
-        latents = _step(stock, model_output, timestep, latents, generators[0], step_kwargs).double()
-
-        noise = torch.zeros(_PROBE_SHAPE, dtype=torch.float64)
-        if (dtype := calls[row].noise_dtype) is not None:
-            noise = torch.randn(_PROBE_SHAPE, generator=generators[1], dtype=dtype).double()
-        model_output = model(calls[row].input_scale * state[:, 0], float(timestep))
-        inputs = torch.cat([state, model_output[:, None], noise[:, None]], dim=1)
-        state = advance(table.weights[row : row + 1], inputs)[:, :STATE_SLOTS]
-    return float((state[:, 0] - latents).abs().max() / latents.abs().max())

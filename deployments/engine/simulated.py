@@ -18,7 +18,7 @@ from deployments.engine.device_step import MAX_TOKENS, Completion, StepInputs
 from deployments.engine.images import Pixels
 from deployments.engine.messages import LatentShape, PromptEmbeds
 from deployments.engine.prompts import EncodedText, PromptText, join_embeds
-from deployments.engine.samplers import NUM_OUTPUTS
+from deployments.engine.sampler_table import NUM_OUTPUTS
 
 
 class SimulatedUNet:
@@ -97,7 +97,7 @@ class SimulatedTextEncoder:
         pooled = torch.zeros(1) if self._is_xl else None
         return [EncodedText(torch.zeros(MAX_TOKENS, 1), pooled, len(text.split()) + 2) for text in texts]
 
-    def rehearse(self, num_texts: int) -> None:
+    def warm_up(self, num_texts: int) -> None:
         self.encode([""] * num_texts)
 
     def texts(self, prompt: PromptText) -> list[str]:
@@ -119,7 +119,7 @@ class SimulatedDecoder:
         time.sleep(self._decode.seconds((height, width), len(latents)))
         return [self.preview(item) for item in latents]
 
-    def rehearse(self, latent_shape: LatentShape, num_images: int) -> None:
+    def warm_up(self, latent_shape: LatentShape, num_images: int) -> None:
         self.decode([torch.zeros(1, *latent_shape)] * num_images)
 
     def preview(self, latents: torch.Tensor) -> Pixels:

@@ -52,12 +52,12 @@ class Schedulable(Protocol):
     @property
     def group(self) -> Group: ...
     @property
-    def rows_left(self) -> int:
+    def calls_left(self) -> int:
         """Model calls that are still to come."""
         ...
 
     @property
-    def num_model_calls(self) -> int:
+    def num_calls(self) -> int:
         """All of them."""
         ...
 
@@ -84,7 +84,7 @@ def deadline(item: Schedulable) -> float:
 
 def remaining_s(item: Schedulable) -> float:
     """Seconds that a request would still take alone."""
-    return item.unloaded_s * item.rows_left / item.num_model_calls
+    return item.unloaded_s * item.calls_left / item.num_calls
 
 
 def slack_s(items: Iterable[Schedulable], now: float) -> float:
@@ -141,7 +141,7 @@ def make_way(batch: Sequence[Item], seconds: Callable[[int], float], now: float)
     shortest = min(prompt, key=remaining_s)
 
     def needs_s(members: Sequence[Item]) -> float:
-        return shortest.rows_left * seconds(sum(item.request.num_rows for item in members))
+        return shortest.calls_left * seconds(sum(item.request.num_rows for item in members))
 
     staying = sorted(batch, key=remaining_s)
     leaving: list[Item] = []

@@ -9,11 +9,11 @@ from typing import Any
 
 from pydantic import Field, model_validator
 
+from deployments.cost_measurement import CostMeasurement
 from deployments.engine.denoising import EngineConfig
 from deployments.engine.messages import LatentShape
 from deployments.engine.models import ModelInfo
 from deployments.engine.samplers import SamplerTables, UnsupportedSamplerError
-from deployments.profiling import Profiling
 from serve.config.api_keys import ApiKeys
 from serve.config.jobs import JobsConfig
 from serve.config.limits import DefaultsConfig, LimitsConfig
@@ -130,9 +130,9 @@ class AppConfig(Section):
             checkpoint_interval_s=self.denoiser.checkpoint_interval_s,
         )
 
-    def profiling(self, info: ModelInfo) -> Profiling:
+    def cost_measurement(self, info: ModelInfo) -> CostMeasurement:
         """Raises ConfigError for a cost model file that cannot be read."""
-        return Profiling(self.latent_shapes(info), self.model.known_cost())
+        return CostMeasurement(self.latent_shapes(info), self.model.known_cost())
 
     def latent_shapes(self, info: ModelInfo) -> tuple[LatentShape, ...]:
         """That are measured and warmed up: of the size that requests get by default, and of `model.sizes`."""

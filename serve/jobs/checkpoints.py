@@ -12,12 +12,12 @@ def checkpoint_key(job_id: str, image_index: int) -> str:
 
 def to_bytes(checkpoint: Checkpoint) -> bytes:
     """A safetensors file: unlike a pickle it is safe to read, whoever may write to the store."""
-    progress = torch.tensor([checkpoint.step, checkpoint.row])
+    progress = torch.tensor([checkpoint.step, checkpoint.call])
     return save({"state": checkpoint.state, "progress": progress})
 
 
 def from_bytes(data: bytes) -> Checkpoint:
     """Raises safetensors.SafetensorError for what is no checkpoint."""
     tensors = load(data)
-    step, row = tensors["progress"].tolist()
-    return Checkpoint("", step, row, tensors["state"])
+    step, call = tensors["progress"].tolist()
+    return Checkpoint("", step, call, tensors["state"])

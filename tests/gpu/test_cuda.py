@@ -8,7 +8,7 @@ import torch
 
 from benchmarks.random_models import RandomModel
 from deployments.engine.denoising import StepReport
-from deployments.engine.device_step import CapturedSteps, EagerSteps, rehearse
+from deployments.engine.device_step import CapturedSteps, EagerSteps, warm_up
 from deployments.engine.engine_thread import EngineThread
 from deployments.engine.messages import DenoisedLatents, DenoiseEvent
 from tests.conftest import finish
@@ -73,7 +73,7 @@ def test_a_step_does_not_wait_for_the_device(model: RandomModel) -> None:
     """Other than by the event that tells that it is done: newcomers and finished latents included."""
     run_step = captured_steps(model)
     for rows in (8, 2):  # to capture a shape is to wait
-        rehearse(model.unet, run_step, (model.side, model.side), rows)
+        warm_up(model.unet, run_step, (model.side, model.side), rows)
     engine = model.engine(8, run_step)
     for index in range(3):
         engine.add(model.request(str(index), index, steps=6))

@@ -13,6 +13,7 @@ from ray import serve
 from ray.serve.handle import DeploymentHandle
 
 from deployments.batching import Batching
+from deployments.cost_measurement import CostMeasurement
 from deployments.denoiser import Denoiser
 from deployments.engine.cost import CostModel, Curve
 from deployments.engine.denoising import EngineConfig, StepReport
@@ -29,7 +30,6 @@ from deployments.engine.messages import (
 )
 from deployments.engine.models import ModelSource, Placement
 from deployments.engine.prompts import EncodedText, PromptText
-from deployments.profiling import Profiling
 from deployments.prompt_encoder import PromptEncoder
 from deployments.vae_decoder import VaeDecoder
 from serve.app import HEALTH_CHECK_PERIOD_S
@@ -54,7 +54,7 @@ class MortalDenoiser(Denoiser):
     """Its process ends with the first step of a request of POISONOUS_SEED, as of a fault on the device."""
 
     def _deliver(self, events: Sequence[DenoiseEvent], report: StepReport | None) -> None:
-        under_way = (item for item in self._thread._engine.waiting if item.row > 0)
+        under_way = (item for item in self._thread._engine.waiting if item.call > 0)
         if any(item.request.seed == POISONOUS_SEED for item in under_way):
             os._exit(1)
         super()._deliver(events, report)
@@ -82,10 +82,10 @@ class MortalDecoder(VaeDecoder):
 
 @pytest.fixture
 def encoder(base_url: str, load_model: Callable[[str], LoadedModel]) -> Iterator[DeploymentHandle]:
-    source, profiling = ModelSource(str(load_model("shapes").folder)), Profiling(((16, 16),), COST)
+    source, measurement = ModelSource(str(load_model("shapes").folder)), CostMeasurement(((16, 16),), COST)
     batching = Batching(8, 0.1)
     application = serve.deployment(MortalEncoder, **OPTIONS).bind(
-        source, Placement("cpu"), batching, 1, 1, profiling
+        source, Placement("cpu"), batching, 1, 1, measurement
     )
     yield serve.run(application, name="mortal encoder", route_prefix=None)
     serve.delete("mortal encoder")
@@ -93,9 +93,9 @@ def encoder(base_url: str, load_model: Callable[[str], LoadedModel]) -> Iterator
 
 @pytest.fixture
 def decoder(base_url: str, load_model: Callable[[str], LoadedModel]) -> Iterator[DeploymentHandle]:
-    source, profiling = ModelSource(str(load_model("shapes").folder)), Profiling(((16, 16),), COST)
+    source, measurement = ModelSource(str(load_model("shapes").folder)), CostMeasurement(((16, 16),), COST)
     application = serve.deployment(MortalDecoder, **OPTIONS).bind(
-        source, Placement("cpu"), Batching(8, 0.1), 1, 10.0, profiling
+        source, Placement("cpu"), Batching(8, 0.1), 1, 10.0, measurement
     )
     yield serve.run(application, name="mortal decoder", route_prefix=None)
     serve.delete("mortal decoder")
@@ -110,7 +110,7 @@ def denoiser(base_url: str, load_model: Callable[[str], LoadedModel]) -> Iterato
         config,
         Batching(8, 0.005),
         2,
-        Profiling(((16, 16),), COST),
+        CostMeasurement(((16, 16),), COST),
     )
     yield serve.run(application, name="mortal denoiser", route_prefix=None)
     serve.delete("mortal denoiser")
@@ -139,21 +139,21 @@ def test_a_dead_replica_costs_steps_and_not_the_image(
     wanted = load_model("shapes").request("wanted", num_inference_steps=60, deterministic=True)
 
     async def disturbed() -> tuple[list[int], torch.Tensor]:
-        rows: list[int] = []
+        calls: list[int] = []
         async for event in watch(denoiser, wanted):
             match event:
                 case Checkpoint():
-                    rows.append(event.row)
-                    if len(rows) == 2:
+                    calls.append(event.call)
+                    if len(calls) == 2:
                         ray.kill(replica("MortalDenoiser"), no_restart=True)
                 case DenoisedLatents():
-                    return rows, event.latents
+                    return calls, event.latents
         raise AssertionError("the events ended without latents")
 
     undisturbed = asyncio.run(latents(denoiser, wanted))
-    rows, resumed = asyncio.run(disturbed())
-    assert len(rows) > 2
-    assert rows == sorted(set(rows)), "it went back to before its last checkpoint"
+    calls, resumed = asyncio.run(disturbed())
+    assert len(calls) > 2
+    assert calls == sorted(set(calls)), "it went back to before its last checkpoint"
     assert torch.equal(resumed, undisturbed)
 
 

@@ -31,13 +31,13 @@ def test_resumed_from_any_step_the_bytes_are_the_same(load_model: Load, family: 
                     checkpoints.append(event)
                 case DenoisedLatents():
                     undisturbed = event.latents
-    assert [checkpoint.row for checkpoint in checkpoints] == list(range(1, len(checkpoints) + 1))
+    assert [checkpoint.call for checkpoint in checkpoints] == list(range(1, len(checkpoints) + 1))
     for checkpoint in checkpoints:
         travelled = pickle.loads(pickle.dumps(checkpoint))  # as between replicas
         engine = model.engine()
         engine.add(replace(wanted, resume_from=travelled))
         [resumed] = finish(engine).values()
-        assert torch.equal(resumed, undisturbed), checkpoint.row
+        assert torch.equal(resumed, undisturbed), checkpoint.call
 
 
 def test_checkpoints_hold_no_more_than_the_sampler_still_reads(load_model: Load) -> None:

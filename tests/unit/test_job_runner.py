@@ -133,7 +133,7 @@ async def test_another_runner_goes_on_from_images_and_checkpoints(sqlite_url: st
         async with running(store, tmp_path, script):
             await until_state(store, JobState.SUCCEEDED)
         assert asked[1].done == {1}
-        assert asked[1].checkpoints[0].row == 3
+        assert asked[1].checkpoints[0].call == 3
         assert torch.equal(asked[1].checkpoints[0].state, checkpoint(3).state)
         assert not list((tmp_path / "checkpoints").glob("*/*")), "what nobody needs any more is deleted"
         assert len(list((tmp_path / "images" / "job").iterdir())) == 2
@@ -247,7 +247,7 @@ async def test_a_job_waits_for_its_checkpoints_and_does_not_fail(
         assert isinstance(objects, Unreadable)
         assert objects.refusals == 0
         [resume] = asked
-        assert resume.checkpoints[1].row == 3
+        assert resume.checkpoints[1].call == 3
         assert (await states_of(store, "job"))[-2:] == [(JobState.PROCESSING, 2), (JobState.SUCCEEDED, 2)]
 
 

@@ -45,7 +45,7 @@ def test_a_model_without_weights_can_be_served_simulated(family: str, size: int,
     config.check_for(info)
     assert info.default_size == size
     unet, _, engine = unet_and_steps(
-        source, config.model.placement(), config.profiling(info), config.engine_config(info)
+        source, config.model.placement(), config.cost_measurement(info), config.engine_config(info)
     )
     assert unet.needs_time_ids == (family == "sdxl")
     assert engine.row_counts == (1, 2, 4, 6, 8, cap), "padded as on CUDA, as far as max_rows allows"

@@ -9,9 +9,9 @@ import yaml
 
 from cluster.cli import main
 from deployments.batching import Batching
+from deployments.cost_measurement import CostMeasurement
 from deployments.engine.cost import CostModel, Curve, StageCost
 from deployments.engine.models import ModelSource, Placement
-from deployments.profiling import Profiling
 from deployments.vae_decoder import VaeDecoder
 from serve.config.app import AppConfig
 from tests.tiny_models import SHAPES_MODEL
@@ -38,9 +38,9 @@ def test_a_profile_is_measured_once_and_then_known(
     def must_not_run(*_: object) -> None:
         raise AssertionError("measured although it is known")
 
-    profiling = Profiling(((16, 16),), known)
-    assert profiling.decode_cost(must_not_run, 4) == known.decode
-    assert profiling.encode_cost(must_not_run, 4) == known.encode
+    measurement = CostMeasurement(((16, 16),), known)
+    assert measurement.decode_cost(must_not_run, 4) == known.decode
+    assert measurement.encode_cost(must_not_run, 4) == known.encode
 
 
 def test_an_output_that_cannot_be_written_is_told_before_measuring(
@@ -62,7 +62,7 @@ def test_the_decoder_holds_the_device_no_longer_than_it_may(monkeypatch: pytest.
         Batching(8, 0.005),
         num_threads=1,
         max_hold_s=0.0035,
-        profiling=Profiling(((16, 16),), COST),
+        measurement=CostMeasurement(((16, 16),), COST),
     )
     decode, sizes = decoder._decoder.decode, []
 

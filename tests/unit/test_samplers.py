@@ -7,14 +7,8 @@ import diffusers
 import pytest
 import torch
 
-from deployments.engine.samplers import (
-    SAMPLERS,
-    STATE_SLOTS,
-    SamplerTables,
-    UnsupportedSamplerError,
-    advance,
-    canonical_sampler,
-)
+from deployments.engine.sampler_table import STATE_SLOTS, advance
+from deployments.engine.samplers import SAMPLERS, SamplerTables, UnsupportedSamplerError, canonical_sampler
 
 STABLE_DIFFUSION = {
     "num_train_timesteps": 1000,
@@ -65,28 +59,28 @@ def test_all_samplers_in_one_batch_equal_the_schedulers_alone(prediction_type: s
         state = torch.zeros(STATE_SLOTS, *SHAPE, dtype=torch.float64)
         state[0] = table.initial_scale * torch.randn(1, *SHAPE, generator=generator, dtype=torch.float64)[0]
         requests.append(
-            {"seed": seed, "sampler": sampler, "table": table, "rng": generator, "state": state, "row": 0}
+            {"seed": seed, "sampler": sampler, "table": table, "rng": generator, "state": state, "call": 0}
         )
 
     running = list(requests)
     while running:
-        rows = [(request["table"], request["row"]) for request in running]
-        weights = torch.stack([table.weights[row] for table, row in rows])
+        calls = [(request["table"], request["call"]) for request in running]
+        weights = torch.stack([table.weights[call] for table, call in calls])
         states = torch.stack([request["state"] for request in running])
         outputs, noise = [], []
-        for request, (table, row) in zip(running, rows, strict=True):
-            model_input = table.input_scales[row] * request["state"][0]
-            outputs.append(model(model_input, float(table.timesteps[row]), request["seed"]))
+        for request, (table, call) in zip(running, calls, strict=True):
+            model_input = table.input_scales[call] * request["state"][0]
+            outputs.append(model(model_input, float(table.timesteps[call]), request["seed"]))
             drawn = torch.zeros(SHAPE, dtype=torch.float64)
-            if table.draws_noise[row]:
+            if table.draws_noise[call]:
                 dtype = noise_dtype(request["sampler"])
                 drawn = torch.randn(1, *SHAPE, generator=request["rng"], dtype=dtype)[0].double()
             noise.append(drawn)
         inputs = torch.cat([states, torch.stack(outputs)[:, None], torch.stack(noise)[:, None]], dim=1)
         for request, state in zip(running, advance(weights, inputs), strict=True):
             request["state"] = state[:STATE_SLOTS]
-            request["row"] += 1
-        running = [request for request in running if request["row"] < request["table"].num_rows]
+            request["call"] += 1
+        running = [request for request in running if request["call"] < request["table"].num_calls]
 
     for request, (sampler, steps) in zip(requests, wanted, strict=True):
         expected = alone(tables, sampler, steps, request["seed"])
@@ -100,12 +94,12 @@ def test_there_are_eighteen() -> None:
     assert len(SAMPLERS) == 18
 
 
-def test_second_order_samplers_take_more_rows_than_steps() -> None:
+def test_second_order_samplers_make_more_calls_than_steps() -> None:
     tables = SamplerTables(STABLE_DIFFUSION)
-    assert tables.table("Heun", 20).num_rows == 39
-    assert tables.table("KDPM2", 20).num_rows == 39
-    assert tables.table("PLMS", 20).num_rows == 21
-    assert tables.table("Euler", 20).num_rows == 20
+    assert tables.table("Heun", 20).num_calls == 39
+    assert tables.table("KDPM2", 20).num_calls == 39
+    assert tables.table("PLMS", 20).num_calls == 21
+    assert tables.table("Euler", 20).num_calls == 20
 
 
 def test_the_estimate_of_the_clean_latents_is_the_schedulers() -> None:

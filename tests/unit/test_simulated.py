@@ -7,7 +7,7 @@ import torch
 
 from deployments.engine.cost import Curve, StageCost
 from deployments.engine.denoising import Engine, EngineConfig
-from deployments.engine.device_step import rehearse
+from deployments.engine.device_step import warm_up
 from deployments.engine.messages import Checkpoint, DenoisedLatents, DenoiseRequest, StepProgress
 from deployments.engine.prompts import PromptText
 from deployments.engine.samplers import SamplerTables
@@ -27,7 +27,7 @@ def test_a_step_takes_what_its_rows_cost() -> None:
     curve = Curve(0.04, 2, 0.01)
     steps = SimulatedSteps(StageCost((((16, 24), curve),)), lambda: sum(slept), slept.append)
     for rows in (1, 4, 8):
-        rehearse(SimulatedUNet({"in_channels": 4}), steps, (16, 24), rows)
+        warm_up(SimulatedUNet({"in_channels": 4}), steps, (16, 24), rows)
     assert slept == pytest.approx([curve.seconds(rows) for rows in (1, 4, 8)])
 
 

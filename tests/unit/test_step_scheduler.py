@@ -28,13 +28,13 @@ CALL_S = 0.02  # of one request's two rows
 class Item:
     request: DenoiseRequest
     arrival: float = 0.0
-    num_model_calls: int = 10
-    rows_left: int = 10
+    num_calls: int = 10
+    calls_left: int = 10
     group: Group = field(default=SMALL)
 
     @property
     def unloaded_s(self) -> float:
-        return self.num_model_calls * CALL_S
+        return self.num_calls * CALL_S
 
 
 def item(name: str, calls: int = 10, *, num_rows: int = 2, arrival: float = 0.0, **fields: float) -> Item:
@@ -55,7 +55,7 @@ def names(items: list[Item]) -> list[str]:
 
 def test_what_remains_is_in_proportion_to_the_model_calls_left() -> None:
     half = item("half")
-    half.rows_left = 5
+    half.calls_left = 5
     assert remaining_s(half) == pytest.approx(half.unloaded_s / 2)
 
 

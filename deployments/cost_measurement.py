@@ -13,13 +13,13 @@ logger = logging.getLogger("ray.serve")
 
 
 @dataclass(frozen=True, slots=True)
-class Profiling:
+class CostMeasurement:
     """shapes: the latent shapes that are measured; known: a cost model that makes measuring needless."""
 
     shapes: tuple[LatentShape, ...]
     known: CostModel | None = None
 
-    def forward_cost(self, rehearse: Callable[[LatentShape, int], None], config: EngineConfig) -> StageCost:
+    def forward_cost(self, warm_up: Callable[[LatentShape, int], None], config: EngineConfig) -> StageCost:
         """Also warms up every forward that is to be fast from the first request on."""
         counts = sorted(
             {*(config.row_counts or counts_to_measure(config.max_rows)), config.deterministic_rows}
@@ -27,10 +27,10 @@ class Profiling:
         if self.known:
             for shape in self.shapes:
                 for count in reversed(counts):
-                    rehearse(shape, count)
+                    warm_up(shape, count)
             cost = self.known.forward
         else:
-            cost = measure_shapes(rehearse, self.shapes, counts)
+            cost = measure_shapes(warm_up, self.shapes, counts)
         cost = replace(cost, padded_to=config.row_counts or cost.padded_to)
         caps = ", ".join(
             f"{config.row_cap(Group(shape, False), cost)} at {shape[0]}x{shape[1]}" for shape in self.shapes
@@ -38,16 +38,16 @@ class Profiling:
         logger.info("cost of U-Net forwards; most rows that share one: %s\n%s", caps, cost.table("rows"))
         return cost
 
-    def decode_cost(self, rehearse: Callable[[LatentShape, int], None], max_batch_size: int) -> StageCost:
+    def decode_cost(self, warm_up: Callable[[LatentShape, int], None], max_batch_size: int) -> StageCost:
         if self.known:
             return self.known.decode
-        cost = measure_shapes(rehearse, self.shapes, counts_to_measure(max_batch_size))
+        cost = measure_shapes(warm_up, self.shapes, counts_to_measure(max_batch_size))
         logger.info("cost of VAE decoding\n%s", cost.table("images"))
         return cost
 
-    def encode_cost(self, rehearse: Callable[[int], None], max_batch_size: int) -> Curve:
+    def encode_cost(self, warm_up: Callable[[int], None], max_batch_size: int) -> Curve:
         if self.known:
             return self.known.encode
-        curve = measure(rehearse, counts_to_measure(max_batch_size))
+        curve = measure(warm_up, counts_to_measure(max_batch_size))
         logger.info("cost of text encoding\n%s", curve.table("texts"))
         return curve
