@@ -9,12 +9,8 @@ from typing import Literal, Self
 from deployments.engine.cost import CostModel
 from deployments.engine.messages import ImageFormat
 from deployments.engine.models import ModelInfo
-from deployments.engine.samplers import (
-    SamplerTable,
-    SamplerTables,
-    UnsupportedSamplerError,
-    canonical_sampler,
-)
+from deployments.engine.sampler_table import SamplerTable
+from deployments.engine.samplers import SamplerTables, UnsupportedSamplerError, canonical_sampler
 from serve.capacity.estimator import Estimator
 from serve.config.app import AppConfig
 from serve.config.limits import DefaultsConfig, LimitsConfig
