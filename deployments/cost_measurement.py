@@ -1,36 +1,42 @@
 """What the stages' work costs on this device: known from a file, or measured when a replica starts."""
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from deployments.engine.cost import CostModel, Curve, StageCost, counts_to_measure, measure, measure_shapes
 from deployments.engine.denoising import EngineConfig
 from deployments.engine.messages import LatentShape
 from deployments.engine.step_scheduler import Group
+from deployments.kept_costs import KeptCosts
 
 logger = logging.getLogger("ray.serve")
 
 
 @dataclass(frozen=True, slots=True)
 class CostMeasurement:
-    """shapes: the latent shapes that are measured; known: a cost model that makes measuring needless."""
+    """How a replica comes to know what its work costs.
+
+    shapes: the latent shapes that are measured; known: a cost model that makes measuring needless
+    kept: what earlier replicas have measured; None to measure in any case
+    """
 
     shapes: tuple[LatentShape, ...]
     known: CostModel | None = None
+    kept: KeptCosts | None = None
 
     def forward_cost(self, warm_up: Callable[[LatentShape, int], None], config: EngineConfig) -> StageCost:
         """Also warms up every forward that is to be fast from the first request on."""
         counts = sorted(
             {*(config.row_counts or counts_to_measure(config.max_rows)), config.deterministic_rows}
         )
-        if self.known:
+        cost, is_measured = self._stage_cost(
+            "denoiser", warm_up, counts, self.known.forward if self.known else None
+        )
+        if not is_measured:
             for shape in self.shapes:
                 for count in reversed(counts):
                     warm_up(shape, count)
-            cost = self.known.forward
-        else:
-            cost = measure_shapes(warm_up, self.shapes, counts)
         cost = replace(cost, padded_to=config.row_counts or cost.padded_to)
         caps = ", ".join(
             f"{config.row_cap(Group(shape, False), cost)} at {shape[0]}x{shape[1]}" for shape in self.shapes
@@ -39,15 +45,42 @@ class CostMeasurement:
         return cost
 
     def decode_cost(self, warm_up: Callable[[LatentShape, int], None], max_batch_size: int) -> StageCost:
-        if self.known:
-            return self.known.decode
-        cost = measure_shapes(warm_up, self.shapes, counts_to_measure(max_batch_size))
-        logger.info("cost of VAE decoding\n%s", cost.table("images"))
+        counts = counts_to_measure(max_batch_size)
+        cost, is_measured = self._stage_cost(
+            "decoder", warm_up, counts, self.known.decode if self.known else None
+        )
+        if is_measured:
+            logger.info("cost of VAE decoding\n%s", cost.table("images"))
         return cost
 
     def encode_cost(self, warm_up: Callable[[int], None], max_batch_size: int) -> Curve:
         if self.known:
             return self.known.encode
-        curve = measure(warm_up, counts_to_measure(max_batch_size))
-        logger.info("cost of text encoding\n%s", curve.table("texts"))
+        counts = counts_to_measure(max_batch_size)
+        if self.kept is None:
+            curve, is_measured = measure(warm_up, counts), True
+        else:
+            curve, is_measured = self.kept.get_or_measure(
+                "encoder", Curve, counts, lambda: measure(warm_up, counts)
+            )
+        if is_measured:
+            logger.info("cost of text encoding\n%s", curve.table("texts"))
         return curve
+
+    def _stage_cost(
+        self,
+        stage: str,
+        warm_up: Callable[[LatentShape, int], None],
+        counts: Sequence[int],
+        known: StageCost | None,
+    ) -> tuple[StageCost, bool]:
+        """The costs, and whether they were measured now."""
+        if known is not None:
+            return known, False
+
+        def measured() -> StageCost:
+            return measure_shapes(warm_up, self.shapes, counts)
+
+        if self.kept is None:
+            return measured(), True
+        return self.kept.get_or_measure(stage, StageCost, counts, measured)

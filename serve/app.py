@@ -1,12 +1,16 @@
 """`build_app`: from a configuration to a Ray Serve application. The only place that binds deployments."""
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from ray import serve
 from ray.serve import Application, Deployment
 
+from deployments.cost_measurement import CostMeasurement
 from deployments.denoiser import Denoiser
+from deployments.engine.models import ModelInfo
+from deployments.kept_costs import KeptCosts
 from deployments.prompt_encoder import PromptEncoder
 from deployments.vae_decoder import VaeDecoder
 from serve.checks import checked_model_info
@@ -28,10 +32,10 @@ def build_app(config: AppConfig) -> Application:
     """
     source, placement = config.model.source(), config.model.placement()
     info = checked_model_info(config)
-    measurement = config.cost_measurement(info)
     jobs = resolve(config.jobs)
     job_store(jobs, describe), object_store(jobs)  # said now rather than by replicas that cannot start
     config = config.model_copy(update={"jobs": jobs})
+    measurement = _cost_measurement(config, info)
     encoder, denoiser, decoder = config.encoder, config.denoiser, config.decoder
     encoder_stage = _deployment(PromptEncoder, encoder.deployment_options()).bind(
         source, placement, encoder.batching(), encoder.num_threads, encoder.cache_size, measurement
@@ -50,6 +54,18 @@ def build_app(config: AppConfig) -> Application:
 
 def _deployment(replica: type, options: Mapping[str, Any]) -> Deployment:
     return serve.deployment(replica, health_check_period_s=HEALTH_CHECK_PERIOD_S, **options)
+
+
+def _cost_measurement(config: AppConfig, info: ModelInfo) -> CostMeasurement:
+    """Raises ConfigError for a cost model file that cannot be read."""
+    shapes = config.latent_shapes(info)
+    measured_with = {
+        "model": config.model.model_dump(exclude={"id", "sizes", "cost_model", "compile_cache"}),
+        "latent_shapes": shapes,
+        "num_threads": {name: stage.num_threads for name, stage in config.stages.items()},
+    }
+    kept = KeptCosts(str(Path(config.jobs.data_folder) / "costs"), measured_with)
+    return CostMeasurement(shapes, config.model.known_cost(), kept)
 
 
 def __getattr__(name: str) -> Application:

@@ -9,7 +9,6 @@ from typing import Any
 
 from pydantic import Field, model_validator
 
-from deployments.cost_measurement import CostMeasurement
 from deployments.engine.denoising import EngineConfig
 from deployments.engine.messages import LatentShape
 from deployments.engine.models import ModelInfo
@@ -129,10 +128,6 @@ class AppConfig(Section):
             row_counts=None if row_counts == "auto" else tuple(sorted(row_counts)),
             checkpoint_interval_s=self.denoiser.checkpoint_interval_s,
         )
-
-    def cost_measurement(self, info: ModelInfo) -> CostMeasurement:
-        """Raises ConfigError for a cost model file that cannot be read."""
-        return CostMeasurement(self.latent_shapes(info), self.model.known_cost())
 
     def latent_shapes(self, info: ModelInfo) -> tuple[LatentShape, ...]:
         """That are measured and warmed up: of the size that requests get by default, and of `model.sizes`."""

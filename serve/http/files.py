@@ -6,11 +6,13 @@ from email.utils import format_datetime
 
 from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response, StreamingResponse
+from starlette.routing import Route
 
 from serve.errors import ObjectNotFoundError, RangeNotSatisfiableError
 from serve.http.problems import problem_response
 from serve.jobs.objects import IMAGE_CACHE_CONTROL, ObjectStore, StoredObject, is_image_key
 
+FILES_PATH = "/v1/files"
 _RANGE = re.compile(r"bytes=\s*([0-9]{0,18})-([0-9]{0,18})\s*", re.IGNORECASE)
 
 
@@ -24,7 +26,11 @@ class FilesRoute:
         self._objects = objects
         self._presign_s = presign_s
 
-    async def get(self, request: Request) -> Response:
+    @property
+    def routes(self) -> list[Route]:
+        return [Route(FILES_PATH + "/{key:path}", self._get)]
+
+    async def _get(self, request: Request) -> Response:
         key = request.path_params["key"]
         if not is_image_key(key):
             raise ObjectNotFoundError(f"{request.url.path} is not the URL of an image.")

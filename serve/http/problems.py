@@ -3,6 +3,7 @@
 import logging
 import re
 import uuid
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
 from starlette.exceptions import HTTPException
@@ -81,3 +82,10 @@ async def on_fault(request: Request, error: Exception) -> Response:
     return problem_response(
         MidstepError(f"A fault of ours; the log has it under request id {request_id(request)}."), request
     )
+
+
+EXCEPTION_HANDLERS: Mapping[Any, Callable[[Request, Exception], Awaitable[Response]]] = {
+    MidstepError: on_midstep_error,
+    HTTPException: on_http_exception,
+    Exception: on_fault,
+}

@@ -10,7 +10,6 @@ import pytest
 from ray.serve.metrics import Counter
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
-from starlette.routing import Route
 from starlette.testclient import TestClient
 
 from serve.errors import MidstepError, RangeNotSatisfiableError
@@ -39,7 +38,7 @@ def client(store: ObjectStore) -> Iterator[TestClient]:
 
 
 def client_of(files: FilesRoute) -> TestClient:
-    routes = [Route("/v1/files/{key:path}", files.get)]
+    routes = files.routes
     handlers: dict[Any, Any] = {
         MidstepError: on_midstep_error,
         HTTPException: on_http_exception,

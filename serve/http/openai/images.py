@@ -12,6 +12,7 @@ from typing import Any
 from sse_starlette import EventSourceResponse, ServerSentEvent
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
 from deployments.engine.messages import EncodedImage
@@ -35,7 +36,11 @@ class ImagesRoute:
     def __init__(self, desk: FrontDesk) -> None:
         self._desk = desk
 
-    async def generate(self, http_request: Request) -> Response:
+    @property
+    def routes(self) -> list[Route]:
+        return [Route("/v1/images/generations", self._generate, methods=["POST"])]
+
+    async def _generate(self, http_request: Request) -> Response:
         # In a thread, since a large body takes a while.
         body = await asyncio.to_thread(read_body, await bounded_body(http_request))
         generation = await self._desk.submit(

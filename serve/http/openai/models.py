@@ -5,6 +5,7 @@ from typing import Any
 
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
 
 from serve.http.front_desk import FrontDesk
 from serve.served_model import ServedModel
@@ -17,12 +18,16 @@ class ModelsRoutes:
         self._desk = desk
         self._started_at = time.time()
 
-    async def page(self, _: Request) -> Response:
+    @property
+    def routes(self) -> list[Route]:
+        return [Route("/v1/models", self._page), Route("/v1/models/{id}", self._get)]
+
+    async def _page(self, _: Request) -> Response:
         return JSONResponse(
             {"object": "list", "data": list(map(self._described, self._desk.models.values()))}
         )
 
-    async def get(self, request: Request) -> Response:
+    async def _get(self, request: Request) -> Response:
         return JSONResponse(self._described(self._desk.model(request.path_params["id"], "id")))
 
     def _described(self, model: ServedModel) -> dict[str, Any]:

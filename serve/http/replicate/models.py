@@ -6,6 +6,7 @@ from typing import Any
 
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
 
 from serve.http.front_desk import FrontDesk
 from serve.http.replicate.schema import PredictionInput
@@ -22,7 +23,16 @@ class ReplicateModelsRoutes:
         self._desk = desk
         self._started_at = time.time()
 
-    async def model(self, request: Request) -> Response:
+    @property
+    def routes(self) -> list[Route]:
+        path = "/v1/models/{owner}/{name}"
+        return [
+            Route(path, self._model),
+            Route(f"{path}/versions", self._versions),
+            Route(f"{path}/versions/{{version}}", self._one_version),
+        ]
+
+    async def _model(self, request: Request) -> Response:
         model = self._named(request, "name")
         return JSONResponse(
             {
@@ -41,11 +51,11 @@ class ReplicateModelsRoutes:
             }
         )
 
-    async def versions(self, request: Request) -> Response:
+    async def _versions(self, request: Request) -> Response:
         version = self._version(self._named(request, "name"))
         return JSONResponse({"next": None, "previous": None, "results": [version]})
 
-    async def version(self, request: Request) -> Response:
+    async def _one_version(self, request: Request) -> Response:
         self._named(request, "name")
         return JSONResponse(self._version(self._named(request, "version")))
 

@@ -3,10 +3,10 @@
 from datetime import UTC, datetime
 from typing import Any
 
+from serve.http.files import FILES_PATH
 from serve.jobs.job import Job
 
 PREDICTIONS_PATH = "/v1/predictions"
-FILES_PATH = "/v1/files"
 _BAR_LENGTH = 10
 
 

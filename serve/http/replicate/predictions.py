@@ -16,6 +16,7 @@ from typing import Any
 from sse_starlette import EventSourceResponse, ServerSentEvent
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
 
 from serve.config.app import AppConfig
 from serve.errors import (
@@ -68,7 +69,19 @@ class PredictionsRoutes:
         self._store = store
         self._look_for_canceled = look_for_canceled
 
-    async def create(self, request: Request) -> Response:
+    @property
+    def routes(self) -> list[Route]:
+        one = PREDICTIONS_PATH + "/{job_id}"
+        return [
+            Route("/v1/models/{owner}/{name}/predictions", self._create, methods=["POST"]),
+            Route(PREDICTIONS_PATH, self._create, methods=["POST"]),
+            Route(PREDICTIONS_PATH, self._page),
+            Route(one, self._get),
+            Route(f"{one}/cancel", self._cancel, methods=["POST"]),
+            Route(f"{one}/stream", self._stream),
+        ]
+
+    async def _create(self, request: Request) -> Response:
         """201 once the job is on disk; with `Prefer: wait` when it is finished or that time is over."""
         came_at = time.monotonic()
         raw = await bounded_body(request)
@@ -89,10 +102,10 @@ class PredictionsRoutes:
                 shown = await self._waited_for(job, came_at + wait)
         return JSONResponse(shown, 201, {"location": location})
 
-    async def get(self, request: Request) -> Response:
+    async def _get(self, request: Request) -> Response:
         return JSONResponse(await self._described(await self._job(request)))
 
-    async def page(self, request: Request) -> Response:
+    async def _page(self, request: Request) -> Response:
         """The client's own, newest first. `cursor` is what `next` or `previous` of another page has."""
         page = await self._store.page(PAGE_SIZE, request.query_params.get("cursor"), client_of(request).name)
         url = f"{self._base_url(request)}{PREDICTIONS_PATH}?cursor="
@@ -104,13 +117,13 @@ class PredictionsRoutes:
             }
         )
 
-    async def cancel(self, request: Request) -> Response:
+    async def _cancel(self, request: Request) -> Response:
         """What is finished stays as it is."""
         job = await self._store.cancel(_job_id(request), client_of(request).name)
         self._look_for_canceled()
         return JSONResponse(await self._described(_found(job, request)))
 
-    async def stream(self, request: Request) -> Response:
+    async def _stream(self, request: Request) -> Response:
         """Server-sent events; `Last-Event-ID` goes on where another connection ended."""
         job = await self._job(request)
         seen = _Seen.parse(request.headers.get("last-event-id", ""))

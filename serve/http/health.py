@@ -1,0 +1,43 @@
+"""`/livez` and `/readyz`."""
+
+import asyncio
+from contextlib import suppress
+
+from starlette.requests import Request
+from starlette.responses import PlainTextResponse, Response
+from starlette.routing import Route
+
+from deployments.engine.cost import CostModel
+from serve.calls.pipeline import Pipeline
+from serve.calls.readiness import Readiness
+from serve.errors import NotReadyError
+
+_READY_TIMEOUT_S = 2.0
+_LEARNING_PAUSE_S = 1.0
+
+
+class HealthRoutes:
+    """Whether this replica lives, and whether it can take requests."""
+
+    def __init__(self, readiness: Readiness) -> None:
+        self._readiness = readiness
+
+    @property
+    def routes(self) -> list[Route]:
+        return [Route("/livez", self._livez), Route("/readyz", self._readyz)]
+
+    async def _livez(self, _: Request) -> Response:
+        return PlainTextResponse("ok")
+
+    async def _readyz(self, _: Request) -> Response:
+        await self._readiness.check(_READY_TIMEOUT_S)
+        return PlainTextResponse("ok")
+
+
+async def learned_cost(pipeline: Pipeline, readiness: Readiness) -> CostModel:
+    """The cost model, once every stage has told what its work costs, also where nobody asks /readyz."""
+    while (cost := pipeline.known_cost_model) is None:
+        await asyncio.sleep(_LEARNING_PAUSE_S)
+        with suppress(NotReadyError):
+            await readiness.check(_READY_TIMEOUT_S)
+    return cost
