@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, model_validator
 
-from serve.config.schema import ConfigError, Section
+from serve.config.schema import ConfigError, Section, expanded
 from serve.http.replicate.prediction import describe
 from serve.jobs.objects import ObjectStore
 from serve.jobs.store import JobStore
@@ -99,7 +99,7 @@ class JobsConfig(Section):
 
         The only place that reads the environment, and that writes a secret.
         """
-        folder = Path(self.data_folder).absolute()
+        folder = expanded("jobs.data_folder", self.data_folder).absolute()
         database = folder / "jobs.sqlite"
         if self.database_url is None or self.object_store_url is None or not self.webhook_secrets:
             try:
