@@ -13,6 +13,7 @@ from serve.http.replicate.prediction import describe
 from serve.jobs.objects import ObjectStore
 from serve.jobs.store import JobStore
 from serve.jobs.webhooks import check_secret, new_secret
+from serve.private_files import make_private_folder, make_private_if_there
 
 _FROM_ENVIRONMENT = "env:"
 
@@ -103,7 +104,7 @@ class JobsConfig(Section):
         database = folder / "jobs.sqlite"
         if self.database_url is None or self.object_store_url is None or not self.webhook_secrets:
             try:
-                folder.mkdir(parents=True, exist_ok=True)
+                make_private_folder(folder)
             except OSError as error:
                 raise ConfigError(f"jobs.data_folder: {folder} cannot be made: {error.strerror}") from error
         secrets = tuple(_value("webhook_secrets", secret) for secret in self.webhook_secrets)
@@ -143,6 +144,7 @@ def _value(key: str, given: str) -> str:
 
 def _kept_secret(path: Path) -> str:
     """The secret of this data folder, made when it is first asked for: whole or not at all."""
+    make_private_if_there(path)
     if not path.exists():
         part = path.with_name(f".{path.name}.{token_hex(8)}")
         try:
