@@ -49,10 +49,10 @@ class Ours:
 
     def __init__(self, source: ModelSource, placement: Placement, max_images: int) -> None:
         info = load_model_info(source)
-        self.size = info.default_size
+        self.size = info.default_height  # it is for square models
         self.encoder = TextEncoder(load_text_pipeline(source, placement))
         self.decoder = LatentDecoder(load_vae(source, placement))
-        latents = info.default_size // info.scale_factor
+        latents = self.size // info.scale_factor
         rows = 2 * max_images
         self.tables = SamplerTables(info.scheduler_config)
         unet = load_unet(source, placement)

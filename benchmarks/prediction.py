@@ -33,7 +33,7 @@ def main() -> None:
     source = ModelSource(args.model)
     info = load_model_info(source)
     unet = load_unet(source, Placement(dtype=args.dtype))
-    side = info.default_size // info.scale_factor
+    side = info.default_height // info.scale_factor
     shapes = [(side, side), (side, 3 * side // 2)]
     fitted = counts_to_measure(args.max_rows)
     held_out = [count for count in range(1, args.max_rows) if count not in fitted]

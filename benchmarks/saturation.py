@@ -89,7 +89,7 @@ class BareEngine:
         # Not measured here: rows that cost nothing all share a forward.
         cost = known.forward if known else StageCost(((SHAPE, Curve(0.01, 1, 0.0)),))
         self._engine = Engine(unet, run_step, self._tables, info.scale_factor, engine, cost)
-        self._side = info.default_size
+        self._side = info.default_height
         self._encoded: dict[str, PromptEmbeds] = {}
 
     def _embeds(self, prompt: str) -> PromptEmbeds:

@@ -8,9 +8,10 @@ from typing import Any
 
 import yaml
 from pydantic import ValidationError
+from pydantic_core import ErrorDetails
 from ray.serve.schema import ServeDeploySchema
 
-from deployments.engine.models import ModelInfo, load_model_info
+from deployments.engine.models import ModelInfo, ModelLoadError, load_model_info
 from serve.capacity.config_problems import check_drain
 from serve.config.app import AppConfig
 from serve.config.schema import ConfigError, unknown_keys
@@ -29,10 +30,11 @@ def check(path: Path) -> list[AppConfig]:
         raise ConfigError(f"{path}: is not YAML: {error}") from error
     if not isinstance(data, dict):
         raise ConfigError(f"{path}: is not a mapping")
-    problems = list(unknown_keys(ServeDeploySchema, data))
+    problems = [*unknown_keys(ServeDeploySchema, data), *_problems_for_serve(data)]
+    applications = data.get("applications")
     all_args = [
         (f"applications[{index}].args", application.get("args") or {})
-        for index, application in enumerate(data.get("applications") or [])
+        for index, application in enumerate(applications if isinstance(applications, list) else [])
         if isinstance(application, dict) and application.get("import_path") == IMPORT_PATH
     ]
     for place, args in all_args:
@@ -43,7 +45,7 @@ def check(path: Path) -> list[AppConfig]:
 
 
 def only_application(path: Path) -> AppConfig:
-    """Of ours in the file. Raises ConfigError."""
+    """The file's only Midstep application. Raises ConfigError."""
     configs = check(path)
     if len(configs) != 1:
         raise ConfigError(
@@ -53,8 +55,11 @@ def only_application(path: Path) -> AppConfig:
 
 
 def checked_model_info(config: AppConfig) -> ModelInfo:
-    """Of the model, which the configuration suits. Raises ConfigError and ModelLoadError."""
-    info = load_model_info(config.model.source())
+    """What the HTTP side must know of the model, which the configuration suits and whose parts are there.
+
+    Reads no weights. Raises ConfigError and ModelLoadError.
+    """
+    info = load_model_info(config.model.source(), with_weights=not config.model.placement().is_simulated)
     config.check_for(info)
     check_drain(config, info)
     return info
@@ -64,15 +69,61 @@ def _problems_of_args(args: Any, place: str) -> list[str]:
     if unknown := list(unknown_keys(AppConfig, args, f"{place}.")):
         return unknown
     try:
-        model = AppConfig.model_validate(args).model
-        model.source()
-        model.known_cost()
+        config = AppConfig.model_validate(args)
+        if config.model.source().is_folder:
+            checked_model_info(config)
+        else:  # the hub is asked when the application is built
+            config.model.known_cost()
     except ValidationError as error:
-        return [f"{place}{_path(item['loc'])}: {item['msg']}" for item in error.errors()]
+        return _sentences(error, args, place)
     except ConfigError as error:
-        return [f"{place}.{error}"]
+        return [f"{place}.{line}" for line in str(error).splitlines()]
+    except ModelLoadError as error:
+        return [f"{place}.model.path: {line}" for line in str(error).splitlines()]
     return []
 
 
-def _path(location: tuple[int | str, ...]) -> str:
-    return "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in location)
+def _problems_for_serve(data: dict[str, Any]) -> list[str]:
+    """What Ray Serve itself would refuse of its file, and ports that there are not, which it takes."""
+    problems = []
+    try:
+        ServeDeploySchema.model_validate(data)
+    except ValidationError as error:
+        problems += _sentences(error, data)
+    for options in ("http_options", "grpc_options"):
+        port = data[options].get("port") if isinstance(data.get(options), dict) else None
+        if isinstance(port, int) and not 0 <= port < 2**16:
+            problems.append(f"{options}.port: {port} is no port; they go from 0 to {2**16 - 1}")
+    return problems
+
+
+def _sentences(error: ValidationError, data: Any, place: str = "") -> list[str]:
+    """A sentence for each key that pydantic found wrong in `data`."""
+    by_place: dict[str, str] = {}
+    for item in error.errors():
+        by_place.setdefault(_place(item["loc"], data, place), _sentence(item))
+    return [f"{where}: {sentence}" for where, sentence in by_place.items()]
+
+
+def _sentence(item: ErrorDetails) -> str:
+    context = item.get("ctx", {})
+    match item["type"]:
+        case "missing":
+            return "is missing"
+        case "value_error":
+            return str(context["error"])
+        case "enum" | "literal_error":
+            return f"{item['input']!r} was given; allowed are {context['expected']}"
+    return item["msg"]  # without what was given, which may be a secret
+
+
+def _place(location: tuple[int | str, ...], data: Any, place: str) -> str:
+    """The key's path in the file: pydantic adds which of several types it tried, which nobody has written."""
+    for part in location:
+        if isinstance(data, list) and isinstance(part, int):
+            place += f"[{part}]"
+            data = data[part] if part < len(data) else None
+        elif isinstance(data, dict) and isinstance(part, str):
+            place += f".{part}" if place else part
+            data = data.get(part)
+    return place

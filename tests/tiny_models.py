@@ -1,6 +1,9 @@
 """Tiny randomly initialised models of every family, in diffusers format: real code paths at no cost."""
 
+import json
+import shutil
 from pathlib import Path
+from typing import Any
 
 import torch
 from diffusers import (
@@ -12,6 +15,7 @@ from diffusers import (
     StableDiffusionXLPipeline,
     UNet2DConditionModel,
 )
+from safetensors.torch import load_file
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
 SHAPES_MODEL = Path(__file__).parents[1] / "models" / "shapes"
@@ -111,3 +115,27 @@ def build(family: str) -> StableDiffusionPipeline | StableDiffusionXLPipeline:
         feature_extractor=None,
         requires_safety_checker=False,
     )
+
+
+def copy(folder: Path, target: Path, file: str | None = None, **changes: Any) -> Path:
+    """The target, a copy of a model's folder. changes: of keys in one of its JSON files; None: without it."""
+    shutil.copytree(folder, target)
+    if file is not None:
+        path = target / file
+        config = json.loads(path.read_text()) | changes
+        path.write_text(json.dumps({key: value for key, value in config.items() if value is not None}))
+    return target
+
+
+def use_variant(folder: Path, part: str, variant: str) -> None:
+    """Renames a part's weights as its variant's."""
+    for path in list((folder / part).glob("*.safetensors")):
+        path.rename(path.with_suffix(f".{variant}.safetensors"))
+
+
+def use_pickle(folder: Path, part: str) -> None:
+    """Puts a part's weights into a pickle instead."""
+    for path in list((folder / part).glob("*.safetensors")):
+        stem = "pytorch_model" if path.stem == "model" else path.stem
+        torch.save(load_file(path), path.with_name(f"{stem}.bin"))
+        path.unlink()

@@ -7,37 +7,65 @@ start, with the reason.
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import import_module
+from pathlib import Path
 from typing import Any
 
 import diffusers
 import torch
+from safetensors import SafetensorError
+
+from deployments.engine.model_files import (
+    PIPELINES,
+    SCHEDULER_FILE,
+    UNET_FILE,
+    VAE_FILE,
+    ConfigFileError,
+    WeightFiles,
+    part_problems,
+    read_config,
+    sample_size,
+    scheduler_problems,
+    unet_problems,
+    vae_problems,
+)
 
 DTYPES: Mapping[str, torch.dtype] = {
     "float32": torch.float32,
     "bfloat16": torch.bfloat16,
     "float16": torch.float16,
 }
-_PIPELINES = ("StableDiffusionPipeline", "StableDiffusionXLPipeline")
 
 
 class ModelLoadError(RuntimeError):
-    """The model or the way it is to be run cannot be served; the message says why."""
+    """The model or the way it is to be run cannot be served; the message has a line for each reason."""
 
 
 @dataclass(frozen=True, slots=True)
 class ModelSource:
-    """A diffusers model: a folder or a hub id. variant: as in `from_pretrained`, for example fp16."""
+    """A diffusers model: a folder or a hub id.
+
+    variant: as in `from_pretrained`, for example fp16
+    allow_pickle: whether weights may be pickles where there is no safetensors file
+    """
 
     path: str
     revision: str | None = None
     variant: str | None = None
+    allow_pickle: bool = False
 
-    def hub_kwargs(self) -> dict[str, Any]:
-        return {
-            name: value for name, value in (("revision", self.revision), ("variant", self.variant)) if value
+    @property
+    def is_folder(self) -> bool:
+        return Path(self.path).is_dir()
+
+    def from_pretrained_kwargs(self) -> dict[str, Any]:
+        given = {"revision": self.revision, "variant": self.variant}
+        # None: safetensors where there are any.
+        return {name: value for name, value in given.items() if value} | {
+            "use_safetensors": None if self.allow_pickle else True
         }
 
 
@@ -76,43 +104,98 @@ class ModelInfo:
 
     scheduler_config: Mapping[str, Any]
     scale_factor: int  # image pixels per latent, each way
-    default_size: int  # pixels, each way
+    default_height: int  # pixels
+    default_width: int  # pixels
 
 
-def load_model_info(source: ModelSource) -> ModelInfo:
-    """Reads no weights. Raises ModelLoadError."""
-    unet_config = load_unet_config(source)
-    hub_kwargs = source.hub_kwargs()
-    scheduler_config = diffusers.DDIMScheduler.load_config(source.path, subfolder="scheduler", **hub_kwargs)
-    vae_config = diffusers.AutoencoderKL.load_config(source.path, subfolder="vae", **hub_kwargs)
-    scale_factor = 2 ** (len(vae_config["block_out_channels"]) - 1)
-    return ModelInfo(scheduler_config, scale_factor, unet_config["sample_size"] * scale_factor)
+def load_model_info(source: ModelSource, with_weights: bool = False) -> ModelInfo:
+    """Reads no weights. Raises ModelLoadError with everything that is wrong.
+
+    with_weights: looks also at what only loading needs, where the model is a folder: that the tokenizers and
+    the weights are there, and of a kind that is taken
+    """
+    name = _pipeline_name(source)
+    configs: dict[str, Mapping[str, Any]] = {}
+    problems: list[str] = []
+    for file, problems_of in (
+        (UNET_FILE, unet_problems),
+        (VAE_FILE, vae_problems),
+        (SCHEDULER_FILE, scheduler_problems),
+    ):
+        try:
+            configs[file] = _read_config(source, file)
+            problems += problems_of(configs[file])
+        except ConfigFileError as error:
+            problems.append(str(error))
+    if with_weights and source.is_folder:
+        weights = WeightFiles(source.variant, source.allow_pickle)
+        problems += part_problems(Path(source.path), PIPELINES[name], weights)
+    if problems:
+        raise _refusal(source, *problems)
+    scale_factor = 2 ** (len(configs[VAE_FILE]["block_out_channels"]) - 1)
+    size = sample_size(configs[UNET_FILE])
+    assert size is not None, "the U-Net's problems are none"
+    return ModelInfo(configs[SCHEDULER_FILE], scale_factor, size[0] * scale_factor, size[1] * scale_factor)
 
 
 def load_unet_config(source: ModelSource) -> Mapping[str, Any]:
     """Raises ModelLoadError for a U-Net that needs more than a prompt."""
     _pipeline_name(source)
-    config: Mapping[str, Any] = diffusers.UNet2DConditionModel.load_config(
-        source.path, subfolder="unet", **source.hub_kwargs()
-    )
-    _refuse_unserved(config, source)
+    config = _part_config(source, UNET_FILE)
+    if problems := list(unet_problems(config)):
+        raise _refusal(source, *problems)
     return config
+
+
+def _part_config(source: ModelSource, file: str) -> Mapping[str, Any]:
+    """Raises ModelLoadError where it cannot be read."""
+    try:
+        return _read_config(source, file)
+    except ConfigFileError as error:
+        raise _refusal(source, str(error)) from error
+
+
+def _refusal(source: ModelSource, *problems: str) -> ModelLoadError:
+    return ModelLoadError("\n".join(f"model {source.path!r}: {problem}" for problem in problems))
+
+
+def _read_config(source: ModelSource, file: str) -> Mapping[str, Any]:
+    """A configuration file of the model. Raises ConfigFileError."""
+    if source.is_folder:
+        return read_config(Path(source.path), file)
+    hub = import_module("huggingface_hub")
+    try:
+        found = Path(hub.hf_hub_download(source.path, file, revision=source.revision))
+    except hub.errors.EntryNotFoundError as error:
+        raise ConfigFileError(f"{file} is not there") from error
+    except (OSError, ValueError) as error:  # no such model, no access, no network
+        raise ConfigFileError(f"{file} cannot be had from the hub: {error}") from error
+    return read_config(found.parent, found.name)
 
 
 def _pipeline_name(source: ModelSource) -> str:
     """The class of its pipeline. Raises ModelLoadError for one that is not served."""
     try:
-        index = diffusers.DiffusionPipeline.load_config(source.path, **source.hub_kwargs())
-    except OSError as error:
+        index = _read_config(source, "model_index.json")
+    except ConfigFileError as error:
         raise ModelLoadError(f"model {source.path!r} cannot be read: {error}") from error
-    name: str = index["_class_name"]
-    if name not in _PIPELINES:
-        raise ModelLoadError(f"model {source.path!r} is a {name}; served are {' and '.join(_PIPELINES)}")
+    name = index.get("_class_name")
+    if name not in PIPELINES:
+        raise ModelLoadError(f"model {source.path!r} is a {name}; served are {' and '.join(PIPELINES)}")
     if index.get("requires_aesthetics_score"):
         raise ModelLoadError(
             f"model {source.path!r} is an SDXL refiner, which makes no image from a prompt alone"
         )
-    return name
+    return str(name)
+
+
+@contextmanager
+def _loading(source: ModelSource, part: str) -> Iterator[None]:
+    """Raises ModelLoadError for what the libraries say of a part that they cannot load."""
+    try:
+        yield
+    except (OSError, ValueError, SafetensorError) as error:
+        raise _refusal(source, f"its {part} cannot be loaded: {error}") from error
 
 
 def load_text_pipeline(source: ModelSource, placement: Placement) -> diffusers.DiffusionPipeline:
@@ -121,22 +204,36 @@ def load_text_pipeline(source: ModelSource, placement: Placement) -> diffusers.D
     parts: dict[str, Any] = {"unet": None, "vae": None, "feature_extractor": None, "image_encoder": None}
     if name == "StableDiffusionPipeline":
         parts |= {"safety_checker": None, "requires_safety_checker": False}
-    pipeline = getattr(diffusers, name).from_pretrained(
-        source.path, dtype=placement.torch_dtype(), **parts, **source.hub_kwargs()
-    )
+    with _loading(source, " and ".join(PIPELINES[name])):
+        pipeline = getattr(diffusers, name).from_pretrained(
+            source.path, dtype=placement.torch_dtype(), **parts, **source.from_pretrained_kwargs()
+        )
     pipeline.set_progress_bar_config(disable=True)
     return pipeline.to(placement.torch_device())
 
 
 def load_vae(source: ModelSource, placement: Placement) -> diffusers.AutoencoderKL:
+    """The VAE, in float32 where diffusers' pipeline decodes in it although the rest is in float16."""
     dtype = placement.torch_dtype()
-    hub_kwargs = source.hub_kwargs()
-    config = diffusers.AutoencoderKL.load_config(source.path, subfolder="vae", **hub_kwargs)
-    if dtype is torch.float16 and config.get("force_upcast", True):
-        dtype = torch.float32  # this VAE overflows in float16; diffusers upcasts it just so
-    vae = diffusers.AutoencoderKL.from_pretrained(source.path, subfolder="vae", dtype=dtype, **hub_kwargs)
+    if dtype is torch.float16 and _is_upcast(source):
+        dtype = torch.float32
+    with _loading(source, "vae"):
+        vae = diffusers.AutoencoderKL.from_pretrained(
+            source.path, subfolder="vae", dtype=dtype, **source.from_pretrained_kwargs()
+        )
     vae.to(placement.torch_device(), memory_format=torch.channels_last)
     return vae.eval().requires_grad_(False)
+
+
+def _is_upcast(source: ModelSource) -> bool:
+    """Whether diffusers upcasts the model's VAE, as SDXL's own overflows in float16.
+
+    Only SDXL's pipeline looks at the key, and takes it for true where it is absent. The VAEs of Stable
+    Diffusion 1.x and 2.x run in float16, whatever they say.
+    """
+    if _pipeline_name(source) != "StableDiffusionXLPipeline":
+        return False
+    return bool(_part_config(source, VAE_FILE).get("force_upcast", True))
 
 
 class UNet:
@@ -197,9 +294,10 @@ def load_unet(source: ModelSource, placement: Placement) -> UNet:
     """Raises ModelLoadError for a U-Net that needs more than a prompt, or an attention that cannot run."""
     load_unet_config(source)
     device, dtype = placement.torch_device(), placement.torch_dtype()
-    module = diffusers.UNet2DConditionModel.from_pretrained(
-        source.path, subfolder="unet", dtype=dtype, **source.hub_kwargs()
-    )
+    with _loading(source, "unet"):
+        module = diffusers.UNet2DConditionModel.from_pretrained(
+            source.path, subfolder="unet", dtype=dtype, **source.from_pretrained_kwargs()
+        )
     module.to(device, memory_format=torch.channels_last).eval().requires_grad_(False)
     _set_attention(module, placement.attention, device, dtype)
     if placement.compile_cache:
@@ -208,22 +306,6 @@ def load_unet(source: ModelSource, placement: Placement) -> UNet:
         torch._dynamo.config.recompile_limit = 256
         module.compile(dynamic=False)
     return UNet(module, device, dtype, is_compiled=placement.compile_cache is not None)
-
-
-def _refuse_unserved(config: Mapping[str, Any], source: ModelSource) -> None:
-    given = config.get
-    needs = {
-        "in_channels": given("in_channels") != given("out_channels") and "an image to edit",
-        "time_cond_proj_dim": given("time_cond_proj_dim") is not None and "its guidance embedded",
-        "class_embed_type": given("class_embed_type") is not None and "class labels",
-        "encoder_hid_dim_type": given("encoder_hid_dim_type") is not None and "projected conditions",
-        "addition_embed_type": given("addition_embed_type") not in (None, "text_time") and "more than a text",
-    }
-    for key, need in needs.items():
-        if need:
-            raise ModelLoadError(
-                f"model {source.path!r}: its U-Net's {key} says that it needs {need}, which is not served"
-            )
 
 
 def _set_attention(

@@ -1,6 +1,7 @@
 """Compiles a stock diffusers scheduler into a table, by stepping it on unit vectors in float64 on the CPU."""
 
 import copy
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from inspect import signature
@@ -29,13 +30,15 @@ _PROBE_SHAPE = torch.Size((1, 16, 1, 1))
 def compile_table(scheduler: Any, step_kwargs: Mapping[str, Any]) -> SamplerTable:
     """The table of a scheduler whose timesteps are set; step_kwargs: what its `step` is given besides.
 
-    Raises ValueError for one that is not linear or carries more from step to step than is kept, and whatever
-    the scheduler itself raises.
+    Raises ValueError for one that is not linear or carries more from step to step than is kept,
+    ArithmeticError for one that comes to no numbers, and whatever the scheduler itself raises.
     """
     calls = _probe(copy.deepcopy(scheduler), step_kwargs)
     table = _assemble(scheduler, calls)
     missed_by = _replay_error(table, scheduler, step_kwargs, calls)
-    if not missed_by < MAX_REPLAY_ERROR:
+    if math.isnan(missed_by):
+        raise ArithmeticError(f"{type(scheduler).__name__} gives no numbers")
+    if missed_by >= MAX_REPLAY_ERROR:
         raise ValueError(
             f"{type(scheduler).__name__} is not linear with this model's configuration "
             f"(its table misses it by {missed_by:.1e})"

@@ -1,8 +1,10 @@
 """The samplers there are, and their tables for one model's noise schedule."""
 
-from collections.abc import Mapping
+import difflib
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
+from itertools import islice
 from typing import Any
 
 import diffusers
@@ -107,20 +109,54 @@ class SamplerTables:
         self._compile = lru_cache(maxsize=len(SAMPLERS) * 100)(self._compile_uncached)
 
     def table(self, sampler: str, num_inference_steps: int) -> SamplerTable:
-        """Raises UnsupportedSamplerError."""
-        return self._compile(canonical_sampler(sampler), num_inference_steps)
+        """Raises UnsupportedSamplerError, which names what is near and works."""
+        name = canonical_sampler(sampler)
+        compiled = self._compile(name, num_inference_steps)
+        if isinstance(compiled, SamplerTable):
+            return compiled
+        reason = "; ".join([compiled, *self._nearest(name, num_inference_steps)])
+        raise UnsupportedSamplerError(f"sampler {name!r} at {num_inference_steps} steps: {reason}")
 
     def scheduler(self, sampler: str) -> Any:
         """The stock diffusers scheduler that a sampler's table is compiled from."""
         spec = SAMPLERS[canonical_sampler(sampler)]
         return getattr(diffusers, spec.scheduler).from_config(self._scheduler_config, **spec.config)
 
-    def _compile_uncached(self, sampler: str, num_inference_steps: int) -> SamplerTable:
+    def _compile_uncached(self, sampler: str, num_inference_steps: int) -> SamplerTable | str:
+        """The table, or why there is none: kept like a table, as finding out takes as long."""
         spec = SAMPLERS[sampler]
-        where = f"sampler {sampler!r} at {num_inference_steps} steps"
         try:
             scheduler = self.scheduler(sampler)
             scheduler.set_timesteps(num_inference_steps)
             return compile_table(scheduler, spec.step_kwargs)
-        except (ValueError, IndexError, ZeroDivisionError, RuntimeError) as error:
-            raise UnsupportedSamplerError(f"{where}: {str(error).rstrip('.')}") from error
+        except ValueError as error:
+            return str(error).rstrip(".")
+        except (IndexError, ArithmeticError, RuntimeError):  # what they say is about diffusers' own lines
+            return f"diffusers' {spec.scheduler} fails with so many on this model's noise schedule"
+
+    def _nearest(self, sampler: str, num_inference_steps: int) -> Iterator[str]:
+        """A sentence for the nearest step count and for the nearest sampler of its kind that work, if any."""
+        outwards = (
+            steps
+            for distance in range(1, 101)
+            for steps in (num_inference_steps - distance, num_inference_steps + distance)
+            if steps > 0 and self._takes(sampler, steps)
+        )
+        for steps in islice(outwards, 4):  # compiling takes up to a tenth of a second
+            if isinstance(self._compile(sampler, steps), SamplerTable):
+                yield f"{sampler!r} works at {steps} steps"
+                break
+        kind = SAMPLERS[sampler].scheduler
+        others = [name for name, spec in SAMPLERS.items() if name != sampler and spec.scheduler == kind]
+        for name in difflib.get_close_matches(sampler, others, n=3, cutoff=0.0):
+            if isinstance(self._compile(name, num_inference_steps), SamplerTable):
+                yield f"{name!r} works at {num_inference_steps} steps"
+                break
+
+    def _takes(self, sampler: str, num_inference_steps: int) -> bool:
+        """Whether the scheduler has timesteps for so many steps, which is quickly found out."""
+        try:
+            self.scheduler(sampler).set_timesteps(num_inference_steps)
+        except ValueError:
+            return False
+        return True

@@ -181,7 +181,7 @@ class Painter:
             config,
             cost,
         )
-        self._size = info.default_size
+        self._size = info.default_height
         self._batch_size = batch_size
 
     def paint(self, cases: list[Case], sampler: str, num_inference_steps: int) -> list[np.ndarray]:

@@ -140,4 +140,4 @@ class AppConfig(Section):
 
     def default_size(self, info: ModelInfo) -> tuple[int, int]:
         """Height and width in pixels."""
-        return self.defaults.height or info.default_size, self.defaults.width or info.default_size
+        return self.defaults.height or info.default_height, self.defaults.width or info.default_width

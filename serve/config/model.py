@@ -1,5 +1,6 @@
 """The section `model` of the configuration, and the files of costs that it names."""
 
+import re
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -7,16 +8,13 @@ from pydantic import Field, ValidationError, model_validator
 
 from deployments.engine.cost import CostModel
 from deployments.engine.models import ModelSource, Placement
-from serve.config.schema import ConfigError, Section
+from serve.config.schema import ConfigError, Section, expanded
 
 PROJECT_FOLDER = Path(__file__).parents[2]
+_HUB_ID = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
+_SINGLE_FILES = (".safetensors", ".ckpt", ".pt", ".pth", ".bin", ".gguf")
 
 Size = Annotated[str, Field(pattern=r"^[1-9]\d{0,4}x[1-9]\d{0,4}$")]  # WIDTHxHEIGHT in pixels
-
-
-def _project_path(path: str) -> Path:
-    """A relative path is looked for where the process runs and then in the project."""
-    return Path(path).absolute() if Path(path).exists() else PROJECT_FOLDER / path
 
 
 class CostModelFile(Section):
@@ -35,6 +33,11 @@ class ModelConfig(Section):
     path: str = Field("models/shapes", description="a folder in diffusers format, or a hub id")
     revision: str | None = Field(None, description="a hub revision")
     variant: str | None = Field(None, description="a weight variant, for example `fp16`")
+    allow_pickle: bool = Field(
+        False,
+        description="take weights from pickles (`.bin`) where there is no safetensors file; a pickle can run "
+        "any code when it is loaded",
+    )
     device: Literal["auto", "cpu", "cuda", "simulated"] = Field(
         "auto",
         description="`auto` takes CUDA where there is one; `simulated` makes grey pictures in the time that "
@@ -65,19 +68,13 @@ class ModelConfig(Section):
         return f"{self.id} (simulated device)" if self.device == "simulated" else self.id
 
     def source(self) -> ModelSource:
-        """A relative path is looked for where the process runs and in the project; else it is a hub id."""
-        folder = _project_path(self.path)
-        if (folder / "model_index.json").exists():
-            return ModelSource(str(folder), self.revision, self.variant)
-        if self.path.startswith((".", "/", "~")):
-            raise ConfigError(
-                f"model.path: {self.path!r} is no folder in diffusers format (it has no model_index.json)"
-            )
-        return ModelSource(self.path, self.revision, self.variant)
+        """Raises ConfigError for a path that is neither a folder in diffusers format nor a hub id."""
+        return ModelSource(_model_path(self.path), self.revision, self.variant, self.allow_pickle)
 
     def placement(self) -> Placement:
-        cache = str(Path(self.compile_cache).absolute()) if self.compile else None
-        return Placement(self.device, self.dtype, self.attention, cache)
+        """Raises ConfigError."""
+        cache = expanded("model.compile_cache", self.compile_cache).absolute()
+        return Placement(self.device, self.dtype, self.attention, str(cache) if self.compile else None)
 
     def known_cost(self) -> CostModel | None:
         """Raises ConfigError for a file that cannot be read."""
@@ -85,11 +82,15 @@ class ModelConfig(Section):
         return file.cost_model if file else None
 
     def cost_file(self) -> CostModelFile | None:
-        """Likewise, with what was measured."""
+        """The parsed cost model file.
+
+        Raises ConfigError for one that cannot be read, or that was measured with another model.
+        """
         if self.cost_model is None:
             return None
         try:
-            file = CostModelFile.model_validate_json(_project_path(self.cost_model).read_bytes())
+            path = _project_path("model.cost_model", self.cost_model)
+            file = CostModelFile.model_validate_json(path.read_bytes())
         except (OSError, ValidationError) as error:
             raise ConfigError(
                 f"model.cost_model: {self.cost_model!r} is no file of `midstep profile`: {error}"
@@ -100,3 +101,39 @@ class ModelConfig(Section):
                 f"and {self.path!r} in {self.dtype} is to be served"
             )
         return file
+
+
+def _project_path(key: str, path: str) -> Path:
+    """A relative path is looked for where the process runs and then in the project. Raises ConfigError."""
+    given = expanded(key, path)
+    return given.absolute() if given.exists() else PROJECT_FOLDER / given
+
+
+def _model_path(path: str) -> str:
+    """An absolute folder in diffusers format, or a hub id as it was given.
+
+    Asks no hub. Raises ConfigError for what is neither.
+    """
+    folder = _project_path("model.path", path)
+    if (folder / "model_index.json").is_file():
+        return str(folder)
+    if folder.is_file() or path.endswith(_SINGLE_FILES):
+        raise ConfigError(
+            f"model.path: {path!r} is a single file, and only folders in diffusers format are served yet; "
+            "`StableDiffusionPipeline.from_single_file(...).save_pretrained(folder)` of diffusers makes one"
+        )
+    if folder.is_dir():
+        raise ConfigError(
+            f"model.path: {path!r} is no folder in diffusers format (it has no model_index.json)"
+        )
+    if _names_a_folder(path):
+        where = "" if folder == Path(path) else f", neither in {Path.cwd()} nor in {PROJECT_FOLDER}"
+        raise ConfigError(f"model.path: there is no folder {path!r}{where}")
+    return path
+
+
+def _names_a_folder(path: str) -> bool:
+    """Whether a path cannot be a hub id, or lies in a folder that there is."""
+    if not _HUB_ID.fullmatch(path):
+        return True
+    return "/" in path and any((root / path).parent.is_dir() for root in (Path.cwd(), PROJECT_FOLDER))

@@ -3,6 +3,7 @@
 import difflib
 import json
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any, get_args
 
 from pydantic import BaseModel, ConfigDict
@@ -14,6 +15,14 @@ class ConfigError(ValueError):
 
 class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+
+
+def expanded(key: str, path: str) -> Path:
+    """The path with `~` as the home folder. Raises ConfigError with the key, where there is no such user."""
+    try:
+        return Path(path).expanduser()
+    except RuntimeError as error:
+        raise ConfigError(f"{key}: {path!r} names no home folder") from error
 
 
 def unknown_keys(schema: type[BaseModel], data: Any, path: str = "") -> Iterator[str]:

@@ -21,8 +21,8 @@ class Stage(Section):
     )
     drain_timeout_s: PositiveFloat = Field(
         120,
-        description="seconds that a replica which is to go has to finish what it has; then it goes on "
-        "elsewhere, from its last checkpoint",
+        description="seconds that a replica which is to go has to finish what it has; then another does "
+        "that anew",
     )
     max_surge_percent: Annotated[int, Field(ge=0, le=100)] = Field(
         0, description="replicas more than there should be while new ones take over from old ones"
@@ -85,6 +85,11 @@ class DenoiserConfig(DeviceStage):
         64,
         description="images that a replica has at once: the engine orders them by deadline; what is past it "
         "waits in order of arrival for whichever replica is free first",
+    )
+    drain_timeout_s: PositiveFloat = Field(
+        120,
+        description="seconds that a replica which is to go has to finish what it has; then another goes on "
+        "with that, from its last checkpoint",
     )
     max_rows: PositiveInt = Field(
         32, description="most U-Net rows in a forward (guidance takes two per image)"

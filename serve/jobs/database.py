@@ -20,6 +20,7 @@ from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.ext.asyncio import AsyncConnection, create_async_engine
 
 from serve.errors import JobStoreUnavailableError, MidstepError, StorageFullError
+from serve.private_files import make_missing_folders, make_private_file, make_private_if_there
 
 Parameters = ParamSpec("Parameters")
 Result = TypeVar("Result")
@@ -96,9 +97,6 @@ class Database:
 
     async def open(self) -> None:
         """Makes the tables, or brings them up to date; of several processes that do so at once, one does."""
-        if self._is_sqlite:
-            assert self._url.database is not None
-            Path(self._url.database).parent.mkdir(parents=True, exist_ok=True)
         for pause_s in OPENING_PAUSES_S:
             try:
                 return await self._migrate()
@@ -145,6 +143,8 @@ class Database:
 
     async def _migrate(self) -> None:
         if self._is_sqlite:
+            with _translated_errors():
+                _make_private(Path(str(self._url.database)))
             async with self.read() as connection:
                 await connection.exec_driver_sql("PRAGMA journal_mode=WAL")  # kept in the file
         async with self.write() as connection:
@@ -188,6 +188,14 @@ def _upgrade(connection: Connection) -> None:
     config.set_main_option("script_location", str(MIGRATIONS_FOLDER).replace("%", "%%"))
     config.attributes["connection"] = connection
     command.upgrade(config, "head")
+
+
+def _make_private(database: Path) -> None:
+    """Makes SQLite's file, for prompts are in it; what SQLite lays beside it later gets the same mode."""
+    make_missing_folders(database.parent)
+    make_private_file(database)
+    for suffix in ("-wal", "-shm"):
+        make_private_if_there(database.with_name(database.name + suffix))
 
 
 def _prepare_sqlite(connection: Any, _record: Any) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 from secrets import token_hex
 
 from serve.errors import ObjectStoreUnavailableError, StorageFullError
+from serve.private_files import make_missing_folders, open_private
 
 logger = logging.getLogger("ray.serve")
 
@@ -17,9 +18,9 @@ def write_durably(root: Path, key: str, data: bytes) -> None:
     """Whole or not at all, and on the disk when this returns: the file, then its name and its folders'."""
     target = root / key
     part = target.with_name(f".{target.name}.{token_hex(8)}")
-    target.parent.mkdir(parents=True, exist_ok=True)
+    make_missing_folders(target.parent)
     try:
-        with part.open("xb") as file:
+        with open(part, "xb", opener=open_private) as file:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())

@@ -19,6 +19,7 @@ from obstore.store import LocalStore, from_url
 
 from serve.errors import ObjectNotFoundError, ObjectStoreUnavailableError
 from serve.jobs.durable_files import disk_errors, unlink_all, write_durably
+from serve.private_files import make_private_folder
 
 if TYPE_CHECKING:
     from obstore import GetResult, SignCapableStore
@@ -104,7 +105,11 @@ class ObjectStore:
                 f"{url} is a local folder, and such take no options: {', '.join(sorted(options))}"
             )
         else:
-            self._backend = LocalStore(self._folder, mkdir=True)
+            try:
+                make_private_folder(self._folder)
+            except OSError as error:
+                raise ValueError(f"{self._folder} cannot be made: {error.strerror}") from error
+            self._backend = LocalStore(self._folder)
 
     async def put(self, key: str, data: bytes, media_type: str = "application/octet-stream") -> None:
         """Stores an object, in place of what had the key. Raises StorageFullError."""

@@ -8,11 +8,12 @@ from secrets import token_hex
 from typing import Any
 
 from serve.config.jobs import JobsConfig
-from serve.config.schema import ConfigError
+from serve.config.schema import ConfigError, expanded
 from serve.jobs.job import Job
 from serve.jobs.objects import ObjectStore
 from serve.jobs.store import JobStore
 from serve.jobs.webhooks import check_secret, new_secret
+from serve.private_files import make_private_folder, make_private_if_there
 
 _FROM_ENVIRONMENT = "env:"
 
@@ -22,11 +23,11 @@ def resolve(config: JobsConfig) -> JobsConfig:
 
     The only place that reads the environment, and that writes a secret.
     """
-    folder = Path(config.data_folder).absolute()
+    folder = expanded("jobs.data_folder", config.data_folder).absolute()
     database = folder / "jobs.sqlite"
     if config.database_url is None or config.object_store_url is None or not config.webhook_secrets:
         try:
-            folder.mkdir(parents=True, exist_ok=True)
+            make_private_folder(folder)
         except OSError as error:
             raise ConfigError(f"jobs.data_folder: {folder} cannot be made: {error.strerror}") from error
     return config.model_copy(
@@ -87,6 +88,7 @@ def _value(key: str, given: str) -> str:
 
 def _kept_secret(path: Path) -> str:
     """The secret of this data folder, made when it is first asked for: whole or not at all."""
+    make_private_if_there(path)
     if not path.exists():
         part = path.with_name(f".{path.name}.{token_hex(8)}")
         try:

@@ -70,12 +70,12 @@ def test_without_keys_everybody_is_one_client() -> None:
 @pytest.mark.parametrize(
     ("api_keys", "message"),
     [
-        ([{"key_sha256": "0" * 64}], r"api_keys\[0\]\.name: Field required"),
-        ([one("alice", ALICE), {"name": "bob"}], r"api_keys\[1\]\.key_sha256: Field required"),
+        ([{"key_sha256": "0" * 64}], r"api_keys\[0\]\.name: is missing"),
+        ([one("alice", ALICE), {"name": "bob"}], r"api_keys\[1\]\.key_sha256: is missing"),
         ([one("alice", ALICE) | {"key_sha256": "abc"}], r"api_keys\[0\]\.key_sha256: String should match"),
         (
             [one("alice", ALICE) | {"key_sha256": new_key()}],
-            r"api_keys\[0\]\.key_sha256: .* this is a key itself",
+            r"api_keys\[0\]\.key_sha256: this is a key itself",
         ),
         ([one("", ALICE)], r"api_keys\[0\]\.name: String should match"),
         ([one("two\nlines", ALICE)], r"api_keys\[0\]\.name: String should match"),

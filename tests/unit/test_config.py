@@ -1,20 +1,18 @@
 """The configuration: what is misspelt or cannot be is an error that says so."""
 
-import os
-import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-import yaml
 from pydantic import ValidationError
 
-from cluster.cli import main
 from deployments.engine.cost import CostModel, Curve, StageCost
-from deployments.engine.models import load_model_info
-from serve.checks import check
+from deployments.engine.models import ModelSource, load_model_info
 from serve.config.app import AppConfig, ConfigError
 from serve.config.model import PROJECT_FOLDER, CostModelFile
 from serve.config.schema import keys_table
+from serve.jobs.resources import resolve
+from tests import tiny_models
 
 
 def test_the_empty_configuration_serves_the_embedded_model() -> None:
@@ -102,8 +100,57 @@ def test_a_wrong_key_or_value_is_named(args: dict[str, object], message: str) ->
 
 def test_a_model_folder_that_is_none_is_named() -> None:
     config = AppConfig.model_validate({"model": {"path": "./nowhere"}})
-    with pytest.raises(ConfigError, match=r"model.path: './nowhere' is no folder"):
+    with pytest.raises(ConfigError, match=r"model.path: there is no folder './nowhere', neither in /"):
         config.model.source()
+
+
+@pytest.mark.parametrize(
+    ("path", "message"),
+    [
+        ("models", "'models' is no folder in diffusers format"),
+        ("models/nowhere", "there is no folder 'models/nowhere', neither in /"),
+        ("/nowhere/model", "there is no folder '/nowhere/model'$"),
+        ("too/many/parts", "there is no folder 'too/many/parts'"),
+        ("sd_xl.safetensors", "'sd_xl.safetensors' is a single file, and only folders"),
+        ("checkpoints/v1-5.ckpt", "'checkpoints/v1-5.ckpt' is a single file, and only folders"),
+        ("~nobody-has-this-name/m", "'~nobody-has-this-name/m' names no home folder"),
+    ],
+)
+def test_a_path_that_is_no_model_is_named_and_no_hub_is_asked(path: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=f"^model.path: {message}"):
+        AppConfig.model_validate({"model": {"path": path}}).model.source()
+
+
+def test_a_hub_id_stays_as_it_is() -> None:
+    config = AppConfig.model_validate({"model": {"path": "owner/name-1.0", "allow_pickle": True}})
+    assert config.model.source() == ModelSource("owner/name-1.0", allow_pickle=True)
+
+
+def test_paths_may_begin_in_the_home_folder(
+    tmp_path: Path, model_folder: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    folder = tiny_models.copy(model_folder("sd1"), tmp_path / "models" / "mine")
+    config = AppConfig.model_validate(
+        {
+            "model": {"path": "~/models/mine", "compile": True, "compile_cache": "~/compiled"},
+            "jobs": {"data_folder": "~/data"},
+        }
+    )
+    assert config.model.source().path == str(folder)
+    assert config.model.placement().compile_cache == str(tmp_path / "compiled")
+    jobs = resolve(config.jobs)
+    assert jobs.data_folder == str(tmp_path / "data")
+    assert jobs.database_url == f"sqlite:///{tmp_path}/data/jobs.sqlite"
+    assert (tmp_path / "data" / "webhook_secret").is_file()
+
+
+def test_only_denoisers_promise_checkpoints() -> None:
+    promises = {
+        name: "checkpoint" in (type(stage).model_fields["drain_timeout_s"].description or "")
+        for name, stage in AppConfig().stages.items()
+    }
+    assert promises == {"encoder": False, "denoiser": True, "decoder": False}
 
 
 def test_a_cost_model_that_is_none_is_named(tmp_path: Path) -> None:
@@ -143,60 +190,5 @@ def test_defaults_that_the_model_cannot_have_are_named(args: dict[str, object], 
         config.check_for(load_model_info(config.model.source()))
 
 
-@pytest.mark.parametrize(
-    ("args", "message"),
-    [
-        ({"denoser": {}}, "unknown key; the nearest one is 'denoiser'"),
-        ({"defaults": {"width": 100}}, "defaults.width: 100 is not a multiple of 8"),
-    ],
-)
-def test_nothing_is_run_that_cannot_be(
-    args: dict[str, object], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(sys, "argv", ["midstep", "run", str(write(tmp_path, {}, args))])
-    monkeypatch.setattr(os, "execv", lambda *_: pytest.fail("it was run"))
-    with pytest.raises(SystemExit, match=message):
-        main()
-
-
 def test_the_readme_has_the_table_of_keys() -> None:
     assert keys_table(AppConfig) in (PROJECT_FOLDER / "README.md").read_text()
-
-
-def write(folder: Path, changes: dict[str, object], args: dict[str, object]) -> Path:
-    application = {"name": "midstep", "import_path": "serve.app:build_app", "args": args}
-    path = folder / "config.yaml"
-    path.write_text(yaml.safe_dump({"applications": [application]} | changes))
-    return path
-
-
-@pytest.mark.parametrize(
-    ("changes", "args", "message"),
-    [
-        (
-            {"proxy_locaton": "HeadOnly"},
-            {},
-            "proxy_locaton: unknown key; the nearest one is 'proxy_location'",
-        ),
-        ({"http_options": {"prot": 1}}, {}, "http_options.prot: unknown key; the nearest one is 'port'"),
-        ({}, {"limit": {}}, r"applications\[0\].args.limit: unknown key; the nearest one is 'limits'"),
-        ({}, {"model": {"dtype": "x"}}, r"applications\[0\].args.model.dtype: "),
-        ({}, {"model": {"path": "./nowhere"}}, r"applications\[0\].args.model.path: './nowhere'"),
-    ],
-)
-def test_a_file_is_checked_to_its_last_key(
-    tmp_path: Path, changes: dict[str, object], args: dict[str, object], message: str
-) -> None:
-    with pytest.raises(ConfigError, match=message):
-        check(write(tmp_path, changes, args))
-
-
-def test_the_shipped_file_is_right() -> None:
-    check(PROJECT_FOLDER / "serve_config.yaml")
-
-
-def test_a_file_that_is_no_mapping_is_refused(tmp_path: Path) -> None:
-    path = tmp_path / "config.yaml"
-    path.write_text("- a\n- b\n")
-    with pytest.raises(ConfigError, match="is not a mapping"):
-        check(path)

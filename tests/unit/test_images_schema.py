@@ -17,7 +17,8 @@ from serve.served_model import MAX_SEED, ServedModel
 INFO = ModelInfo(
     scheduler_config={"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"},
     scale_factor=8,
-    default_size=128,
+    default_height=128,
+    default_width=128,
 )
 MODEL = ServedModel.of(AppConfig(), INFO, lambda: None)
 

@@ -43,7 +43,7 @@ def test_a_model_without_weights_can_be_served_simulated(family: str, size: int,
     source = config.model.source()
     info = load_model_info(source)
     config.check_for(info)
-    assert info.default_size == size
+    assert (info.default_height, info.default_width) == (size, size)
     unet, _, engine = unet_and_steps(
         source, config.model.placement(), config.cost_measurement(info), config.engine_config(info)
     )

@@ -1,27 +1,31 @@
 """What cannot be served is refused at start, with the reason."""
 
-import json
-import shutil
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import diffusers
 import pytest
 import torch
 
-from deployments.engine.models import ModelLoadError, ModelSource, Placement, load_model_info, load_unet
+from deployments.engine.models import (
+    ModelLoadError,
+    ModelSource,
+    Placement,
+    load_model_info,
+    load_unet,
+    load_vae,
+)
+from tests import tiny_models
 from tests.conftest import LoadedModel, finish
 
 Folder = Callable[[str], Path]
 
 
 def changed(folder: Path, target: Path, file: str, **changes: Any) -> ModelSource:
-    shutil.copytree(folder, target)
-    path = target / file
-    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
-    return ModelSource(str(target))
+    return ModelSource(str(tiny_models.copy(folder, target, file, **changes)))
 
 
 def test_a_folder_without_a_model_is_refused(tmp_path: Path) -> None:
@@ -72,6 +76,22 @@ def test_reduced_precision_runs_and_is_near(load_model: Callable[..., LoadedMode
         results.append(latents)
     error = (results[0] - results[1]).abs().mean() / results[0].abs().mean()
     assert error < 0.05
+
+
+@pytest.mark.filterwarnings("ignore:`upcast_vae` is deprecated")
+@pytest.mark.parametrize("family", ["sd1", "sdxl"])
+@pytest.mark.parametrize("force_upcast", [None, True, False])
+def test_a_vae_is_upcast_where_diffusers_pipeline_upcasts_it(
+    model_folder: Folder, tmp_path: Path, family: str, force_upcast: bool | None
+) -> None:
+    source = changed(model_folder(family), tmp_path / "m", "vae/config.json", force_upcast=force_upcast)
+    vae = load_vae(source, Placement(device="cpu", dtype="float16"))
+    pipeline = diffusers.DiffusionPipeline.from_pretrained(source.path, dtype=torch.float16)
+    pipeline.set_progress_bar_config(disable=True)
+    seen: list[torch.dtype] = []
+    pipeline.vae.decoder.register_forward_pre_hook(lambda _, latents: seen.append(latents[0].dtype))
+    pipeline("a red star", height=32, width=32, num_inference_steps=1)
+    assert seen == [vae.dtype]
 
 
 def test_the_engine_never_imports_ray() -> None:

@@ -147,8 +147,39 @@ def test_an_unknown_sampler_is_refused_with_the_known_ones() -> None:
 
 
 def test_a_step_count_that_a_sampler_cannot_have_is_refused() -> None:
-    with pytest.raises(UnsupportedSamplerError, match="'LCM' at 60 steps"):
+    with pytest.raises(UnsupportedSamplerError, match=r"'LCM' at 60 steps: .*; 'LCM' works at 50 steps"):
         SamplerTables(STABLE_DIFFUSION).table("LCM", 60)
+
+
+@pytest.mark.parametrize(
+    ("sampler", "steps", "works"),
+    [
+        ("DPM++ 2M Karras", 80, ["'DPM++ 2M' works at 80 steps"]),
+        ("DPM++ 2M Karras", 21, ["'DPM++ 2M Karras' works at 20 steps", "'DPM++ 2M' works at 21 steps"]),
+        ("DDIM eta 1", 21, ["'DDIM eta 1' works at 20 steps", "'DDIM' works at 21 steps"]),
+    ],
+)
+def test_what_a_stock_scheduler_fails_at_is_refused_with_what_works(
+    sampler: str, steps: int, works: list[str]
+) -> None:
+    """Zero terminal SNR with trailing timesteps: there diffusers' own samplers have holes."""
+    tables = SamplerTables(
+        STABLE_DIFFUSION
+        | {
+            "prediction_type": "v_prediction",
+            "rescale_betas_zero_snr": True,
+            "timestep_spacing": "trailing",
+        }
+    )
+    with pytest.raises(UnsupportedSamplerError) as refused:
+        tables.table(sampler, steps)
+    [reason, *others] = str(refused.value).split("; ")
+    scheduler = SAMPLERS[sampler].scheduler
+    assert reason == (
+        f"sampler {sampler!r} at {steps} steps: diffusers' {scheduler} fails with so many on this model's "
+        "noise schedule"
+    )
+    assert others == works
 
 
 def test_a_scheduler_that_is_not_linear_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

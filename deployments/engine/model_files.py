@@ -1,0 +1,206 @@
+"""What is wrong with a model's files, found by their names, configurations and headers: no weights are read.
+
+Every problem is a sentence that names the file by its path in the model's folder.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from diffusers.schedulers import KarrasDiffusionSchedulers
+from safetensors import SafetensorError, safe_open
+
+PIPELINES: Mapping[str, tuple[str, ...]] = {  # their text encoders; each has a tokenizer
+    "StableDiffusionPipeline": ("text_encoder",),
+    "StableDiffusionXLPipeline": ("text_encoder", "text_encoder_2"),
+}
+SCHEDULER_FILE = "scheduler/scheduler_config.json"
+UNET_FILE = "unet/config.json"
+VAE_FILE = "vae/config.json"
+# Their configuration is a schedule of betas over discrete timesteps, which is what samplers are made of.
+# diffusers counts EDM's among them, whose noise is another: pictures would come out wrong without a word.
+_SCHEDULERS = frozenset({*KarrasDiffusionSchedulers.__members__, "LCMScheduler", "TCDScheduler"}) - {
+    "EDMEulerScheduler"
+}
+_PREDICTION_TYPES = ("epsilon", "v_prediction", "sample")
+
+
+@dataclass(frozen=True, slots=True)
+class WeightFiles:
+    """Which files a part's weights may be in. variant: as in `from_pretrained`, for example fp16"""
+
+    variant: str | None
+    allow_pickle: bool
+
+    def problems(self, folder: Path, part: str) -> Iterator[str]:
+        """What is wrong with the weights of a part in the model's folder."""
+        is_text_encoder = part.startswith("text_encoder")
+        stem = "model" if is_text_encoder else "diffusion_pytorch_model"
+        # diffusers' pipeline takes a text encoder's plain weights where there are none of the variant.
+        variants = (self.variant, None) if is_text_encoder and self.variant else (self.variant,)
+        for variant in variants:
+            if (path := folder / part / _with_variant(f"{stem}.safetensors", variant)).is_file():
+                yield from _header_problems(path, f"{part}/{path.name}")
+                return
+            if (path := folder / part / _with_variant(f"{stem}.safetensors.index.json", variant)).is_file():
+                yield from _shard_problems(path, part)
+                return
+        pickle_stem = "pytorch_model" if is_text_encoder else stem
+        names = [
+            _with_variant(f"{pickle_stem}.{end}", variant)
+            for variant in variants
+            for end in ("bin", "bin.index.json")
+        ]
+        found = [name for name in names if (folder / part / name).is_file()]
+        if found and not self.allow_pickle:
+            yield (
+                f"{part}/{found[0]} is a pickle, which can run any code when it is loaded, and there is no "
+                "safetensors file; convert it, or set model.allow_pickle if you trust who made it"
+            )
+        elif not found:
+            yield self._missing(folder, part, _with_variant(f"{stem}.safetensors", self.variant))
+
+    def _missing(self, folder: Path, part: str, name: str) -> str:
+        others = sorted(path.name for path in (folder / part).glob("*.safetensors"))
+        there = f"; there is {', '.join(others)}" if others else ""
+        if self.variant:
+            return f"{part}/{name} is not there: the part {part} has no variant {self.variant!r}{there}"
+        return f"{part}/{name} is not there{there}"
+
+
+def _with_variant(name: str, variant: str | None) -> str:
+    """The name with the variant before its last suffix, as diffusers and transformers write it."""
+    stem, dot, suffix = name.rpartition(".")
+    return f"{stem}.{variant}{dot}{suffix}" if variant else name
+
+
+def _header_problems(path: Path, name: str) -> Iterator[str]:
+    try:
+        with safe_open(path, framework="pt"):
+            return
+    except (OSError, SafetensorError) as error:
+        yield f"{name} is no whole safetensors file: {error}"
+
+
+def _shard_problems(index: Path, part: str) -> Iterator[str]:
+    try:
+        names = sorted(set(json.loads(index.read_bytes())["weight_map"].values()))
+    except (OSError, ValueError, KeyError, AttributeError, TypeError):
+        yield f"{part}/{index.name} is no index of safetensors files"
+        return
+    for name in names:
+        if (index.parent / name).is_file():
+            yield from _header_problems(index.parent / name, f"{part}/{name}")
+        else:
+            yield f"{part}/{name} is not there, which {part}/{index.name} names"
+
+
+def unet_problems(config: Mapping[str, Any]) -> Iterator[str]:
+    """What is wrong with a U-Net's configuration: it must need no more than a prompt."""
+    given = config.get
+    needs = {
+        "in_channels": given("in_channels") != given("out_channels") and "an image to edit",
+        "time_cond_proj_dim": given("time_cond_proj_dim") is not None and "its guidance embedded",
+        "class_embed_type": given("class_embed_type") is not None and "class labels",
+        "encoder_hid_dim_type": given("encoder_hid_dim_type") is not None and "projected conditions",
+        "addition_embed_type": given("addition_embed_type") not in (None, "text_time") and "more than a text",
+    }
+    for key, need in needs.items():
+        if need:
+            yield f"{UNET_FILE}: its U-Net's {key} says that it needs {need}, which is not served"
+    if sample_size(config) is None:
+        yield (
+            f"{UNET_FILE}: sample_size is {given('sample_size')!r}; it must be a number of latents, "
+            "or a list of height and width"
+        )
+
+
+def sample_size(unet_config: Mapping[str, Any]) -> tuple[int, int] | None:
+    """Height and width in latents of what the U-Net was trained on; None where the configuration has none."""
+    given = unet_config.get("sample_size")
+    sides: list[Any] = given if isinstance(given, list) else [given, given]
+    if len(sides) != 2 or not all(isinstance(side, int) and side > 0 for side in sides):
+        return None
+    return sides[0], sides[1]
+
+
+def vae_problems(config: Mapping[str, Any]) -> Iterator[str]:
+    """What is wrong with a VAE's configuration."""
+    if not config.get("block_out_channels"):
+        yield f"{VAE_FILE}: has no block_out_channels, which say how many pixels a latent has"
+
+
+def scheduler_problems(config: Mapping[str, Any]) -> Iterator[str]:
+    """What is wrong with the scheduler's configuration, from which every sampler takes its noise schedule."""
+    name, prediction_type = config.get("_class_name"), config.get("prediction_type", "epsilon")
+    if name is None:
+        yield f"{SCHEDULER_FILE}: has no _class_name, so that it does not say whose noise schedule it is"
+    elif not isinstance(name, str) or name not in _SCHEDULERS:
+        yield (
+            f"{SCHEDULER_FILE}: {name} has another noise schedule than Stable Diffusion's betas, "
+            "which is not served"
+        )
+    elif config.get("timestep_type", "discrete") != "discrete":
+        yield f"{SCHEDULER_FILE}: timestep_type {config['timestep_type']!r} is not served; discrete is"
+    elif prediction_type not in _PREDICTION_TYPES:
+        yield (
+            f"{SCHEDULER_FILE}: prediction_type {prediction_type!r} is not served; "
+            f"{', '.join(_PREDICTION_TYPES)} are"
+        )
+
+
+def tokenizer_problems(folder: Path, part: str, text_config: Mapping[str, Any]) -> Iterator[str]:
+    """What is wrong with a tokenizer of the model's folder, whose tokens the text encoder is to read."""
+    if not (folder / part / "tokenizer.json").is_file():
+        missing = [name for name in ("vocab.json", "merges.txt") if not (folder / part / name).is_file()]
+        if missing:
+            # transformers makes a tokenizer that knows no words, and every prompt gives the same picture.
+            yield (f"{part} has no vocabulary: {' and '.join(missing)} must be there, or tokenizer.json")
+    file = f"{part}/tokenizer_config.json"
+    try:
+        length = read_config(folder, file).get("model_max_length")
+    except ConfigFileError as error:
+        yield str(error)
+        return
+    most = text_config.get("max_position_embeddings", 77)
+    if not isinstance(length, int) or not 2 < length <= most:
+        yield (
+            f"{file}: model_max_length is {length!r}; it must be a number of tokens, at most the {most} that "
+            "the text encoder reads"
+        )
+
+
+class ConfigFileError(ValueError):
+    """A configuration file of the model is not there, or is none."""
+
+
+def read_config(folder: Path, file: str) -> Mapping[str, Any]:
+    """The JSON object in a file of the model's folder. Raises ConfigFileError."""
+    try:
+        config = json.loads((folder / file).read_bytes())
+    except FileNotFoundError as error:
+        raise ConfigFileError(f"{file} is not there") from error
+    except OSError as error:
+        raise ConfigFileError(f"{file} cannot be read: {error.strerror}") from error
+    except ValueError as error:
+        raise ConfigFileError(f"{file} is not JSON: {error}") from error
+    if not isinstance(config, dict):
+        raise ConfigFileError(f"{file} is no JSON object")
+    return config
+
+
+def part_problems(folder: Path, text_encoders: Sequence[str], weights: WeightFiles) -> Iterator[str]:
+    """What only loading needs: the tokenizers, the text encoders' configurations, and all weights."""
+    for part in text_encoders:
+        text_config: Mapping[str, Any] = {}
+        try:
+            text_config = read_config(folder, f"{part}/config.json")
+        except ConfigFileError as error:
+            yield str(error)
+        yield from tokenizer_problems(folder, part.replace("text_encoder", "tokenizer"), text_config)
+    for part in ("unet", "vae", *text_encoders):
+        yield from weights.problems(folder, part)
