@@ -14,7 +14,7 @@ from typing import Any
 
 from benchmarks.engine import GUIDANCE_SCALE, PROMPTS
 from cluster.bench.arrivals import constant
-from cluster.bench.load import Outcome
+from cluster.bench.load import RequestOutcome
 from cluster.bench.mix import Mix, plan
 from cluster.local_cluster import local_cluster
 from cluster.rehearsal.rehearsal import rehearse
@@ -55,7 +55,7 @@ def config(num_denoisers: int, folder: Path) -> AppConfig:
     )
 
 
-def images_per_s(outcomes: Sequence[Outcome], start_s: float, end_s: float) -> float:
+def images_per_s(outcomes: Sequence[RequestOutcome], start_s: float, end_s: float) -> float:
     """That were done between the two."""
     ended = [outcome.answer.ended_s for outcome in outcomes if outcome.answer.num_images]
     return sum(start_s <= at_s < end_s for at_s in ended) / (end_s - start_s)

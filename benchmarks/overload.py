@@ -20,7 +20,7 @@ from benchmarks.peers.systems import PROXIES, on_ray, running
 from benchmarks.saturation import MAX_ROWS, SLEEPING, STEPS
 from cluster.bench.answers import Kind
 from cluster.bench.arrivals import poisson
-from cluster.bench.load import Outcome, Target, run_load
+from cluster.bench.load import RequestOutcome, Target, run_load
 from cluster.bench.mix import Mix, PlannedRequest, plan
 from cluster.bench.report import summarize
 from serve.app import build_app as build_midstep
@@ -54,14 +54,14 @@ def planned(multiple: float, duration_s: float, start_s: float = 0.0) -> list[Pl
     return [replace(request, due_s=start_s + request.due_s) for request in requests]
 
 
-def described(name: str, outcomes: Sequence[Outcome]) -> str:
+def described(name: str, outcomes: Sequence[RequestOutcome]) -> str:
     summary = summarize(outcomes, SLO_S)
     refused = [outcome.latency_s for outcome in outcomes if outcome.answer.kind is Kind.BUSY]
     refusals = f", refusals p99 {1000 * np.percentile(refused, 99):.0f} ms" if refused else ""
     return f"{name}: {summary.goodput_images_per_s:.2f} images/s in time; {dict(summary.counts)}{refusals}"
 
 
-def recovery_s(before: Sequence[Outcome], after: Sequence[Outcome]) -> float:
+def recovery_s(before: Sequence[RequestOutcome], after: Sequence[RequestOutcome]) -> float:
     """From the end of the overload until requests are again served about as fast as before it."""
     usual_s = summarize(before).latency_p99_s
     assert usual_s is not None, "none was served before the overload"
@@ -86,7 +86,7 @@ def main() -> None:
     )
     args = parser.parse_args()
 
-    def load(url: str, requests: Sequence[PlannedRequest]) -> list[Outcome]:
+    def load(url: str, requests: Sequence[PlannedRequest]) -> list[RequestOutcome]:
         return asyncio.run(run_load(Target(url), requests))
 
     with tempfile.TemporaryDirectory() as folder:

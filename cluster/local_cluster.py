@@ -8,11 +8,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import ray
-from ray._common.utils import get_default_ray_temp_dir
-from ray._private.node import Node
-from ray._raylet import GcsClient  # type: ignore[attr-defined]
 from ray.cluster_utils import Cluster
-from ray.core.generated.autoscaler_pb2 import DrainNodeReason
+
+from serve.ray_internals import Node, default_temp_folder, drain_node
 
 _HOST = "127.0.0.2"  # not 127.0.0.1, for which Ray takes the address that others reach this machine by
 _HEAD_CPUS = 8  # that Ray reserves shares of: whatever runs there shares what this machine has
@@ -24,7 +22,6 @@ class LocalCluster:
 
     def __init__(self, cluster: Cluster) -> None:
         self._cluster = cluster
-        self._gcs = GcsClient(address=cluster.address)
 
     @property
     def address(self) -> str:
@@ -39,21 +36,14 @@ class LocalCluster:
 
     def drain(self, node: Node, reason: str, deadline: float) -> None:
         """It is going to be taken away. deadline: at most until then, in seconds since the epoch."""
-        accepted, rejected = self._gcs.drain_node(
-            node.node_id,
-            DrainNodeReason.Value("DRAIN_NODE_REASON_PREEMPTION"),
-            reason,
-            int(1000 * deadline),
-        )
-        if not accepted:
-            raise RuntimeError(f"the node cannot be drained: {rejected}")
+        drain_node(self.address, node.node_id, reason, deadline)
 
 
 @contextmanager
 def local_cluster(metrics_port: int | None = None) -> Iterator[LocalCluster]:
     """With a head alone at first; this process is connected to it. metrics_port: of the head."""
     os.environ["RAY_AUTH_MODE"] = "disabled"  # everything of it is bound to this machine
-    os.makedirs(get_default_ray_temp_dir(), exist_ok=True)  # a Cluster writes its address there
+    os.makedirs(default_temp_folder(), exist_ok=True)  # a Cluster writes its address there
     # Sockets live below it, and their paths must stay short.
     folder = tempfile.mkdtemp(prefix="midstep-", dir="/tmp")
     cluster = Cluster(

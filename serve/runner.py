@@ -4,7 +4,6 @@ import asyncio
 from collections.abc import AsyncGenerator
 from contextlib import AsyncExitStack, suppress
 
-from ray.serve.context import _set_request_context
 from ray.serve.handle import DeploymentHandle
 
 from serve.calls.pipeline import Pipeline
@@ -16,6 +15,7 @@ from serve.jobs.job_runner import JobRunner, RunnerSettings
 from serve.jobs.opening import opened
 from serve.jobs.resources import job_store, object_store
 from serve.jobs.webhooks import WebhookSender
+from serve.ray_internals import set_request_id
 
 
 class Runner:
@@ -69,5 +69,5 @@ class Runner:
     def _generate(self, request: GenerationRequest, resume: Resume) -> AsyncGenerator[GenerationEvent, None]:
         """Under the job's id, in the logs of every stage: no HTTP request is there whose id Serve would take
         along. Each job is driven by a task of its own, so that it is the id of that job alone."""
-        _set_request_context(request_id=request.request_id)
+        set_request_id(request.request_id)
         return self._pipeline.generate(request, resume)

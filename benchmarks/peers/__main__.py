@@ -26,7 +26,7 @@ from benchmarks.peers.report import COMPARED_AT, REFERENCE, Measured, ratios, ta
 from benchmarks.peers.simulated_device import COST_MODEL_VARIABLE, u_net_only
 from benchmarks.peers.systems import SYSTEMS, running
 from cluster.bench.arrivals import poisson
-from cluster.bench.load import Outcome, Target, run_load
+from cluster.bench.load import RequestOutcome, Target, run_load
 from cluster.bench.mix import Mix, PlannedRequest, plan
 from cluster.bench.report import Summary, plot, summarize
 from models.shapes.scenes import random_scene
@@ -44,7 +44,7 @@ def mix(seed: int) -> Mix:
 
 
 def load(url: str, requests: list[PlannedRequest]) -> Summary:
-    outcomes: list[Outcome] = asyncio.run(run_load(Target(url), requests, timeout_s=TIMEOUT_S))
+    outcomes: list[RequestOutcome] = asyncio.run(run_load(Target(url), requests, timeout_s=TIMEOUT_S))
     return summarize(outcomes)
 
 

@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from cluster.bench.answers import Kind
-from cluster.bench.load import Outcome, Target, run_load
+from cluster.bench.load import RequestOutcome, Target, run_load
 from cluster.bench.mix import PlannedRequest
 from cluster.bench.options import PLOT_NAME, Drawing, Load, read_options
 from cluster.bench.report import Summary, plot, summarize, table, warnings
@@ -63,7 +63,7 @@ def new_progress() -> Progress:
     return Progress(*columns, counts, console=Console(stderr=True), refresh_per_second=4)
 
 
-def _problem(name: str, outcome: Outcome) -> str:
+def _problem(name: str, outcome: RequestOutcome) -> str:
     return f"{name}: {outcome.answer.kind}: {outcome.answer.detail}"
 
 
@@ -74,7 +74,7 @@ def run(
     timeout_s: float,
     name: str,
     progress: Progress,
-) -> list[Outcome]:
+) -> list[RequestOutcome]:
     """One run, with a bar of that name. warmup: requests before it, which do not count."""
     on_outcome = counting(progress, name, len(planned))
     # Of other seeds than the run's, so that nothing of the run is made already.
@@ -86,12 +86,12 @@ def run(
     return asyncio.run(run_load(target, planned, timeout_s, on_outcome))
 
 
-def counting(progress: Progress, name: str, total: int) -> Callable[[Outcome], None]:
+def counting(progress: Progress, name: str, total: int) -> Callable[[RequestOutcome], None]:
     """Adds a bar that counts outcomes."""
     task = progress.add_task(name, total=total, counts="")
     counts: Counter[Kind] = Counter()
 
-    def on_outcome(outcome: Outcome) -> None:
+    def on_outcome(outcome: RequestOutcome) -> None:
         counts[outcome.answer.kind] += 1
         shown = ", ".join(f"{count} {kind}" for kind, count in counts.items())
         progress.update(task, advance=1, counts=shown)

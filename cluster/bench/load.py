@@ -38,7 +38,7 @@ class Target:
 
 
 @dataclass(frozen=True)
-class Outcome:
+class RequestOutcome:
     """What became of a request, and when it was sent."""
 
     request: PlannedRequest
@@ -59,8 +59,8 @@ async def run_load(
     target: Target,
     planned: Sequence[PlannedRequest],
     timeout_s: float = 300.0,
-    on_outcome: Callable[[Outcome], None] | None = None,
-) -> list[Outcome]:
+    on_outcome: Callable[[RequestOutcome], None] | None = None,
+) -> list[RequestOutcome]:
     """Sends each request when it is due; the outcomes, in the order of `planned`, once all are answered.
 
     planned: sorted by due_s. timeout_s: from due_s, after which a request is given up. on_outcome: called as
@@ -89,7 +89,7 @@ class _Run:
         session: aiohttp.ClientSession,
         target: Target,
         timeout_s: float,
-        on_outcome: Callable[[Outcome], None] | None,
+        on_outcome: Callable[[RequestOutcome], None] | None,
     ) -> None:
         self._session = session
         self._target = target
@@ -100,7 +100,7 @@ class _Run:
     def now_s(self) -> float:
         return asyncio.get_running_loop().time() - self._start
 
-    async def send(self, request: PlannedRequest, body: bytes) -> Outcome:
+    async def send(self, request: PlannedRequest, body: bytes) -> RequestOutcome:
         sent_s = self.now_s()
         try:
             async with asyncio.timeout_at(self._start + request.due_s + self._timeout_s):
@@ -110,7 +110,7 @@ class _Run:
         except (aiohttp.ClientError, OSError, ValueError) as error:
             detail = f"{type(error).__name__}: {error}"[:MAX_DETAIL_LENGTH]
             answer = Answer(Kind.TRANSPORT_ERROR, self.now_s(), detail=detail)
-        outcome = Outcome(request, sent_s, answer)
+        outcome = RequestOutcome(request, sent_s, answer)
         if self._on_outcome is not None:
             self._on_outcome(outcome)
         return outcome

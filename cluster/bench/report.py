@@ -13,7 +13,7 @@ from rich.console import Group
 from rich.table import Table
 
 from cluster.bench.answers import Kind
-from cluster.bench.load import Outcome
+from cluster.bench.load import RequestOutcome
 
 MAX_TRUSTED_LAG_S = 0.05
 
@@ -53,7 +53,7 @@ class Summary:
         return self.generator_lag_p99_s <= MAX_TRUSTED_LAG_S
 
 
-def summarize(outcomes: Sequence[Outcome], slo_s: float | None = None) -> Summary:
+def summarize(outcomes: Sequence[RequestOutcome], slo_s: float | None = None) -> Summary:
     """Of all requests of a run, at least one."""
     due = [outcome.request.due_s for outcome in outcomes]
     completed = [outcome for outcome in outcomes if outcome.answer.kind is Kind.COMPLETED]
@@ -90,7 +90,7 @@ def summarize(outcomes: Sequence[Outcome], slo_s: float | None = None) -> Summar
     )
 
 
-def _per_s(outcomes: Sequence[Outcome], span_s: float) -> float:
+def _per_s(outcomes: Sequence[RequestOutcome], span_s: float) -> float:
     """Pictures a second."""
     return sum(outcome.answer.num_images for outcome in outcomes) / span_s if span_s else 0.0
 

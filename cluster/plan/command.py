@@ -93,14 +93,16 @@ def _plan(options: PlanOptions, model: Model, file: CostModelFile, console: Cons
     loads = []
     for planned in options.plans:
         with new_progress() as progress:
-            load = plan_load(model, planned, options.aim, lambda name, total: counting(progress, name, total))
+            load = plan_load(
+                model, planned, options.goal, lambda name, total: counting(progress, name, total)
+            )
         loads.append(load)
         console.print(f"\n{title(planned)}", highlight=False)
-        console.print(options_table(load, options.aim))
+        console.print(options_table(load, options.goal))
         for option in load.options:
             if option.is_autoscaled:
                 console.print(over_time(option), highlight=False)
-        console.print(recommendation(load, options.aim), highlight=False)
+        console.print(recommendation(load, options.goal), highlight=False)
     return Written(file.device, model.sharing, model.overheads, dict(options.settings), loads=loads)
 
 
@@ -132,7 +134,7 @@ def _validate(options: PlanOptions, model: Model, file: CostModelFile, console: 
             model = model.slowed_down((before + after) / 2)
             drift = after / before - 1
         predicted = Simulation(model, None).run(planned)
-        slo_s = options.aim.slo_s
+        slo_s = options.goal.slo_s
         pair = summarize(predicted.outcomes, slo_s), summarize(outcomes, slo_s)
         validated.append(Validated(*pair, model.overheads, drift))
     _report(validated, console)

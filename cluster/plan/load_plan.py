@@ -4,7 +4,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from cluster.bench.load import Outcome
+from cluster.bench.load import RequestOutcome
 from cluster.bench.mix import PlannedRequest
 from cluster.bench.report import Summary, summarize
 from cluster.plan.model import Model
@@ -14,11 +14,11 @@ from serve.errors import InvalidRequestError
 from serve.generation import GenerationRequest
 
 # Called with what is simulated next and how many requests that are; what it returns hears of each outcome.
-Watcher = Callable[[str, int], Callable[[Outcome], None]]
+Watcher = Callable[[str, int], Callable[[RequestOutcome], None]]
 
 
 @dataclass(frozen=True)
-class Aim:
+class Goal:
     """percentile: of all requests, refused ones among them, that are to be answered within slo_s
 
     price: of a GPU for an hour; max_gpus: that are considered
@@ -46,7 +46,7 @@ class Option:
     summary: Summary
     within_slo: float
     per_1000_images: float | None
-    meets_aim: bool
+    meets_goal: bool
 
 
 @dataclass(frozen=True)
@@ -58,15 +58,15 @@ class LoadPlan:
     best: Option | None
 
 
-def plan_load(model: Model, planned: Sequence[PlannedRequest], aim: Aim, watch: Watcher) -> LoadPlan:
+def plan_load(model: Model, planned: Sequence[PlannedRequest], goal: Goal, watch: Watcher) -> LoadPlan:
     """Raises ConfigError for autoscaling that is not simulated."""
-    fixed = _fixed(model, planned, aim, watch)
-    enough = [option for option in fixed if option.meets_aim]
+    fixed = _fixed(model, planned, goal, watch)
+    enough = [option for option in fixed if option.meets_goal]
     best = min(enough, key=lambda option: (option.gpus, -option.within_slo, _latency(option)), default=None)
     options = sorted(fixed, key=lambda option: (option.gpus, option.row_cap))
     if model.config.denoiser.autoscaling.is_on:
         check_autoscaling(model)
-        options.append(_simulated(model, None, planned, aim, watch))
+        options.append(_simulated(model, None, planned, goal, watch))
     return LoadPlan(options, best)
 
 
@@ -79,27 +79,27 @@ def check_autoscaling(model: Model) -> None:
             )
 
 
-def _fixed(model: Model, planned: Sequence[PlannedRequest], aim: Aim, watch: Watcher) -> list[Option]:
+def _fixed(model: Model, planned: Sequence[PlannedRequest], goal: Goal, watch: Watcher) -> list[Option]:
     """From the fewest denoisers that could do the work on, as far as it takes; then with other row caps, and
     one denoiser less."""
     requests = _accepted(model, planned)
     least = _fewest(model, requests, planned)
     options: list[Option] = []
-    for denoisers in range(least.denoiser, aim.max_gpus + 1):
+    for denoisers in range(least.denoiser, goal.max_gpus + 1):
         replicas = Replicas(least.encoder, denoisers, least.decoder)
-        option = _simulated(model, replicas, planned, aim, watch)
-        if option.gpus > aim.max_gpus:
+        option = _simulated(model, replicas, planned, goal, watch)
+        if option.gpus > goal.max_gpus:
             break
         options.append(option)
-        if option.meets_aim:
+        if option.meets_goal:
             break
-    if not options or not options[-1].meets_aim:
+    if not options or not options[-1].meets_goal:
         return options
     last = options[-1].denoisers[0][1]
     for denoisers in range(max(least.denoiser, last - 1), last + 1):
         for capped in _other_row_caps(model):
             replicas = Replicas(least.encoder, denoisers, least.decoder)
-            options.append(_simulated(capped, replicas, planned, aim, watch))
+            options.append(_simulated(capped, replicas, planned, goal, watch))
     return options
 
 
@@ -146,20 +146,20 @@ def _other_row_caps(model: Model) -> list[Model]:
 
 
 def _simulated(
-    model: Model, replicas: Replicas | None, planned: Sequence[PlannedRequest], aim: Aim, watch: Watcher
+    model: Model, replicas: Replicas | None, planned: Sequence[PlannedRequest], goal: Goal, watch: Watcher
 ) -> Option:
     name = f"{replicas.denoiser} denoisers" if replicas else "autoscaled"
     on_outcome = watch(f"{name}, row cap {model.row_cap}", len(planned))
     simulated = Simulation(model, replicas).run(planned, on_outcome)
-    return option_of(model, simulated, replicas is None, aim)
+    return option_of(model, simulated, replicas is None, goal)
 
 
-def option_of(model: Model, simulated: Simulated, is_autoscaled: bool, aim: Aim) -> Option:
+def option_of(model: Model, simulated: Simulated, is_autoscaled: bool, goal: Goal) -> Option:
     """GPUs are paid from the start to the last answer: a short run pays for its tail."""
-    summary = summarize(simulated.outcomes, aim.slo_s)
+    summary = summarize(simulated.outcomes, goal.slo_s)
     completed = [o for o in simulated.outcomes if o.answer.num_images]
-    within_slo = sum(o.latency_s <= aim.slo_s for o in completed) / len(simulated.outcomes)
-    price = aim.price * simulated.gpu_s / 3600
+    within_slo = sum(o.latency_s <= goal.slo_s for o in completed) / len(simulated.outcomes)
+    price = goal.price * simulated.gpu_s / 3600
     return Option(
         is_autoscaled,
         simulated.denoisers,
@@ -169,7 +169,7 @@ def option_of(model: Model, simulated: Simulated, is_autoscaled: bool, aim: Aim)
         summary,
         within_slo,
         1000 * price / summary.num_images if summary.num_images else None,
-        within_slo >= aim.percentile / 100,
+        within_slo >= goal.percentile / 100,
     )
 
 

@@ -21,7 +21,7 @@ from cluster.bench.option_values import (
 )
 from cluster.bench.options import KEY_HELP, KEY_VARIABLE
 from cluster.plan.devices import Sharing
-from cluster.plan.load_plan import Aim
+from cluster.plan.load_plan import Goal
 from cluster.plan.validation import Known
 
 DESCRIPTION = "Say how many GPUs a load needs and what they cost, simulated; or hold that against a server."
@@ -36,7 +36,7 @@ class PlanOptions:
     config: Path
     cost_model: str | None
     plans: Sequence[Sequence[PlannedRequest]]
-    aim: Aim
+    goal: Goal
     sharing: Sharing | None
     known: Known
     validate: Target | None
@@ -59,7 +59,7 @@ def read_options(argv: Sequence[str]) -> PlanOptions:
         config=args.config,
         cost_model=args.cost_model,
         plans=plans_of(parser, args, mix),
-        aim=Aim(args.slo_s, args.percentile, args.price_per_gpu_hour, args.max_gpus),
+        goal=Goal(args.slo_s, args.percentile, args.price_per_gpu_hour, args.max_gpus),
         sharing=args.sharing,
         known=Known(args.overhead_s, args.step_overhead_s, args.slowdown),
         validate=None

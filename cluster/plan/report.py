@@ -7,7 +7,7 @@ from rich.table import Table
 
 from cluster.bench.answers import Kind
 from cluster.bench.mix import PlannedRequest
-from cluster.plan.load_plan import Aim, LoadPlan, Option
+from cluster.plan.load_plan import Goal, LoadPlan, Option
 from cluster.plan.validation import Validated
 
 COMPARED = {
@@ -26,10 +26,10 @@ def title(planned: Sequence[PlannedRequest]) -> str:
     return f"{len(planned)} requests for {images} images in {span_s:.0f} s{rate}"
 
 
-def options_table(load: LoadPlan, aim: Aim) -> Table:
+def options_table(load: LoadPlan, goal: Goal) -> Table:
     """An option a row; the best has a star."""
     heads = ["", "GPUs", "denoi-\nsers", "row\ncap", "images\n/s", "p50\ns", "p95\ns", "p99\ns"]
-    table = _table([*heads, f"within\n{aim.slo_s:g} s", "re-\nfused", "$ per\n1,000"])
+    table = _table([*heads, f"within\n{goal.slo_s:g} s", "re-\nfused", "$ per\n1,000"])
     for option in load.options:
         summary = option.summary
         latencies = (summary.latency_p50_s, summary.latency_p95_s, summary.latency_p99_s)
@@ -65,13 +65,13 @@ def over_time(option: Option) -> str:
     return f"Autoscaled, denoisers: {', '.join(changes)}."
 
 
-def recommendation(load: LoadPlan, aim: Aim) -> str:
+def recommendation(load: LoadPlan, goal: Goal) -> str:
     """In one sentence."""
-    wanted = f"{aim.percentile:g}% of requests within {aim.slo_s:g} s"
+    wanted = f"{goal.percentile:g}% of requests within {goal.slo_s:g} s"
     if (best := load.best) is None:
         gpus = [option.gpus for option in load.options if not option.is_autoscaled]
         tried = f" ({min(gpus)} to {max(gpus)} were simulated)" if gpus else ""
-        return f"Nothing up to {aim.max_gpus} GPUs would keep {wanted}{tried}."
+        return f"Nothing up to {goal.max_gpus} GPUs would keep {wanted}{tried}."
     return (
         f"{_counted(best.gpus, 'GPU')} with {_counted(best.denoisers[0][1], 'denoiser')} and a row cap of "
         f"{best.row_cap} would keep {wanted} ({100 * best.within_slo:.1f}%, p95 "

@@ -8,7 +8,7 @@ import torch
 from simpy import Environment
 
 from cluster.bench.answers import Answer, Kind
-from cluster.bench.load import Outcome
+from cluster.bench.load import RequestOutcome
 from cluster.bench.mix import PlannedRequest
 from cluster.plan.devices import Devices
 from cluster.plan.model import Model
@@ -41,7 +41,7 @@ class Simulated:
     denoisers: (second, replicas that run or start) at each change
     """
 
-    outcomes: Sequence[Outcome]
+    outcomes: Sequence[RequestOutcome]
     gpus: int
     gpu_s: float
     denoisers: Sequence[tuple[float, int]]
@@ -113,7 +113,7 @@ class Simulation:
                 self._env.process(scaler.scale())
 
     def run(
-        self, planned: Sequence[PlannedRequest], on_outcome: Callable[[Outcome], None] | None = None
+        self, planned: Sequence[PlannedRequest], on_outcome: Callable[[RequestOutcome], None] | None = None
     ) -> Simulated:
         """Until all of the load is answered. A second run finds everything as the first one left it.
 
@@ -159,8 +159,10 @@ class Simulation:
         yield self._env.process(self._denoisers.run(_denoise_request(request, index)))
         yield self._env.process(self._decoders.run(request.latent_shape))
 
-    def _outcome(self, planned: PlannedRequest, kind: Kind, num_images: int = 0, **of: Any) -> Outcome:
-        return Outcome(planned, planned.due_s, Answer(kind, self._env.now - self._started, num_images, **of))
+    def _outcome(self, planned: PlannedRequest, kind: Kind, num_images: int = 0, **of: Any) -> RequestOutcome:
+        return RequestOutcome(
+            planned, planned.due_s, Answer(kind, self._env.now - self._started, num_images, **of)
+        )
 
 
 def _denoise_request(request: GenerationRequest, index: int) -> DenoiseRequest:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from itertools import cycle, islice
 
 from cluster.bench.answers import Kind
-from cluster.bench.load import Outcome, Target, run_load
+from cluster.bench.load import RequestOutcome, Target, run_load
 from cluster.bench.mix import PlannedRequest
 from cluster.bench.report import Summary
 from cluster.plan.model import Model
@@ -53,13 +53,13 @@ class Validated:
         return self.drift is None or abs(self.drift) <= MAX_DRIFT
 
 
-Send = Callable[[Sequence[PlannedRequest]], list[Outcome]]
+Send = Callable[[Sequence[PlannedRequest]], list[RequestOutcome]]
 
 
 def sender(target: Target, timeout_s: float) -> Send:
     """Sends what is planned to a server. What it gives are the outcomes."""
 
-    def send(planned: Sequence[PlannedRequest]) -> list[Outcome]:
+    def send(planned: Sequence[PlannedRequest]) -> list[RequestOutcome]:
         outcomes = asyncio.run(run_load(target, planned, timeout_s))
         for outcome in outcomes:
             if outcome.answer.kind is not Kind.COMPLETED:
@@ -140,5 +140,5 @@ def evenly(model: Model, planned: Sequence[PlannedRequest]) -> list[PlannedReque
     return [replace(one, due_s=index * interval_s, seed=one.seed + 1) for index, one in enumerate(chosen)]
 
 
-def _mean_latency_s(outcomes: Sequence[Outcome]) -> float:
+def _mean_latency_s(outcomes: Sequence[RequestOutcome]) -> float:
     return statistics.mean(outcome.latency_s for outcome in outcomes)

@@ -8,13 +8,13 @@ from itertools import pairwise
 
 import ray
 
-from cluster.bench.load import Outcome, Target, run_load
+from cluster.bench.load import RequestOutcome, Target, run_load
 from cluster.bench.mix import PlannedRequest
 from cluster.rehearsal.application import running
 from cluster.rehearsal.watch import Sighting, watch
 from serve.config.app import AppConfig
 
-OnOutcome = Callable[[Outcome], None]
+OnOutcome = Callable[[RequestOutcome], None]
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,7 @@ class Rehearsal:
     gpus: that a replica of each stage has; num_gpus: that there are: replicas past them wait for theirs
     """
 
-    outcomes: Sequence[Outcome]
+    outcomes: Sequence[RequestOutcome]
     sightings: Sequence[Sighting]
     gpus: Mapping[str, float]
     num_gpus: float
@@ -59,7 +59,7 @@ async def _loaded(
     timeout_s: float,
     on_outcome: OnOutcome,
     sightings: list[Sighting],
-) -> list[Outcome]:
+) -> list[RequestOutcome]:
     clock = asyncio.get_running_loop().time
     start = clock()
     watching = asyncio.create_task(watch(lambda: clock() - start, sightings))

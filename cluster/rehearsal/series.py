@@ -7,7 +7,7 @@ import numpy as np
 import numpy.typing as npt
 
 from cluster.bench.answers import Kind
-from cluster.bench.load import Outcome
+from cluster.bench.load import RequestOutcome
 from cluster.bench.mix import PlannedRequest
 from cluster.rehearsal.rehearsal import Rehearsal
 
@@ -43,7 +43,7 @@ def series_of(rehearsal: Rehearsal, work_s: Callable[[PlannedRequest], float]) -
     width_s = edges[1]
     completed = [one for one in outcomes if one.answer.kind is Kind.COMPLETED]
 
-    def images(times: Sequence[float], of: Sequence[Outcome]) -> list[float]:
+    def images(times: Sequence[float], of: Sequence[RequestOutcome]) -> list[float]:
         counts, _ = np.histogram(times, edges, weights=[one.request.num_images for one in of])
         return [float(count) for count in counts / width_s]
 

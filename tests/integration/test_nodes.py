@@ -12,9 +12,9 @@ import httpx
 import pytest
 import ray
 from ray import serve
-from ray._private.node import Node
 
 from cluster.local_cluster import LocalCluster
+from serve.ray_internals import Node
 from tests.integration.conftest import wait_for
 from tests.integration.predictions import create, finished
 from tests.integration.simulated import DENOISER, Stages, ask, deployed, simulated_app

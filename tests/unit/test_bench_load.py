@@ -16,7 +16,7 @@ from aiohttp import web
 
 from cluster.bench.answers import Kind, images_in
 from cluster.bench.arrivals import constant
-from cluster.bench.load import Outcome, Target, run_load
+from cluster.bench.load import RequestOutcome, Target, run_load
 from cluster.bench.mix import Mix, PlannedRequest, plan
 from cluster.bench.report import summarize, warnings
 from tests import virtual_time
@@ -45,10 +45,10 @@ def load(
     planned: Sequence[PlannedRequest],
     stream: bool = False,
     timeout_s: float = 30,
-    on_outcome: Callable[[Outcome], None] | None = None,
-    run: Callable[[Coroutine[Any, Any, list[Outcome]]], list[Outcome]] = virtual_time.run,
-) -> list[Outcome]:
-    async def under_load() -> list[Outcome]:
+    on_outcome: Callable[[RequestOutcome], None] | None = None,
+    run: Callable[[Coroutine[Any, Any, list[RequestOutcome]]], list[RequestOutcome]] = virtual_time.run,
+) -> list[RequestOutcome]:
+    async def under_load() -> list[RequestOutcome]:
         async with serving(handler) as url:
             return await run_load(Target(url, stream=stream), planned, timeout_s, on_outcome)
 

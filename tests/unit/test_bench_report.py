@@ -14,7 +14,7 @@ from PIL import Image
 from cluster import cli
 from cluster.bench.answers import Answer, Kind
 from cluster.bench.command import main
-from cluster.bench.load import Outcome
+from cluster.bench.load import RequestOutcome
 from cluster.bench.mix import PlannedRequest
 from cluster.bench.report import plot, summarize
 
@@ -25,11 +25,11 @@ def outcome(
     kind: Kind = Kind.COMPLETED,
     preview_s: float | None = None,
     images: int = 1,
-) -> Outcome:
+) -> RequestOutcome:
     request = PlannedRequest(due_s, "a star", seed=0, num_images=images)
     preview_at = None if preview_s is None else due_s + preview_s
     num_images = images if kind is Kind.COMPLETED else 0
-    return Outcome(request, due_s + 0.001, Answer(kind, due_s + latency_s, num_images, preview_at))
+    return RequestOutcome(request, due_s + 0.001, Answer(kind, due_s + latency_s, num_images, preview_at))
 
 
 def test_percentiles_are_exact() -> None:

@@ -12,11 +12,11 @@ from simpy import Environment
 
 from cluster.bench.answers import Kind
 from cluster.bench.arrivals import poisson, steps
-from cluster.bench.load import Outcome
+from cluster.bench.load import RequestOutcome
 from cluster.bench.mix import Mix, PlannedRequest, plan
 from cluster.bench.report import summarize
 from cluster.plan.devices import Device, Devices, Sharing
-from cluster.plan.load_plan import Aim, option_of, plan_load
+from cluster.plan.load_plan import Goal, option_of, plan_load
 from cluster.plan.model import Model
 from cluster.plan.simulation import Replicas, Simulated, Simulation
 from cluster.plan.stages import DecoderReplica, DenoiserReplica, DenoisingCosts, Overheads
@@ -348,11 +348,11 @@ def test_the_first_replica_comes_when_it_is_asked_for() -> None:
 def test_gpus_are_paid_by_the_hour() -> None:
     outcomes = Simulation(model(), ONE_EACH).run([request(float(due)) for due in range(100)]).outcomes
     simulated = Simulated(outcomes, gpus=2, gpu_s=2 * 1800.0, denoisers=[(0.0, 2)])
-    option = option_of(model(), simulated, False, Aim(slo_s=1.0, percentile=95, price=4.0, max_gpus=4))
+    option = option_of(model(), simulated, False, Goal(slo_s=1.0, percentile=95, price=4.0, max_gpus=4))
     assert option.per_1000_images == pytest.approx(40.0), "an hour of a GPU for 100 images"
     assert option.within_slo == 1.0
-    late = option_of(model(), simulated, False, Aim(slo_s=0.1, percentile=95, price=4.0, max_gpus=4))
-    assert (late.within_slo, late.meets_aim) == (0.0, False)
+    late = option_of(model(), simulated, False, Goal(slo_s=0.1, percentile=95, price=4.0, max_gpus=4))
+    assert (late.within_slo, late.meets_goal) == (0.0, False)
 
 
 def quiet(*_: object) -> Any:
@@ -361,13 +361,13 @@ def quiet(*_: object) -> Any:
 
 def test_the_plan_takes_the_fewest_gpus_that_do() -> None:
     load = plan(poisson(16.0, 40.0, seed=2), Mix(), seed=2)
-    aim = Aim(slo_s=0.8, percentile=95, price=3.6, max_gpus=8)
-    planned = plan_load(model(limits={"max_queue": 1000}), load, aim, quiet)
+    goal = Goal(slo_s=0.8, percentile=95, price=3.6, max_gpus=8)
+    planned = plan_load(model(limits={"max_queue": 1000}), load, goal, quiet)
     assert planned.best is not None
     assert planned.best.within_slo >= 0.95
     fewer = [option for option in planned.options if option.gpus < planned.best.gpus]
     assert fewer, "the load is to need more than could just do its work"
-    assert not any(option.meets_aim for option in fewer)
+    assert not any(option.meets_goal for option in fewer)
     for option in planned.options:
         assert option.gpus == option.denoisers[0][1], "encoder and decoder are on the denoisers' devices"
         per_hour = 1000 / (3600 * option.summary.num_images)
@@ -377,15 +377,15 @@ def test_the_plan_takes_the_fewest_gpus_that_do() -> None:
 
 def test_no_plan_is_made_up_where_none_does() -> None:
     load = plan(poisson(16.0, 20.0, seed=2), Mix(), seed=2)
-    aim = Aim(slo_s=0.1, percentile=95, price=4.0, max_gpus=4)
-    assert plan_load(model(limits={"max_queue": 1000}), load, aim, quiet).best is None
+    goal = Goal(slo_s=0.1, percentile=95, price=4.0, max_gpus=4)
+    assert plan_load(model(limits={"max_queue": 1000}), load, goal, quiet).best is None
 
 
 def test_another_policy_is_not_passed_off_as_simulated() -> None:
     sections = {"denoiser": {"autoscaling": {"max_replicas": 2, "policy": "requests"}}}
-    aim = Aim(slo_s=9.0, percentile=95, price=4.0, max_gpus=1)
+    goal = Goal(slo_s=9.0, percentile=95, price=4.0, max_gpus=1)
     with pytest.raises(ConfigError, match=r"denoiser\.autoscaling\.policy: 'requests' is not simulated"):
-        plan_load(model(**sections), [request(0.0)], aim, quiet)
+        plan_load(model(**sections), [request(0.0)], goal, quiet)
 
 
 @pytest.mark.parametrize(
@@ -403,7 +403,7 @@ def test_what_a_server_has_in_overheads_is_found_out(sharing: Sharing, truth: Ov
     server = Simulation(model(sharing, truth), None)
     load = plan(poisson(2.0, 30.0, seed=6), Mix(num_inference_steps={8: 1, 20: 1}), seed=6)
 
-    def send(planned: Sequence[PlannedRequest]) -> list[Outcome]:
+    def send(planned: Sequence[PlannedRequest]) -> list[RequestOutcome]:
         return list(server.run(planned).outcomes)
 
     request_s = measured_request_s(model(sharing), load[0], send)

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from cluster.bench.answers import Answer, Kind
-from cluster.bench.load import Outcome
+from cluster.bench.load import RequestOutcome
 from cluster.bench.mix import PlannedRequest
 from cluster.rehearsal.application import check_room, rehearsed
 from cluster.rehearsal.chart import chart
@@ -92,10 +92,10 @@ def test_a_trace_is_one_without_being_called_so(tmp_path: Path) -> None:
     assert options.settings["arrivals"] == "trace"
 
 
-def outcome(due_s: float, ended_s: float, kind: Kind = Kind.COMPLETED) -> Outcome:
+def outcome(due_s: float, ended_s: float, kind: Kind = Kind.COMPLETED) -> RequestOutcome:
     request = PlannedRequest(due_s, "a prompt", seed=1, num_images=2)
     num_images = 2 if kind is Kind.COMPLETED else 0
-    return Outcome(request, due_s, Answer(kind, ended_s, num_images=num_images))
+    return RequestOutcome(request, due_s, Answer(kind, ended_s, num_images=num_images))
 
 
 def test_what_was_seen_becomes_series(tmp_path: Path) -> None:

@@ -1,0 +1,56 @@
+"""Which private parts of Ray are used, where, and that the installed Ray has them."""
+
+import ast
+import importlib
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+INTERNALS = "serve/ray_internals.py"
+USED = {
+    "ray._common.utils.get_default_ray_temp_dir",
+    "ray._private.node.Node",
+    "ray._raylet.GcsClient",
+    "ray.core.generated.autoscaler_pb2.DrainNodeReason",
+    "ray.serve.context._get_global_client",
+    "ray.serve.context._set_request_context",
+}
+GENERATED = ("ray.core.", "ray.serve.generated.")
+
+
+def ray_names(path: Path) -> Iterator[str]:
+    """The names of Ray that a file imports, and those that it reaches by attribute from the module `ray`."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        match node:
+            case ast.ImportFrom(module=str(module), names=names, level=0):
+                yield from (f"{module}.{name.name}" for name in names)
+            case ast.Import(names=names):
+                yield from (name.name for name in names)
+            case ast.Attribute():
+                yield ast.unparse(node)
+
+
+def is_private(name: str) -> bool:
+    parts = name.split(".")
+    return parts[0] == "ray" and (name.startswith(GENERATED) or any(part.startswith("_") for part in parts))
+
+
+def private_names(folder: str) -> dict[str, set[str]]:
+    """By file."""
+    found = {
+        str(path): {name for name in ray_names(path) if is_private(name)}
+        for path in Path(folder).rglob("*.py")
+    }
+    return {path: names for path, names in found.items() if names}
+
+
+@pytest.mark.parametrize("folder", ["serve", "deployments", "cluster", "benchmarks", "models"])
+def test_one_module_touches_private_parts_of_ray(folder: str) -> None:
+    assert private_names(folder) == ({INTERNALS: USED} if folder == "serve" else {})
+
+
+@pytest.mark.parametrize("name", sorted(USED))
+def test_the_installed_ray_has_them(name: str) -> None:
+    module, _, attribute = name.rpartition(".")
+    assert hasattr(importlib.import_module(module), attribute)
