@@ -20,21 +20,10 @@ from pathlib import Path
 import torch
 from diffusers import DiffusionPipeline
 
-from deployments.engine.cost import Curve, StageCost
-from deployments.engine.denoising import Engine, EngineConfig
-from deployments.engine.device_step import step_runner
-from deployments.engine.images import LatentDecoder, Pixels
-from deployments.engine.messages import DenoisedLatents, DenoiseRequest
-from deployments.engine.models import (
-    ModelSource,
-    Placement,
-    load_model_info,
-    load_text_pipeline,
-    load_unet,
-    load_vae,
-)
-from deployments.engine.prompts import PromptText, TextEncoder
-from deployments.engine.samplers import SamplerTables
+from deployments.engine import load_engine
+from deployments.engine.images import Pixels
+from deployments.engine.local_engine import LocalEngine
+from deployments.engine.models import Placement
 
 PROMPTS = [
     "a large red star on a blue background",
@@ -44,75 +33,36 @@ SAMPLER = "DPM++ 2M"
 GUIDANCE_SCALE = 5.0
 
 
-class Ours:
-    """Encoder, engine and decoder in one process, without Ray."""
-
-    def __init__(self, source: ModelSource, placement: Placement, max_images: int) -> None:
-        info = load_model_info(source)
-        self.size = info.default_height  # it is for square models
-        self.encoder = TextEncoder(load_text_pipeline(source, placement))
-        self.decoder = LatentDecoder(load_vae(source, placement))
-        latents = self.size // info.scale_factor
-        rows = 2 * max_images
-        self.tables = SamplerTables(info.scheduler_config)
-        unet = load_unet(source, placement)
-        self.engine = Engine(
-            unet,
-            step_runner(unet, [(latents, latents)]),
-            self.tables,
-            info.scale_factor,
-            EngineConfig(rows, rows, rows, (latents, latents), None).for_device(unet.device),
-            StageCost((((latents, latents), Curve(0.01, 1, 0.0)),)),  # rows cost nothing: all share a forward
-        )
-
-    def generate(
-        self, prompts: Sequence[str], seeds: Sequence[int], num_inference_steps: int
-    ) -> list[Pixels]:
-        encoded = self.encoder.encode([*prompts, *([""] * len(prompts))])
-        for index, (prompt, seed) in enumerate(zip(prompts, seeds, strict=True)):
-            text = PromptText(prompt, "", guided=True, deterministic=False)
-            embeds = self.encoder.assemble(text, [encoded[index], encoded[index + len(prompts)]])
-            self.engine.add(
-                DenoiseRequest(
-                    request_id=str(index),
-                    embeds=embeds,
-                    height=self.size,
-                    width=self.size,
-                    sampler=SAMPLER,
-                    num_inference_steps=num_inference_steps,
-                    guidance_scale=GUIDANCE_SCALE,
-                    seed=seed,
-                )
-            )
-        latents: dict[str, torch.Tensor] = {}
-        num_threads = torch.get_num_threads()
-        torch.set_num_threads(1)  # as in the Denoiser
-        while self.engine.num_requests:
-            for event in self.engine.step().events:
-                if isinstance(event, DenoisedLatents):
-                    latents[event.request_id] = event.latents
-        torch.set_num_threads(num_threads)
-        return self.decoder.decode([latents[str(index)] for index in range(len(prompts))])
+def generate(ours: LocalEngine, prompts: Sequence[str], num_inference_steps: int) -> list[Pixels]:
+    """Of the seeds 0, 1, ..."""
+    ours.add(
+        *prompts,
+        negative_prompt="",
+        num_inference_steps=num_inference_steps,
+        guidance_scale=GUIDANCE_SCALE,
+        sampler=SAMPLER,
+    )
+    return ours.finish()
 
 
 class Theirs:
     """diffusers' pipeline with the same scheduler."""
 
-    def __init__(self, source: ModelSource, placement: Placement, ours: Ours) -> None:
-        self.pipeline = DiffusionPipeline.from_pretrained(source.path, dtype=placement.torch_dtype())
+    def __init__(self, path: str, placement: Placement, ours: LocalEngine) -> None:
+        self.pipeline = DiffusionPipeline.from_pretrained(path, dtype=placement.torch_dtype())
         self.pipeline.to(placement.torch_device())
         self.pipeline.set_progress_bar_config(disable=True)
         self.pipeline.scheduler = ours.tables.scheduler(SAMPLER)
-        self.size = ours.size
+        self.height, self.width = ours.height, ours.width
 
-    def generate(self, prompts: Sequence[str], seeds: Sequence[int], num_inference_steps: int) -> None:
+    def generate(self, prompts: Sequence[str], num_inference_steps: int) -> None:
         self.pipeline(
             list(prompts),
-            height=self.size,
-            width=self.size,
+            height=self.height,
+            width=self.width,
             num_inference_steps=num_inference_steps,
             guidance_scale=GUIDANCE_SCALE,
-            generator=[torch.Generator().manual_seed(seed) for seed in seeds],
+            generator=[torch.Generator().manual_seed(seed) for seed in range(len(prompts))],
             output_type="np",
         )
 
@@ -123,14 +73,13 @@ def seconds(work: Callable[[], object]) -> float:
     return time.perf_counter() - started
 
 
-def compare(ours: Ours, theirs: Theirs, batch_size: int, steps: int, repeats: int) -> dict[str, float]:
+def compare(ours: LocalEngine, theirs: Theirs, batch_size: int, steps: int, repeats: int) -> dict[str, float]:
     prompts = [PROMPTS[index % len(PROMPTS)] for index in range(batch_size)]
-    seeds = list(range(batch_size))
     pairs = []
     for repeat in range(repeats + 1):
         pair = (
-            seconds(lambda: ours.generate(prompts, seeds, steps)),
-            seconds(lambda: theirs.generate(prompts, seeds, steps)),
+            seconds(lambda: generate(ours, prompts, steps)),
+            seconds(lambda: theirs.generate(prompts, steps)),
         )
         if repeat:  # the first warms up
             pairs.append(pair)
@@ -161,9 +110,9 @@ def main() -> None:
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
-    source, placement = ModelSource(args.model), Placement(dtype=args.dtype)
-    ours = Ours(source, placement, max(args.batch_sizes))
-    theirs = Theirs(source, placement, ours)
+    placement = Placement(dtype=args.dtype)
+    ours = load_engine(args.model, dtype=args.dtype, max_images=max(args.batch_sizes))
+    theirs = Theirs(args.model, placement, ours)
     results = []
     print("| batch | engine, images/s | StableDiffusionPipeline, images/s | ratio |\n|---:|---:|---:|---:|")
     for batch_size in args.batch_sizes:

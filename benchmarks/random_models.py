@@ -14,8 +14,9 @@ from diffusers import (
 )
 
 from deployments.engine.cost import Curve, StageCost
-from deployments.engine.denoising import Engine, EngineConfig
 from deployments.engine.device_step import StepRunner, step_runner
+from deployments.engine.engine import Engine
+from deployments.engine.engine_config import EngineConfig
 from deployments.engine.messages import DenoiseRequest, PromptEmbeds
 from deployments.engine.models import UNet
 from deployments.engine.samplers import SamplerTables
@@ -83,10 +84,7 @@ class RandomModel:
     def embeds(self, seed: int) -> PromptEmbeds:
         generator = torch.Generator().manual_seed(seed)
         positive, negative = (torch.randn(77, self.width, generator=generator) for _ in range(2))
-        pooled = [
-            torch.randn(self.unet.pooled_width, generator=generator) if self.unet.needs_time_ids else None
-            for _ in range(2)
-        ]
+        pooled = [torch.randn(self.unet.pooled_width, generator=generator) for _ in range(2)]
         return PromptEmbeds(positive, negative, pooled[0], pooled[1], 10, 2, 77)
 
     def request(self, request_id: str, seed: int, steps: int, deterministic: bool = False) -> DenoiseRequest:
@@ -111,7 +109,7 @@ class RandomModel:
             "unet": self.module,
             "scheduler": DPMSolverMultistepScheduler.from_config(NOISE_SCHEDULE),
         }
-        if self.unet.needs_time_ids:
+        if self.unet.pooled_width:
             pipeline = StableDiffusionXLPipeline(**parts, text_encoder_2=None, tokenizer_2=None)
         else:
             parts |= {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
@@ -124,7 +122,7 @@ class RandomModel:
         """Latents [batch_size, 4, h, w]."""
         all_embeds = [self.embeds(seed) for seed in range(batch_size)]
         named = ["prompt_embeds", "negative_prompt_embeds"]
-        if self.unet.needs_time_ids:
+        if self.unet.pooled_width:
             named += ["pooled_prompt_embeds", "negative_pooled_prompt_embeds"]
         given = {
             name: torch.stack([getattr(embeds, name) for embeds in all_embeds]).to(

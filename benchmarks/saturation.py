@@ -28,7 +28,7 @@ from cluster.bench.mix import Mix, PlannedRequest, plan
 from cluster.bench.report import summarize
 from deployments.devices import latent_decoder, text_encoder, unet_and_steps
 from deployments.engine.cost import CostModel, Curve, StageCost
-from deployments.engine.denoising import Engine
+from deployments.engine.engine import Engine
 from deployments.engine.messages import DenoisedLatents, DenoiseRequest, PromptEmbeds
 from deployments.engine.models import load_model_info
 from deployments.engine.prompts import PromptText

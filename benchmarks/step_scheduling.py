@@ -32,7 +32,7 @@ from serve.config.model import CostModelFile
 BURST = 400  # requests at once, for what a policy can do
 ROW_CAPS = (16, 32, 64)
 _NOTHING = torch.empty(0)
-_WITH_GUIDANCE = PromptEmbeds(_NOTHING, _NOTHING, None, None, 0, 0, 0)
+_WITH_GUIDANCE = PromptEmbeds(_NOTHING, _NOTHING, _NOTHING, _NOTHING, 0, 0, 0)
 
 
 @dataclass(eq=False, slots=True)

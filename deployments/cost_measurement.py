@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from deployments.engine.cost import CostModel, Curve, StageCost, counts_to_measure, measure, measure_shapes
-from deployments.engine.denoising import EngineConfig
+from deployments.engine.engine_config import EngineConfig
 from deployments.engine.messages import LatentShape
 from deployments.engine.step_scheduler import Group
 from deployments.kept_costs import KeptCosts

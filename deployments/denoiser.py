@@ -7,7 +7,7 @@ arrived to the engine thread and returns at once with a stream for each.
 import asyncio
 import logging
 import os
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack, contextmanager
 from functools import partial
@@ -20,8 +20,9 @@ from deployments.cost_measurement import CostMeasurement
 from deployments.denoising_telemetry import DenoisingTelemetry
 from deployments.devices import unet_and_steps
 from deployments.engine.cost import StageCost
-from deployments.engine.denoising import Engine, EngineConfig, StepReport, group_of
 from deployments.engine.device_step import warm_up
+from deployments.engine.engine import Engine, StepReport
+from deployments.engine.engine_config import EngineConfig
 from deployments.engine.engine_thread import EngineThread
 from deployments.engine.messages import (
     LAST_EVENTS,
@@ -32,6 +33,7 @@ from deployments.engine.messages import (
 )
 from deployments.engine.models import ModelSource, Placement, load_model_info
 from deployments.engine.samplers import SamplerTables
+from deployments.engine.step_scheduler import group_of
 from deployments.isolation import ANNOUNCEMENT_S
 from deployments.work import Work
 
@@ -77,7 +79,7 @@ class Denoiser:
         self._telemetry = DenoisingTelemetry()
         self._work = Work()
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._thread = EngineThread(build, self._deliver)
+        self._thread = EngineThread(build, self._deliver, self._end)
         self._thread.start()
         batching.apply_to(self._admit)
 
@@ -153,19 +155,22 @@ class Denoiser:
         self._thread.add([request for request in requests if request.request_id in self._streams])
         return [None] * len(requests)
 
-    def _deliver(self, events: Sequence[DenoiseEvent], report: StepReport | None) -> None:
+    def _deliver(self, report: StepReport) -> None:
         """On the engine's thread: one hop to the event loop for all of a step's events."""
         assert self._loop is not None, "nothing runs before the first request"
-        if report is None and (problem := self._thread.problem(_MAX_SILENCE_S)):
-            # A device that fails every step at once looks idle and draws requests. Without the process
-            # their callers see a dead replica and go to another one.
-            logger.critical("this replica ends itself: %s", problem)
-            os._exit(1)
-        self._loop.call_soon_threadsafe(self._dispatch, events, report)
+        if report.forward is None and (problem := self._thread.problem(_MAX_SILENCE_S)):
+            self._end(problem)
+        self._loop.call_soon_threadsafe(self._dispatch, report)
 
-    def _dispatch(self, events: Sequence[DenoiseEvent], report: StepReport | None) -> None:
-        for event in events:
+    def _dispatch(self, report: StepReport) -> None:
+        for event in report.events:
             if stream := self._streams.get(event.request_id):
                 stream.put_nowait(event)
-        if report is not None:
-            self._telemetry.record(report)
+        if report.forward is not None:
+            self._telemetry.record(report.forward)
+
+    def _end(self, problem: str) -> None:
+        # A device that fails every step at once looks idle and draws requests. Without the process their
+        # callers see a dead replica and go to another one.
+        logger.critical("this replica ends itself: %s", problem)
+        os._exit(1)

@@ -6,7 +6,7 @@ from contextlib import contextmanager
 
 from ray.serve import metrics
 
-from deployments.engine.denoising import StepReport
+from deployments.engine.engine import ForwardReport
 from deployments.engine.messages import DenoisedLatents, DenoiseEvent, DenoiseFailed, DenoiseRequest
 from deployments.forwards import Forwards
 
@@ -38,7 +38,7 @@ class DenoisingTelemetry:
             "midstep_resumed_images_total", "Images that went on from a checkpoint."
         )
 
-    def record(self, report: StepReport) -> None:
+    def record(self, report: ForwardReport) -> None:
         self._forwards.record(report.forward_rows, report.seconds, report.predicted_s)
         self._requests.observe(report.num_requests)
         self._steps.inc(report.num_requests)

@@ -1,9 +1,10 @@
 """A model's parts on the device that its placement names: a real one, or a simulated one."""
 
 from deployments.cost_measurement import CostMeasurement
+from deployments.engine.conditions import UNetInterface
 from deployments.engine.cost import CostModel
-from deployments.engine.denoising import EngineConfig
-from deployments.engine.device_step import StepRunner, UNetInterface, step_runner
+from deployments.engine.device_step import StepRunner, step_runner
+from deployments.engine.engine_config import EngineConfig
 from deployments.engine.images import LatentDecoder
 from deployments.engine.models import (
     ModelSource,

@@ -11,8 +11,9 @@ import pytest
 import torch
 
 from deployments.engine.cost import Curve, StageCost
-from deployments.engine.denoising import Engine, EngineConfig
 from deployments.engine.device_step import EagerSteps, StepRunner
+from deployments.engine.engine import Engine
+from deployments.engine.engine_config import EngineConfig
 from deployments.engine.images import LatentDecoder
 from deployments.engine.messages import DenoisedLatents, DenoiseRequest, PromptEmbeds
 from deployments.engine.models import (

@@ -170,7 +170,7 @@ def _denoise_request(request: GenerationRequest, index: int) -> DenoiseRequest:
     negative = _NOTHING if request.is_guided else None
     return DenoiseRequest(
         request_id=f"{request.request_id}/{index}",
-        embeds=PromptEmbeds(_NOTHING, negative, None, None, 0, 0, 0),
+        embeds=PromptEmbeds(_NOTHING, negative, _NOTHING, negative, 0, 0, 0),
         height=request.height,
         width=request.width,
         sampler=request.sampler,

@@ -11,10 +11,10 @@ from simpy import Environment, Event, Store
 from cluster.plan.devices import Device
 from deployments.batching import Batching
 from deployments.engine.cost import Curve, StageCost
-from deployments.engine.denoising import EngineConfig, group_of
+from deployments.engine.engine_config import EngineConfig
 from deployments.engine.messages import DenoiseRequest, LatentShape
 from deployments.engine.samplers import SamplerTables
-from deployments.engine.step_scheduler import Group, StepScheduler
+from deployments.engine.step_scheduler import Group, StepScheduler, group_of
 
 Item = TypeVar("Item")
 Call_contra = TypeVar("Call_contra", contravariant=True)

@@ -1,17 +1,21 @@
 """The diffusion engine: torch and diffusers only. No Ray, no pydantic, no HTTP; a plain script can drive it.
 
 - messages: what goes in and comes out
-- samplers: diffusers schedulers, compiled to tables
+- samplers: the samplers there are; sampler_table, sampler_compiler: diffusers schedulers as tables
 - models: loading a diffusers folder: family, device, dtype, attention
 - prompts: text to embeddings
-- cost: how long a forward takes, measured
+- conditions: what a U-Net is given beside latents and timesteps
+- cost: how long a forward takes, measured; engine_config: how an engine batches
 - step_scheduler: which requests share the next forward
-- denoising: the engine: admit, launch, finish
+- engine: the engine: launch, finish; denoising: a request in it
+- step_inputs, device_step: what a step is given, and what it is to the device; row_parts: on a CPU
 - engine_thread: the thread that owns a device and runs the engine
 - images: latents to pixels to PNG, WebP or JPEG; previews
+- local_engine: all stages in one process, for a script; README.md has one
 """
 
 import logging
+from typing import TYPE_CHECKING, Any
 
 from transformers.utils import logging as transformers_logging
 
@@ -23,3 +27,14 @@ from transformers.utils import logging as transformers_logging
 logging.getLogger("xformers").setLevel(logging.ERROR)
 transformers_logging.set_verbosity_error()
 transformers_logging.disable_progress_bar()
+
+if TYPE_CHECKING:
+    from deployments.engine.local_engine import LocalEngine
+
+
+def load_engine(path: str, **options: Any) -> "LocalEngine":
+    """A model's stages in this process; see `local_engine.load_engine`."""
+    # Here, since all that import some part of this package would load models' code otherwise.
+    from deployments.engine import local_engine  # noqa: PLC0415
+
+    return local_engine.load_engine(path, **options)

@@ -4,65 +4,24 @@ Run as it is, or on CUDA captured once for every shape and replayed, since launc
 one takes the CPU longer than a fast device takes to run them.
 """
 
-from collections.abc import Callable, Collection
-from dataclasses import dataclass, fields
+from collections.abc import Collection
 from typing import Protocol
 
 import torch
 
+from deployments.engine.conditions import UNetInterface, random_conditions
 from deployments.engine.messages import LatentShape
 from deployments.engine.models import UNet
 from deployments.engine.row_parts import RowParts
 from deployments.engine.sampler_table import NUM_INPUTS, NUM_OUTPUTS, STATE_SLOTS, advance
-
-MAX_TOKENS = 77  # of every Stable Diffusion text encoder
-
-
-class UNetInterface(Protocol):
-    """What one must know of a U-Net, real or simulated, to make its inputs; see `models.UNet`."""
-
-    @property
-    def device(self) -> torch.device: ...
-    @property
-    def dtype(self) -> torch.dtype: ...
-    @property
-    def in_channels(self) -> int: ...
-    @property
-    def needs_time_ids(self) -> bool: ...
-    @property
-    def embeds_width(self) -> int: ...
-    @property
-    def pooled_width(self) -> int: ...
-
-
-@dataclass(frozen=True, slots=True)
-class StepInputs:
-    """One step of B requests that share a forward of R rows. Those on the CPU are sent along."""
-
-    states: torch.Tensor  # [B, STATE_SLOTS, C, h, w] float32
-    noise: torch.Tensor  # [B, C, h, w] float32
-    weights: torch.Tensor  # [B, NUM_OUTPUTS, NUM_INPUTS] float32
-    input_scales: torch.Tensor  # [B] float32
-    guidance_scales: torch.Tensor  # [B] float32
-    first_rows: torch.Tensor  # [B] int64, the negative prompt's row; without guidance the same as the last
-    last_rows: torch.Tensor  # [B] int64
-    request_of_row: torch.Tensor  # [R] int64
-    timesteps: torch.Tensor  # [R] float32
-    prompt_embeds: torch.Tensor  # [R, tokens, width]
-    pooled_prompt_embeds: torch.Tensor | None  # [R, width], SDXL only
-    time_ids: torch.Tensor | None  # [R, 6], SDXL only
+from deployments.engine.step_inputs import StepInputs
+from deployments.engine.transfers import pinned, send
 
 
 def denoise_step(unet: UNet | RowParts, inputs: StepInputs) -> torch.Tensor:
     """The next states and the estimates of the clean latents, [B, NUM_OUTPUTS, C, h, w] float32."""
     latents = inputs.states[:, 0] * inputs.input_scales[:, None, None, None]
-    predictions = unet(
-        latents[inputs.request_of_row],
-        inputs.timesteps,
-        inputs.prompt_embeds,
-        inputs.pooled_prompt_embeds,
-        inputs.time_ids,
-    )
+    predictions = unet(latents[inputs.request_of_row], inputs.timesteps, inputs.conditions)
     negative, positive = predictions[inputs.first_rows], predictions[inputs.last_rows]
     outputs = negative + inputs.guidance_scales[:, None, None, None] * (positive - negative)
     return advance(inputs.weights, torch.cat([inputs.states, outputs[:, None], inputs.noise[:, None]], dim=1))
@@ -127,7 +86,7 @@ class EagerSteps:
         self._unet = RowParts(unet) if unet.device.type == "cpu" else unet
 
     def launch(self, inputs: StepInputs) -> torch.Tensor:
-        return denoise_step(self._unet, _map(inputs, lambda tensor: send(tensor, self._device)))
+        return denoise_step(self._unet, inputs.map(lambda tensor: send(tensor, self._device)))
 
     def completion(self) -> Completion:
         is_cuda = self._device.type == "cuda"
@@ -149,22 +108,19 @@ class CapturedSteps:
         self._eager = EagerSteps(unet)
         self._pool = torch.cuda.graph_pool_handle()
         self._stream = torch.cuda.Stream(unet.device)  # type: ignore[no-untyped-call]
-        self._captured: dict[
-            tuple[torch.Size | None, ...], tuple[torch.cuda.CUDAGraph, StepInputs, torch.Tensor]
-        ]
+        self._captured: dict[tuple[torch.Size, ...], tuple[torch.cuda.CUDAGraph, StepInputs, torch.Tensor]]
         self._captured = {}
 
     def launch(self, inputs: StepInputs) -> torch.Tensor:
         height, width = inputs.states.shape[-2:]
         if (height, width) not in self._latent_shapes:
             return self._eager.launch(inputs)
-        shapes = tuple(None if tensor is None else tensor.shape for tensor in _tensors(inputs))
+        shapes = tuple(tensor.shape for tensor in inputs.tensors())
         if shapes not in self._captured:
             self._captured[shapes] = self._capture(inputs)
         graph, held, outputs = self._captured[shapes]
-        for target, source in zip(_tensors(held), _tensors(inputs), strict=True):
-            if target is not None and source is not None:
-                target.copy_(_pinned(source), non_blocking=True)
+        for target, source in zip(held.tensors(), inputs.tensors(), strict=True):
+            target.copy_(pinned(source), non_blocking=True)
         graph.replay()
         return outputs.clone()
 
@@ -172,7 +128,7 @@ class CapturedSteps:
         return self._eager.completion()
 
     def _capture(self, inputs: StepInputs) -> tuple[torch.cuda.CUDAGraph, StepInputs, torch.Tensor]:
-        held = _map(inputs, lambda tensor: tensor.to(self._unet.device, copy=True))
+        held = inputs.map(lambda tensor: tensor.to(self._unet.device, copy=True))
         # Kernels are chosen and workspaces allocated outside of the capture, on the stream it will use.
         self._stream.wait_stream(torch.cuda.current_stream(self._unet.device))
         with torch.cuda.stream(self._stream):
@@ -194,16 +150,11 @@ def step_runner(unet: UNet, static_shapes: Collection[LatentShape]) -> StepRunne
 
 def warm_up(unet: UNetInterface, run_step: StepRunner, latent_shape: LatentShape, rows: int) -> None:
     """One step on random data, waited for: to warm up and to be timed."""
-    device, dtype = unet.device, unet.dtype
-    pooled = time_ids = None
-    if unet.needs_time_ids:
-        pooled = torch.randn(rows, unet.pooled_width, device=device, dtype=dtype)
-        time_ids = torch.ones(rows, 6, device=device, dtype=dtype)
     every_row = torch.arange(rows)
     with torch.inference_mode():
         run_step.launch(
             StepInputs(
-                states=torch.randn(rows, STATE_SLOTS, unet.in_channels, *latent_shape, device=device),
+                states=torch.randn(rows, STATE_SLOTS, unet.in_channels, *latent_shape, device=unet.device),
                 noise=torch.zeros(rows, unet.in_channels, *latent_shape),
                 weights=torch.ones(rows, NUM_OUTPUTS, NUM_INPUTS),
                 input_scales=torch.ones(rows),
@@ -212,37 +163,7 @@ def warm_up(unet: UNetInterface, run_step: StepRunner, latent_shape: LatentShape
                 last_rows=every_row,
                 request_of_row=every_row,
                 timesteps=torch.full((rows,), 500.0),
-                prompt_embeds=torch.randn(rows, MAX_TOKENS, unet.embeds_width, device=device, dtype=dtype),
-                pooled_prompt_embeds=pooled,
-                time_ids=time_ids,
+                conditions=random_conditions(rows, unet),
             )
         )
     run_step.completion().synchronize()
-
-
-def _tensors(inputs: StepInputs) -> list[torch.Tensor | None]:
-    return [getattr(inputs, field.name) for field in fields(StepInputs)]
-
-
-def _map(inputs: StepInputs, change: Callable[[torch.Tensor], torch.Tensor]) -> StepInputs:
-    return StepInputs(*(None if tensor is None else change(tensor) for tensor in _tensors(inputs)))  # type: ignore[arg-type]
-
-
-def _pinned(tensor: torch.Tensor) -> torch.Tensor:
-    """From pageable memory a copy to the device would wait for it."""
-    return tensor if tensor.is_cuda else tensor.pin_memory()
-
-
-def send(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
-    """To the device, without waiting for what it is doing."""
-    return _pinned(tensor).to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
-
-
-def receive(tensor: torch.Tensor) -> torch.Tensor:
-    """A copy on the CPU, whose values are there when the device has done what was launched until now; zeros
-    of a simulated device, which holds no values.
-    """
-    if tensor.is_meta:
-        return torch.zeros_like(tensor, device="cpu")
-    copy = torch.empty_like(tensor, device="cpu", pin_memory=tensor.is_cuda)
-    return copy.copy_(tensor, non_blocking=True)

@@ -1,7 +1,7 @@
 """The thread that owns a device: it alone touches the engine; others post to its inbox.
 
-Until a step is to be launched or finished it takes in what is posted (newcomers, aborts); after each step it
-hands the events over in one call.
+Until a step is due it takes in what is posted (newcomers, aborts); after each step it hands over what there
+is to tell in one call.
 """
 
 import logging
@@ -12,8 +12,8 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 
-from deployments.engine.denoising import Denoising, Engine, StepReport
-from deployments.engine.messages import DenoiseEvent, DenoiseFailed, DenoiseRequest
+from deployments.engine.engine import DeviceFaultError, Engine, StepReport
+from deployments.engine.messages import DenoiseFailed, DenoiseRequest
 
 logger = logging.getLogger(__name__)
 
@@ -38,23 +38,25 @@ class EngineThread:
     Building there is more than tidy: where two threads of a process have each started OpenMP's workers, these
     outnumber the cores, stop spinning, and forwards on a CPU take nearly twice as long.
 
-    deliver: called on this thread after each step with its events and what it did (None where it broke);
-        must not block
+    deliver: called on this thread after each step; must not block
+    lost: called on this thread when the device has failed, with the reason; nobody is told before. The thread
+        ends after it
     """
 
     def __init__(
         self,
         build: Callable[[], Engine],
-        deliver: Callable[[Sequence[DenoiseEvent], StepReport | None], None],
+        deliver: Callable[[StepReport], None],
+        lost: Callable[[str], None],
     ) -> None:
         self._build = build
         self._built: Future[Engine] = Future()
         self._deliver = deliver
+        self._lost = lost
         self._inbox: queue.SimpleQueue[_Add | _Abort | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._run, name="denoising-engine", daemon=True)
         self._heartbeat = time.monotonic()
         self._broken_steps = 0
-        self._device_fault: str | None = None
 
     def start(self) -> None:
         """Returns when the engine is built. Raises what its building raised."""
@@ -76,12 +78,10 @@ class EngineThread:
         """Why this engine cannot go on, or None: for health checks, from any thread."""
         if not self._thread.is_alive():
             return "the engine thread has ended"
-        if self._device_fault is not None:
-            return f"the device has failed: {self._device_fault}"
         if self._broken_steps >= MAX_BROKEN_STEPS:
             return f"the last {self._broken_steps} steps failed"
         silence = time.monotonic() - self._heartbeat
-        if not self._engine.is_idle and silence > max_silence_s:
+        if self._engine.due_in_s is not None and silence > max_silence_s:
             return f"no step has ended for {silence:.0f} s"
         return None
 
@@ -95,21 +95,23 @@ class EngineThread:
         except Exception as error:  # raised again by start()
             self._built.set_exception(error)
             return
-        while self._drain_inbox():
-            if self._engine.must_finish:
-                self._finish()
-            else:
-                self._launch()
+        try:
+            while self._take_in():
+                report = self._engine.step()
+                self._count(report)
+                self._deliver(report)
+        except DeviceFaultError as error:
+            logger.critical("the device has failed", exc_info=error)
+            self._lost(f"the device has failed: {error}")
 
-    def _drain_inbox(self) -> bool:
-        """Takes in what is posted until a step is to be launched or finished, or, if there is nothing to do,
-        until something is; False when told to stop."""
+    def _take_in(self) -> bool:
+        """Takes in what is posted until a step is due; False when told to stop."""
         while True:
-            timeout_s = None if self._engine.is_idle else self._engine.launch_in_s
+            due_in_s = self._engine.due_in_s
             try:
-                message = self._inbox.get(timeout=timeout_s)
+                message = self._inbox.get(timeout=due_in_s)
             except queue.Empty:
-                if timeout_s == 0.0:
+                if due_in_s == 0.0:
                     return True
                 continue
             self._heartbeat = time.monotonic()
@@ -125,35 +127,14 @@ class EngineThread:
     def _add(self, request: DenoiseRequest, arrival: float) -> None:
         try:
             self._engine.add(request, arrival)
-        except Exception as error:  # a boundary as in _launch: this request is told, the others go on
+        except Exception as error:  # a boundary: this request is told, the others go on
             logger.exception("request %s could not be taken in", request.request_id)
-            self._deliver([DenoiseFailed(request.request_id, str(error))], None)
+            self._deliver(StepReport([DenoiseFailed(request.request_id, str(error))], None))
 
-    def _launch(self) -> None:
-        batch = self._engine.waiting
-        try:
-            batch = self._engine.admit()
-            self._engine.launch(batch)
-        except Exception as error:  # the boundary of the loop: whatever broke, its requests are told
-            if self._engine.finishing:
-                self._finish()  # if the device had failed before, this batch is not to blame
-            self._fail(batch, error)
-
-    def _finish(self) -> None:
-        batch = self._engine.finishing
-        try:
-            report = self._engine.finish()
-        except Exception as error:  # likewise
-            # What comes to light only now no other step of this process can be free of: so it is with CUDA.
-            self._device_fault = f"{type(error).__name__}: {error}"
-            self._fail(batch, error)
-            return
-        self._broken_steps = 0
-        self._heartbeat = time.monotonic()
-        self._deliver(report.events, report)
-
-    def _fail(self, batch: Sequence[Denoising], error: Exception) -> None:
-        self._broken_steps += 1
-        ids = ", ".join(item.request.request_id for item in batch)
-        logger.error("the step of requests %s failed", ids, exc_info=error)
-        self._deliver(self._engine.fail(batch, f"{type(error).__name__}: {error}"), None)
+    def _count(self, report: StepReport) -> None:
+        if any(isinstance(event, DenoiseFailed) for event in report.events):
+            self._broken_steps += 1
+        elif report.forward is not None:
+            self._broken_steps = 0
+        if report.forward is not None:
+            self._heartbeat = time.monotonic()

@@ -12,14 +12,14 @@ class PromptEmbeds:
     """A prompt and its negative, encoded, on the CPU in the model's dtype.
 
     prompt_embeds, negative_prompt_embeds: [tokens, width]; the negative is None without guidance
-    pooled_prompt_embeds, negative_pooled_prompt_embeds: [pooled width], SDXL only
+    pooled_prompt_embeds, negative_pooled_prompt_embeds: likewise, [pooled width], of width 0 but for SDXL
     num_tokens, negative_num_tokens: of the texts as given, start and end tokens included
     max_tokens: how many of them the text encoder reads; the rest were cut off
     """
 
     prompt_embeds: torch.Tensor
     negative_prompt_embeds: torch.Tensor | None
-    pooled_prompt_embeds: torch.Tensor | None
+    pooled_prompt_embeds: torch.Tensor
     negative_pooled_prompt_embeds: torch.Tensor | None
     num_tokens: int
     negative_num_tokens: int

@@ -18,6 +18,7 @@ import diffusers
 import torch
 from safetensors import SafetensorError
 
+from deployments.engine.conditions import NUM_TIME_IDS, Conditions
 from deployments.engine.model_files import (
     PIPELINES,
     SCHEDULER_FILE,
@@ -239,7 +240,7 @@ def _is_upcast(source: ModelSource) -> bool:
 class UNet:
     """A U-Net as the engine calls it: rows in, predictions out, float32 whatever it computes in.
 
-    embeds_width, pooled_width: of the prompt embeddings that it takes
+    embeds_width, pooled_width: of the prompt embeddings that it takes; time_ids_width: their number. 0: none
     """
 
     def __init__(
@@ -254,40 +255,37 @@ class UNet:
         self.device = device
         self.dtype = dtype
         self.in_channels: int = module.config.in_channels
-        self.needs_time_ids = module.config.addition_embed_type == "text_time"
         self.embeds_width: int = module.config.cross_attention_dim
+        self._is_xl = module.config.addition_embed_type == "text_time"
         self.pooled_width = self._width_of_pooled()
+        self.time_ids_width = NUM_TIME_IDS if self._is_xl else 0
 
     def __call__(
         self,
         latents: torch.Tensor,
         timesteps: torch.Tensor,
-        prompt_embeds: torch.Tensor,
-        pooled_prompt_embeds: torch.Tensor | None,
-        time_ids: torch.Tensor | None,
+        conditions: Conditions,
     ) -> torch.Tensor:
-        """The model's output for every row.
+        """The model's output for every row, [rows, C, h, w] float32.
 
-        latents [rows, C, h, w] float32, timesteps [rows], prompt_embeds [rows, tokens, width]; for SDXL also
-        pooled_prompt_embeds [rows, width] and time_ids [rows, 6]. Returns [rows, C, h, w] float32.
+        latents [rows, C, h, w] float32, timesteps [rows], conditions of as many rows
         """
-        conditions = None
-        if self.needs_time_ids:
-            conditions = {"text_embeds": pooled_prompt_embeds, "time_ids": time_ids}
+        added = {"text_embeds": conditions.pooled_prompt_embeds, "time_ids": conditions.time_ids}
         prediction: torch.Tensor = self._module(
             latents.to(self.dtype),
             timesteps,
-            encoder_hidden_states=prompt_embeds,
-            added_cond_kwargs=conditions,
+            encoder_hidden_states=conditions.prompt_embeds,
+            added_cond_kwargs=added if self._is_xl else None,
             return_dict=False,
         )[0]
         return prediction.float()
 
     def _width_of_pooled(self) -> int:
-        if not self.needs_time_ids:
+        if not self._is_xl:
             return 0
         config = self._module.config
-        return int(config.projection_class_embeddings_input_dim - 6 * config.addition_time_embed_dim)
+        time_ids_width = NUM_TIME_IDS * config.addition_time_embed_dim
+        return int(config.projection_class_embeddings_input_dim - time_ids_width)
 
 
 def load_unet(source: ModelSource, placement: Placement) -> UNet:

@@ -33,10 +33,10 @@ class PromptText:
 
 @dataclass(frozen=True, slots=True)
 class EncodedText:
-    """One text's embeddings, on the CPU: embeds [tokens, width], pooled [pooled width] (SDXL only)."""
+    """One text's embeddings, on the CPU: embeds [tokens, width], pooled [pooled width], 0 but for SDXL."""
 
     embeds: torch.Tensor
-    pooled: torch.Tensor | None
+    pooled: torch.Tensor
     num_tokens: int  # of the text as given, start and end included; what is past max_tokens was not read
 
 
@@ -69,14 +69,10 @@ class TextEncoder:
             num_images_per_prompt=1,
             do_classifier_free_guidance=False,
         )
-        pooled = encoded[2].cpu() if self._is_xl else [None] * len(texts)
+        pooled = encoded[2].cpu() if self._is_xl else torch.empty(len(texts), 0)
         # Copies, so that a text that is kept does not keep its whole batch.
         return [
-            EncodedText(
-                embeds.clone(),
-                None if p is None else p.clone(),
-                len(self._pipeline.tokenizer(text).input_ids),
-            )
+            EncodedText(embeds.clone(), p.clone(), len(self._pipeline.tokenizer(text).input_ids))
             for text, embeds, p in zip(texts, encoded[0].cpu(), pooled, strict=True)
         ]
 
@@ -94,7 +90,6 @@ class TextEncoder:
         """The embeddings of a prompt from those of `texts(prompt)`."""
         positive, negative = encoded[0], encoded[1] if len(encoded) > 1 else None
         if prompt.guided and self._zeroes_negative(prompt):
-            assert positive.pooled is not None, "SDXL always has a pooled embedding"
             negative = EncodedText(torch.zeros_like(positive.embeds), torch.zeros_like(positive.pooled), 0)
         return join_embeds(positive, negative, self._pipeline.tokenizer.model_max_length)
 

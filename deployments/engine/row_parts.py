@@ -1,12 +1,11 @@
 """A U-Net's forward on a CPU: its rows in parts, one for every core."""
 
 import os
-from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
 
 import torch
 
+from deployments.engine.conditions import Conditions
 from deployments.engine.models import UNet
 
 # What a smaller part takes is mostly Python, which runs on one core at a time.
@@ -35,35 +34,36 @@ class RowParts:
         self,
         latents: torch.Tensor,
         timesteps: torch.Tensor,
-        prompt_embeds: torch.Tensor,
-        pooled_prompt_embeds: torch.Tensor | None,
-        time_ids: torch.Tensor | None,
+        conditions: Conditions,
     ) -> torch.Tensor:
         """As `UNet.__call__`."""
-        inputs = (latents, timesteps, prompt_embeds, pooled_prompt_embeds, time_ids)
         rows = len(latents)
         if self._num_parts == 1 or rows < self._num_parts * _MIN_ROWS_OF_PART:
-            return self._on_all_cores(inputs)
+            return self._on_all_cores(latents, timesteps, conditions)
         # Of one size, so that a row's bits do not depend on its place. The padding takes no time: without it
         # its part would wait for the others.
         size = -(-rows // self._num_parts)
         places = torch.arange(size * self._num_parts).clamp(max=rows - 1).view(self._num_parts, size)
-        parts = [[None if tensor is None else tensor[place] for tensor in inputs] for place in places]
-        return torch.cat(list(self._cores.map(self._predict, parts)))[:rows]
+        parts = [(latents[place], timesteps[place], conditions.take(place)) for place in places]
+        return torch.cat(list(self._cores.map(self._predict, *zip(*parts, strict=True))))[:rows]
 
-    def _on_all_cores(self, inputs: Iterable[Any]) -> torch.Tensor:
+    def _on_all_cores(
+        self, latents: torch.Tensor, timesteps: torch.Tensor, conditions: Conditions
+    ) -> torch.Tensor:
         # On the calling thread: OpenMP's workers are a team for each thread that has any, and where there are
         # more of them than cores they stop spinning, which nearly doubles a small forward's time.
         num_threads = torch.get_num_threads()
         torch.set_num_threads(self._num_threads)
         try:
-            return self._predict(inputs)
+            return self._predict(latents, timesteps, conditions)
         finally:
             torch.set_num_threads(num_threads)
 
     @torch.inference_mode()
-    def _predict(self, inputs: Iterable[Any]) -> torch.Tensor:
-        return self._unet(*inputs)
+    def _predict(
+        self, latents: torch.Tensor, timesteps: torch.Tensor, conditions: Conditions
+    ) -> torch.Tensor:
+        return self._unet(latents, timesteps, conditions)
 
 
 def _use_one_thread() -> None:

@@ -13,12 +13,14 @@ from typing import Any
 import numpy as np
 import torch
 
+from deployments.engine.conditions import MAX_TOKENS, NUM_TIME_IDS
 from deployments.engine.cost import Curve, StageCost
-from deployments.engine.device_step import MAX_TOKENS, Completion, StepInputs
+from deployments.engine.device_step import Completion
 from deployments.engine.images import Pixels
 from deployments.engine.messages import LatentShape, PromptEmbeds
 from deployments.engine.prompts import EncodedText, PromptText, join_embeds
 from deployments.engine.sampler_table import NUM_OUTPUTS
+from deployments.engine.step_inputs import StepInputs
 
 
 class SimulatedUNet:
@@ -29,13 +31,14 @@ class SimulatedUNet:
     """
 
     embeds_width = 1
-    pooled_width = 1
 
     def __init__(self, unet_config: Mapping[str, Any]) -> None:
         self.device = torch.device("meta")
         self.dtype = torch.float32
         self.in_channels: int = unet_config["in_channels"]
-        self.needs_time_ids = unet_config.get("addition_embed_type") == "text_time"
+        is_xl = unet_config.get("addition_embed_type") == "text_time"
+        self.pooled_width = int(is_xl)
+        self.time_ids_width = NUM_TIME_IDS if is_xl else 0
 
 
 class SimulatedSteps:
@@ -94,7 +97,7 @@ class SimulatedTextEncoder:
 
     def encode(self, texts: Sequence[str]) -> list[EncodedText]:
         time.sleep(self._encode.seconds(len(texts)))
-        pooled = torch.zeros(1) if self._is_xl else None
+        pooled = torch.zeros(int(self._is_xl))
         return [EncodedText(torch.zeros(MAX_TOKENS, 1), pooled, len(text.split()) + 2) for text in texts]
 
     def warm_up(self, num_texts: int) -> None:

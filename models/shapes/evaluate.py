@@ -14,26 +14,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import torch
 from PIL import Image, ImageDraw
 from scenes import COLOURS, SHAPES, Scene, outline, random_scene
 
-from deployments.engine.cost import Curve, StageCost
-from deployments.engine.denoising import Engine, EngineConfig
-from deployments.engine.device_step import step_runner
-from deployments.engine.images import LatentDecoder
-from deployments.engine.messages import DenoisedLatents, DenoiseRequest
-from deployments.engine.models import (
-    ModelSource,
-    Placement,
-    load_model_info,
-    load_text_pipeline,
-    load_unet,
-    load_vae,
-)
-from deployments.engine.prompts import PromptText, TextEncoder
-from deployments.engine.samplers import SamplerTables
+from deployments.engine import load_engine
+from deployments.engine.local_engine import LocalEngine
 
+_BATCH_SIZE = 16
 _MIN_AREA = 60  # pixels; smaller specks are no objects
 _BORDER = 3  # pixels at the edge, where only the background is
 _PALETTE = np.array(list(COLOURS.values()), dtype=np.int32)
@@ -162,58 +149,20 @@ def draw_cases(count: int, seed: int) -> list[Case]:
     return [Case(random_scene(rng), rng.uniform(3, 7), rng.randrange(2**32)) for _ in range(count)]
 
 
-class Painter:
-    """Makes pictures with the project's own engine, since it takes any mix of guidance scales in a batch."""
-
-    def __init__(self, folder: Path, batch_size: int = 16) -> None:
-        source, placement = ModelSource(str(folder)), Placement()
-        info = load_model_info(source)
-        config = EngineConfig(2 * batch_size, 2 * batch_size, 2 * batch_size, (16, 16))
-        cost = StageCost((((16, 16), Curve(0.01, 1, 0.0)),))  # rows cost nothing: all share a forward
-        self._encoder = TextEncoder(load_text_pipeline(source, placement))
-        self._decoder = LatentDecoder(load_vae(source, placement))
-        unet = load_unet(source, placement)
-        self._engine = Engine(
-            unet,
-            step_runner(unet, ()),
-            SamplerTables(info.scheduler_config),
-            info.scale_factor,
-            config,
-            cost,
-        )
-        self._size = info.default_height
-        self._batch_size = batch_size
-
-    def paint(self, cases: list[Case], sampler: str, num_inference_steps: int) -> list[np.ndarray]:
-        pictures: list[np.ndarray] = []
-        for start in range(0, len(cases), self._batch_size):
-            pictures += self._paint_batch(
-                cases[start : start + self._batch_size], sampler, num_inference_steps
+def paint(engine: LocalEngine, cases: list[Case], sampler: str, num_inference_steps: int) -> list[np.ndarray]:
+    """By the project's own engine, since it takes any mix of guidance scales in a batch."""
+    pictures: list[np.ndarray] = []
+    for start in range(0, len(cases), _BATCH_SIZE):
+        for case in cases[start : start + _BATCH_SIZE]:
+            engine.add(
+                case.scene.prompt(),
+                seed=case.seed,
+                num_inference_steps=num_inference_steps,
+                guidance_scale=case.guidance_scale,
+                sampler=sampler,
             )
-        return pictures
-
-    def _paint_batch(self, cases: list[Case], sampler: str, num_inference_steps: int) -> list[np.ndarray]:
-        for index, case in enumerate(cases):
-            text = PromptText(case.scene.prompt(), None, guided=True, deterministic=False)
-            embeds = self._encoder.assemble(text, self._encoder.encode(self._encoder.texts(text)))
-            self._engine.add(
-                DenoiseRequest(
-                    str(index),
-                    embeds,
-                    self._size,
-                    self._size,
-                    sampler,
-                    num_inference_steps,
-                    case.guidance_scale,
-                    case.seed,
-                )
-            )
-        latents: dict[int, torch.Tensor] = {}
-        while self._engine.num_requests:
-            for event in self._engine.step().events:
-                if isinstance(event, DenoisedLatents):
-                    latents[int(event.request_id)] = event.latents
-        return self._decoder.decode([latents[index] for index in range(len(cases))])
+        pictures += engine.finish()
+    return pictures
 
 
 def sheet(pictures: list[np.ndarray], columns: int) -> Image.Image:
@@ -243,12 +192,12 @@ def main() -> None:
     )
     args = parser.parse_args()
     cases = draw_cases(args.prompts, args.seed)
-    painter = Painter(args.model)
+    engine = load_engine(str(args.model), max_images=_BATCH_SIZE)
     print(f"{args.prompts} prompts, {args.sampler}, guidance 3 to 7\n")
     print("| steps | colours right | position right | shapes right |")
     print("|---:|---:|---:|---:|")
     for steps in args.steps:
-        pictures = painter.paint(cases, args.sampler, steps)
+        pictures = paint(engine, cases, args.sampler, steps)
         verdicts = [judge(case.scene, pixels) for case, pixels in zip(cases, pictures, strict=True)]
         positions = [verdict.position for verdict in verdicts if verdict.position is not None]
         colours, shapes = [verdict.colour for verdict in verdicts], [verdict.shape for verdict in verdicts]

@@ -4,7 +4,7 @@ import math
 from dataclasses import dataclass
 
 from deployments.engine.cost import CostModel
-from deployments.engine.denoising import EngineConfig
+from deployments.engine.engine_config import EngineConfig
 from deployments.engine.step_scheduler import Group
 from serve.generation import GenerationRequest
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from pydantic import Field, model_validator
 
-from deployments.engine.denoising import EngineConfig
+from deployments.engine.engine_config import EngineConfig
 from deployments.engine.messages import LatentShape
 from deployments.engine.models import ModelInfo
 from deployments.engine.samplers import SamplerTables, UnsupportedSamplerError

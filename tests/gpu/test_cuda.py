@@ -1,14 +1,14 @@
 """On a CUDA device, with models of real size and random weights: fidelity, determinism, captured steps."""
 
 import queue
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 
 import pytest
 import torch
 
 from benchmarks.random_models import RandomModel
-from deployments.engine.denoising import StepReport
 from deployments.engine.device_step import CapturedSteps, EagerSteps, warm_up
+from deployments.engine.engine import StepReport
 from deployments.engine.engine_thread import EngineThread
 from deployments.engine.messages import DenoisedLatents, DenoiseEvent
 from tests.conftest import finish
@@ -101,11 +101,11 @@ def test_the_engine_thread_gives_what_the_engine_gives(model: RandomModel) -> No
 
     events: queue.SimpleQueue[DenoiseEvent] = queue.SimpleQueue()
 
-    def deliver(told: Sequence[DenoiseEvent], _: StepReport | None) -> None:
-        for event in told:
+    def deliver(report: StepReport) -> None:
+        for event in report.events:
             events.put(event)
 
-    thread = EngineThread(lambda: model.engine(8, run_step), deliver)
+    thread = EngineThread(lambda: model.engine(8, run_step), deliver, pytest.fail)
     thread.start()
     for request in requests:
         thread.add([request])

@@ -16,7 +16,8 @@ from deployments.batching import Batching
 from deployments.cost_measurement import CostMeasurement
 from deployments.denoiser import Denoiser
 from deployments.engine.cost import CostModel, Curve
-from deployments.engine.denoising import EngineConfig, StepReport
+from deployments.engine.engine import StepReport
+from deployments.engine.engine_config import EngineConfig
 from deployments.engine.images import Pixels
 from deployments.engine.messages import (
     Checkpoint,
@@ -53,11 +54,11 @@ COST = CostModel(Curve(0.01, 1, 0.0), FORWARD_COST, FORWARD_COST)
 class MortalDenoiser(Denoiser):
     """Its process ends with the first step of a request of POISONOUS_SEED, as of a fault on the device."""
 
-    def _deliver(self, events: Sequence[DenoiseEvent], report: StepReport | None) -> None:
+    def _deliver(self, report: StepReport) -> None:
         under_way = (item for item in self._thread._engine.waiting if item.call > 0)
         if any(item.request.seed == POISONOUS_SEED for item in under_way):
             os._exit(1)
-        super()._deliver(events, report)
+        super()._deliver(report)
 
 
 class MortalEncoder(PromptEncoder):

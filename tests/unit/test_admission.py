@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from deployments.engine.cost import CostModel, Curve, StageCost
-from deployments.engine.denoising import EngineConfig
+from deployments.engine.engine_config import EngineConfig
 from deployments.engine.samplers import SamplerTables
 from serve.calls.pipeline import preview_steps
 from serve.capacity.admission import Admission, JobsWork

@@ -75,11 +75,12 @@ def test_an_isolated_request_shares_no_forward(load_model: Load) -> None:
     engine.add(model.request("isolated", isolated=True))
     for index in range(3):
         engine.add(model.request(f"other {index}"))
-    batches = []
+    items, batches = engine.waiting, []
     while engine.num_requests:
-        batch = engine.admit()
-        batches.append({item.request.request_id for item in batch})
-        engine.launch(batch)
-        engine.finish()
+        calls = [item.call for item in items]
+        engine.step()
+        batches.append(
+            {item.request.request_id for item, call in zip(items, calls, strict=True) if item.call > call}
+        )
     assert {"isolated"} in batches
     assert all(batch == {"isolated"} or "isolated" not in batch for batch in batches)

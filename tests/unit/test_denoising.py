@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from deployments.engine.cost import Curve, StageCost
-from deployments.engine.denoising import Engine, EngineConfig
+from deployments.engine.engine import Engine
+from deployments.engine.engine_config import EngineConfig
 from deployments.engine.messages import DenoisedLatents, StepProgress
 from deployments.engine.samplers import SAMPLERS, UnsupportedSamplerError
 from deployments.engine.step_scheduler import MAX_TURNS_WAITED, Group
@@ -44,9 +45,9 @@ def test_any_mix_shares_one_forward(load_model: Load, family: str) -> None:
     engine = model.engine(max_rows=64, rows_per_forward=64)
     for request in requests:
         engine.add(request)
-    report = engine.step()
-    assert report.num_requests == len(SAMPLERS)
-    assert report.rows == sum(request.num_rows for request in requests)
+    forward = engine.step().forward
+    assert forward.num_requests == len(SAMPLERS)
+    assert forward.rows == sum(request.num_rows for request in requests)
     together = finish(engine)
     for request in requests:
         assert close(together[request.request_id], alone[request.request_id]), request.request_id
@@ -96,7 +97,7 @@ def test_deterministic_images_do_not_depend_on_slot_or_neighbours(load_model: Lo
                 f"other {index}", "a small white square", seed=place * 10 + index, deterministic=True
             )
             engine.add(wanted if index == place else other)
-        assert engine.step().forward_rows == 8
+        assert engine.step().forward.forward_rows == 8
         results.append(finish(engine)["wanted"])
     assert all(torch.equal(result, results[0]) for result in results)
 
@@ -131,7 +132,9 @@ def test_mixed_latent_shapes_all_finish_and_none_waits_past_the_bound(load_model
             continue
         report = engine.step()
         groups = {shapes[request_id] for request_id in present}
-        waited = {shape: 0 if shape == report.latent_shape else waited.get(shape, 0) + 1 for shape in groups}
+        waited = {
+            shape: 0 if shape == report.forward.latent_shape else waited.get(shape, 0) + 1 for shape in groups
+        }
         assert max(waited.values()) <= MAX_TURNS_WAITED + len(sizes) - 1
         finished = {event.request_id for event in report.events if isinstance(event, DenoisedLatents)}
         done |= finished
@@ -155,9 +158,9 @@ def test_an_aborted_request_frees_its_rows_in_the_next_step(load_model: Load) ->
     engine = model.engine()
     engine.add(model.request("stays"))
     engine.add(model.request("goes"))
-    assert engine.step().rows == 4
+    assert engine.step().forward.rows == 4
     engine.abort("goes")
-    assert engine.step().rows == 2
+    assert engine.step().forward.rows == 2
     assert set(finish(engine)) == {"stays"}
 
 
@@ -165,7 +168,7 @@ def test_without_guidance_a_request_is_one_row(load_model: Load) -> None:
     model = load_model("sdxl")
     engine = model.engine()
     engine.add(model.request("plain", guidance_scale=1.0))
-    assert engine.step().rows == 1
+    assert engine.step().forward.rows == 1
 
 
 def test_previews_come_at_the_steps_asked_for_and_near_the_result(load_model: Load) -> None:
@@ -206,8 +209,8 @@ def test_padding_to_static_shapes_does_not_show(load_model: Load, family: str) -
         forward_rows, latents = [], {}
         while engine.num_requests:
             report = engine.step()
-            forward_rows.append(report.forward_rows)
-            assert report.predicted_s == FORWARD_COST.seconds((16, 16), report.forward_rows)
+            forward_rows.append(report.forward.forward_rows)
+            assert report.forward.predicted_s == FORWARD_COST.seconds((16, 16), report.forward.forward_rows)
             events = [event for event in report.events if isinstance(event, DenoisedLatents)]
             latents |= {event.request_id: event.latents for event in events}
         images.append(latents)
@@ -221,7 +224,7 @@ def test_a_larger_shape_gets_fewer_rows(load_model: Load) -> None:
     engine = model.engine(max_rows=16, rows_per_forward=16)
     for index in range(8):
         engine.add(model.request(f"large {index}", height=64, width=64))
-    assert engine.step().rows == 4
+    assert engine.step().forward.rows == 4
 
 
 def test_row_counts_suit_the_device() -> None:

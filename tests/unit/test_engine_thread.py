@@ -1,19 +1,18 @@
 """The thread around the engine: joins and aborts between steps, faults told and survived."""
 
 import queue
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 
 import pytest
 import torch
 
-from deployments.engine.denoising import Engine, StepReport
-from deployments.engine.device_step import EagerSteps, StepInputs
+from deployments.engine.device_step import EagerSteps
+from deployments.engine.engine import Engine, ForwardReport, StepReport
 from deployments.engine.engine_thread import MAX_BROKEN_STEPS, EngineThread
 from deployments.engine.messages import DenoisedLatents, DenoiseEvent, DenoiseFailed
 from deployments.engine.models import ModelLoadError
+from deployments.engine.step_inputs import StepInputs
 from tests.conftest import LoadedModel
-
-Delivery = tuple[Sequence[DenoiseEvent], StepReport | None]
 
 
 class Running:
@@ -23,21 +22,20 @@ class Running:
         self.model = model
         self.run_step = EagerSteps(model.unet)
         self.engine = model.engine(self.run_step)
-        self.deliveries: queue.SimpleQueue[Delivery] = queue.SimpleQueue()
-        self.thread = EngineThread(
-            lambda: self.engine, lambda events, report: self.deliveries.put((events, report))
-        )
+        self.deliveries: queue.SimpleQueue[StepReport] = queue.SimpleQueue()
+        self.lost: queue.SimpleQueue[str] = queue.SimpleQueue()
+        self.thread = EngineThread(lambda: self.engine, self.deliveries.put, self.lost.put)
         self.thread.start()
 
-    def until_last_event(self, request_id: str) -> tuple[DenoiseEvent, list[StepReport]]:
-        reports = []
+    def until_last_event(self, request_id: str) -> tuple[DenoiseEvent, list[ForwardReport]]:
+        forwards = []
         while True:
-            events, report = self.deliveries.get(timeout=60)
-            if report is not None:
-                reports.append(report)
-            for event in events:
+            report = self.deliveries.get(timeout=60)
+            if report.forward is not None:
+                forwards.append(report.forward)
+            for event in report.events:
                 if event.request_id == request_id and isinstance(event, DenoisedLatents | DenoiseFailed):
-                    return event, reports
+                    return event, forwards
 
 
 @pytest.fixture
@@ -50,9 +48,9 @@ def running(load_model: Callable[..., LoadedModel]) -> Iterator[Running]:
 def test_requests_that_are_added_together_step_together(running: Running) -> None:
     requests = [running.model.request(name, num_inference_steps=3) for name in ("a", "b")]
     running.thread.add(requests)
-    event, reports = running.until_last_event("b")
+    event, forwards = running.until_last_event("b")
     assert isinstance(event, DenoisedLatents)
-    assert [report.num_requests for report in reports] == [2, 2, 2]
+    assert [forward.num_requests for forward in forwards] == [2, 2, 2]
 
 
 def test_an_abort_ends_the_steps(running: Running) -> None:
@@ -60,10 +58,10 @@ def test_an_abort_ends_the_steps(running: Running) -> None:
     running.deliveries.get(timeout=60)
     running.thread.abort("endless")
     running.thread.add([running.model.request("next", num_inference_steps=2)])
-    event, reports = running.until_last_event("next")
+    event, forwards = running.until_last_event("next")
     assert isinstance(event, DenoisedLatents)
-    assert len(reports) < 60
-    assert reports[-1].num_requests == 1
+    assert len(forwards) < 60
+    assert forwards[-1].num_requests == 1
 
 
 def test_a_request_that_cannot_be_taken_in_is_told(running: Running) -> None:
@@ -103,7 +101,7 @@ def test_a_broken_step_ends_its_own_requests_only(running: Running, monkeypatch:
     running.thread.add([small, running.model.request("large", height=64, width=64)])
     ends = {}
     while len(ends) < 2:
-        events, _ = running.deliveries.get(timeout=60)
+        events = running.deliveries.get(timeout=60).events
         ends |= {event.request_id: type(event) for event in events}
     assert ends == {"small": DenoisedLatents, "large": DenoiseFailed}
 
@@ -113,7 +111,7 @@ def test_an_engine_that_cannot_be_built_fails_the_start() -> None:
         raise ModelLoadError("no such model")
 
     with pytest.raises(ModelLoadError, match="no such model"):
-        EngineThread(build, lambda *_: None).start()
+        EngineThread(build, lambda _: None, lambda _: None).start()
 
 
 def test_a_thread_that_has_ended_is_ill(load_model: Callable[..., LoadedModel]) -> None:

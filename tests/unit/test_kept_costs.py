@@ -8,7 +8,7 @@ import pytest
 
 from deployments.cost_measurement import CostMeasurement
 from deployments.engine.cost import Curve, StageCost
-from deployments.engine.denoising import EngineConfig
+from deployments.engine.engine_config import EngineConfig
 from deployments.kept_costs import KeptCosts
 
 SHAPES = ((16, 16),)

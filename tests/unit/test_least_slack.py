@@ -8,7 +8,8 @@ import pytest
 
 from deployments.engine import step_scheduler
 from deployments.engine.cost import Curve, StageCost
-from deployments.engine.denoising import Engine, EngineConfig
+from deployments.engine.engine import Engine
+from deployments.engine.engine_config import EngineConfig
 from deployments.engine.messages import DenoisedLatents, DenoiseRequest
 from deployments.engine.prompts import PromptText
 from deployments.engine.samplers import SamplerTables
@@ -58,7 +59,7 @@ class Simulation:
 
     def step(self) -> None:
         report = self.engine.step()
-        self.rows.append(report.rows)
+        self.rows.append(report.forward.rows)
         for event in report.events:
             if isinstance(event, DenoisedLatents):
                 self.finished[event.request_id] = self.now

@@ -23,7 +23,8 @@ from cluster.plan.stages import DecoderReplica, DenoiserReplica, DenoisingCosts,
 from cluster.plan.validation import evenly, measured_request_s, measured_slowdown
 from deployments.batching import Batching
 from deployments.engine.cost import CostModel, Curve, StageCost
-from deployments.engine.denoising import Engine, EngineConfig
+from deployments.engine.engine import Engine
+from deployments.engine.engine_config import EngineConfig
 from deployments.engine.messages import DenoisedLatents, DenoiseRequest, PromptEmbeds
 from deployments.engine.models import ModelSource, load_model_info
 from deployments.engine.samplers import SamplerTables
@@ -98,7 +99,8 @@ def test_what_is_encoded_already_is_not_encoded_again() -> None:
 
 def denoise_request(index: int, steps: int, size: int, guided: bool, priority: int) -> DenoiseRequest:
     embeds = torch.zeros(77, 1)
-    prompt = PromptEmbeds(embeds, embeds if guided else None, None, None, 3, 2, 77)
+    negative = (embeds, torch.empty(0)) if guided else (None, None)
+    prompt = PromptEmbeds(embeds, negative[0], torch.empty(0), negative[1], 3, 2, 77)
     return DenoiseRequest(
         str(index), prompt, size, size, "DPM++ 2M", steps, 5.0 if guided else 1.0, index, priority=priority
     )

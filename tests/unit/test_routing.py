@@ -16,7 +16,7 @@ from serve.calls.routing import LeastWorkRouter, Outstanding, pixel_steps
 
 pytestmark = pytest.mark.anyio
 ID = DeploymentID("Denoiser", "midstep")
-EMBEDS = PromptEmbeds(torch.zeros(2, 1), torch.zeros(2, 1), None, None, 2, 2, 77)
+EMBEDS = PromptEmbeds(torch.zeros(2, 1), torch.zeros(2, 1), torch.empty(0), torch.empty(0), 2, 2, 77)
 
 
 @pytest.fixture

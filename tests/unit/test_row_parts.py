@@ -6,27 +6,15 @@ from typing import Any
 import pytest
 import torch
 
+from deployments.engine.conditions import Conditions, random_conditions
 from deployments.engine.models import UNet
 from deployments.engine.row_parts import RowParts
 
-Inputs = list[torch.Tensor | None]
 
-
-def random_inputs(unet: UNet, rows: int) -> Inputs:
-    generator = torch.Generator().manual_seed(rows)
-
-    def draw(*shape: int) -> torch.Tensor:
-        return torch.randn(rows, *shape, generator=generator)
-
-    conditions: Inputs = [None, None]
-    if unet.needs_time_ids:
-        conditions = [draw(unet.pooled_width), torch.full((rows, 6), 64.0)]
-    timesteps = 1 + 998 * torch.rand(rows, generator=generator)
-    return [draw(unet.in_channels, 16, 16), timesteps, draw(77, unet.embeds_width), *conditions]
-
-
-def take(inputs: Inputs, rows: torch.Tensor) -> Inputs:
-    return [None if tensor is None else tensor[rows] for tensor in inputs]
+def random_inputs(unet: UNet, rows: int) -> tuple[torch.Tensor, torch.Tensor, Conditions]:
+    torch.manual_seed(rows)
+    timesteps = 1 + 998 * torch.rand(rows)
+    return torch.randn(rows, unet.in_channels, 16, 16), timesteps, random_conditions(rows, unet)
 
 
 @pytest.mark.parametrize("rows", [1, 3, 4, 5, 8])
@@ -45,6 +33,8 @@ def test_rows_in_parts_are_predicted_as_together(
 @torch.inference_mode()
 def test_a_rows_bits_do_not_depend_on_its_place(load_model: Callable[..., Any], rows: int) -> None:
     unet = load_model("shapes").unet
-    inputs, order = random_inputs(unet, rows), torch.arange(rows).roll(rows // 2)
+    latents, timesteps, conditions = random_inputs(unet, rows)
+    order = torch.arange(rows).roll(rows // 2)
     parts = RowParts(unet)
-    assert torch.equal(parts(*take(inputs, order)), parts(*inputs)[order])
+    reordered = parts(latents[order], timesteps[order], conditions.take(order))
+    assert torch.equal(reordered, parts(latents, timesteps, conditions)[order])

@@ -10,12 +10,13 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from deployments.engine import denoising
+from deployments.engine import engine as engine_module
 from deployments.engine.cost import Curve, StageCost
-from deployments.engine.denoising import Engine, StepReport
-from deployments.engine.device_step import EagerSteps, StepInputs
+from deployments.engine.device_step import EagerSteps
+from deployments.engine.engine import DeviceFaultError, Engine, StepReport
 from deployments.engine.engine_thread import EngineThread
 from deployments.engine.messages import Checkpoint, DenoisedLatents, DenoiseEvent, DenoiseFailed
+from deployments.engine.step_inputs import StepInputs
 from tests.conftest import LoadedModel, finish
 from tests.unit.test_least_slack import Simulation
 
@@ -98,8 +99,13 @@ def test_latents_are_the_same_bytes_whether_or_not_it_runs_ahead(model: LoadedMo
 def test_one_step_is_launched_behind_the_one_under_way_and_no_more(
     model: LoadedModel, steps: HeldSteps
 ) -> None:
-    deliveries: queue.SimpleQueue[StepReport | None] = queue.SimpleQueue()
-    thread = EngineThread(lambda: model.engine(steps), lambda _, report: deliveries.put(report))
+    deliveries: queue.SimpleQueue[StepReport] = queue.SimpleQueue()
+
+    def deliver(report: StepReport) -> None:
+        if report.forward is not None:
+            deliveries.put(report)
+
+    thread = EngineThread(lambda: model.engine(steps), deliver, pytest.fail)
     thread.start()
     thread.add([model.request("a", num_inference_steps=4)])
     launched = []
@@ -108,7 +114,7 @@ def test_one_step_is_launched_behind_the_one_under_way_and_no_more(
         assert deliveries.empty()
         launched.append(steps.num_launched)
         steps.done.release()
-        assert deliveries.get(timeout=60) is not None
+        deliveries.get(timeout=60)
     assert launched == [2, 3, 4, 4]
     thread.stop()
 
@@ -116,10 +122,10 @@ def test_one_step_is_launched_behind_the_one_under_way_and_no_more(
 def test_who_comes_while_a_step_is_under_way_joins_the_next(model: LoadedModel, free: HeldSteps) -> None:
     engine = model.engine(free)
     engine.add(model.request("first"))
-    engine.launch(engine.admit())
+    assert engine.step().forward is None, "the first is under way"
     engine.add(model.request("second"))
-    assert engine.step().num_requests == 1
-    assert engine.step().num_requests == 2
+    assert engine.step().forward.num_requests == 1
+    assert engine.step().forward.num_requests == 2
 
 
 @pytest.fixture
@@ -131,7 +137,7 @@ def simulate(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Simulation]:
 
     def simulation(device: Curve) -> Simulation:
         simulation = Simulation(SLOW, device, runs_ahead=True)
-        monkeypatch.setattr(denoising, "time", SimpleNamespace(perf_counter=lambda: simulation.now))
+        monkeypatch.setattr(engine_module, "time", SimpleNamespace(perf_counter=lambda: simulation.now))
         simulation.add("a", steps=3)
         return simulation
 
@@ -143,34 +149,35 @@ def test_the_next_step_is_due_when_a_tenth_of_the_time_is_left(
 ) -> None:
     simulation = simulate(SLOW)
     engine = simulation.engine
-    assert engine.launch_in_s == 0.0, "nothing is under way"
-    engine.launch(engine.admit())
-    assert engine.launch_in_s == 0.01, "to look again"
+    assert engine.due_in_s == 0.0, "nothing is under way"
+    engine.step()
+    assert engine.due_in_s == 0.01, "to look again"
     simulation.now += 1.795
-    assert engine.launch_in_s == pytest.approx(0.005)
+    assert engine.due_in_s == pytest.approx(0.005)
     simulation.now += 0.006
-    assert engine.launch_in_s == 0.0
+    assert engine.due_in_s == 0.0
 
-    engine.launch(engine.admit())
-    assert engine.finish().seconds == pytest.approx(2.0)
+    assert engine.step().forward.seconds == pytest.approx(2.0)
     simulation.now += 1.795
-    assert engine.launch_in_s == pytest.approx(0.005), "counted from when the first was done"
+    assert engine.due_in_s == pytest.approx(0.005), "counted from when the first was done"
 
 
 def test_a_step_that_is_done_before_its_time_is_finished_then(simulate: Callable[..., Simulation]) -> None:
     simulation = simulate(Curve(1.0, 2, 0.0))
     engine = simulation.engine
-    engine.launch(engine.admit())
+    engine.step()
     simulation.now += 0.99
-    assert (engine.must_finish, engine.launch_in_s) == (False, 0.01)
+    assert engine.due_in_s == 0.01
     simulation.now += 0.02
-    assert (engine.must_finish, engine.launch_in_s) == (True, 0.0)
+    assert engine.due_in_s == 0.0
+    assert engine.step().forward.seconds == pytest.approx(1.01)
+    assert [item.call for item in engine.waiting] == [1], "the second is not launched yet"
 
 
 def test_newcomers_are_taken_in_until_the_next_step_is_due(model: LoadedModel, steps: HeldSteps) -> None:
     """A step that would take an hour by its costs, of a device that is done before."""
     engine = model.engine(steps, cost=StageCost((((16, 16), Curve(3600.0, 2, 0.0)),)))
-    thread = EngineThread(lambda: engine, lambda *_: None)
+    thread = EngineThread(lambda: engine, lambda _: None, pytest.fail)
     thread.start()
     thread.add([model.request("first")])
     assert steps.launched.get(timeout=60) == 1
@@ -184,16 +191,18 @@ def test_newcomers_are_taken_in_until_the_next_step_is_due(model: LoadedModel, s
 def test_newcomers_are_waited_for_behind_a_last_step_as_well(simulate: Callable[..., Simulation]) -> None:
     simulation = simulate(SLOW)
     engine = simulation.engine
-    for _ in range(2):
+    for _ in range(3):
         engine.step()
-    assert (engine.must_finish, engine.launch_in_s > 0.0) == (True, True), "the third and last is under way"
+    assert not engine.waiting, "the third and last is under way"
+    assert engine.due_in_s > 0.0
     simulation.add("b", steps=3)
-    assert not engine.must_finish
+    engine.step()
+    assert [item.call for item in engine.waiting] == [1]
 
 
 def test_a_device_that_hangs_is_told_though_nobody_waits_for_it(model: LoadedModel, steps: HeldSteps) -> None:
     engine = model.engine(steps, cost=StageCost((((16, 16), Curve(3600.0, 2, 0.0)),)))
-    thread = EngineThread(lambda: engine, lambda *_: None)
+    thread = EngineThread(lambda: engine, lambda _: None, pytest.fail)
     thread.start()
     thread.add([model.request("a")])
     steps.launched.get(timeout=60)
@@ -214,12 +223,14 @@ def test_nothing_is_told_of_a_request_that_has_left_meanwhile(model: LoadedModel
     """Nor is what it was told taken for that of another one under its id."""
     engine = model.engine(free, checkpoint_interval_s=0.0)
     engine.add(model.request("a", num_inference_steps=2))
-    engine.launch(engine.admit())
-    engine.launch(engine.admit())
+    engine.step()
     engine.abort("a")
-    assert engine.finish().events == []
+    assert engine.step().events == []
+    engine.add(model.request("a", num_inference_steps=2))
+    engine.step()
+    engine.abort("a")
     engine.add(model.request("a", num_inference_steps=3))
-    assert engine.finish().events == []
+    assert engine.step().events == []
     assert engine.num_requests == 1
     assert [type(event) for event in engine.step().events] == [Checkpoint]
 
@@ -227,10 +238,10 @@ def test_nothing_is_told_of_a_request_that_has_left_meanwhile(model: LoadedModel
 def test_an_isolated_request_is_so_until_its_checkpoint_is_there(model: LoadedModel, free: HeldSteps) -> None:
     engine = model.engine(free, checkpoint_interval_s=0.0)
     engine.add(model.request("suspect", num_inference_steps=5, isolated=True))
-    engine.launch(engine.admit())
+    engine.step()
     [suspect] = engine.waiting
     assert suspect.group.isolated == "suspect"
-    assert ids(engine.finish().events) == ["suspect"]
+    assert ids(engine.step().events) == ["suspect"]
     assert suspect.group.isolated is None
 
 
@@ -239,11 +250,12 @@ class Told:
 
     def __init__(self, engine: Engine) -> None:
         self._ended: queue.SimpleQueue[DenoiseEvent] = queue.SimpleQueue()
-        self.thread = EngineThread(lambda: engine, self._deliver)
+        self.lost: queue.SimpleQueue[str] = queue.SimpleQueue()
+        self.thread = EngineThread(lambda: engine, self._deliver, self.lost.put)
         self.thread.start()
 
-    def _deliver(self, events: Sequence[DenoiseEvent], _: StepReport | None) -> None:
-        for event in events:
+    def _deliver(self, report: StepReport) -> None:
+        for event in report.events:
             if isinstance(event, DenoisedLatents | DenoiseFailed):
                 self._ended.put(event)
 
@@ -259,13 +271,14 @@ def test_a_step_that_fails_after_its_launch_is_the_end_of_the_device(
     free.faults[3] = RuntimeError("an illegal memory access was encountered")
     told = Told(model.engine(free))
     told.thread.add([model.request("a", num_inference_steps=8), model.request("b", num_inference_steps=8)])
-    assert told.last_events(2) == {"a": DenoiseFailed, "b": DenoiseFailed}
     fault = "RuntimeError: an illegal memory access was encountered"
-    assert told.thread.problem(max_silence_s=60) == f"the device has failed: {fault}"
+    assert told.lost.get(timeout=60) == f"the device has failed: {fault}"
     told.thread.stop()
+    assert told.last_events(0) == {}, "their callers go elsewhere"
+    assert told.thread.problem(max_silence_s=60) == "the engine thread has ended"
 
 
-def test_what_broke_the_device_is_told_before_what_cannot_be_launched_for_it(
+def test_what_cannot_be_launched_for_what_broke_before_is_not_told_either(
     model: LoadedModel, free: HeldSteps, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     launch = free.launch
@@ -277,20 +290,12 @@ def test_what_broke_the_device_is_told_before_what_cannot_be_launched_for_it(
         return launch(inputs)
 
     monkeypatch.setattr(free, "launch", breaks_from_the_second_on)
-    failed: queue.SimpleQueue[tuple[list[str], str | None]] = queue.SimpleQueue()
     engine = model.engine(free)
-    thread = EngineThread(
-        lambda: engine, lambda events, _: failed.put((ids(events), thread.problem(max_silence_s=60)))
-    )
     engine.add(model.request("culprit"))
-    engine.launch(engine.admit())
+    engine.step()
     engine.add(model.request("large", height=64, width=64))
-    thread.start()
-    names, problem = failed.get(timeout=60)
-    assert names == ["culprit"]
-    assert problem is not None
-    assert "illegal memory access" in problem
-    thread.stop()
+    with pytest.raises(DeviceFaultError, match="illegal memory access"):
+        engine.step()
 
 
 def test_a_step_that_cannot_be_launched_does_not_harm_the_one_under_way(

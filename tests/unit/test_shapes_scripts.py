@@ -4,13 +4,14 @@ from pathlib import Path
 
 import torch
 
+from deployments.engine import load_engine
 from tests.shapes import evaluate, train
 from tests.tiny_models import SHAPES_MODEL
 
 
 def test_evaluate_paints_pictures() -> None:
     cases = evaluate.draw_cases(2, seed=1)
-    pictures = evaluate.Painter(SHAPES_MODEL).paint(cases, "DPM++ 2M", 2)
+    pictures = evaluate.paint(load_engine(str(SHAPES_MODEL)), cases, "DPM++ 2M", 2)
     assert [picture.shape for picture in pictures] == [(128, 128, 3)] * 2
 
 

@@ -35,7 +35,7 @@ LATENTS = torch.zeros(4, 8, 8)
 
 class Encoder:
     async def encode(self, prompt: object) -> PromptEmbeds:
-        return PromptEmbeds(LATENTS[0], LATENTS[0], None, None, 4, 2, 77)
+        return PromptEmbeds(LATENTS[0], LATENTS[0], torch.empty(0), torch.empty(0), 4, 2, 77)
 
 
 class Denoiser:

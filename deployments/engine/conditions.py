@@ -1,0 +1,91 @@
+"""What conditions a U-Net beside latents and timesteps, as one record of rows.
+
+A new input is a field of `Conditions`, a line in `conditions_of` and one in `random_conditions`, which make
+it, and one where `models.UNet` hands it to diffusers. All that lies between passes the record on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields
+from typing import Protocol
+
+import torch
+
+from deployments.engine.messages import DenoiseRequest
+from deployments.engine.transfers import send
+
+MAX_TOKENS = 77  # of every Stable Diffusion text encoder
+NUM_TIME_IDS = 6  # original size, crop, target size
+
+
+class UNetInterface(Protocol):
+    """What one must know of a U-Net, real or simulated, to make its inputs; see `models.UNet`."""
+
+    @property
+    def device(self) -> torch.device: ...
+    @property
+    def dtype(self) -> torch.dtype: ...
+    @property
+    def in_channels(self) -> int: ...
+    @property
+    def embeds_width(self) -> int: ...
+    @property
+    def pooled_width(self) -> int: ...
+    @property
+    def time_ids_width(self) -> int: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Conditions:
+    """Rows of a U-Net's other inputs, alike for all requests: no field is missing in some of them.
+
+    An input that a model does not take has no width; one that a request does not use has the value that
+    changes nothing.
+    """
+
+    prompt_embeds: torch.Tensor  # [rows, tokens, width]
+    pooled_prompt_embeds: torch.Tensor  # [rows, width], of width 0 but for SDXL
+    time_ids: torch.Tensor  # [rows, NUM_TIME_IDS], of width 0 but for SDXL
+
+    @classmethod
+    def join(cls, parts: Sequence[Conditions]) -> Conditions:
+        """The rows of all parts, in order."""
+        return cls(*map(torch.cat, zip(*(part.tensors() for part in parts), strict=True)))
+
+    def tensors(self) -> list[torch.Tensor]:
+        return [getattr(self, field.name) for field in fields(self)]
+
+    def map(self, change: Callable[[torch.Tensor], torch.Tensor]) -> Conditions:
+        return Conditions(*map(change, self.tensors()))
+
+    def take(self, rows: torch.Tensor) -> Conditions:
+        """The rows of these indices."""
+        return self.map(lambda tensor: tensor[rows])
+
+    def repeat_first(self, times: int) -> Conditions:
+        """So many of the first row."""
+        return self.map(lambda tensor: tensor[:1].expand(times, *tensor.shape[1:]))
+
+
+def conditions_of(request: DenoiseRequest, unet: UNetInterface) -> Conditions:
+    """A request's rows, on the U-Net's device; the negative prompt's comes first."""
+    embeds = request.embeds
+    # As diffusers sets them where nobody asks for others.
+    time_ids = torch.tensor([request.height, request.width, 0, 0, request.height, request.width])
+    rows = [(embeds.prompt_embeds, embeds.pooled_prompt_embeds, time_ids[: unet.time_ids_width])]
+    if embeds.negative_prompt_embeds is not None:
+        assert embeds.negative_pooled_prompt_embeds is not None, "a negative prompt has both"
+        rows.insert(0, (embeds.negative_prompt_embeds, embeds.negative_pooled_prompt_embeds, rows[0][2]))
+    conditions = Conditions(*map(torch.stack, zip(*rows, strict=True)))
+    return conditions.map(lambda tensor: send(tensor.to(unet.dtype), unet.device))
+
+
+def random_conditions(rows: int, unet: UNetInterface) -> Conditions:
+    """Rows of the U-Net's widths, on its device, of no request's."""
+    conditions = Conditions(
+        prompt_embeds=torch.randn(rows, MAX_TOKENS, unet.embeds_width),
+        pooled_prompt_embeds=torch.randn(rows, unet.pooled_width),
+        time_ids=torch.ones(rows, unet.time_ids_width),
+    )
+    return conditions.map(lambda tensor: tensor.to(unet.device, unet.dtype))

@@ -1,0 +1,292 @@
+"""The denoising engine: a request joins the running batch at any step and leaves it at any step.
+
+It is single-threaded; whoever calls it owns the device (`engine_thread` in a server, a loop in a script):
+
+    engine.add(request)
+    while engine.num_requests:
+        for event in engine.step().events: ...
+
+`Engine.step()` is the whole of it: whose turn is it (`step_scheduler`), launch that forward, finish the one
+before it. Where a device has not done a forward when its launch returns, as on CUDA, the next one is launched
+before that is finished: so the device need not wait. Which requests finish at a step is in their tables; no
+values are needed to know it.
+"""
+
+import logging
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import lru_cache
+
+import torch
+
+from deployments.engine.conditions import UNetInterface
+from deployments.engine.cost import StageCost
+from deployments.engine.denoising import Denoising, begin
+from deployments.engine.device_step import Completion, StepRunner
+from deployments.engine.engine_config import EngineConfig
+from deployments.engine.messages import (
+    Checkpoint,
+    DenoisedLatents,
+    DenoiseEvent,
+    DenoiseFailed,
+    DenoiseRequest,
+    LatentShape,
+    StepProgress,
+)
+from deployments.engine.sampler_table import STATE_SLOTS
+from deployments.engine.samplers import SamplerTables
+from deployments.engine.step_inputs import step_inputs
+from deployments.engine.step_scheduler import Group, StepScheduler, group_of
+from deployments.engine.transfers import receive
+
+logger = logging.getLogger(__name__)
+
+_KEPT_COSTS = 4096
+# How long before a forward should be done the next one is launched: a share of its predicted time, and so
+# many seconds at least, since a thread may wait some milliseconds for its turn. Who comes later joins one
+# forward later.
+_LEAD = 0.1
+_MIN_LEAD_S = 0.01
+# After what share of that time, and how many seconds at most, to look whether the device is done before it.
+_LOOK_AFTER = 0.05
+_MAX_LOOK_AFTER_S = 0.01
+
+
+class DeviceFaultError(RuntimeError):
+    """The device has failed under this process, which can do nothing more on it."""
+
+
+@dataclass(frozen=True, slots=True)
+class ForwardReport:
+    """What one forward did.
+
+    rows: that did work; forward_rows: of the forward, padding included
+    seconds: since it was launched or, where that is later, the one before it was finished. The launch of the
+        one behind it may lie between, so that one seems too long by what the next one seems too short
+    predicted_s: what the cost model said that it would take
+    """
+
+    num_requests: int
+    rows: int
+    forward_rows: int
+    latent_shape: LatentShape
+    seconds: float
+    predicted_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class StepReport:
+    """What there is to tell after a step. forward: the one that was finished, None where none was"""
+
+    events: list[DenoiseEvent]
+    forward: ForwardReport | None
+
+
+@dataclass(frozen=True, slots=True)
+class _Forward:
+    """One that was launched and is not finished.
+
+    events: what there is to tell of it when the device has done it; only then their tensors have values
+    started: when its launch began, by time.perf_counter
+    launch_s: what its launch took
+    """
+
+    batch: Sequence[Denoising]
+    events: list[tuple[Denoising, DenoiseEvent]]
+    completion: Completion
+    started: float
+    launch_s: float
+    rows: int
+    forward_rows: int
+    predicted_s: float
+
+
+class Engine:
+    """Denoises any mix of requests on one device.
+
+    Its parts are given: the U-Net and who runs its steps, the tables of its noise schedule, the pixels per
+    latent, what forwards cost, and a clock that counts as deadlines do (seconds since the epoch).
+    """
+
+    def __init__(
+        self,
+        unet: UNetInterface,
+        run_step: StepRunner,
+        tables: SamplerTables,
+        scale_factor: int,
+        config: EngineConfig,
+        cost: StageCost,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self._unet = unet
+        self._run_step = run_step
+        self._tables = tables
+        self._scale_factor = scale_factor
+        self._config = config
+        self._clock = clock
+        self._denoisings: dict[str, Denoising] = {}
+        self._cost = cost
+        # Asked for again and again at each step. A cache of bounded size: isolated requests are a group each.
+        self._seconds = lru_cache(maxsize=_KEPT_COSTS)(self._seconds_uncached)
+        row_cap = lru_cache(maxsize=_KEPT_COSTS)(lambda group: config.row_cap(group, cost))
+        self._scheduler = StepScheduler(row_cap, self._seconds)
+        self._under_way: _Forward | None = None
+        self._done_at = 0.0  # when the last forward was finished, by time.perf_counter
+
+    @property
+    def num_requests(self) -> int:
+        """Those whose last event is still to come."""
+        return len(self._denoisings)
+
+    @property
+    def waiting(self) -> list[Denoising]:
+        """The requests of which a step is still to be launched."""
+        return [item for item in self._denoisings.values() if item.calls_left]
+
+    def add(self, request: DenoiseRequest, arrival: float | None = None) -> None:
+        """Takes a request in; it joins the next forward that has room for it.
+
+        arrival: on the engine's clock, if it was not just now
+        Raises UnsupportedSamplerError for a sampler that this model or step count cannot have, ValueError for
+        an id that is here already.
+        """
+        if request.request_id in self._denoisings:
+            raise ValueError(f"request {request.request_id!r} is being denoised already")
+        table = self._tables.table(request.sampler, request.num_inference_steps)
+        group = group_of(request, self._scale_factor)
+        now = self._clock()
+        unloaded_s = table.num_calls * self._seconds(group, request.num_rows)
+        self._denoisings[request.request_id] = begin(
+            request, table, group, self._unet, now if arrival is None else arrival, now, unloaded_s
+        )
+
+    def abort(self, request_id: str) -> None:
+        """Frees the request's rows from the next forward on. Ids that are unknown or finished are ignored."""
+        self._denoisings.pop(request_id, None)
+
+    @property
+    def due_in_s(self) -> float | None:
+        """Seconds after which to step, or to ask again; 0: now; None: not before there is a request.
+
+        A forward is launched shortly before the one under way is done: so late that who comes until then
+        joins it, and so early that the device does not wait.
+        """
+        forward = self._under_way
+        if forward is None:
+            return 0.0 if self._denoisings else None
+        if forward.completion.query():
+            return 0.0
+        runs_s = time.perf_counter() - max(forward.started, self._done_at)
+        lead_s = max(_LEAD * forward.predicted_s, _MIN_LEAD_S) + forward.launch_s
+        left_s = max(0.0, forward.predicted_s - lead_s - runs_s)
+        return min(left_s, _LOOK_AFTER * forward.predicted_s, _MAX_LOOK_AFTER_S)
+
+    def step(self) -> StepReport:
+        """Launches the next forward and finishes the one before it; there must be a request.
+
+        One that is done when its launch returns is finished at once. Raises DeviceFaultError; whatever else
+        breaks a forward ends its requests, which are told.
+        """
+        before = self._under_way
+        failed: list[DenoiseEvent] = []
+        if before is not None and before.completion.query():
+            self._under_way = None
+        else:
+            self._under_way, failed = self._launch_next()
+            if before is None and self._under_way is not None and self._under_way.completion.query():
+                before, self._under_way = self._under_way, None
+        report = self._finish(before) if before is not None else StepReport([], None)
+        return StepReport([*failed, *report.events], report.forward)
+
+    def _launch_next(self) -> tuple[_Forward | None, list[DenoiseEvent]]:
+        """The forward of those whose turn it is, if any wait; or, where it broke, what they are told."""
+        if not (waiting := self.waiting):
+            return None, []
+        batch = self._scheduler.admit(waiting, self._clock())
+        try:
+            return self._launch(batch), []
+        except Exception as error:  # the boundary of a forward: whatever broke it, its requests are told
+            ids = ", ".join(item.request.request_id for item in batch)
+            logger.error("the step of requests %s failed", ids, exc_info=error)
+            return None, [self._fail(item, error) for item in batch]
+
+    @torch.inference_mode()
+    def _launch(self, batch: Sequence[Denoising]) -> _Forward:
+        """One call of every request in the batch: of one group, at whatever calls of whatever tables."""
+        started = time.perf_counter()
+        rows = sum(item.request.num_rows for item in batch)
+        forward_rows = self._config.forward_rows(batch[0].group, rows)
+        inputs = step_inputs(batch, forward_rows, static=bool(self._config.row_counts))
+        outputs = self._run_step.launch(inputs)
+        for item, state in zip(batch, outputs[:, :STATE_SLOTS], strict=False):  # padding comes behind
+            item.advance(state)
+        events = self._events(batch, outputs[:, STATE_SLOTS])
+        return _Forward(
+            batch=batch,
+            events=events,
+            completion=self._run_step.completion(),
+            started=started,
+            launch_s=time.perf_counter() - started,
+            rows=rows,
+            forward_rows=forward_rows,
+            predicted_s=self._seconds(batch[0].group, rows),
+        )
+
+    def _events(
+        self, batch: Sequence[Denoising], estimates: torch.Tensor
+    ) -> list[tuple[Denoising, DenoiseEvent]]:
+        """What there will be to tell of the forward that was launched."""
+        events: list[tuple[Denoising, DenoiseEvent]] = []
+        interval_s, now = self._config.checkpoint_interval_s, self._clock()
+        for item, estimate in zip(batch, estimates, strict=False):
+            request = item.request
+            if item.calls_left == 0:
+                events.append((item, DenoisedLatents(request.request_id, receive(item.state[0]))))
+                continue
+            step = item.steps_done(item.call)
+            if step in request.preview_steps and step > item.steps_done(item.call - 1):
+                events.append((item, StepProgress(request.request_id, step, receive(estimate))))
+            if interval_s is not None and now - item.checkpointed_at >= interval_s:
+                item.checkpointed_at = now
+                state = item.saved_state()
+                events.append((item, Checkpoint(request.request_id, step, item.call, state)))
+        return events
+
+    def _finish(self, forward: _Forward) -> StepReport:
+        """Waits for a forward, and tells of it; finished requests leave. Raises DeviceFaultError."""
+        try:
+            forward.completion.synchronize()
+        except Exception as error:
+            # What comes to light only now no other forward here can be free of: so it is with CUDA.
+            raise DeviceFaultError(f"{type(error).__name__}: {error}") from error
+        started, self._done_at = max(forward.started, self._done_at), time.perf_counter()
+        # Of those that are still here, and not of others that have come under their ids.
+        told = [(item, event) for item, event in forward.events if self._is_here(item)]
+        for item, event in told:
+            if isinstance(event, DenoisedLatents):
+                self.abort(event.request_id)
+            elif isinstance(event, Checkpoint):
+                # Alone it has by now come at least as far as it had among others when an engine died under
+                # them: what killed that engine was not this request.
+                item.group = replace(item.group, isolated=None)
+        report = ForwardReport(
+            num_requests=len(forward.batch),
+            rows=forward.rows,
+            forward_rows=forward.forward_rows,
+            latent_shape=forward.batch[0].group.latent_shape,
+            seconds=self._done_at - started,
+            predicted_s=forward.predicted_s,
+        )
+        return StepReport([event for _, event in told], report)
+
+    def _fail(self, item: Denoising, error: Exception) -> DenoiseFailed:
+        self.abort(item.request.request_id)
+        return DenoiseFailed(item.request.request_id, f"{type(error).__name__}: {error}")
+
+    def _is_here(self, item: Denoising) -> bool:
+        return self._denoisings.get(item.request.request_id) is item
+
+    def _seconds_uncached(self, group: Group, rows: int) -> float:
+        """What a forward of so many rows takes by the cost model."""
+        return self._cost.seconds(group.latent_shape, self._config.forward_rows(group, rows))

@@ -1,0 +1,67 @@
+"""How an engine batches: the row cap, and what forwards are padded to."""
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+
+import torch
+
+from deployments.engine.cost import StageCost, counts_to_measure
+from deployments.engine.messages import LatentShape
+from deployments.engine.step_scheduler import Group
+
+
+@dataclass(frozen=True, slots=True)
+class EngineConfig:
+    """How the engine batches.
+
+    max_rows: most U-Net rows in one forward
+    rows_per_forward: the row cap; None takes the knee of the measured cost, past which rows only cost time
+    deterministic_rows: the one row count of deterministic forwards; another value gives other bytes
+    latent_shape: the usual one, that the row cap is meant for; larger ones get fewer rows
+    row_counts: what forwards are padded to, rising, so that few shapes must be captured; empty: no padding;
+        None: what suits the device
+    checkpoint_interval_s: how often a request that runs gives a checkpoint; None: never
+    """
+
+    max_rows: int
+    rows_per_forward: int | None
+    deterministic_rows: int
+    latent_shape: LatentShape
+    row_counts: tuple[int, ...] | None = ()
+    checkpoint_interval_s: float | None = None
+
+    def for_device(self, device: torch.device) -> "EngineConfig":
+        """With row_counts filled in: a few on CUDA, where each one captured costs memory and start-up; none
+        elsewhere, where nothing is captured and padding would only cost time."""
+        if self.row_counts is not None:
+            return self
+        steps = sorted({*counts_to_measure(self.max_rows), *(3 * 2**power for power in range(1, 6))})
+        return self.padded_to(steps if device.type == "cuda" else ())
+
+    def padded_to(self, counts: Iterable[int]) -> "EngineConfig":
+        """With row_counts filled in: those of the counts that max_rows allows."""
+        if self.row_counts is not None:
+            return self
+        return replace(self, row_counts=tuple(count for count in counts if count <= self.max_rows))
+
+    def row_cap(self, group: Group, cost: StageCost) -> int:
+        """Most rows that a group's forward takes in."""
+        if group.deterministic:
+            return self.deterministic_rows
+        usual = self.latent_shape
+        counts = self.row_counts or range(2, self.max_rows + 1, 2)
+        rows = self.rows_per_forward or cost.curve(usual).knee([count for count in counts if count >= 2])
+        allowed = int(rows * min(1.0, math.prod(usual) / math.prod(group.latent_shape)))
+        return max((count for count in counts if 2 <= count <= allowed), default=2)
+
+    def work_s(self, group: Group, cost: StageCost, num_calls: int, num_rows: int) -> float:
+        """Device-seconds of model calls of so many rows, in forwards that are as full as they get."""
+        rows = self.row_cap(group, cost)
+        return num_calls * num_rows * cost.seconds(group.latent_shape, rows) / rows
+
+    def forward_rows(self, group: Group, rows: int) -> int:
+        """How many rows the forward of so many has, padding included."""
+        if group.deterministic:
+            return self.deterministic_rows
+        return next((count for count in self.row_counts or () if count >= rows), rows)

@@ -1,0 +1,158 @@
+"""All of a model's stages in one process, for a script: prompts in, pixels out, without Ray."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+
+from deployments.engine.cost import Curve, StageCost
+from deployments.engine.device_step import step_runner
+from deployments.engine.engine import Engine
+from deployments.engine.engine_config import EngineConfig
+from deployments.engine.images import LatentDecoder, Pixels
+from deployments.engine.messages import DenoisedLatents, DenoiseFailed, DenoiseRequest
+from deployments.engine.models import (
+    ModelSource,
+    Placement,
+    load_model_info,
+    load_text_pipeline,
+    load_unet,
+    load_vae,
+)
+from deployments.engine.prompts import PromptText, TextEncoder
+from deployments.engine.samplers import SamplerTables
+
+
+@dataclass(frozen=True, slots=True)
+class Picture:
+    """A picture that is done. index: of its prompt, counted over all that were ever added"""
+
+    index: int
+    pixels: Pixels
+
+
+class LocalEngine:
+    """One model's text encoder, engine and decoder, and the tables of its samplers; see `load_engine`."""
+
+    def __init__(
+        self,
+        encoder: TextEncoder,
+        engine: Engine,
+        decoder: LatentDecoder,
+        tables: SamplerTables,
+        height: int,
+        width: int,
+    ) -> None:
+        """height, width: in pixels, of pictures that are asked for without a size"""
+        self.encoder = encoder
+        self.engine = engine
+        self.decoder = decoder
+        self.tables = tables
+        self.height = height
+        self.width = width
+        self._num_added = 0
+
+    @property
+    def num_requests(self) -> int:
+        """Pictures that are still to come."""
+        return self.engine.num_requests
+
+    def add(
+        self,
+        *prompts: str,
+        negative_prompt: str | None = None,
+        seed: int = 0,
+        num_inference_steps: int = 20,
+        guidance_scale: float = 5.0,
+        sampler: str = "DPM++ 2M",
+        height: int | None = None,
+        width: int | None = None,
+    ) -> None:
+        """Takes in a picture a prompt, with seeds from `seed` on; they join the next forward.
+
+        height, width: in pixels, multiples of the model's scale factor
+        Raises UnsupportedSamplerError.
+        """
+        texts = [
+            PromptText(prompt, negative_prompt, guided=guidance_scale > 1, deterministic=False)
+            for prompt in prompts
+        ]
+        needed = [text for prompt in texts for text in self.encoder.texts(prompt)]
+        encoded = iter(self.encoder.encode(needed))
+        for offset, text in enumerate(texts):
+            parts = [next(encoded) for _ in self.encoder.texts(text)]
+            self.engine.add(
+                DenoiseRequest(
+                    request_id=str(self._num_added),
+                    embeds=self.encoder.assemble(text, parts),
+                    height=height or self.height,
+                    width=width or self.width,
+                    sampler=sampler,
+                    num_inference_steps=num_inference_steps,
+                    guidance_scale=guidance_scale,
+                    seed=seed + offset,
+                )
+            )
+            self._num_added += 1
+
+    def step(self) -> list[Picture]:
+        """Steps the engine, and decodes the pictures that this has finished; there must be a request.
+
+        Raises RuntimeError for one that failed.
+        """
+        with _one_thread():
+            events = self.engine.step().events
+        for event in events:
+            if isinstance(event, DenoiseFailed):
+                raise RuntimeError(f"picture {event.request_id}: {event.reason}")
+        done = [event for event in events if isinstance(event, DenoisedLatents)]
+        if not done:
+            return []
+        pixels = self.decoder.decode([event.latents for event in done])
+        return [Picture(int(event.request_id), image) for event, image in zip(done, pixels, strict=True)]
+
+    def finish(self) -> list[Pixels]:
+        """Steps until all pictures are there; in the order in which they were added."""
+        pictures: list[Picture] = []
+        while self.num_requests:
+            pictures += self.step()
+        return [picture.pixels for picture in sorted(pictures, key=lambda picture: picture.index)]
+
+
+def load_engine(path: str, device: str = "auto", dtype: str = "float32", max_images: int = 8) -> LocalEngine:
+    """A model in diffusers format, ready to make pictures. path: a folder or a hub id
+
+    device: auto, cpu or cuda; dtype: float32, bfloat16 or float16
+    max_images: with guidance, so many of the model's usual size share a forward
+    Raises ModelLoadError.
+    """
+    source, placement = ModelSource(path), Placement(device, dtype)
+    info = load_model_info(source)
+    shape = (info.default_height // info.scale_factor, info.default_width // info.scale_factor)
+    rows = 2 * max_images
+    unet = load_unet(source, placement)
+    config = EngineConfig(rows, rows, rows, shape, None).for_device(unet.device)
+    # Not measured: rows that cost nothing all share a forward.
+    cost = StageCost(((shape, Curve(0.01, 1, 0.0)),))
+    tables = SamplerTables(info.scheduler_config)
+    run_step = step_runner(unet, [shape] if config.row_counts else ())
+    return LocalEngine(
+        encoder=TextEncoder(load_text_pipeline(source, placement)),
+        engine=Engine(unet, run_step, tables, info.scale_factor, config, cost),
+        decoder=LatentDecoder(load_vae(source, placement)),
+        tables=tables,
+        height=info.default_height,
+        width=info.default_width,
+    )
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """Forwards on a CPU have threads of their own (row_parts)."""
+    num_threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(num_threads)

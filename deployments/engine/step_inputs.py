@@ -1,0 +1,71 @@
+"""What one denoising step of a batch is given, made from its requests."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields, replace
+from itertools import accumulate
+from typing import Any
+
+import torch
+
+from deployments.engine.conditions import Conditions
+from deployments.engine.denoising import Denoising
+
+
+@dataclass(frozen=True, slots=True)
+class StepInputs:
+    """One step of B requests that share a forward of R rows. Those on the CPU are sent along."""
+
+    states: torch.Tensor  # [B, STATE_SLOTS, C, h, w] float32
+    noise: torch.Tensor  # [B, C, h, w] float32
+    weights: torch.Tensor  # [B, NUM_OUTPUTS, NUM_INPUTS] float32
+    input_scales: torch.Tensor  # [B] float32
+    guidance_scales: torch.Tensor  # [B] float32
+    first_rows: torch.Tensor  # [B] int64, the negative prompt's row; without guidance the same as the last
+    last_rows: torch.Tensor  # [B] int64
+    request_of_row: torch.Tensor  # [R] int64
+    timesteps: torch.Tensor  # [R] float32
+    conditions: Conditions  # R rows
+
+    def tensors(self) -> list[torch.Tensor]:
+        return [*self._own().values(), *self.conditions.tensors()]
+
+    def map(self, change: Callable[[torch.Tensor], torch.Tensor]) -> StepInputs:
+        own = {name: change(tensor) for name, tensor in self._own().items()}
+        return replace(self, **own, conditions=self.conditions.map(change))
+
+    def _own(self) -> dict[str, Any]:
+        names = [field.name for field in fields(self) if field.name != "conditions"]
+        return {name: getattr(self, name) for name in names}
+
+
+def step_inputs(batch: Sequence[Denoising], forward_rows: int, static: bool) -> StepInputs:
+    """The next model call of every request of a batch, padded to so many rows.
+
+    A request's rows lie side by side, the negative prompt's first; without guidance there is but one.
+    Padding repeats the first request: in rows, and where shapes are static in requests as well, of which
+    there are then as many as rows.
+    """
+    ends = list(accumulate(item.request.num_rows for item in batch))
+    padding = forward_rows - ends[-1]
+    filled = [*batch, *([batch[0]] * (forward_rows - len(batch)))] if static else batch
+    last_rows = [end - 1 for end in ends]
+    first_rows = [end - item.request.num_rows for end, item in zip(ends, batch, strict=True)]
+    request_of_row = [index for index, item in enumerate(batch) for _ in range(item.request.num_rows)]
+    request_of_row += padding * [0]
+    timesteps = torch.stack([item.table.timesteps[item.call] for item in filled])
+    conditions = [item.conditions for item in batch]
+    noise = [item.noise() for item in batch]
+    return StepInputs(
+        states=torch.stack([item.state for item in filled]),
+        noise=torch.stack(noise + (len(filled) - len(batch)) * [torch.zeros_like(noise[0])]),
+        weights=torch.stack([item.table.weights[item.call] for item in filled]).float(),
+        input_scales=torch.stack([item.table.input_scales[item.call] for item in filled]).float(),
+        guidance_scales=torch.tensor([item.request.guidance_scale for item in filled]),
+        first_rows=torch.tensor(first_rows + (len(filled) - len(batch)) * [0]),
+        last_rows=torch.tensor(last_rows + (len(filled) - len(batch)) * [0]),
+        request_of_row=torch.tensor(request_of_row),
+        timesteps=timesteps[request_of_row],
+        conditions=Conditions.join([*conditions, conditions[0].repeat_first(padding)]),
+    )
