@@ -49,6 +49,16 @@ class BodyTooLargeError(MidstepError):
     status, code, title = 413, "body_too_large", "Body too large"
 
 
+class UnsupportedEncodingError(MidstepError):
+    status, code, title = 415, "unsupported_content_encoding", "Unsupported content encoding"
+
+
+class ClientLeftError(MidstepError):
+    """The client is gone: nobody reads the answer, and the code is for whoever counts."""
+
+    status, code, title = 499, "client_left", "Client left"
+
+
 class InvalidInputError(MidstepError):
     """Of a job that could never be run: said when it is handed in, not when its turn has come."""
 
