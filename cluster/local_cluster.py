@@ -14,6 +14,8 @@ from ray._raylet import GcsClient  # type: ignore[attr-defined]
 from ray.cluster_utils import Cluster
 from ray.core.generated.autoscaler_pb2 import DrainNodeReason
 
+from serve.http.edge import stand_before_the_proxy
+
 _HOST = "127.0.0.2"  # not 127.0.0.1, for which Ray takes the address that others reach this machine by
 _HEAD_CPUS = 8  # that Ray reserves shares of: whatever runs there shares what this machine has
 _OBJECT_STORE_BYTES = 512 * 2**20  # of the head, where requests come in and pictures go out
@@ -53,6 +55,7 @@ class LocalCluster:
 def local_cluster(metrics_port: int | None = None) -> Iterator[LocalCluster]:
     """With a head alone at first; this process is connected to it. metrics_port: of the head."""
     os.environ["RAY_AUTH_MODE"] = "disabled"  # everything of it is bound to this machine
+    stand_before_the_proxy(os.environ)
     os.makedirs(get_default_ray_temp_dir(), exist_ok=True)  # a Cluster writes its address there
     # Sockets live below it, and their paths must stay short.
     folder = tempfile.mkdtemp(prefix="midstep-", dir="/tmp")

@@ -45,6 +45,12 @@ class MethodNotAllowedError(MidstepError):
     status, code, title = 405, "method_not_allowed", "Method not allowed"
 
 
+class RequestTimeoutError(MidstepError):
+    """The request itself did not come in time."""
+
+    status, code, title = 408, "request_timeout", "Request timeout"
+
+
 class BodyTooLargeError(MidstepError):
     status, code, title = 413, "body_too_large", "Body too large"
 
