@@ -11,9 +11,10 @@ from starlette.requests import ClientDisconnect, Request
 
 from serve.config.schema import unknown_keys
 from serve.errors import BodyTooLargeError, ClientLeftError, InvalidRequestError, UnsupportedEncodingError
+from serve.errors import BodyTooLargeError, ClientLeftError, InvalidRequestError, UnsupportedEncodingError
+from serve.http.limits import MAX_BODY_BYTES
 from serve.served_model import shown
 
-MAX_BODY_BYTES = 1 << 19
 _GZIP_MAGIC = b"\x1f\x8b"
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"  # RFC 8259 forbids sending it, and allows to overlook it
 MAX_PROBLEMS = 5  # told in one answer; a body may hold a hundred thousand

@@ -6,9 +6,8 @@ from asyncio.events import TimerHandle
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from serve.errors import InvalidRequestError
+from serve.http.limits import HEADERS_TIMEOUT_S
 from serve.http.problems import problem
-
-HEADERS_TIMEOUT_S = 30.0
 
 
 class TimelyProtocol(HttpToolsProtocol):

@@ -24,13 +24,12 @@ from serve.errors import (
     RequestTimeoutError,
     RouteNotFoundError,
 )
-from serve.http.body import MAX_BODY_BYTES
+from serve.http.limits import BODY_TIMEOUT_S, MAX_BODY_BYTES
 from serve.http.problems import USABLE_ID, error_object, problem
 
 logger = logging.getLogger("ray.serve")
 
 ENVIRONMENT = {"RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "serve.http.edge:middlewares"}
-BODY_TIMEOUT_S = 60.0
 _MAX_ATTEMPTS = 2
 _RETRY_AFTER_S = 1
 _SERVES_OWN_PATHS = "/-/"  # health and routes

@@ -10,7 +10,8 @@ from starlette.routing import Route
 from starlette.testclient import TestClient
 
 from serve.errors import MidstepError
-from serve.http.body import MAX_BODY_BYTES, bounded_body
+from serve.http.body import bounded_body
+from serve.http.limits import MAX_BODY_BYTES
 from serve.http.problems import on_midstep_error
 from tests.unit.test_departures import Refused
 

@@ -9,8 +9,8 @@ import pytest
 from starlette.responses import PlainTextResponse
 from starlette.types import Message, Receive, Scope, Send
 
-from serve.http.body import MAX_BODY_BYTES
 from serve.http.edge import ENVIRONMENT, Edge, middlewares, stand_before_the_proxy
+from serve.http.limits import MAX_BODY_BYTES
 
 IMAGES, JOBS = "/v1/images/generations", "/v1/predictions"
 App = Callable[[Scope, Receive, Send], Awaitable[None]]
