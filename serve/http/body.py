@@ -11,7 +11,6 @@ from starlette.requests import ClientDisconnect, Request
 
 from serve.config.schema import unknown_keys
 from serve.errors import BodyTooLargeError, ClientLeftError, InvalidRequestError, UnsupportedEncodingError
-from serve.errors import BodyTooLargeError, ClientLeftError, InvalidRequestError, UnsupportedEncodingError
 from serve.http.limits import MAX_BODY_BYTES
 from serve.served_model import shown
 
