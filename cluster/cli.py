@@ -71,6 +71,7 @@ def _with_file(arguments: argparse.Namespace) -> None:
     """Commands for a configuration file."""
     from cluster.profile import write_profile
     from serve.checks import check, checked_model_info, only_application
+    from serve.http.edge import stand_before_the_proxy
 
     with _told():
         if arguments.command == "profile":
@@ -80,6 +81,7 @@ def _with_file(arguments: argparse.Namespace) -> None:
         if arguments.command == "run":
             for config in configs:
                 checked_model_info(config)
+            stand_before_the_proxy(os.environ)
             serve = Path(sys.executable).with_name("serve")
             os.execv(serve, [str(serve), "run", str(arguments.file)])
     print(f"{arguments.file}: ok")

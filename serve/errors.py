@@ -45,8 +45,24 @@ class MethodNotAllowedError(MidstepError):
     status, code, title = 405, "method_not_allowed", "Method not allowed"
 
 
+class RequestTimeoutError(MidstepError):
+    """The request itself did not come in time."""
+
+    status, code, title = 408, "request_timeout", "Request timeout"
+
+
 class BodyTooLargeError(MidstepError):
     status, code, title = 413, "body_too_large", "Body too large"
+
+
+class UnsupportedEncodingError(MidstepError):
+    status, code, title = 415, "unsupported_content_encoding", "Unsupported content encoding"
+
+
+class ClientLeftError(MidstepError):
+    """The client is gone: nobody reads the answer, and the code is for whoever counts."""
+
+    status, code, title = 499, "client_left", "Client left"
 
 
 class InvalidInputError(MidstepError):

@@ -20,6 +20,7 @@ from serve.capacity.rate_limits import RateLimits
 from serve.clients import Clients
 from serve.config.app import AppConfig
 from serve.http.authentication import Authentication
+from serve.http.departures import Departures
 from serve.http.files import FilesRoute
 from serve.http.front_desk import FrontDesk
 from serve.http.health import HealthRoutes, learned_cost
@@ -81,7 +82,10 @@ def build_http_app(
     app = Starlette(
         routes=routes,
         lifespan=lifespan,
-        middleware=[Middleware(Authentication, clients=Clients(config.api_keys), open_routes=open_routes)],
+        middleware=[
+            Middleware(Departures),
+            Middleware(Authentication, clients=Clients(config.api_keys), open_routes=open_routes),
+        ],
         exception_handlers=EXCEPTION_HANDLERS,
     )
     # For serve.http.problems.

@@ -7,13 +7,15 @@ from collections.abc import Mapping
 from typing import Annotated, Any, TypeVar
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 
 from serve.config.schema import unknown_keys
-from serve.errors import BodyTooLargeError, InvalidRequestError
+from serve.errors import BodyTooLargeError, ClientLeftError, InvalidRequestError, UnsupportedEncodingError
+from serve.http.limits import MAX_BODY_BYTES
 from serve.served_model import shown
 
-MAX_BODY_BYTES = 1 << 19
+_GZIP_MAGIC = b"\x1f\x8b"
+_BYTE_ORDER_MARK = b"\xef\xbb\xbf"  # RFC 8259 forbids sending it, and allows to overlook it
 MAX_PROBLEMS = 5  # told in one answer; a body may hold a hundred thousand
 
 
@@ -36,13 +38,29 @@ Schema = TypeVar("Schema", bound=Body)
 
 
 async def bounded_body(request: Request) -> bytes:
-    """The body. Raises BodyTooLargeError as soon as more than MAX_BODY_BYTES have come."""
+    """The body, without a byte order mark.
+
+    Raises BodyTooLargeError as soon as more than MAX_BODY_BYTES have come, UnsupportedEncodingError for one
+    that is compressed, and ClientLeftError where it never came to its end.
+    """
+    encoding = request.headers.get("content-encoding", "identity").strip()
+    if encoding.lower() not in ("", "identity"):
+        raise _compressed(f"Content-Encoding: {shown(encoding)} was given.")
     body = bytearray()
-    async for chunk in request.stream():
-        body += chunk
-        if len(body) > MAX_BODY_BYTES:
-            raise BodyTooLargeError(f"The body is larger than {MAX_BODY_BYTES} bytes.")
-    return bytes(body)
+    try:
+        async for chunk in request.stream():
+            body += chunk
+            if len(body) > MAX_BODY_BYTES:
+                raise BodyTooLargeError(f"The body is larger than {MAX_BODY_BYTES} bytes.")
+    except ClientDisconnect as error:
+        raise ClientLeftError("The client left before its request was complete.") from error
+    if body.startswith(_GZIP_MAGIC):
+        raise _compressed("The body is gzip.")
+    return bytes(body).removeprefix(_BYTE_ORDER_MARK)
+
+
+def _compressed(given: str) -> UnsupportedEncodingError:
+    return UnsupportedEncodingError(f"{given} Bodies are taken uncompressed only.", "Content-Encoding")
 
 
 def parse_body(schema: type[Schema], body: bytes, not_offered: Mapping[str, str]) -> Schema:

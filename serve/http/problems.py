@@ -18,14 +18,14 @@ from serve.errors import (
 )
 
 logger = logging.getLogger("ray.serve")
-_USABLE_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
+USABLE_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 
 
 def request_id(request: Request) -> str:
     """The client's own or the one that Serve's proxy gave it; the proxy puts it on the response."""
     if not hasattr(request.state, "request_id"):
         given = request.headers.get("x-request-id", "")
-        request.state.request_id = given if _USABLE_ID.fullmatch(given) else uuid.uuid4().hex
+        request.state.request_id = given if USABLE_ID.fullmatch(given) else uuid.uuid4().hex
     identifier: str = request.state.request_id
     return identifier
 
@@ -37,14 +37,18 @@ def error_object(error: MidstepError) -> dict[str, Any]:
 
 
 def problem_response(error: MidstepError, request: Request) -> Response:
-    """Every answer that is an error is made here, and counted."""
+    """Every answer of the application that is an error is made here, and counted."""
     request.app.state.refused.inc(tags={"code": error.code})
+    return problem(error, request.url.path)
+
+
+def problem(error: MidstepError, path: str) -> Response:
     body = {
         "type": f"urn:midstep:{error.code}",
         "title": error.title,
         "status": error.status,
         "detail": error.detail,
-        "instance": request.url.path,
+        "instance": path,
         "error": error_object(error),
         "error_type": error.code,
     }

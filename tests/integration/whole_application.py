@@ -4,6 +4,7 @@ python -m tests.integration.whole_application PORT GIVEN: `jobs`, `api_keys` and
 """
 
 import json
+import os
 import signal
 import sys
 import tempfile
@@ -14,11 +15,13 @@ from ray import serve
 from cluster.ports import free_port
 from serve.app import build_app
 from serve.config.app import AppConfig
+from serve.http.edge import stand_before_the_proxy
 from tests.integration.conftest import DRAIN
 
 
 def main() -> None:
     port, given = sys.argv[1], json.loads(sys.argv[2])
+    stand_before_the_proxy(os.environ)
     ray.init(
         address="local",
         num_cpus=4,

@@ -3,6 +3,7 @@
 import re
 
 from serve.config.model import PROJECT_FOLDER
+from serve.http.edge import ENVIRONMENT
 
 
 def test_the_image_is_pinned_and_runs_as_nobody_special() -> None:
@@ -25,5 +26,7 @@ def test_the_image_is_pinned_and_runs_as_nobody_special() -> None:
     assert {f"!{name}" for name in copied} == {line for line in ignored if line.startswith("!")}
     environment = " ".join(value for step, value in steps if step == "ENV")
     assert "PYTHONUNBUFFERED=1" in environment
+    for name, value in ENVIRONMENT.items():
+        assert f"{name}={value}" in environment.split()
     installed = next(run for run in runs if "dnf install" in run)
     assert {"bash", "wget"} <= set(installed.split())

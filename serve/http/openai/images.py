@@ -9,11 +9,10 @@ from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from typing import Any
 
-from sse_starlette import EventSourceResponse, ServerSentEvent
+from sse_starlette import ServerSentEvent
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
-from starlette.types import Receive, Scope, Send
 
 from deployments.engine.messages import EncodedImage
 from serve.calls.pipeline import PREVIEW_FORMAT
@@ -21,6 +20,7 @@ from serve.errors import MidstepError
 from serve.generation import GenerationRequest, ImageDone, ImagePreview, PromptEncoded
 from serve.http.authentication import client_of
 from serve.http.body import bounded_body
+from serve.http.event_stream import EventStream
 from serve.http.front_desk import FrontDesk, Generation
 from serve.http.openai.schema import read_body, wanted_of
 from serve.http.problems import error_object, request_id
@@ -47,7 +47,7 @@ class ImagesRoute:
             wanted_of(body), client_of(http_request), request_id(http_request)
         )
         if body.stream:
-            return _StreamResponse(generation)
+            return EventStream(_streamed(generation), generation)
         async with aclosing(generation):
             return JSONResponse(await _collected(generation))
 
@@ -125,19 +125,6 @@ def _described(request: GenerationRequest) -> dict[str, Any]:
         "num_inference_steps": request.num_inference_steps,
         "guidance_scale": request.guidance_scale,
     }
-
-
-class _StreamResponse(EventSourceResponse):
-    """Server-sent events that, however they end, close the generation."""
-
-    def __init__(self, generation: Generation) -> None:
-        self._generation = generation
-        self._events = _streamed(generation)
-        super().__init__(self._events, ping=15, sep="\n")
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        async with aclosing(self._generation), aclosing(self._events):
-            await super().__call__(scope, receive, send)
 
 
 def _base64(image: EncodedImage) -> str:

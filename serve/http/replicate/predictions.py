@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from sse_starlette import EventSourceResponse, ServerSentEvent
+from sse_starlette import ServerSentEvent
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
@@ -28,6 +28,7 @@ from serve.errors import (
 from serve.generation import GenerationRequest
 from serve.http.authentication import client_of
 from serve.http.body import bounded_body
+from serve.http.event_stream import EventStream
 from serve.http.front_desk import FrontDesk
 from serve.http.replicate.prediction import PREDICTIONS_PATH, describe, logs, output_urls
 from serve.http.replicate.schema import (
@@ -127,7 +128,7 @@ class PredictionsRoutes:
         """Server-sent events; `Last-Event-ID` goes on where another connection ended."""
         job = await self._job(request)
         seen = _Seen.parse(request.headers.get("last-event-id", ""))
-        return EventSourceResponse(self._events(job, seen), ping=15, sep="\n")
+        return EventStream(self._events(job, seen))
 
     async def _events(self, job: Job, seen: "_Seen") -> AsyncGenerator[ServerSentEvent, None]:
         while True:

@@ -1,0 +1,44 @@
+"""Clients that leave before they are answered: nobody is at fault, and one line in the log says so."""
+
+import logging
+
+from ray.exceptions import RayError
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+logger = logging.getLogger("ray.serve")
+
+
+class Departures:
+    """ASGI middleware: a client that is gone, however that is learned, is a disconnect to the application.
+
+    Serve's proxy cancels the request of a client that has left, and with it the call by which this replica
+    waits for the proxy's next message: `receive()` then raises TaskCancelledError, now and then sooner than
+    the request's own cancellation comes. A proxy that dies takes its clients with it in the same way.
+    """
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        is_answered = has_left = False
+
+        async def receive_or_leave() -> Message:
+            nonlocal has_left
+            try:
+                message = await receive()
+            except RayError:
+                message = {"type": "http.disconnect"}
+            if message["type"] == "http.disconnect" and not (is_answered or has_left):
+                has_left = True
+                logger.info("%s %s: the client has left", scope["method"], scope["path"])
+            return message
+
+        async def send_and_note(message: Message) -> None:
+            nonlocal is_answered
+            await send(message)
+            is_answered = message["type"] == "http.response.body" and not message.get("more_body", False)
+
+        await self._app(scope, receive_or_leave, send_and_note)

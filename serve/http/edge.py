@@ -1,0 +1,238 @@
+"""What a request meets before Serve's own proxy, in the proxy's process: an ASGI middleware around it.
+
+Serve's proxy reads some headers of clients as if a trusted balancer had sent them, before any key is asked
+for, and where it fails itself it answers in plain text. It is Serve's; what stands before it is ours.
+`midstep run` and the container image set ENVIRONMENT, by which Serve finds `middlewares`. Where HAProxy takes
+the proxy's place, the same middleware stands in the ingress replicas.
+"""
+
+import asyncio
+import json
+import logging
+import uuid
+from collections.abc import Iterable, MutableMapping
+from typing import Any
+
+import uvicorn.config
+from starlette.middleware import Middleware
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from serve.errors import (
+    DeadlineExceededError,
+    MidstepError,
+    NotReadyError,
+    RequestTimeoutError,
+    RouteNotFoundError,
+)
+from serve.http.limits import BODY_TIMEOUT_S, MAX_BODY_BYTES
+from serve.http.problems import USABLE_ID, error_object, problem
+
+logger = logging.getLogger("ray.serve")
+
+ENVIRONMENT = {"RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "serve.http.edge:middlewares"}
+_MAX_ATTEMPTS = 2
+_RETRY_AFTER_S = 1
+_SERVES_OWN_PATHS = "/-/"  # health and routes
+# Headers by which Serve's proxy takes orders: how long a request may take, whether it goes on when its client
+# has left, which replica has it. Their bytes need not be text, which the proxy takes for granted.
+_ORDERS = {
+    b"x-request-timeout-seconds",
+    b"x-request-disconnect-disabled",
+    b"serve-multiplexed-model-id",
+    b"x-session-id",
+}
+_TRACING = {b"traceparent", b"tracestate"}
+_REQUEST_ID = b"x-request-id"
+
+Headers = list[tuple[bytes, bytes]]
+
+
+def middlewares() -> list[Middleware]:
+    """Called by Serve where an HTTP server of its is about to start."""
+    uvicorn.config.HTTP_PROTOCOLS["auto"] = "serve.http.connections:TimelyProtocol"
+    return [Middleware(Edge)]
+
+
+def stand_before_the_proxy(environment: MutableMapping[str, str]) -> None:
+    """Sets ENVIRONMENT, but for what is set already; for the environment that Ray is started in."""
+    for name, value in ENVIRONMENT.items():
+        environment.setdefault(name, value)
+
+
+class Edge:
+    """ASGI middleware. body_timeout_s: for all of a request's body to come."""
+
+    def __init__(self, app: ASGIApp, body_timeout_s: float = BODY_TIMEOUT_S) -> None:
+        self._app = app
+        self._body_timeout_s = body_timeout_s
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http" or scope["path"].startswith(_SERVES_OWN_PATHS):
+            await self._app(_cleaned(scope), receive, send)
+            return
+        exchange = _Exchange(_cleaned(scope), receive, send, self._body_timeout_s)
+        for attempt in range(1, _MAX_ATTEMPTS + 1):
+            await exchange.attempt(self._app)
+            if attempt == _MAX_ATTEMPTS or not exchange.may_be_repeated:
+                break
+            logger.warning("request %s was lost with its ingress replica; once more", exchange.request_id)
+        await exchange.end()
+
+
+class _Exchange:
+    """A request and its answer, as far as they have come."""
+
+    def __init__(self, scope: Scope, receive: Receive, send: Send, body_timeout_s: float) -> None:
+        self._scope = scope
+        self._receive = receive
+        self._send = send
+        self._headers: dict[bytes, bytes] = dict(scope["headers"])
+        self._body_deadline = asyncio.get_running_loop().time() + body_timeout_s
+        self._received: list[Message] = []
+        self._num_bytes = 0
+        self._has_all = self._has_left = self._is_late = False
+        self._start: Message | None = None  # of the answer, once it has begun
+        self._is_complete = False
+        self._refusal: MidstepError | None = None  # what Serve's proxy said, in our words
+
+    @property
+    def request_id(self) -> str:
+        return self._headers[_REQUEST_ID].decode()
+
+    @property
+    def may_be_repeated(self) -> bool:
+        """Whether it came to nothing and nothing of it can be done twice: a job would be handed in again."""
+        is_lost = self._start is None and self._refusal is None and not (self._has_left or self._is_late)
+        return is_lost and self._has_all and _leaves_no_trace(self._scope, self._headers)
+
+    async def attempt(self, app: ASGIApp) -> None:
+        """Until the application has answered or failed."""
+        messages = iter(list(self._received))
+
+        async def replayed() -> Message:
+            return next(messages, None) or await self._next_message()
+
+        try:
+            scope = {**self._scope, "headers": list(self._scope["headers"])}
+            await app(scope, replayed, self._forward)
+        except asyncio.CancelledError:
+            # A replica behind HAProxy ends a request so whose client has left or whose time is over.
+            if (task := asyncio.current_task()) is None or task.cancelling():
+                raise
+        except Exception:  # the boundary of a request: whatever it is, its client gets an answer
+            logger.exception("request %s failed in Serve's proxy", self.request_id)
+
+    async def end(self) -> None:
+        """The rest of an answer that was not given, or not to its end."""
+        if self._is_complete or self._has_left:
+            return
+        if self._start is None:
+            await self._refuse(self._problem())
+        elif self._scope["method"] == "POST" and _is_event_stream(self._start):
+            # Nobody can ask for the rest of such a stream: one that just stopped would look complete.
+            error = error_object(MidstepError("The stream was cut: a fault of ours, or its time was over."))
+            data = json.dumps({"type": "error", "error": error})
+            body = f"event: error\ndata: {data}\n\n".encode()
+            await self._send({"type": "http.response.body", "body": body, "more_body": False})
+
+    async def _next_message(self) -> Message:
+        """The client's next. Past the time for a body the application is told that the client has left.
+
+        Of a body that is too large no more is taken in than shows it, however fast it comes.
+        """
+        if self._has_all:
+            message = await self._receive()
+        else:
+            try:
+                async with asyncio.timeout_at(self._body_deadline):
+                    if self._num_bytes > MAX_BODY_BYTES:
+                        await asyncio.Event().wait()
+                    message = await self._receive()
+            except TimeoutError:
+                self._is_late = True
+                return {"type": "http.disconnect"}
+        if message["type"] == "http.disconnect":
+            self._has_left = True
+        else:
+            self._received.append(message)
+            self._num_bytes += len(message.get("body", b""))
+            self._has_all = not message.get("more_body", False)
+        return message
+
+    async def _forward(self, message: Message) -> None:
+        if self._refusal is not None:
+            return
+        if message["type"] == "http.response.start":
+            self._refusal = _in_our_words(message, self._scope["path"])
+            if self._refusal is not None:
+                return
+            self._start = message
+            self._received.clear()
+        elif not message.get("more_body", False):
+            self._is_complete = True
+        await self._send(message)
+
+    def _problem(self) -> MidstepError:
+        if self._is_late:
+            return RequestTimeoutError("The request's body did not come in time.")
+        return self._refusal or NotReadyError(
+            "The server lost the request before it had an answer to it. Try again.",
+            retry_after_s=_RETRY_AFTER_S,
+        )
+
+    async def _refuse(self, error: MidstepError) -> None:
+        response = problem(error, self._scope["path"])
+        response.headers["x-request-id"] = self.request_id
+        if not self._has_all:
+            response.headers["connection"] = "close"
+        await response(self._scope, self._receive, self._send)
+
+
+def _cleaned(scope: Scope) -> Scope:
+    """The scope without orders to the proxy, and with exactly one request id, which is fit for a log."""
+    headers: Headers = []
+    request_id = b""
+    for name, value in scope["headers"]:
+        plain = name.lower().replace(b"_", b"-")
+        if plain == _REQUEST_ID:
+            request_id = request_id or (value if _is_usable(value) else b"")
+        elif plain not in _ORDERS and not (plain in _TRACING and not value.isascii()):
+            headers.append((name, value))
+    headers.append((_REQUEST_ID, request_id or uuid.uuid4().hex.encode()))
+    return {**scope, "headers": headers}
+
+
+def _is_usable(request_id: bytes) -> bool:
+    return USABLE_ID.fullmatch(request_id.decode("latin-1")) is not None
+
+
+def _leaves_no_trace(scope: Scope, headers: dict[bytes, bytes]) -> bool:
+    """Whether a request that may have been done already can be done again."""
+    path: str = scope["path"]
+    return (
+        scope["method"] in ("GET", "HEAD")
+        or path.endswith(("/v1/images/generations", "/cancel"))
+        or b"idempotency-key" in headers
+    )
+
+
+def _in_our_words(start: Message, path: str) -> MidstepError | None:
+    """What Serve's proxy says itself. The application answers errors as problems, and never in plain text."""
+    if start["status"] < 400 or not _content_type(start["headers"]).startswith(b"text/plain"):
+        return None
+    match start["status"]:
+        case 404:
+            return RouteNotFoundError(f"There is nothing at {path}, or nothing is served yet.")
+        case 408:
+            return DeadlineExceededError("A request may not take longer here (http_options).")
+        case _:
+            return NotReadyError("The server cannot take the request now.", retry_after_s=_RETRY_AFTER_S)
+
+
+def _is_event_stream(start: Message) -> bool:
+    return _content_type(start["headers"]).startswith(b"text/event-stream")
+
+
+def _content_type(headers: Iterable[tuple[bytes, bytes]]) -> bytes:
+    types: list[Any] = [value for name, value in headers if name.lower() == b"content-type"]
+    return bytes(types[0]) if types else b""
