@@ -79,7 +79,7 @@ class RandomModel:
         shape = (self.side, self.side)
         config = EngineConfig(max_rows, max_rows, max_rows, shape, row_counts=(2, 4, 8, 16))
         cost = StageCost(((shape, Curve(0.01, 1, 0.0)),))
-        return Engine(self.unet, run_step or step_runner(self.unet, [shape]), self.tables, 8, config, cost)
+        return Engine(self.unet, run_step or step_runner(self.unet, [shape]), self.tables, config, cost)
 
     def embeds(self, seed: int) -> PromptEmbeds:
         generator = torch.Generator().manual_seed(seed)
@@ -93,8 +93,10 @@ class RandomModel:
             embeds=self.embeds(seed),
             height=8 * self.side,
             width=8 * self.side,
+            latent_shape=(self.side, self.side),
             sampler=SAMPLER,
             num_inference_steps=steps,
+            num_calls=steps,
             guidance_scale=GUIDANCE_SCALE,
             seed=seed,
             deterministic=deterministic,

@@ -88,8 +88,9 @@ class BareEngine:
         torch.set_num_threads(1)  # as in the Denoiser
         # Not measured here: rows that cost nothing all share a forward.
         cost = known.forward if known else StageCost(((SHAPE, Curve(0.01, 1, 0.0)),))
-        self._engine = Engine(unet, run_step, self._tables, info.scale_factor, engine, cost)
+        self._engine = Engine(unet, run_step, self._tables, engine, cost)
         self._side = info.default_height
+        self._latent_shape = (self._side // info.scale_factor, self._side // info.scale_factor)
         self._encoded: dict[str, PromptEmbeds] = {}
 
     def _embeds(self, prompt: str) -> PromptEmbeds:
@@ -110,8 +111,10 @@ class BareEngine:
                     embeds=embeds,
                     height=self._side,
                     width=self._side,
+                    latent_shape=self._latent_shape,
                     sampler=SAMPLER,
                     num_inference_steps=STEPS,
+                    num_calls=STEPS,
                     guidance_scale=GUIDANCE_SCALE,
                     seed=index,
                 )

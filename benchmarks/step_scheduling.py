@@ -35,6 +35,21 @@ _NOTHING = torch.empty(0)
 _WITH_GUIDANCE = PromptEmbeds(_NOTHING, _NOTHING, _NOTHING, _NOTHING, 0, 0, 0)
 
 
+def _request(steps: int) -> DenoiseRequest:
+    return DenoiseRequest(
+        "",
+        _WITH_GUIDANCE,
+        height=0,
+        width=0,
+        latent_shape=(0, 0),
+        sampler="",
+        num_inference_steps=steps,
+        num_calls=steps,
+        guidance_scale=0.0,
+        seed=0,
+    )
+
+
 @dataclass(eq=False, slots=True)
 class Denoising:
     """What the step scheduler reads of a request."""
@@ -82,7 +97,7 @@ class Device:
         return latencies_s
 
     def _denoising(self, arrival: float, steps: int) -> Denoising:
-        request = DenoiseRequest("", _WITH_GUIDANCE, 0, 0, "", steps, 0.0, 0)
+        request = _request(steps)
         unloaded_s = steps * self.seconds(self.group, request.num_rows)
         return Denoising(request, self.group, arrival, steps, unloaded_s, steps)
 

@@ -58,7 +58,6 @@ class Denoiser:
     ) -> None:
         info = load_model_info(source)
         self._tables = SamplerTables(info.scheduler_config)
-        self._scale_factor = info.scale_factor
         # Samplers are compiled here, since on the engine's thread everyone would wait. With one torch thread:
         # a second team of OpenMP workers in this process would slow down the engine's (see engine_thread).
         self._compiler = ThreadPoolExecutor(1, "sampler-tables", torch.set_num_threads, (1,))
@@ -72,7 +71,7 @@ class Denoiser:
             if placement.compile_cache:
                 # What was compiled by now is all that ever is: no request waits for a compiler.
                 torch.compiler.set_stance("eager_on_recompile")
-            return Engine(unet, run_step, self._tables, info.scale_factor, config, self._cost)
+            return Engine(unet, run_step, self._tables, config, self._cost)
 
         self._streams: dict[str, _Stream] = {}
         self._turn = asyncio.Lock()
@@ -130,12 +129,12 @@ class Denoiser:
 
     async def _work_s(self, request: DenoiseRequest) -> float:
         """Device-seconds that are still to come. Compiles the sampler's table if there is none yet."""
-        table = partial(self._tables.table, request.sampler, request.num_inference_steps)
-        num_calls = (await asyncio.get_running_loop().run_in_executor(self._compiler, table)).num_calls
-        if request.resume_from:
-            num_calls -= request.resume_from.call
-        group = group_of(request, self._scale_factor)
-        return self._config.work_s(group, self._cost, num_calls, request.num_rows)
+        loop = asyncio.get_running_loop()
+        await loop.run_in_executor(self._compiler, self._tables.table_for, request)
+        if (work_s := request.work_left_s) is not None:
+            return work_s
+        # The first requests, before whoever accepted them knew what they cost.
+        return self._config.work_s(group_of(request), self._cost, request.calls_left, request.num_rows)
 
     @contextmanager
     def _stream(self, request_id: str) -> Iterator[_Stream]:

@@ -3,46 +3,28 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from deployments.engine.messages import Checkpoint, EncodedImage, ImageFormat, LatentShape
+from deployments.engine.messages import Checkpoint, EncodedImage, ImageFormat, ImageParameters
 
 
-@dataclass(frozen=True, slots=True)
-class GenerationRequest:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GenerationRequest(ImageParameters):
     """An accepted request for one or more images of one prompt.
 
     model: the served model's name, as pictures and jobs show it
     negative_prompt: None is not the same as empty: SDXL answers None with zeros, as diffusers does
-    latent_shape: height and width of the latents
-    num_model_calls: of one image; some samplers call the model more than once a step
-    work_s: device-seconds of denoising all images; None where costs were not known when it was accepted
     seed: of the first image; the others take seed + 1, seed + 2, ...
     num_previews: previews of each image on its way, evenly spaced
-    deadline: in seconds since the epoch; past it nobody wants the images any more
+    work_s: device-seconds of denoising all images; None where costs were not known when it was accepted
     """
 
     request_id: str
     model: str
     prompt: str
     negative_prompt: str | None
-    height: int
-    width: int
-    latent_shape: LatentShape
-    num_inference_steps: int
-    num_model_calls: int
-    guidance_scale: float
-    sampler: str
-    seed: int
     num_images: int
-    deterministic: bool
     image_format: ImageFormat
     num_previews: int = 0
-    deadline: float | None = None
-    priority: int = 0
     work_s: float | None = None
-
-    @property
-    def is_guided(self) -> bool:
-        return self.guidance_scale > 1
 
     @property
     def rows_per_image(self) -> int:

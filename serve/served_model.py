@@ -121,7 +121,7 @@ class ServedModel:
             width=width,
             latent_shape=(height // factor, width // factor),
             num_inference_steps=num_inference_steps,
-            num_model_calls=table.num_calls,
+            num_calls=table.num_calls,
             guidance_scale=self.defaults.guidance_scale if guidance_scale is None else guidance_scale,
             sampler=sampler,
             seed=_seed(wanted, num_images),

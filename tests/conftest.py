@@ -97,7 +97,7 @@ class LoadedModel:
         }
         config = EngineConfig(**(settings | changes))
         run_step = run_step or EagerSteps(self.unet)
-        return Engine(self.unet, run_step, self.tables, self.info.scale_factor, config, cost)
+        return Engine(self.unet, run_step, self.tables, config, cost)
 
     def embeds(
         self,
@@ -131,6 +131,9 @@ class LoadedModel:
             guided=fields["guidance_scale"] > 1,
             deterministic=fields.get("deterministic", False),
         )
+        factor = self.info.scale_factor
+        fields["latent_shape"] = (fields["height"] // factor, fields["width"] // factor)
+        fields["num_calls"] = self.tables.table(fields["sampler"], fields["num_inference_steps"]).num_calls
         return DenoiseRequest(request_id, embeds, **fields)
 
 

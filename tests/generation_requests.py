@@ -1,8 +1,8 @@
-"""Accepted requests, as tests need them."""
+"""Accepted requests, and their images' denoising, as tests need them."""
 
 from typing import Any
 
-from deployments.engine.messages import ImageFormat
+from deployments.engine.messages import DenoiseRequest, ImageFormat, PromptEmbeds
 from serve.generation import GenerationRequest
 
 
@@ -14,7 +14,7 @@ def generation_request(request_id: str = "id", **changes: Any) -> GenerationRequ
         "height": 128,
         "width": 128,
         "num_inference_steps": 10,
-        "num_model_calls": 10,
+        "num_calls": 10,
         "guidance_scale": 5.0,
         "sampler": "DDIM",
         "seed": 7,
@@ -24,3 +24,23 @@ def generation_request(request_id: str = "id", **changes: Any) -> GenerationRequ
     } | changes
     fields.setdefault("latent_shape", (fields["height"] // 8, fields["width"] // 8))
     return GenerationRequest(request_id=request_id, **fields)
+
+
+def denoise_request(
+    request_id: str = "id", embeds: PromptEmbeds | None = None, steps: int = 10, **changes: Any
+) -> DenoiseRequest:
+    """embeds: None for some of a guided prompt that nobody reads"""
+    nothing: Any = object()
+    fields: dict[str, Any] = {
+        "height": 128,
+        "width": 128,
+        "sampler": "DPM++ 2M",
+        "num_inference_steps": steps,
+        "num_calls": steps,
+        "guidance_scale": 5.0,
+        "seed": 1,
+    } | changes
+    fields.setdefault("latent_shape", (fields["height"] // 8, fields["width"] // 8))
+    return DenoiseRequest(
+        request_id, embeds or PromptEmbeds(nothing, nothing, nothing, nothing, 0, 0, 77), **fields
+    )

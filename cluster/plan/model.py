@@ -56,7 +56,7 @@ class Model:
 
     @cached_property
     def denoising(self) -> DenoisingCosts:
-        return DenoisingCosts.of(self.engine, self.cost.forward, self.served.tables, self.info.scale_factor)
+        return DenoisingCosts.of(self.engine, self.cost.forward)
 
     def accepted(self, planned: PlannedRequest, request_id: str) -> GenerationRequest:
         """Raises InvalidRequestError, as the server would."""

@@ -45,7 +45,7 @@ class Pool(Generic[Call]):
         share: float,
         max_ongoing: int,
         seed: int,
-        weigh: Callable[[Call], int] | None = None,
+        weigh: Callable[[Call], float] | None = None,
     ) -> None:
         self._env = env
         self._devices = devices

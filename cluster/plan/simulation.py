@@ -16,7 +16,7 @@ from cluster.plan.pool import Pool
 from cluster.plan.scaling import Scaler
 from cluster.plan.stages import DecoderReplica, DenoiserReplica, EncoderReplica, Process
 from deployments.engine.messages import DenoiseRequest, LatentShape, PromptEmbeds
-from serve.calls.routing import pixel_steps
+from serve.calls.routing import work_s
 from serve.capacity.admission import Admission
 from serve.errors import InvalidRequestError, QueueFullError
 from serve.generation import GenerationRequest
@@ -68,7 +68,7 @@ class Simulation:
             config.denoiser.num_gpus or 1.0,
             config.denoiser.max_ongoing_requests,
             seed,
-            pixel_steps,
+            work_s,
         )
         self._decoders: Pool[LatentShape] = Pool(
             env,
@@ -171,12 +171,6 @@ def _denoise_request(request: GenerationRequest, index: int) -> DenoiseRequest:
     return DenoiseRequest(
         request_id=f"{request.request_id}/{index}",
         embeds=PromptEmbeds(_NOTHING, negative, _NOTHING, negative, 0, 0, 0),
-        height=request.height,
-        width=request.width,
-        sampler=request.sampler,
-        num_inference_steps=request.num_inference_steps,
-        guidance_scale=request.guidance_scale,
-        seed=request.seed + index,
-        deterministic=request.deterministic,
-        priority=request.priority,
+        work_s=(request.work_s or 0.0) / request.num_images,
+        **request.parameters() | {"seed": request.seed + index},
     )

@@ -13,7 +13,6 @@ from deployments.batching import Batching
 from deployments.engine.cost import Curve, StageCost
 from deployments.engine.engine_config import EngineConfig
 from deployments.engine.messages import DenoiseRequest, LatentShape
-from deployments.engine.samplers import SamplerTables
 from deployments.engine.step_scheduler import Group, StepScheduler, group_of
 
 Item = TypeVar("Item")
@@ -183,26 +182,19 @@ class DenoisingCosts:
     row_cap: Callable[[Group], int]
     seconds: Callable[[Group, int], float]
     work_s: Callable[[Group, int, int], float]
-    num_calls: Callable[[str, int], int]
-    scale_factor: int
 
     @classmethod
-    def of(
-        cls, config: EngineConfig, cost: StageCost, tables: SamplerTables, scale_factor: int
-    ) -> "DenoisingCosts":
+    def of(cls, config: EngineConfig, cost: StageCost) -> "DenoisingCosts":
         def seconds(group: Group, rows: int) -> float:
             return cost.seconds(group.latent_shape, config.forward_rows(group, rows))
 
         def work_s(group: Group, num_calls: int, num_rows: int) -> float:
             return config.work_s(group, cost, num_calls, num_rows)
 
-        def num_calls(sampler: str, num_inference_steps: int) -> int:
-            return tables.table(sampler, num_inference_steps).num_calls
-
         def row_cap(group: Group) -> int:
             return config.row_cap(group, cost)
 
-        return cls(cache(row_cap), cache(seconds), cache(work_s), cache(num_calls), scale_factor)
+        return cls(cache(row_cap), cache(seconds), cache(work_s))
 
 
 class DenoiserReplica:
@@ -227,12 +219,10 @@ class DenoiserReplica:
         env.process(self._work())
 
     def work_s(self, call: DenoiseRequest) -> float:
-        num_calls = self._costs.num_calls(call.sampler, call.num_inference_steps)
-        return self._costs.work_s(group_of(call, self._costs.scale_factor), num_calls, call.num_rows)
+        return self._costs.work_s(group_of(call), call.num_calls, call.num_rows)
 
     def run(self, call: DenoiseRequest) -> Event:
-        group = group_of(call, self._costs.scale_factor)
-        num_calls = self._costs.num_calls(call.sampler, call.num_inference_steps)
+        group, num_calls = group_of(call), call.num_calls
         unloaded_s = num_calls * self._costs.seconds(group, call.num_rows)
         done = self._env.event()
         self._admitted.add(SimulatedDenoising(call, group, num_calls, unloaded_s, done))

@@ -82,8 +82,9 @@ def _rest_s(model: Model, first: PlannedRequest, send: Send) -> float:
     """Seconds that requests like the first take besides their steps."""
     most = min(40, model.config.limits.max_num_inference_steps)
     few = max(1, most // 10)
-    sampler = model.accepted(first, "").sampler
-    few_calls, most_calls = (model.denoising.num_calls(sampler, steps) for steps in (few, most))
+    few_calls, most_calls = (
+        model.accepted(replace(first, num_inference_steps=steps), "").num_calls for steps in (few, most)
+    )
     few_s, most_s = (_alone_s(first, steps, send) for steps in (few, most))
     step_s = (most_s - few_s) / max(1, most_calls - few_calls)  # none, where one step is all that is allowed
     return few_s - few_calls * step_s

@@ -105,8 +105,8 @@ class _Forward:
 class Engine:
     """Denoises any mix of requests on one device.
 
-    Its parts are given: the U-Net and who runs its steps, the tables of its noise schedule, the pixels per
-    latent, what forwards cost, and a clock that counts as deadlines do (seconds since the epoch).
+    Its parts are given: the U-Net and who runs its steps, the tables of its noise schedule, what forwards
+    cost, and a clock that counts as deadlines do (seconds since the epoch).
     """
 
     def __init__(
@@ -114,7 +114,6 @@ class Engine:
         unet: UNetInterface,
         run_step: StepRunner,
         tables: SamplerTables,
-        scale_factor: int,
         config: EngineConfig,
         cost: StageCost,
         clock: Callable[[], float] = time.time,
@@ -122,7 +121,6 @@ class Engine:
         self._unet = unet
         self._run_step = run_step
         self._tables = tables
-        self._scale_factor = scale_factor
         self._config = config
         self._clock = clock
         self._denoisings: dict[str, Denoising] = {}
@@ -153,8 +151,8 @@ class Engine:
         """
         if request.request_id in self._denoisings:
             raise ValueError(f"request {request.request_id!r} is being denoised already")
-        table = self._tables.table(request.sampler, request.num_inference_steps)
-        group = group_of(request, self._scale_factor)
+        table = self._tables.table_for(request)
+        group = group_of(request)
         now = self._clock()
         unloaded_s = table.num_calls * self._seconds(group, request.num_rows)
         self._denoisings[request.request_id] = begin(

@@ -43,14 +43,19 @@ class LocalEngine:
         tables: SamplerTables,
         height: int,
         width: int,
+        scale_factor: int,
     ) -> None:
-        """height, width: in pixels, of pictures that are asked for without a size"""
+        """height, width: in pixels, of pictures that are asked for without a size
+
+        scale_factor: pixels per latent, each way
+        """
         self.encoder = encoder
         self.engine = engine
         self.decoder = decoder
         self.tables = tables
         self.height = height
         self.width = width
+        self.scale_factor = scale_factor
         self._num_added = 0
 
     @property
@@ -74,6 +79,9 @@ class LocalEngine:
         height, width: in pixels, multiples of the model's scale factor
         Raises UnsupportedSamplerError.
         """
+        height, width = height or self.height, width or self.width
+        latent_shape = (height // self.scale_factor, width // self.scale_factor)
+        num_calls = self.tables.table(sampler, num_inference_steps).num_calls
         texts = [
             PromptText(prompt, negative_prompt, guided=guidance_scale > 1, deterministic=False)
             for prompt in prompts
@@ -86,10 +94,12 @@ class LocalEngine:
                 DenoiseRequest(
                     request_id=str(self._num_added),
                     embeds=self.encoder.assemble(text, parts),
-                    height=height or self.height,
-                    width=width or self.width,
+                    height=height,
+                    width=width,
+                    latent_shape=latent_shape,
                     sampler=sampler,
                     num_inference_steps=num_inference_steps,
+                    num_calls=num_calls,
                     guidance_scale=guidance_scale,
                     seed=seed + offset,
                 )
@@ -139,11 +149,12 @@ def load_engine(path: str, device: str = "auto", dtype: str = "float32", max_ima
     run_step = step_runner(unet, [shape] if config.row_counts else ())
     return LocalEngine(
         encoder=TextEncoder(load_text_pipeline(source, placement)),
-        engine=Engine(unet, run_step, tables, info.scale_factor, config, cost),
+        engine=Engine(unet, run_step, tables, config, cost),
         decoder=LatentDecoder(load_vae(source, placement)),
         tables=tables,
         height=info.default_height,
         width=info.default_width,
+        scale_factor=info.scale_factor,
     )
 
 

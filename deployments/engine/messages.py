@@ -1,6 +1,7 @@
 """The values that travel between the stages. All are frozen: what is of such a type is valid."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from typing import Any
 
 import torch
 
@@ -26,31 +27,53 @@ class PromptEmbeds:
     max_tokens: int
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ImageParameters:
+    """What an image shall be, as far as its denoising is concerned: the fields that whole requests and the
+    denoiser's requests for each of their images have in common.
+
+    height, width: in pixels, multiples of the model's scale factor; latent_shape: of the latents
+    num_calls: of the model, for all its steps; some samplers call it more than once a step
+    guidance_scale: classifier-free guidance as diffusers counts it; at 1 or below there is none
+    deadline: in seconds since the epoch, past which nobody wants it any more; None where the client set none
+    priority: each level up halves the time that it will wait while others are served
+    """
+
+    height: int
+    width: int
+    latent_shape: LatentShape
+    sampler: str
+    num_inference_steps: int
+    num_calls: int
+    guidance_scale: float
+    seed: int
+    deterministic: bool = False
+    deadline: float | None = None
+    priority: int = 0
+
+    @property
+    def is_guided(self) -> bool:
+        return self.guidance_scale > 1
+
+    def parameters(self) -> dict[str, Any]:
+        """These fields alone, by name."""
+        return {field.name: getattr(self, field.name) for field in fields(ImageParameters)}
+
+
 @dataclass(frozen=True, slots=True)
-class DenoiseRequest:
+class DenoiseRequest(ImageParameters):
     """One image to denoise.
 
-    height, width: of the image in pixels, multiples of the model's scale factor
-    guidance_scale: classifier-free guidance as diffusers counts it; at 1 or below there is none
     preview_steps: after which steps (counted from 1) it wants to hear of its progress, with a preview
-    deadline: in seconds since the epoch, None where the client set none
-    priority: each level up halves the time that the request will wait while others are served
+    work_s: device-seconds of all its calls; None where costs are not known yet
     resume_from: where another engine left off; None to begin
     isolated: shares no forward with others before its first checkpoint, since an engine died under it
     """
 
     request_id: str
     embeds: PromptEmbeds
-    height: int
-    width: int
-    sampler: str
-    num_inference_steps: int
-    guidance_scale: float
-    seed: int
-    deterministic: bool = False
     preview_steps: frozenset[int] = frozenset()
-    deadline: float | None = None
-    priority: int = 0
+    work_s: float | None = None
     resume_from: "Checkpoint | None" = None
     isolated: bool = False
 
@@ -58,6 +81,16 @@ class DenoiseRequest:
     def num_rows(self) -> int:
         """Rows of the U-Net's batch that it takes: with guidance, the negative prompt has one too."""
         return 1 if self.embeds.negative_prompt_embeds is None else 2
+
+    @property
+    def calls_left(self) -> int:
+        """Model calls that are still to come where it begins or goes on."""
+        return self.num_calls - (self.resume_from.call if self.resume_from else 0)
+
+    @property
+    def work_left_s(self) -> float | None:
+        """Device-seconds of those; None where costs are not known yet."""
+        return None if self.work_s is None else self.work_s * self.calls_left / self.num_calls
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,6 +9,7 @@ from typing import Any
 
 import diffusers
 
+from deployments.engine.messages import ImageParameters
 from deployments.engine.sampler_compiler import compile_table
 from deployments.engine.sampler_table import SamplerTable
 
@@ -116,6 +117,10 @@ class SamplerTables:
             return compiled
         reason = "; ".join([compiled, *self._nearest(name, num_inference_steps)])
         raise UnsupportedSamplerError(f"sampler {name!r} at {num_inference_steps} steps: {reason}")
+
+    def table_for(self, image: ImageParameters) -> SamplerTable:
+        """The table that an image goes by. Raises UnsupportedSamplerError."""
+        return self.table(image.sampler, image.num_inference_steps)
 
     def scheduler(self, sampler: str) -> Any:
         """The stock diffusers scheduler that a sampler's table is compiled from."""

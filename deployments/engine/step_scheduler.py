@@ -44,10 +44,10 @@ class Group:
     isolated: str | None = None
 
 
-def group_of(request: DenoiseRequest, scale_factor: int) -> Group:
-    """scale_factor: pixels per latent, each way"""
-    shape = (request.height // scale_factor, request.width // scale_factor)
-    return Group(shape, request.deterministic, request.request_id if request.isolated else None)
+def group_of(request: DenoiseRequest) -> Group:
+    return Group(
+        request.latent_shape, request.deterministic, request.request_id if request.isolated else None
+    )
 
 
 class Schedulable(Protocol):

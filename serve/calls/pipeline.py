@@ -194,17 +194,10 @@ def _denoise_request(
         # Clients choose request ids and may use one twice at once; the engine's must differ.
         request_id=f"{request.request_id}/{index}/{uuid.uuid4().hex[:8]}",
         embeds=embeds,
-        height=request.height,
-        width=request.width,
-        sampler=request.sampler,
-        num_inference_steps=request.num_inference_steps,
-        guidance_scale=request.guidance_scale,
-        seed=request.seed + index,
-        deterministic=request.deterministic,
         preview_steps=preview_steps(request.num_inference_steps, request.num_previews),
-        deadline=request.deadline,
-        priority=request.priority,
+        work_s=None if request.work_s is None else request.work_s / request.num_images,
         resume_from=resume_from,
+        **request.parameters() | {"seed": request.seed + index},
     )
 
 

@@ -7,7 +7,7 @@ counted, so that bursts pile up. Named in the options of its stage; runs whereve
 
 import asyncio
 import random
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Hashable, Sequence
 from functools import partial
 from typing import Any
@@ -15,12 +15,6 @@ from typing import Any
 from ray.serve.request_router import FIFOMixin, PendingRequest, ReplicaID, RequestRouter, RunningReplica
 
 from deployments.engine.messages import DenoiseRequest
-
-
-def pixel_steps(request: DenoiseRequest) -> int:
-    """What is to do for it, as far as two requests compare: rows of the U-Net, by pixels, over its steps."""
-    steps = request.num_inference_steps - (request.resume_from.step if request.resume_from else 0)
-    return steps * request.num_rows * request.height * request.width
 
 
 class Outstanding:
@@ -31,32 +25,32 @@ class Outstanding:
     """
 
     def __init__(self) -> None:
-        self._sent: dict[Hashable, tuple[Hashable, int]] = {}
-        self._work: Counter[Hashable] = Counter()
+        self._sent: dict[Hashable, tuple[Hashable, float]] = {}
+        self._work_s: defaultdict[Hashable, float] = defaultdict(float)
         self._number: Counter[Hashable] = Counter()
 
-    def assign(self, call: Hashable, replica: Hashable, work: int) -> None:
+    def assign(self, call: Hashable, replica: Hashable, work_s: float) -> None:
         """Again, where it was assigned before."""
         self.finish(call)
-        self._sent[call] = replica, work
-        self._work[replica] += work
+        self._sent[call] = replica, work_s
+        self._work_s[replica] += work_s
         self._number[replica] += 1
 
     def finish(self, call: Hashable) -> None:
         """Nothing, where it is not assigned."""
         if call not in self._sent:
             return
-        replica, work = self._sent.pop(call)
-        self._work[replica] -= work
+        replica, work_s = self._sent.pop(call)
+        self._work_s[replica] -= work_s
         self._number[replica] -= 1
         if not self._number[replica]:
-            del self._work[replica], self._number[replica]
+            del self._work_s[replica], self._number[replica]
 
     def of(self, replica: Hashable, num_ongoing: int) -> float:
-        """Work. num_ongoing: requests that the replica was last heard to have, of all handles"""
+        """Device-seconds. num_ongoing: requests that the replica was last heard to have, of all handles"""
         of_others = max(0, num_ongoing - self._number[replica])
-        mean = self._work.total() / len(self._sent) if self._sent else 1.0
-        return self._work[replica] + of_others * mean
+        mean_s = sum(self._work_s.values()) / len(self._sent) if self._sent else 1.0
+        return self._work_s.get(replica, 0.0) + of_others * mean_s
 
 
 class LeastWorkRouter(FIFOMixin, RequestRouter):  # type: ignore[misc]  # Serve's have no types
@@ -94,7 +88,7 @@ class LeastWorkRouter(FIFOMixin, RequestRouter):  # type: ignore[misc]  # Serve'
         """Called by Serve when the replica has accepted the request."""
         call = pending_request.future
         self._unanswered.pop(call, None)
-        self._outstanding.assign(call, replica_id, _work(pending_request))
+        self._outstanding.assign(call, replica_id, _work_s(pending_request))
         # Called on a thread of Ray's.
         finish = partial(asyncio.get_running_loop().call_soon_threadsafe, self._outstanding.finish, call)
         result.add_done_callback(lambda _: finish())
@@ -110,13 +104,18 @@ class LeastWorkRouter(FIFOMixin, RequestRouter):  # type: ignore[misc]  # Serve'
         if call not in self._unanswered:
             call.add_done_callback(lambda call: self._forget(call) if call.cancelled() else None)
         self._unanswered[call] = replica_id, pending_request.metadata.internal_request_id
-        self._outstanding.assign(call, replica_id, _work(pending_request))
+        self._outstanding.assign(call, replica_id, _work_s(pending_request))
 
     def _forget(self, call: "asyncio.Future[Any]") -> None:
         self._unanswered.pop(call, None)
         self._outstanding.finish(call)
 
 
-def _work(pending_request: PendingRequest) -> int:
+def _work_s(pending_request: PendingRequest) -> float:
     first = next(iter(pending_request.args), None)
-    return pixel_steps(first) if isinstance(first, DenoiseRequest) else 0
+    return work_s(first) if isinstance(first, DenoiseRequest) else 0.0
+
+
+def work_s(request: DenoiseRequest) -> float:
+    """Device-seconds of a call; before costs are known, when no call has any, all weigh the same."""
+    return 1.0 if request.work_left_s is None else request.work_left_s

@@ -20,7 +20,7 @@ class Estimator:
         group, engine = _group(request), self._engine(cost)
         return cost.latency_s(
             group.latent_shape,
-            num_calls=request.num_model_calls,
+            num_calls=request.num_calls,
             num_rows=request.rows_per_image,
             num_images=request.num_images,
             row_cap=engine.row_cap(group, cost.forward),
@@ -30,7 +30,7 @@ class Estimator:
 
     def work_s(self, request: GenerationRequest, cost: CostModel) -> float:
         """Device-seconds of denoising all its images."""
-        num_calls, num_rows = request.num_model_calls, request.num_rows
+        num_calls, num_rows = request.num_calls, request.num_rows
         return self._engine(cost).work_s(_group(request), cost.forward, num_calls, num_rows)
 
     def _engine(self, cost: CostModel) -> EngineConfig:

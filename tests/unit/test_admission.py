@@ -46,7 +46,7 @@ def request(num_images: int = 1, deadline_s: float | None = None, **changes: Any
     asked = generation_request(
         num_images=num_images,
         num_inference_steps=steps,
-        num_model_calls=TABLES.table(sampler, steps).num_calls,
+        num_calls=TABLES.table(sampler, steps).num_calls,
         deadline=None if deadline_s is None else time.time() + deadline_s,
         **changes,
     )

@@ -10,11 +10,12 @@ from deployments.engine import step_scheduler
 from deployments.engine.cost import Curve, StageCost
 from deployments.engine.engine import Engine
 from deployments.engine.engine_config import EngineConfig
-from deployments.engine.messages import DenoisedLatents, DenoiseRequest
+from deployments.engine.messages import DenoisedLatents
 from deployments.engine.prompts import PromptText
 from deployments.engine.samplers import SamplerTables
 from deployments.engine.simulated import SimulatedSteps, SimulatedTextEncoder, SimulatedUNet
 from deployments.engine.step_scheduler import PROMPTNESS
+from tests.generation_requests import denoise_request
 from tests.unit.test_samplers import STABLE_DIFFUSION
 
 SHAPE = (16, 16)
@@ -41,7 +42,6 @@ class Simulation:
             SimulatedUNet({"in_channels": 4}),
             SimulatedSteps(StageCost(((SHAPE, device or curve),)), lambda: self.now, self._sleep, runs_ahead),
             SamplerTables(STABLE_DIFFUSION),
-            8,
             EngineConfig(16, 16, 8, SHAPE, **changes),
             cost,
             lambda: self.now,
@@ -54,7 +54,7 @@ class Simulation:
     def add(self, name: str, steps: int, arrival: float | None = None, **changes: Any) -> None:
         text = PromptText("a star", None, guided=True, deterministic=False)
         embeds = self._encoder.assemble(text, self._encoder.encode(self._encoder.texts(text)))
-        request = DenoiseRequest(name, embeds, 128, 128, "DPM++ 2M", steps, 5.0, seed=1, **changes)
+        request = denoise_request(name, embeds, steps, **changes)
         self.engine.add(request, arrival)
 
     def step(self) -> None:

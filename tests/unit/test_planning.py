@@ -31,6 +31,7 @@ from deployments.engine.samplers import SamplerTables
 from deployments.engine.simulated import SimulatedSteps, SimulatedUNet
 from serve.config.app import AppConfig
 from serve.config.schema import ConfigError
+from tests.generation_requests import denoise_request
 from tests.tiny_models import SHAPES_MODEL
 
 SHAPE = (16, 16)
@@ -97,12 +98,19 @@ def test_what_is_encoded_already_is_not_encoded_again() -> None:
     assert first.latency_s - second.latency_s == pytest.approx(WAIT_S + 0.003)
 
 
-def denoise_request(index: int, steps: int, size: int, guided: bool, priority: int) -> DenoiseRequest:
+def denoising(index: int, steps: int, size: int, guided: bool, priority: int) -> DenoiseRequest:
     embeds = torch.zeros(77, 1)
     negative = (embeds, torch.empty(0)) if guided else (None, None)
     prompt = PromptEmbeds(embeds, negative[0], torch.empty(0), negative[1], 3, 2, 77)
-    return DenoiseRequest(
-        str(index), prompt, size, size, "DPM++ 2M", steps, 5.0 if guided else 1.0, index, priority=priority
+    return denoise_request(
+        str(index),
+        prompt,
+        steps,
+        height=size,
+        width=size,
+        guidance_scale=5.0 if guided else 1.0,
+        seed=index,
+        priority=priority,
     )
 
 
@@ -113,7 +121,7 @@ def test_the_simulated_denoiser_is_the_engine(row_counts: tuple[int, ...]) -> No
     arrivals = [
         (
             at,
-            denoise_request(
+            denoising(
                 index,
                 rng.choice([4, 20, 50]),
                 rng.choice([128, 128, 192]),
@@ -135,7 +143,7 @@ def test_the_simulated_denoiser_is_the_engine(row_counts: tuple[int, ...]) -> No
 
     unet = SimulatedUNet({"in_channels": 1})
     steps = SimulatedSteps(cost, lambda: now[0], sleep, runs_ahead=False)
-    engine = Engine(unet, steps, tables, 8, config, cost, lambda: now[0])
+    engine = Engine(unet, steps, tables, config, cost, lambda: now[0])
     while waiting or engine.num_requests:
         if not engine.num_requests:
             now[0] = max(now[0], waiting[0][0])

@@ -12,7 +12,8 @@ from ray.serve._private.common import DeploymentHandleSource, DeploymentID, Requ
 from ray.serve.request_router import PendingRequest, ReplicaID
 
 from deployments.engine.messages import Checkpoint, DenoiseRequest, PromptEmbeds
-from serve.calls.routing import LeastWorkRouter, Outstanding, pixel_steps
+from serve.calls.routing import LeastWorkRouter, Outstanding, work_s
+from tests.generation_requests import denoise_request
 
 pytestmark = pytest.mark.anyio
 ID = DeploymentID("Denoiser", "midstep")
@@ -25,7 +26,7 @@ def anyio_backend() -> str:
 
 
 def image(steps: int) -> DenoiseRequest:
-    return DenoiseRequest("id", EMBEDS, 64, 64, "DPM++ 2M", steps, 5.0, 1)
+    return denoise_request("id", EMBEDS, steps, work_s=steps * 0.1)
 
 
 class Replica:
@@ -107,7 +108,7 @@ async def test_images_of_one_http_request_end_one_by_one() -> None:
     results[0].end()
     router.on_request_completed(replica_id, "http")
     await asyncio.sleep(0)
-    assert router._outstanding.of(replica_id, 1) == pixel_steps(image(30))
+    assert router._outstanding.of(replica_id, 1) == work_s(image(30))
 
 
 @pytest.mark.parametrize("how", ["refused", "canceled"])
@@ -132,7 +133,7 @@ async def test_the_choice_that_serve_changed_is_what_counts() -> None:
     [other_id] = router.curr_replicas.keys() - {chosen_id}
     router.on_request_routed(call, other_id, Result())
     assert router._outstanding.of(chosen_id, 0) == 0
-    assert router._outstanding.of(other_id, 1) == pixel_steps(image(50))
+    assert router._outstanding.of(other_id, 1) == work_s(image(50))
 
 
 def test_requests_of_others_count_as_ones_own_in_the_mean() -> None:
@@ -149,8 +150,9 @@ def test_requests_of_others_count_as_ones_own_in_the_mean() -> None:
 def test_other_calls_weigh_nothing_and_a_resumed_image_what_is_left_of_it() -> None:
     whole = image(20)
     rest = replace(whole, resume_from=Checkpoint("id", 15, 15, torch.zeros(1)))
-    assert pixel_steps(whole) == 20 * 2 * 64 * 64
-    assert pixel_steps(rest) == 5 * 2 * 64 * 64
+    assert work_s(whole) == pytest.approx(2.0)
+    assert work_s(rest) == pytest.approx(0.5)
+    assert work_s(replace(whole, work_s=None)) == 1.0, "before costs are known"
 
 
 async def test_a_call_without_an_image_is_routed() -> None:

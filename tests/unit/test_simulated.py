@@ -9,7 +9,7 @@ from deployments.engine.cost import Curve, StageCost
 from deployments.engine.device_step import warm_up
 from deployments.engine.engine import Engine
 from deployments.engine.engine_config import EngineConfig
-from deployments.engine.messages import Checkpoint, DenoisedLatents, DenoiseRequest, StepProgress
+from deployments.engine.messages import Checkpoint, DenoisedLatents, StepProgress
 from deployments.engine.prompts import PromptText
 from deployments.engine.samplers import SamplerTables
 from deployments.engine.simulated import (
@@ -18,6 +18,7 @@ from deployments.engine.simulated import (
     SimulatedTextEncoder,
     SimulatedUNet,
 )
+from tests.generation_requests import denoise_request
 from tests.unit.test_samplers import STABLE_DIFFUSION
 
 NOTHING = Curve(1e-9, 1, 0.0)
@@ -39,11 +40,11 @@ def test_what_leaves_the_device_has_the_shapes_of_real_latents(is_xl: bool) -> N
     unet = SimulatedUNet({"in_channels": 4, "addition_embed_type": "text_time" if is_xl else None})
     config = EngineConfig(16, 16, 8, (16, 24), row_counts=(8, 16), checkpoint_interval_s=0.0)
     steps = SimulatedSteps(cost, runs_ahead=False)
-    engine = Engine(unet, steps, SamplerTables(STABLE_DIFFUSION), 8, config, cost)
+    engine = Engine(unet, steps, SamplerTables(STABLE_DIFFUSION), config, cost)
     encoder = SimulatedTextEncoder(NOTHING, is_xl)
     text = PromptText("a red star", None, guided=True, deterministic=False)
     embeds = encoder.assemble(text, encoder.encode(encoder.texts(text)))
-    request = DenoiseRequest("a", embeds, 128, 192, "DPM++ 2M", 3, 5.0, seed=1, preview_steps=frozenset({1}))
+    request = denoise_request("a", embeds, 3, width=192, preview_steps=frozenset({1}))
 
     engine.add(request)
     preview, checkpoint = engine.step().events

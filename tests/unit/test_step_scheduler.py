@@ -19,6 +19,7 @@ from deployments.engine.step_scheduler import (
     slack_s,
     worth_it,
 )
+from tests.generation_requests import denoise_request
 
 SMALL, LARGE = Group((16, 16), False), Group((32, 32), False)
 CALL_S = 0.02  # of one request's two rows
@@ -41,7 +42,7 @@ def item(name: str, calls: int = 10, *, num_rows: int = 2, arrival: float = 0.0,
     # Rows are counted from the embeddings; what is in them does not matter here.
     negative = object() if num_rows == 2 else None
     embeds = PromptEmbeds(None, negative, None, None, 0, 0, 77)  # type: ignore[arg-type]
-    request = DenoiseRequest(name, embeds, 128, 128, "Euler", 10, 5.0, 0, **fields)  # type: ignore[arg-type]
+    request = denoise_request(name, embeds, **fields)
     return Item(request, arrival, calls, calls)
 
 
