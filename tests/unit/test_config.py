@@ -1,7 +1,6 @@
 """The configuration: what is misspelt or cannot be is an error that says so."""
 
 import os
-import sys
 from pathlib import Path
 
 import pytest
@@ -152,10 +151,9 @@ def test_defaults_that_the_model_cannot_have_are_named(args: dict[str, object], 
 def test_nothing_is_run_that_cannot_be(
     args: dict[str, object], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sys, "argv", ["midstep", "run", str(write(tmp_path, {}, args))])
     monkeypatch.setattr(os, "execv", lambda *_: pytest.fail("it was run"))
     with pytest.raises(SystemExit, match=message):
-        main()
+        main(["run", str(write(tmp_path, {}, args))])
 
 
 def test_the_readme_has_the_table_of_keys() -> None:
