@@ -24,7 +24,7 @@ from benchmarks.peers.systems import PROXIES, on_ray, running
 from cluster.bench.load import Target, run_load
 from cluster.bench.mix import Mix, plan
 from cluster.bench.report import summarize
-from cluster.plan.command import main as validate
+from cluster.plan.command import plan as plan_command
 from cluster.plan.report import COMPARED
 from cluster.plan.validation import MAX_DRIFT, Validated
 from cluster.profile import profile
@@ -136,7 +136,9 @@ def main() -> None:
             options = [text for option in load.items() for text in option]
             rates = ",".join(f"{share * most:.3f}" for share in args.shares)
             rounds = [
-                validate([str(config), "--validate", url, "--rates", rates, *options], only_application)
+                plan_command.main(
+                    [str(config), "--validate", url, "--rates", rates, *options], standalone_mode=False
+                )
                 for _ in range(args.rounds)
             ]
         print(

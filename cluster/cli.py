@@ -3,132 +3,161 @@
 Each of its commands imports only what it needs: those that ask a server must not wait for torch to load.
 """
 
-import argparse
-import os
+import importlib
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 
-from pydantic import ValidationError
+import click
 
-from cluster.bench.option_values import read_writable_file, told
-from serve.config.api_keys import ApiKeyConfig, key_sha256, new_key
-from serve.config.schema import ConfigError, keys_table
+from cluster.bench.option_values import WRITABLE_FILE
+
+# Commands that are imported when they are called, by what `midstep --help` says of them.
+_ELSEWHERE = {
+    "bench": ("cluster.bench.command", "Load a server and measure it."),
+    "generate": ("cluster.client.command", "Make an image on a server and wait for it."),
+    "jobs": ("cluster.client.command", "Work with a server's jobs: submit|get|wait|cancel|list."),
+    "plan": ("cluster.plan.command", "Say how many GPUs a load needs and what they cost, by simulation."),
+    "rehearse": ("cluster.rehearsal.command", "Run a configuration on a local cluster of simulated GPUs."),
+}
 
 
-def _print_new_key(name: str) -> None:
-    key = new_key()
+class _Commands(click.Group):
+    """The commands of this file and those of _ELSEWHERE."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return sorted([*self.commands, *_ELSEWHERE])
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in _ELSEWHERE:
+            return super().get_command(ctx, cmd_name)
+        module, _ = _ELSEWHERE[cmd_name]
+        try:
+            command: click.Command = getattr(importlib.import_module(module), cmd_name)
+        except ModuleNotFoundError as error:
+            raise click.ClickException(
+                f"midstep {cmd_name} needs {error.name}, which is not installed: "
+                "pip install --constraint constraints.txt --editable '.[bench]'"
+            ) from error
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        helps = {name: command.get_short_help_str(100) for name, command in self.commands.items()}
+        helps |= {name: text for name, (_, text) in _ELSEWHERE.items()}
+        with formatter.section("Commands"):
+            formatter.write_dl(sorted(helps.items()))
+
+
+@click.group(cls=_Commands)
+def midstep() -> None:
+    """Serve diffusion models, and ask who does."""
+
+
+@midstep.command()
+def keys() -> None:
+    """Print the table of all configuration keys."""
+    from serve.config.app import AppConfig
+    from serve.config.schema import keys_table
+
+    print(keys_table(AppConfig))
+
+
+@midstep.command()
+@click.argument("name")
+def key(name: str) -> None:
+    """Make an API key for the client NAME."""
+    from pydantic import ValidationError
+
+    from serve.config.api_keys import ApiKeyConfig, key_sha256, new_key
+
+    made = new_key()
     try:
-        client = ApiKeyConfig(name=name, key_sha256=key_sha256(key))
+        client = ApiKeyConfig(name=name, key_sha256=key_sha256(made))
     except ValidationError as error:
-        sys.exit(f"NAME: {error.errors()[0]['msg']}, but {name!r} was given")
+        raise click.ClickException(f"NAME: {error.errors()[0]['msg']}, but {name!r} was given") from error
     print(
-        f"The key of {client.name}, which is kept nowhere and shown only now:\n\n{key}\n\n"
+        f"The key of {client.name}, which is kept nowhere and shown only now:\n\n{made}\n\n"
         "For the server's configuration, under `args`:\n\n"
         f'api_keys:\n  - name: "{client.name}"\n    key_sha256: "{client.key_sha256}"'
     )
 
 
-@contextmanager
-def _told() -> Iterator[None]:
-    """What is wrong with a configuration or its model, in a line or a few."""
-    from deployments.engine.models import ModelLoadError
+@midstep.command()
+@click.argument("file", type=Path)
+def check(file: Path) -> None:
+    """Check a configuration file."""
+    from cluster.config_errors import shown_config_errors
+    from serve.checks import check as check_file
 
-    try:
-        yield
-    except (ConfigError, ModelLoadError) as error:
-        sys.exit(str(error))
-
-
-def _with_extra(command: str, argv: list[str]) -> None:
-    """Commands that need what a server does not."""
-    try:
-        if command == "bench":
-            from cluster.bench.command import main as bench
-
-            bench(argv)
-            return
-        from serve.checks import only_application
-
-        with _told():
-            if command == "rehearse":
-                from cluster.rehearsal.command import main as rehearse
-
-                rehearse(argv, only_application)
-            else:
-                from cluster.plan.command import main as plan
-
-                plan(argv, only_application)
-    except ModuleNotFoundError as error:
-        sys.exit(
-            f"midstep {command} needs {error.name}, which is not installed: "
-            "pip install --constraint constraints.txt --editable '.[bench]'"
-        )
+    with shown_config_errors():
+        check_file(file)
+    print(f"{file}: ok")
 
 
-def _with_file(arguments: argparse.Namespace) -> None:
-    """Commands for a configuration file."""
-    from cluster.profile import write_profile
-    from serve.checks import check, checked_model_info, only_application
+@midstep.command()
+@click.argument("file", type=Path)
+def run(file: Path) -> None:
+    """Check a configuration file and serve it until SIGTERM or Ctrl-C."""
+    import os
+
+    from cluster.config_errors import shown_config_errors
+    from serve.checks import check as check_file
+    from serve.checks import checked_model_info
     from serve.http.edge import stand_before_the_proxy
 
-    with _told():
-        if arguments.command == "profile":
-            write_profile(only_application(arguments.file), arguments.output)
-            return
-        configs = check(arguments.file)
-        if arguments.command == "run":
-            for config in configs:
-                checked_model_info(config)
-            stand_before_the_proxy(os.environ)
-            serve = Path(sys.executable).with_name("serve")
-            os.execv(serve, [str(serve), "run", str(arguments.file)])
-    print(f"{arguments.file}: ok")
+    with shown_config_errors():
+        for config in check_file(file):
+            checked_model_info(config)
+    stand_before_the_proxy(os.environ)
+    serve = Path(sys.executable).with_name("serve")
+    os.execv(serve, [str(serve), "run", str(file)])
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="midstep", description="Serve diffusion models, and ask who does.")
-    commands = parser.add_subparsers(dest="command", required=True)
-    commands.add_parser("keys", help="print the table of all keys")
-    commands.add_parser("key", help="make an API key for a client").add_argument("name", metavar="NAME")
-    commands.add_parser("bench", help="load a server and measure it")
-    commands.add_parser("plan", help="say how many GPUs a load needs and what they cost, by simulation")
-    commands.add_parser("rehearse", help="run a configuration on a local cluster of simulated GPUs")
-    commands.add_parser("generate", help="make an image on a server and wait for it")
-    commands.add_parser("jobs", help="submit|get|wait|cancel|list: work with a server's jobs")
-    for name, text in (
-        ("check", "check a file"),
-        ("run", "check a file and serve it"),
-        ("profile", "measure what its stages cost here, for its key model.cost_model"),
-    ):
-        commands.add_parser(name, help=text).add_argument("file", type=Path)
-    commands.choices["profile"].add_argument(
-        "--output", type=told(read_writable_file), default="cost_model.json"
-    )
-    return parser
+@midstep.command()
+@click.argument("file", type=Path)
+@click.option("--output", type=WRITABLE_FILE, default="cost_model.json", show_default=True)
+def profile(file: Path, output: Path) -> None:
+    """Measure what a configuration's stages cost here, for its key model.cost_model."""
+    from cluster.config_errors import shown_config_errors
+    from cluster.profile import write_profile
+    from serve.checks import only_application
+
+    with shown_config_errors():
+        write_profile(only_application(file), output)
 
 
-def main() -> None:
-    command = sys.argv[1] if len(sys.argv) > 1 else None
-    if command in ("generate", "jobs"):  # these and the next have options of their own
-        from cluster.client.command import main as ask
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs a command and returns its exit status.
 
-        ask(sys.argv[1:])
-        return
-    if command in ("bench", "plan", "rehearse"):
-        _with_extra(command, sys.argv[2:])
-        return
-    arguments = _parser().parse_args()
-    if arguments.command == "key":
-        _print_new_key(arguments.name)
-    elif arguments.command == "keys":
-        from serve.config.app import AppConfig
+    arguments: None for those of the process. What is wrong ends it with SystemExit; a wrong option with one
+    line, without the usage, which is long.
+    """
+    try:
+        status = midstep.main(arguments, prog_name="midstep", standalone_mode=False)
+    except click.exceptions.NoArgsIsHelpError as error:
+        print(error.format_message(), file=sys.stderr)
+        return error.exit_code
+    except click.UsageError as error:
+        print(f"{error.ctx.command_path if error.ctx else 'midstep'}: {_sentence(error)}", file=sys.stderr)
+        raise SystemExit(error.exit_code) from error
+    except click.ClickException as error:
+        sys.exit(error.format_message())
+    except click.Abort:
+        return 130  # as shells have it
+    return status if isinstance(status, int) else 0
 
-        print(keys_table(AppConfig))
-    else:
-        _with_file(arguments)
+
+def _sentence(error: click.UsageError) -> str:
+    if not isinstance(error, click.BadParameter):
+        return error.format_message()
+    hint = error.param_hint
+    if hint is None and error.param is not None:
+        options = [*error.param.opts, *error.param.secondary_opts]
+        is_option = isinstance(error.param, click.Option)
+        hint = "/".join(options) if is_option else error.param.human_readable_name
+    is_missing = isinstance(error, click.MissingParameter)
+    return f"argument {hint}: {'is required' if is_missing else error.message}"
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -1,50 +1,133 @@
-"""`midstep bench`: load one or several servers at one or several rates, and report."""
+"""`midstep bench`: loads one or several servers at one or several rates, and reports."""
 
-import asyncio
-import itertools
 import sys
 from collections import Counter
-from collections.abc import Callable, Sequence
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
+import click
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from cluster.bench.answers import Kind
-from cluster.bench.load import RequestOutcome, Target, run_load
+from cluster.api_key import KEY_HELP, api_key
+from cluster.bench.load import RequestOutcome, Target
+from cluster.bench.load_options import LoadOptions, file_of, with_load_options
 from cluster.bench.mix import PlannedRequest
-from cluster.bench.options import PLOT_NAME, Drawing, Load, read_options
+from cluster.bench.option_values import NAME, POSITIVE, POSITIVE_COUNT, SYSTEM, URL, WRITABLE_FOLDER
+from cluster.bench.progress import new_progress, run
 from cluster.bench.report import Summary, plot, summarize, table, warnings
-from cluster.bench.results import new_results, write_results
+from cluster.bench.results import Results, new_results, read_results, write_results
+from cluster.bench.template import IMAGES_BODY, read_template
+
+_PLOT_NAME = "latency_throughput.png"
 
 
-def main(argv: Sequence[str] | None = None) -> None:
-    options = read_options(argv)
+@dataclass(frozen=True)
+class _Runs:
+    """The plan of each run, and the targets by name that each of them is sent to."""
+
+    targets: Mapping[str, Target]
+    plans: Sequence[Sequence[PlannedRequest]]
+    warmup: int
+    timeout_s: float
+    slo_s: float | None
+
+
+@click.command(epilog=KEY_HELP, context_settings={"show_default": True})
+@click.option("--url", type=URL, help="A server, such as http://127.0.0.1:8000.")
+@click.option("--name", type=NAME, default="midstep", help="What to call it.")
+@click.option("--system", "systems", type=SYSTEM, multiple=True, help="One of several servers.")
+@click.option("--path", default=Target.path, help="Where images are made.")
+@click.option("--body", type=file_of(read_template), help="A JSON template of bodies, for other dialects.")
+@click.option("--stream", is_flag=True, help="Ask for server-sent events with previews.")
+@click.option("--partial-images", type=POSITIVE_COUNT, default="1", help="Previews to ask for.")
+@with_load_options
+@click.option("--slo-s", type=POSITIVE, help="Seconds that a good answer takes at most.")
+@click.option("--output", type=Path, help=f"A folder (build/bench); with --plot a picture ({_PLOT_NAME}).")
+@click.option("--plot", "is_plot", is_flag=True, help="Draw earlier results (FILES), load nothing.")
+@click.argument("files", type=file_of(read_results), nargs=-1)
+def bench(
+    url: str | None,
+    name: str,
+    systems: Sequence[tuple[str, str]],
+    path: str,
+    body: Mapping[str, Any] | None,
+    stream: bool,
+    partial_images: int,
+    load: LoadOptions,
+    slo_s: float | None,
+    output: Path | None,
+    is_plot: bool,
+    files: Sequence[Results],
+) -> None:
+    """Load one or several image servers over HTTP, open loop, and report latency and throughput."""
     console = Console()
-    if isinstance(options, Drawing):
-        plot(options.results, options.output)
-        console.print(table(options.results))
+    if is_plot != bool(files):
+        message = "needs FILES with results" if is_plot else "is needed to draw what is in FILES"
+        raise click.BadParameter(message, param_hint="--plot")
+    if is_plot:
+        output = output or Path(_PLOT_NAME)
+        _draw(_by_name(files), output, console)
     else:
-        results = _measure(options, console)
-        for name, summaries in results.items():
-            write_results(new_results(name, options.settings, summaries), options.output / f"{name}.json")
-        plot(results, options.output / PLOT_NAME)
-        if not any(summary.num_images for summaries in results.values() for summary in summaries):
-            sys.exit("midstep bench: no request was completed")
-    console.print(f"Written to {options.output}", markup=False, highlight=False)
+        urls = _urls([*([(name, url)] if url else []), *systems])
+        template, key = IMAGES_BODY if body is None else body, api_key()
+        targets = {
+            name: Target(url, path, template, stream, partial_images, key) for name, url in urls.items()
+        }
+        runs = _Runs(targets, load.plans(), load.warmup, load.timeout_s, slo_s)
+        output = WRITABLE_FOLDER.convert(output or "build/bench", _parameter("output"), None)
+        settings = load.settings() | {"slo_s": slo_s, "stream": stream}
+        _report(_measured(runs, console), settings, output)
+    console.print(f"Written to {output}", markup=False, highlight=False)
 
 
-def _measure(load: Load, console: Console) -> dict[str, list[Summary]]:
+def _parameter(name: str) -> click.Parameter:
+    return next(parameter for parameter in bench.params if parameter.name == name)
+
+
+def _urls(systems: Sequence[tuple[str, str]]) -> dict[str, str]:
+    """By name."""
+    if not systems:
+        raise click.BadParameter("is required, or --system", param_hint="--url")
+    if repeated := [name for name, count in Counter(name for name, _ in systems).items() if count > 1]:
+        raise click.BadParameter(f"{repeated[0]!r} is there twice", param_hint="--system")
+    return dict(systems)
+
+
+def _by_name(earlier: Sequence[Results]) -> dict[str, Sequence[Summary]]:
+    """Results of one name are told apart by their place."""
+    counts = Counter(results.name for results in earlier)
+    return {
+        results.name if counts[results.name] == 1 else f"{results.name} ({place})": results.summaries
+        for place, results in enumerate(earlier, start=1)
+    }
+
+
+def _draw(results: Mapping[str, Sequence[Summary]], output: Path, console: Console) -> None:
+    plot(results, output)
+    console.print(table(results))
+
+
+def _report(results: Mapping[str, Sequence[Summary]], settings: Mapping[str, Any], output: Path) -> None:
+    for name, summaries in results.items():
+        write_results(new_results(name, settings, summaries), output / f"{name}.json")
+    plot(results, output / _PLOT_NAME)
+    if not any(summary.num_images for summaries in results.values() for summary in summaries):
+        sys.exit("midstep bench: no request was completed")
+
+
+def _measured(runs: _Runs, console: Console) -> dict[str, list[Summary]]:
     """Tells of progress on the way and of all that came out at the end."""
-    results: dict[str, list[Summary]] = {name: [] for name in load.targets}
+    results: dict[str, list[Summary]] = {name: [] for name in runs.targets}
     problems: Counter[str] = Counter()
     try:
         with new_progress() as progress:
             # Systems take turns within each rate, so that a machine that changes its pace does so for all.
-            for planned in load.plans:
-                for name, target in load.targets.items():
-                    outcomes = run(target, planned, load.warmup, load.timeout_s, name, progress)
-                    results[name].append(summarize(outcomes, load.slo_s))
+            for planned in runs.plans:
+                for name, target in runs.targets.items():
+                    outcomes = run(target, planned, runs.warmup, runs.timeout_s, name, progress)
+                    results[name].append(summarize(outcomes, runs.slo_s))
                     problems.update(_problem(name, outcome) for outcome in outcomes if outcome.answer.detail)
     except KeyboardInterrupt:
         sys.exit("midstep bench: interrupted, nothing was written")
@@ -56,48 +139,5 @@ def _measure(load: Load, console: Console) -> dict[str, list[Summary]]:
     return results
 
 
-def new_progress() -> Progress:
-    """On stderr: bars that count outcomes."""
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    counts = TextColumn("{task.fields[counts]}")
-    return Progress(*columns, counts, console=Console(stderr=True), refresh_per_second=4)
-
-
 def _problem(name: str, outcome: RequestOutcome) -> str:
     return f"{name}: {outcome.answer.kind}: {outcome.answer.detail}"
-
-
-def run(
-    target: Target,
-    planned: Sequence[PlannedRequest],
-    warmup: int,
-    timeout_s: float,
-    name: str,
-    progress: Progress,
-) -> list[RequestOutcome]:
-    """One run, with a bar of that name. warmup: requests before it, which do not count."""
-    on_outcome = counting(progress, name, len(planned))
-    # Of other seeds than the run's, so that nothing of the run is made already.
-    first = [
-        replace(request, due_s=0.0, seed=request.seed + 1)
-        for request in itertools.islice(itertools.cycle(planned), warmup)
-    ]
-    asyncio.run(run_load(target, first, timeout_s))
-    return asyncio.run(run_load(target, planned, timeout_s, on_outcome))
-
-
-def counting(progress: Progress, name: str, total: int) -> Callable[[RequestOutcome], None]:
-    """Adds a bar that counts outcomes."""
-    task = progress.add_task(name, total=total, counts="")
-    counts: Counter[Kind] = Counter()
-
-    def on_outcome(outcome: RequestOutcome) -> None:
-        counts[outcome.answer.kind] += 1
-        shown = ", ".join(f"{count} {kind}" for kind, count in counts.items())
-        progress.update(task, advance=1, counts=shown)
-
-    return on_outcome
-
-
-if __name__ == "__main__":
-    main()

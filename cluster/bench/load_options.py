@@ -1,120 +1,189 @@
-"""The options that say what load there is, when and of what: of every command that makes or plans one."""
+"""The options that say what load there is, when and of what, for every command that makes or plans one."""
 
-import argparse
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, fields, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, fields, replace
+from functools import wraps
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NoReturn, TypeVar
 
-from cluster.bench import arrivals
+import click
+
+from cluster.bench.arrivals import TraceArrival, constant, poisson, steps, trace
 from cluster.bench.mix import Mix, PlannedRequest, plan, plan_trace, read_mix, read_size, read_weights
 from cluster.bench.option_values import (
-    OneLineParser,
-    read_count,
+    COUNT,
+    NOT_NEGATIVE,
+    POSITIVE,
+    POSITIVES,
+    Read,
     read_not_negative,
-    read_positive,
     read_positive_count,
-    read_positives,
-    read_prompts,
-    told,
 )
 
+R = TypeVar("R")
 T = TypeVar("T")
-DEFAULT_DURATION_S = 60.0
-# What a file of results tells of the command line: no paths, no hosts.
-SETTINGS = ["arrivals", "rate", "duration", "speed_up", "start", "warmup", "timeout", "seed"]
 
 
-def add_when(parser: argparse.ArgumentParser) -> None:
-    times = parser.add_argument_group("when").add_argument
-    kinds = "(poisson; with --trace: trace)"
-    times("--arrivals", choices=("poisson", "constant", "step", "trace"), help=kinds)
-    rates = "requests/s; several are runs, but with --arrivals step the steps of one run"
-    times("--rate", "--rates", type=told(read_positives), help=rates)
-    times("--duration", type=told(read_positive), help="seconds of a run or step (60; a trace: to its end)")
-    times("--trace", type=Path, help="CSV or CSV.GZ with arrival_s, num_images, num_inference_steps")
-    times("--speed-up", type=told(read_positives), help="times as fast as it came (1); several are runs")
-    times("--start", type=told(read_not_negative), help="second of the trace to start at (0)")
-    times("--warmup", type=told(read_count), default=0, help="requests before each run, which do not count")
-    times("--timeout", type=told(read_positive), default=300.0, help="seconds from due (%(default)s)")
+def file_of(read: Callable[[Path], T]) -> Read[T]:
+    return Read("file", lambda text: read(Path(text)))
 
 
-def parsed(parser: OneLineParser, argv: Sequence[str] | None) -> argparse.Namespace:
-    """The command line of a parser with these options; exits as parsers do."""
-    args = parser.parse_args(argv)
-    if args.arrivals is None:
-        args.arrivals = "poisson" if args.trace is None else "trace"
-    return args
+def _weights(read: Callable[[str], T]) -> Read[dict[T, float]]:
+    return Read("value:weight,...", lambda text: read_weights(text, read))
 
 
-def add_what(parser: argparse.ArgumentParser) -> None:
-    asked = parser.add_argument_group("what is asked for, as VALUE:WEIGHT,...").add_argument
-    asked("--mix", type=file_of(read_mix), default=Mix(), help="all of it as a YAML or JSON file")
-    asked("--prompts", type=file_of(read_prompts), help="a file with a prompt a line")
-    asked("--sizes", type=_weights(read_size), help="such as 512x512:3,768x768:1")
-    asked("--steps", type=_weights(read_positive_count), dest="num_inference_steps", help="4:20,20:40,50:10")
-    asked("--guidance-scales", type=_weights(read_not_negative), help="1:1,5:3")
-    asked("--samplers", type=_weights(str), help="'Euler a:1,DPM++ 2M:2'")
-    asked("--num-images", type=_weights(read_positive_count), help="of one request: 1:3,4:1")
-    asked("--seed", type=told(read_count), default=0, help="of times and requests (%(default)s)")
+def _read_prompts(path: Path) -> list[str]:
+    if not (prompts := [line for line in path.read_text().splitlines() if line.strip()]):
+        raise ValueError(f"{path}: has no prompts, one a line")
+    return prompts
 
 
-def file_of(read: Callable[[Path], T]) -> Callable[[str], T]:
-    return told(lambda text: read(Path(text)))
+_WHEN = (
+    click.option(
+        "--arrivals",
+        type=click.Choice(("poisson", "constant", "step", "trace")),
+        help="When requests fall due (poisson; with --trace: trace).",
+    ),
+    click.option(
+        "--rate",
+        "--rates",
+        "rates",
+        type=POSITIVES,
+        help="Requests/s; several are runs, but with --arrivals step the steps of one run.",
+    ),
+    click.option(
+        "--duration",
+        "duration_s",
+        type=POSITIVE,
+        help="Seconds of a run or step (60, to plan 600; a trace: to its end).",
+    ),
+    click.option("--trace", type=Path, help="CSV or CSV.GZ with arrival_s, num_images, num_inference_steps."),
+    click.option(
+        "--speed-up",
+        "speed_ups",
+        type=POSITIVES,
+        help="How many times as fast as it came a trace is replayed (1); several are runs.",
+    ),
+    click.option("--start", "start_s", type=NOT_NEGATIVE, help="Second of the trace to start at (0)."),
+    click.option("--warmup", type=COUNT, default="0", help="Requests before each run, which do not count."),
+    click.option(
+        "--timeout", "timeout_s", type=POSITIVE, default="300", help="Seconds from due to the whole answer."
+    ),
+)
+_WHAT = (
+    click.option("--mix", type=file_of(read_mix), help="What is asked for, as a YAML or JSON file."),
+    click.option("--prompts", type=file_of(_read_prompts), help="A file with a prompt a line."),
+    click.option("--sizes", type=_weights(read_size), help="Such as 512x512:3,768x768:1."),
+    click.option(
+        "--steps", "num_inference_steps", type=_weights(read_positive_count), help="4:20,20:40,50:10"
+    ),
+    click.option("--guidance-scales", type=_weights(read_not_negative), help="1:1,5:3"),
+    click.option("--samplers", type=_weights(str), help="'Euler a:1,DPM++ 2M:2'"),
+    click.option("--num-images", type=_weights(read_positive_count), help="Of one request: 1:3,4:1."),
+    click.option("--seed", type=COUNT, default="0", help="Seed of times and requests."),
+)
 
 
-def _weights(read: Callable[[str], T]) -> Callable[[str], dict[T, float]]:
-    return told(lambda text: read_weights(text, read))
+@dataclass(frozen=True)
+class LoadOptions:
+    """The options as they were given, None where they were not. Its methods raise click.BadParameter."""
 
+    arrivals: str | None
+    rates: Sequence[float] | None
+    duration_s: float | None
+    trace: Path | None
+    speed_ups: Sequence[float] | None
+    start_s: float | None
+    warmup: int
+    timeout_s: float
+    mix: Mix | None
+    prompts: Sequence[str] | None
+    sizes: Mapping[tuple[int, int], float] | None
+    num_inference_steps: Mapping[int, float] | None
+    guidance_scales: Mapping[float, float] | None
+    samplers: Mapping[str, float] | None
+    num_images: Mapping[int, float] | None
+    seed: int
 
-def mix_of(args: argparse.Namespace) -> Mix:
-    """The file's, or the default, with what the other options say."""
-    mix: Mix = args.mix
-    given = {field.name: getattr(args, field.name) for field in fields(Mix)}
-    return replace(mix, **{name: value for name, value in given.items() if value is not None})
+    def whole_mix(self) -> Mix:
+        """The file's, or the default, with what the other options say."""
+        given = {field.name: getattr(self, field.name) for field in fields(Mix)}
+        return replace(
+            self.mix or Mix(), **{name: value for name, value in given.items() if value is not None}
+        )
 
+    def kind(self) -> str:
+        return self.arrivals or ("poisson" if self.trace is None else "trace")
 
-def settings_of(args: argparse.Namespace, mix: Mix) -> dict[str, Any]:
-    """For the record."""
-    sizes = {size and f"{size[0]}x{size[1]}": weight for size, weight in mix.sizes.items()}
-    described = asdict(mix) | {"sizes": sizes, "prompts": len(mix.prompts)}
-    return {name: getattr(args, name) for name in SETTINGS} | {"mix": described}
-
-
-def plans_of(parser: OneLineParser, args: argparse.Namespace, mix: Mix) -> list[list[PlannedRequest]]:
-    """One for each run; exits where there is none to make."""
-    seed, duration_s = args.seed, args.duration or DEFAULT_DURATION_S
-    if args.arrivals == "trace":
-        plans = [plan_trace(times, mix, seed) for times in _traces(parser, args)]
-    else:
-        for name in ("trace", "speed_up", "start"):
-            if getattr(args, name) is not None:
-                parser.error(f"argument --{name.replace('_', '-')}: needs --arrivals trace")
-        if args.rate is None:
-            parser.error("argument --rate: is required")
-        if args.arrivals == "poisson":
-            runs = [arrivals.poisson(rate, duration_s, seed) for rate in args.rate]
-        elif args.arrivals == "constant":
-            runs = [arrivals.constant(rate, duration_s) for rate in args.rate]
+    def plans(self, default_duration_s: float = 60.0) -> list[list[PlannedRequest]]:
+        """The plan of each run. default_duration_s: of runs that no trace ends"""
+        mix, seed = self.whole_mix(), self.seed
+        if self.kind() == "trace":
+            plans = [plan_trace(times, mix, seed) for times in self._traces()]
         else:
-            runs = [arrivals.steps([(rate, duration_s) for rate in args.rate], seed)]
-        plans = [plan(times, mix, seed) for times in runs]
-    if not all(plans):
-        parser.error(f"argument {'--start' if args.start else '--duration'}: no request falls due")
-    return plans
+            duration_s = self.duration_s or default_duration_s
+            plans = [plan(times, mix, seed) for times in self._times(duration_s)]
+        if not all(plans):
+            _refuse("--start" if self.start_s else "--duration", "no request falls due")
+        return plans
+
+    def settings(self, default_duration_s: float | None = None) -> dict[str, Any]:
+        """What a file of results tells of the command line: no paths, no hosts."""
+        mix = self.whole_mix()
+        sizes = {size and f"{size[0]}x{size[1]}": weight for size, weight in mix.sizes.items()}
+        return {
+            "arrivals": self.kind(),
+            "rate": self.rates,
+            "duration": self.duration_s or (None if self.kind() == "trace" else default_duration_s),
+            "speed_up": self.speed_ups,
+            "start": self.start_s,
+            "warmup": self.warmup,
+            "timeout": self.timeout_s,
+            "seed": self.seed,
+            "mix": asdict(mix) | {"sizes": sizes, "prompts": len(mix.prompts)},
+        }
+
+    def _times(self, duration_s: float) -> list[list[float]]:
+        for option, value in (("trace", self.trace), ("speed-up", self.speed_ups), ("start", self.start_s)):
+            if value is not None:
+                _refuse(f"--{option}", "needs --arrivals trace")
+        if self.rates is None:
+            _refuse("--rate", "is required")
+        match self.kind():
+            case "poisson":
+                return [poisson(rate, duration_s, self.seed) for rate in self.rates]
+            case "constant":
+                return [constant(rate, duration_s) for rate in self.rates]
+        return [steps([(rate, duration_s) for rate in self.rates], self.seed)]
+
+    def _traces(self) -> list[list[TraceArrival]]:
+        if self.rates is not None:
+            _refuse("--rate", "a trace has its own; --speed-up changes it")
+        if self.trace is None:
+            _refuse("--trace", "is required with --arrivals trace")
+        try:
+            return [
+                trace(self.trace, speed_up, self.duration_s, self.start_s or 0.0, self.seed)
+                for speed_up in self.speed_ups or [1.0]
+            ]
+        except OSError as error:
+            _refuse("--trace", f"{self.trace}: {error.strerror or error}")
+        except ValueError as error:
+            _refuse("--trace", str(error))
 
 
-def _traces(parser: OneLineParser, args: argparse.Namespace) -> list[list[arrivals.TraceArrival]]:
-    if args.rate is not None:
-        parser.error("argument --rate: a trace has its own; --speed-up changes it")
-    if args.trace is None:
-        parser.error("argument --trace: is required with --arrivals trace")
-    try:
-        return [
-            arrivals.trace(args.trace, speed_up, args.duration, args.start or 0.0, args.seed)
-            for speed_up in args.speed_up or [1.0]
-        ]
-    except OSError as error:
-        parser.error(f"argument --trace: {args.trace}: {error.strerror or error}")
-    except ValueError as error:
-        parser.error(f"argument --trace: {error}")
+def _refuse(option: str, message: str) -> NoReturn:
+    raise click.BadParameter(message, param_hint=option)
+
+
+def with_load_options(command: Callable[..., R]) -> Callable[..., R]:
+    """Adds the options to a command, which gets them together as `load`."""
+
+    @wraps(command)
+    def with_load(**given: Any) -> R:
+        load = LoadOptions(**{field.name: given.pop(field.name) for field in fields(LoadOptions)})
+        return command(load=load, **given)
+
+    for option in reversed(_WHEN + _WHAT):
+        option(with_load)
+    return with_load

@@ -1,34 +1,33 @@
-"""Values of options, read from text: right, or an error of one line that names the option."""
+"""Values of options, read from text: right, or an error of one line that says what is wrong."""
 
-import argparse
 import math
 from collections.abc import Callable
 from pathlib import Path
-from typing import NoReturn, TypeVar
+from typing import Any, TypeVar
 from urllib.parse import urlsplit
+
+import click
 
 T = TypeVar("T")
 
 
-class OneLineParser(argparse.ArgumentParser):
-    """Its errors are one line, without the usage, which is long."""
+class Read(click.ParamType[T]):
+    """An option's type: its value is what `read` makes of the text, or the error that it raises.
 
-    def error(self, message: str) -> NoReturn:
-        self.exit(2, f"{self.prog}: {message}\n")
+    metavar: what help calls the text
+    """
 
+    def __init__(self, metavar: str, read: Callable[[str], T]) -> None:
+        self.name = metavar
+        self._read = read
 
-def told(read: Callable[[str], T]) -> Callable[[str], T]:
-    """`read` for argparse, which keeps the sentence of a ValueError to itself."""
-
-    def converted(text: str) -> T:
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> T:
         try:
-            return read(text)
+            return self._read(value)
         except OSError as error:
-            raise argparse.ArgumentTypeError(f"{text}: {error.strerror or error}") from error
+            self.fail(f"{value}: {error.strerror or error}", param, ctx)
         except ValueError as error:
-            raise argparse.ArgumentTypeError(str(error)) from error
-
-    return converted
+            self.fail(str(error), param, ctx)
 
 
 def read_not_negative(text: str) -> float:
@@ -47,11 +46,6 @@ def read_positive(text: str) -> float:
     return value
 
 
-def read_positives(text: str) -> list[float]:
-    """From "0.5,1,2"."""
-    return [read_positive(item) for item in text.split(",")]
-
-
 def read_count(text: str) -> int:
     if not text.isdecimal():
         raise ValueError(f"{text!r} is not a whole number of at least 0")
@@ -64,8 +58,13 @@ def read_positive_count(text: str) -> int:
     return value
 
 
-def read_writable_file(text: str) -> Path:
-    """Its folder is made. Raises OSError where it cannot be written: before the minutes until it is."""
+def _read_positives(text: str) -> list[float]:
+    """From "0.5,1,2"."""
+    return [read_positive(item) for item in text.split(",")]
+
+
+def _read_writable_file(text: str) -> Path:
+    """Makes the file's folder. Raises OSError where it cannot be written: before the minutes until it is."""
     path = Path(text)
     is_new = not path.exists()
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -75,35 +74,41 @@ def read_writable_file(text: str) -> Path:
     return path
 
 
-def read_writable_folder(text: str) -> Path:
-    """Likewise for a folder to write files to."""
+def _read_writable_folder(text: str) -> Path:
+    """Makes the folder. Raises OSError where no file can be written to it."""
     path = Path(text)
-    read_writable_file(str(path / ".midstep"))
+    _read_writable_file(str(path / ".midstep"))
     return path
 
 
-def read_url(text: str) -> str:
+def _read_url(text: str) -> str:
     parts = urlsplit(text)
     if parts.scheme not in ("http", "https") or not parts.hostname:
         raise ValueError(f"{text!r} is not a URL such as http://127.0.0.1:8000")
     return text
 
 
-def read_name(text: str) -> str:
+def _read_name(text: str) -> str:
     if not text or "/" in text:
         raise ValueError(f"{text!r} is not a name that a file can have")
     return text
 
 
-def read_system(text: str) -> tuple[str, str]:
+def _read_system(text: str) -> tuple[str, str]:
     """From "NAME=URL"."""
     name, equals, url = text.partition("=")
     if not equals:
         raise ValueError(f"{text!r} is not NAME=URL")
-    return read_name(name), read_url(url)
+    return _read_name(name), _read_url(url)
 
 
-def read_prompts(path: Path) -> list[str]:
-    if not (prompts := [line for line in path.read_text().splitlines() if line.strip()]):
-        raise ValueError(f"{path}: has no prompts, one a line")
-    return prompts
+NOT_NEGATIVE = Read("number", read_not_negative)
+POSITIVE = Read("number", read_positive)
+POSITIVES = Read("number,...", _read_positives)
+COUNT = Read("count", read_count)
+POSITIVE_COUNT = Read("count", read_positive_count)
+WRITABLE_FILE = Read("file", _read_writable_file)
+WRITABLE_FOLDER = Read("folder", _read_writable_folder)
+URL = Read("url", _read_url)
+NAME = Read("name", _read_name)
+SYSTEM = Read("name=url", _read_system)

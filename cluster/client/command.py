@@ -1,157 +1,198 @@
-"""`midstep generate PROMPT -o FILE` and `midstep jobs submit|get|wait|cancel|list`."""
+"""`midstep generate PROMPT` and `midstep jobs submit|get|wait|cancel|list`.
 
-import argparse
+httpx and rich are imported when a server is asked, so that help is there at once.
+"""
+
 import json
-import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable
 from contextlib import closing
-from pathlib import Path
-from typing import Any
+from functools import wraps
+from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
 
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
-from rich.table import Column, Table
+import click
 
-from cluster.client.predictions import Predictions, ServerError
+from cluster.api_key import KEY_HELP, api_key
+from cluster.bench.option_values import URL, WRITABLE_FILE
 
-KEY_VARIABLE = "MIDSTEP_API_KEY"
-_KEY_HELP = f"A server with API keys is sent the one in the environment variable {KEY_VARIABLE}."
-# Of the command line, and what the server calls them.
-_INPUT = {
-    "negative_prompt": (str, "what it should not show"),
-    "width": (int, "pixels"),
-    "height": (int, "pixels"),
-    "num_outputs": (int, "how many images; their seeds are seed, seed + 1, ..."),
-    "num_inference_steps": (int, "denoising steps"),
-    "guidance_scale": (float, "classifier-free guidance"),
-    "scheduler": (str, 'the sampler, such as "DPM++ 2M Karras"'),
-    "seed": (int, "the same seed gives the same image"),
-    "output_format": (str, "png, webp or jpeg"),
-    "priority": (int, "-2 to 2"),
+if TYPE_CHECKING:
+    from cluster.client.predictions import Predictions
+
+# The fields of a prediction's input that have an option, as the server calls them.
+_INPUT: dict[str, tuple[type, str]] = {
+    "negative_prompt": (str, "What the image should not show."),
+    "width": (int, "Pixels."),
+    "height": (int, "Pixels."),
+    "num_outputs": (int, "How many images; their seeds are seed, seed + 1, ..."),
+    "num_inference_steps": (int, "Denoising steps."),
+    "guidance_scale": (float, "Classifier-free guidance."),
+    "scheduler": (str, 'The sampler, such as "DPM++ 2M Karras".'),
+    "seed": (int, "The same seed gives the same image."),
+    "output_format": (str, "png, webp or jpeg."),
+    "priority": (int, "-2 to 2."),
 }
+_OUTPUT = click.option(
+    "-o", "--output", type=WRITABLE_FILE, help="Where the image goes; several are numbered."
+)
+Command = Callable[..., int]
 
 
-def main(argv: Sequence[str]) -> None:
-    arguments = _parser().parse_args(argv)
+def _asking(command: Command) -> Command:
+    """Adds the options of every command that asks a server; `command` gets the server's predictions."""
+
+    @wraps(command)
+    def asking(url: str, **given: Any) -> int:
+        from cluster.client.predictions import Predictions, ServerError
+
+        try:
+            with closing(Predictions(url, api_key())) as predictions:
+                return command(predictions, **given)
+        except ServerError as error:
+            raise click.ClickException(str(error)) from error
+
+    click.option("--json", "as_json", is_flag=True, help="Print the prediction as JSON, and no progress.")(
+        asking
+    )
+    click.option("--url", type=URL, default="http://127.0.0.1:8000", show_default=True, help="The server.")(
+        asking
+    )
+    return asking
+
+
+def _with_input(command: Command) -> Command:
+    """Adds the prompt and the options of an image; `command` gets those that were given as `asked`."""
+
+    @wraps(command)
+    def with_input(predictions: "Predictions", **given: Any) -> int:
+        values = {name: given.pop(name) for name in ("prompt", *_INPUT, "deterministic")}
+        asked = {name: value for name, value in values.items() if value is not None}
+        return command(predictions, asked=asked, **given)
+
+    text = "The same bytes every time."
+    click.option("--deterministic", is_flag=True, default=None, help=text)(with_input)
+    for name, (kind, text) in reversed(_INPUT.items()):
+        click.option(f"--{name.replace('_', '-')}", type=kind, help=text)(with_input)
+    return click.argument("prompt")(with_input)
+
+
+@click.command(epilog=KEY_HELP)
+@_asking
+@_with_input
+@_OUTPUT
+def generate(predictions: "Predictions", asked: dict[str, Any], output: Path | None, as_json: bool) -> int:
+    """Make an image from PROMPT and wait for it.
+
+    Without --output it goes to a file in the working folder that has the job's id for a name; with --json
+    alone it stays on the server.
+    """
+    created = predictions.create(predictions.model(), asked)
+    is_saved = output is not None or not as_json
     try:
-        with closing(Predictions(arguments.url, os.environ.get(KEY_VARIABLE))) as predictions:
-            sys.exit(arguments.run(predictions, arguments))
-    except ServerError as error:
-        sys.exit(str(error))
-    except KeyboardInterrupt:
-        sys.exit(130)  # as shells have it
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="midstep", description=__doc__, epilog=_KEY_HELP)
-    commands = parser.add_subparsers(required=True)
-    common = argparse.ArgumentParser(add_help=False)
-    common.add_argument("--url", default="http://127.0.0.1:8000", help="of the server (default %(default)s)")
-    common.add_argument("--json", action="store_true", help="print the prediction as JSON, and no progress")
-    asked = argparse.ArgumentParser(add_help=False)
-    asked.add_argument("prompt")
-    for name, (kind, text) in _INPUT.items():
-        asked.add_argument(f"--{name.replace('_', '-')}", type=kind, help=text)
-    asked.add_argument("--deterministic", action="store_true", default=None, help="the same bytes every time")
-    fetched = argparse.ArgumentParser(add_help=False)
-    fetched.add_argument("-o", "--output", type=Path, help="where the image goes; several are numbered")
-    named = argparse.ArgumentParser(add_help=False)
-    named.add_argument("id")
-
-    def add(group: Any, name: str, run: Any, text: str, *parents: argparse.ArgumentParser) -> Any:
-        command = group.add_parser(
-            name, help=text, description=text, epilog=_KEY_HELP, parents=[common, *parents]
-        )
-        command.set_defaults(run=run)
-        return command
-
-    add(commands, "generate", _generate, "make an image and wait for it", asked, fetched)
-    jobs = commands.add_parser("jobs", help="work with jobs", epilog=_KEY_HELP).add_subparsers(required=True)
-    submit = add(jobs, "submit", _submit, "hand in a job and print its id", asked)
-    submit.add_argument("--webhook", help="a URL that is told of it")
-    submit.add_argument("--idempotency-key", help="hand in the same job once only, however often you try")
-    add(jobs, "get", _get, "print a job", named)
-    add(jobs, "wait", _wait, "wait for a job", named, fetched)
-    add(jobs, "cancel", _cancel, "cancel a job", named)
-    add(jobs, "list", _list, "print the newest jobs")
-    return parser
-
-
-def _input(arguments: argparse.Namespace) -> dict[str, Any]:
-    names = ("prompt", *_INPUT, "deterministic")
-    return {name: getattr(arguments, name) for name in names if getattr(arguments, name) is not None}
-
-
-def _generate(predictions: Predictions, arguments: argparse.Namespace) -> int:
-    created = predictions.create(predictions.model(), _input(arguments))
-    try:
-        return _finish(predictions, created["id"], arguments)
+        return _finish(predictions, created["id"], output, as_json, is_saved=is_saved)
     except KeyboardInterrupt:
         predictions.cancel(created["id"])
         raise
 
 
-def _submit(predictions: Predictions, arguments: argparse.Namespace) -> int:
-    created = predictions.create(
-        predictions.model(), _input(arguments), arguments.webhook, arguments.idempotency_key
-    )
-    print(json.dumps(created) if arguments.json else created["id"])
+@click.group(epilog=KEY_HELP)
+def jobs() -> None:
+    """Work with a server's jobs."""
+
+
+@jobs.command(epilog=KEY_HELP)
+@_asking
+@_with_input
+@click.option("--webhook", help="A URL that is told of the job.")
+@click.option("--idempotency-key", help="Hand in the same job once only, however often you try.")
+def submit(
+    predictions: "Predictions",
+    asked: dict[str, Any],
+    webhook: str | None,
+    idempotency_key: str | None,
+    as_json: bool,
+) -> int:
+    """Hand in a job and print its id."""
+    created = predictions.create(predictions.model(), asked, webhook, idempotency_key)
+    print(json.dumps(created) if as_json else created["id"])
     return 0
 
 
-def _get(predictions: Predictions, arguments: argparse.Namespace) -> int:
-    return _show(predictions.get(arguments.id), arguments)
+@jobs.command(epilog=KEY_HELP)
+@_asking
+@click.argument("prediction_id", metavar="ID")
+def get(predictions: "Predictions", prediction_id: str, as_json: bool) -> int:
+    """Print a job."""
+    return _show(predictions.get(prediction_id), as_json)
 
 
-def _wait(predictions: Predictions, arguments: argparse.Namespace) -> int:
-    return _finish(predictions, arguments.id, arguments)
+@jobs.command(epilog=KEY_HELP)
+@_asking
+@click.argument("prediction_id", metavar="ID")
+@_OUTPUT
+def wait(predictions: "Predictions", prediction_id: str, output: Path | None, as_json: bool) -> int:
+    """Wait for a job."""
+    return _finish(predictions, prediction_id, output, as_json, is_saved=output is not None)
 
 
-def _cancel(predictions: Predictions, arguments: argparse.Namespace) -> int:
-    canceled = predictions.cancel(arguments.id)
-    status = _show(canceled, arguments)
+@jobs.command(epilog=KEY_HELP)
+@_asking
+@click.argument("prediction_id", metavar="ID")
+def cancel(predictions: "Predictions", prediction_id: str, as_json: bool) -> int:
+    """Cancel a job."""
+    canceled = predictions.cancel(prediction_id)
+    status = _show(canceled, as_json)
     return 0 if canceled["status"] == "canceled" else status
 
 
-def _list(predictions: Predictions, arguments: argparse.Namespace) -> int:
+@jobs.command("list", epilog=KEY_HELP)
+@_asking
+def list_newest(predictions: "Predictions", as_json: bool) -> int:
+    """Print the newest jobs."""
     newest = predictions.newest()
-    if arguments.json:
+    if as_json:
         print(json.dumps(newest))
-        return 0
-    table = Table(Column("id", no_wrap=True), "status", "created", "prompt")  # an id is there to be copied
-    for job in newest:
-        created_at = job["created_at"][: len("2026-01-01T00:00:00")].replace("T", " ")
-        table.add_row(job["id"], job["status"], created_at, str(job["input"].get("prompt", "")))
-    Console().print(table)
+    else:
+        from cluster.client.display import print_table
+
+        print_table(newest)
     return 0
 
 
-def _finish(predictions: Predictions, prediction_id: str, arguments: argparse.Namespace) -> int:
-    """Follows a job to its end and fetches what it made."""
-    columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:>3.0f}%"))
-    prediction: dict[str, Any] = {}
-    console = Console(stderr=True)
-    with Progress(*columns, TimeElapsedColumn(), console=console, disable=arguments.json) as progress:
-        bar = progress.add_task("starting", total=1.0)
-        for prediction in predictions.follow(prediction_id):
-            progress.update(bar, description=prediction["status"], completed=prediction["progress"])
-    if arguments.output is not None and prediction["status"] == "succeeded":
-        for index, url in enumerate(prediction["output"]):
-            path = _numbered(arguments.output, index, len(prediction["output"]))
-            path.write_bytes(predictions.download(url))
-            if not arguments.json:
-                console.print(f"written to {path}")
-    return _show(prediction, arguments)
+def _finish(
+    predictions: "Predictions", prediction_id: str, output: Path | None, as_json: bool, *, is_saved: bool
+) -> int:
+    """Follows a job to its end and fetches what it made. output: None to name files after the job"""
+    from cluster.client.display import followed
+
+    prediction = followed(predictions, prediction_id, is_quiet=as_json)
+    urls = prediction["output"] or []
+    if is_saved and prediction["status"] == "succeeded":
+        first = output or Path(prediction_id + PurePosixPath(urlsplit(urls[0]).path).suffix)
+        for index, url in enumerate(urls):
+            path = first if len(urls) == 1 else first.with_stem(f"{first.stem}-{index}")
+            _save(predictions, url, path)
+            if not as_json:
+                print(f"written to {path}", file=sys.stderr)
+    return _show(prediction, as_json)
 
 
-def _numbered(path: Path, index: int, count: int) -> Path:
-    return path if count == 1 else path.with_stem(f"{path.stem}-{index}")
+def _save(predictions: "Predictions", url: str, path: Path) -> None:
+    """Raises click.ClickException, which says where the image is."""
+    from cluster.client.predictions import ServerError
+
+    try:
+        path.write_bytes(predictions.download(url))
+    except OSError as error:
+        raise click.ClickException(f"{path}: {error.strerror or error}; the image is at {url}") from error
+    except ServerError as error:
+        raise click.ClickException(f"{error}; the image is at {url}") from error
 
 
-def _show(prediction: dict[str, Any], arguments: argparse.Namespace) -> int:
+def _show(prediction: dict[str, Any], as_json: bool) -> int:
     """For people or for scripts; the exit status says whether the job went wrong."""
-    if arguments.json:
+    if as_json:
         print(json.dumps(prediction))
     elif prediction["status"] == "failed":
         print(f"failed: {prediction['error']}", file=sys.stderr)

@@ -1,8 +1,10 @@
 """The predictions of a server: created, asked after, followed, canceled."""
 
+import ipaddress
 import time
 from collections.abc import Iterator, Mapping
 from typing import Any
+from urllib.parse import urlsplit
 
 import httpx
 
@@ -27,7 +29,7 @@ class Predictions:
     def __init__(self, url: str, api_key: str | None = None) -> None:
         self._url = url.rstrip("/")
         self._headers = {"authorization": f"Bearer {api_key}"} if api_key else {}
-        self._http = httpx.Client(timeout=TIMEOUT_S)
+        self._http = httpx.Client(timeout=TIMEOUT_S, mounts=_without_proxy(self._url))
 
     def close(self) -> None:
         self._http.close()
@@ -111,6 +113,17 @@ class Predictions:
         if response.is_error:
             raise _problem(response)
         return response
+
+
+def _without_proxy(url: str) -> dict[str, httpx.BaseTransport | None]:
+    """What keeps httpx from asking the environment's proxy for a server on this machine."""
+    host = urlsplit(url).hostname or ""
+    try:
+        is_here = ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        is_here = host == "localhost"
+    place = f"[{host}]" if ":" in host else host
+    return {f"all://{place}": None} if is_here else {}
 
 
 def _object(response: httpx.Response) -> dict[str, Any]:

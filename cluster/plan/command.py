@@ -1,21 +1,23 @@
 """`midstep plan`: options in, tables and sentences out."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
+import click
 from pydantic import TypeAdapter
 from rich.console import Console
 
-from cluster.bench.command import counting, new_progress, run
+from cluster.api_key import KEY_HELP
 from cluster.bench.mix import PlannedRequest
+from cluster.bench.progress import counting, new_progress, run
 from cluster.bench.report import summarize, warnings
 from cluster.bench.report import table as summary_table
+from cluster.config_errors import shown_config_errors
 from cluster.plan.devices import Sharing
 from cluster.plan.load_plan import LoadPlan, check_autoscaling, plan_load
 from cluster.plan.model import Model
-from cluster.plan.options import PlanOptions, read_options
+from cluster.plan.options import PlanOptions, with_plan_options
 from cluster.plan.report import comparison, options_table, over_time, recommendation, title
 from cluster.plan.simulation import Simulation
 from cluster.plan.stages import Overheads
@@ -26,6 +28,7 @@ from cluster.plan.validation import (
     sender,
 )
 from deployments.engine.models import load_model_info
+from serve.checks import only_application
 from serve.config.app import AppConfig
 from serve.config.model import CostModelFile
 from serve.config.schema import ConfigError
@@ -46,10 +49,15 @@ class Written:
 _FORMAT = TypeAdapter(Written)
 
 
-def main(argv: Sequence[str], read_config: Callable[[Path], AppConfig]) -> Written:
-    """Raises ConfigError and ModelLoadError."""
-    options = read_options(argv)
-    config = read_config(options.config)
+@click.command(epilog=KEY_HELP, context_settings={"show_default": True})
+@with_plan_options
+@shown_config_errors()
+def plan(options: PlanOptions) -> Written:
+    """Say how many GPUs a load needs and what they cost, simulated; or hold that against a server.
+
+    CONFIG is a Serve configuration file with one application of Midstep.
+    """
+    config = only_application(options.config)
     if options.cost_model is not None:
         model_config = config.model.model_copy(update={"cost_model": options.cost_model})
         config = config.model_copy(update={"model": model_config})

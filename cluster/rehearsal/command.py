@@ -5,25 +5,29 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import click
 from pydantic import TypeAdapter
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
-from cluster.bench.command import counting, new_progress
 from cluster.bench.mix import PlannedRequest
+from cluster.bench.progress import counting, new_progress
 from cluster.bench.report import summarize, table, warnings
 from cluster.bench.results import Results, new_results
+from cluster.config_errors import shown_config_errors
 from cluster.local_cluster import local_cluster
 from cluster.plan.devices import Sharing
 from cluster.plan.model import Model
 from cluster.plan.stages import Overheads
 from cluster.rehearsal.application import check_room
 from cluster.rehearsal.chart import chart
-from cluster.rehearsal.options import RehearsalOptions, read_options
-from cluster.rehearsal.rehearsal import Rehearsal, rehearse
+from cluster.rehearsal.options import RehearsalOptions, with_rehearsal_options
+from cluster.rehearsal.rehearsal import Rehearsal
+from cluster.rehearsal.rehearsal import rehearse as rehearse_load
 from cluster.rehearsal.series import Series, series_of
 from deployments.engine.models import load_model_info
+from serve.checks import only_application
 from serve.config.app import AppConfig
 from serve.config.model import CostModelFile
 from serve.config.schema import ConfigError
@@ -42,10 +46,16 @@ class Written:
 _FORMAT = TypeAdapter(Written)
 
 
-def main(argv: Sequence[str], read_config: Callable[[Path], AppConfig]) -> None:
-    """Raises ConfigError and ModelLoadError."""
-    options = read_options(argv)
-    config = read_config(options.config)
+@click.command(context_settings={"show_default": True})
+@with_rehearsal_options
+@shown_config_errors()
+def rehearse(options: RehearsalOptions) -> None:
+    """Run a configuration on a local cluster whose GPUs are none, under a load, and draw what comes of it.
+
+    CONFIG is a Serve configuration file with one application of Midstep. It runs as it is, its autoscaling
+    included, on simulated devices.
+    """
+    config = only_application(options.config)
     check_room(config, options.nodes)
     work_s = _work_s(config)
     console = Console()
@@ -77,7 +87,7 @@ def _rehearsed(options: RehearsalOptions, config: AppConfig) -> dict[str, Rehear
             progress.advance(starting)
         for name, policed in configs.items():
             on_outcome = counting(progress, name, len(options.planned))
-            rehearsals[name] = rehearse(policed, options.planned, options.timeout_s, on_outcome)
+            rehearsals[name] = rehearse_load(policed, options.planned, options.timeout_s, on_outcome)
     return rehearsals
 
 

@@ -1,24 +1,18 @@
 """The options of `midstep rehearse`."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import wraps
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-from cluster.bench.load_options import add_what, add_when, mix_of, parsed, plans_of, settings_of
+import click
+
+from cluster.bench.load_options import LoadOptions, with_load_options
 from cluster.bench.mix import PlannedRequest
-from cluster.bench.option_values import (
-    OneLineParser,
-    read_positive,
-    read_positive_count,
-    read_writable_folder,
-    told,
-)
+from cluster.bench.option_values import POSITIVE, POSITIVE_COUNT, WRITABLE_FOLDER
 
-DESCRIPTION = (
-    "Run a configuration on a local cluster whose GPUs are none, under a load, and draw what comes of it: "
-    "the application itself, its autoscaling included, on simulated devices."
-)
+R = TypeVar("R")
 
 
 @dataclass(frozen=True)
@@ -42,39 +36,54 @@ class RehearsalOptions:
         return [self.gpus_per_node] * full + [rest] * (rest > 0)
 
 
-def read_options(argv: Sequence[str]) -> RehearsalOptions:
-    """Exits with a line that names the option which is at fault."""
-    parser = OneLineParser(prog="midstep rehearse", description=DESCRIPTION, allow_abbrev=False)
-    parser.add_argument("config", type=Path, help="a Serve configuration file with one application")
-    cluster = parser.add_argument_group("on what").add_argument
-    cluster("--gpus", type=told(read_positive_count), default=16, help="in all (%(default)s)")
-    cluster("--gpus-per-node", type=told(read_positive_count), default=8, help="(%(default)s)")
-    policies = "autoscaling policies to compare, in one rehearsal each (as the configuration says)"
-    cluster("--policies", nargs="+", choices=("work", "requests"), default=(), help=policies)
-    add_when(parser)
-    add_what(parser)
-    told_of = parser.add_argument_group("what is told").add_argument
-    told_of("--slo-s", type=told(read_positive), help="seconds that a good answer takes at most")
-    told_of(
-        "--output",
-        type=told(read_writable_folder),
-        default="build/rehearsal",
-        help="a folder (%(default)s)",
-    )
-    args = parsed(parser, argv)
-    mix = mix_of(args)
-    plans = plans_of(parser, args, mix)
-    if len(plans) != 1:
-        parser.error("argument --rate: one run is rehearsed; --arrivals step makes one of several rates")
-    cluster_settings = {"gpus": args.gpus, "gpus_per_node": args.gpus_per_node, "slo_s": args.slo_s}
-    return RehearsalOptions(
-        args.config,
-        plans[0],
-        args.timeout,
-        args.gpus,
-        args.gpus_per_node,
-        args.policies,
-        args.slo_s,
-        args.output,
-        settings_of(args, mix) | cluster_settings,
-    )
+_OPTIONS = (
+    click.argument("config", type=Path),
+    click.option("--gpus", type=POSITIVE_COUNT, default="16", help="GPUs in all."),
+    click.option("--gpus-per-node", type=POSITIVE_COUNT, default="8", help="GPUs of a node."),
+    click.option(
+        "--policies",
+        type=click.Choice(("work", "requests")),
+        nargs=2,
+        help="Autoscaling policies to compare, in one rehearsal each (as the configuration says).",
+    ),
+    with_load_options,
+    click.option("--slo-s", type=POSITIVE, help="Seconds that a good answer takes at most."),
+    click.option("--output", type=WRITABLE_FOLDER, default="build/rehearsal", help="A folder."),
+)
+
+
+def with_rehearsal_options(command: Callable[[RehearsalOptions], R]) -> Callable[..., R]:
+    """Adds the options to a command, which gets them together."""
+
+    @wraps(command)
+    def with_options(
+        config: Path,
+        gpus: int,
+        gpus_per_node: int,
+        policies: Sequence[str] | None,
+        load: LoadOptions,
+        slo_s: float | None,
+        output: Path,
+    ) -> R:
+        plans = load.plans()
+        if len(plans) != 1:
+            message = "one run is rehearsed; --arrivals step makes one of several rates"
+            raise click.BadParameter(message, param_hint="--rate")
+        cluster = {"gpus": gpus, "gpus_per_node": gpus_per_node, "slo_s": slo_s}
+        return command(
+            RehearsalOptions(
+                config,
+                plans[0],
+                load.timeout_s,
+                gpus,
+                gpus_per_node,
+                policies or (),
+                slo_s,
+                output,
+                load.settings() | cluster,
+            )
+        )
+
+    for option in reversed(_OPTIONS):
+        with_options = option(with_options)
+    return with_options

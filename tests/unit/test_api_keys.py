@@ -1,6 +1,5 @@
 """API keys: which are taken for whose, and which configurations are refused."""
 
-import sys
 from pathlib import Path
 
 import pytest
@@ -107,8 +106,7 @@ def test_what_the_command_line_prints_lets_its_key_in(
 ) -> None:
     keys = set()
     for _ in range(2):
-        monkeypatch.setattr(sys, "argv", ["midstep", "key", "alice"])
-        main()
+        main(["key", "alice"])
         printed = capsys.readouterr().out
         [key] = [line for line in printed.splitlines() if line.startswith(KEY_PREFIX)]
         assert printed.count(key) == 1
@@ -119,6 +117,5 @@ def test_what_the_command_line_prints_lets_its_key_in(
 
 
 def test_the_command_line_refuses_what_cannot_be_a_name(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sys, "argv", ["midstep", "key", "two words"])
     with pytest.raises(SystemExit, match=r"NAME: .*'two words' was given"):
-        main()
+        main(["key", "two words"])

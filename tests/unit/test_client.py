@@ -2,8 +2,6 @@
 
 import json
 import signal
-import subprocess
-import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import closing, suppress
@@ -29,6 +27,7 @@ class Server:
     statuses: of the prediction, each time that it is asked after, the last one ever after
     streams: likewise what streams send before they break, or the status that they are refused with
     on_stream: called when a stream is asked for
+    picture: or the status that it is refused with
     """
 
     url: str = ""
@@ -37,11 +36,14 @@ class Server:
     statuses: list[str] = field(default_factory=lambda: ["succeeded"])
     streams: list[bytes | int] = field(default_factory=lambda: [END])
     on_stream: Callable[[], object] = bool
+    picture: bytes | int = b"picture"
 
     def prediction(self) -> bytes:
         status = self.statuses.pop(0) if len(self.statuses) > 1 else self.statuses[0]
         error = "It is cursed." if status == "failed" else None
-        return json.dumps(DONE | {"status": status, "error": error, "output": [f"{self.url}/moved"]}).encode()
+        return json.dumps(
+            DONE | {"status": status, "error": error, "output": [f"{self.url}/moved.png"]}
+        ).encode()
 
 
 @pytest.fixture
@@ -52,14 +54,16 @@ def server() -> Iterator[Server]:
         def do_GET(self) -> None:
             shown.seen.append((f"{self.command} {self.path}", self.headers["authorization"]))
             self.rfile.read(int(self.headers["content-length"] or 0))
-            if self.path == "/moved":
+            if self.path == "/moved.png":
                 self.send_response(302)
                 self.send_header("location", "/picture")
                 self.end_headers()
             elif self.path.endswith("/stream"):
                 self.stream()
+            elif isinstance(shown.picture, int) and self.path == "/picture":
+                self.send_error(shown.picture)
             else:
-                answers = {"/picture": b"picture", "/v1/models": b'{"data": [{"id": "shapes"}]}'}
+                answers = {"/picture": shown.picture, "/v1/models": b'{"data": [{"id": "shapes"}]}'}
                 self.send_response(200)
                 self.end_headers()
                 self.wfile.write(answers.get(self.path) or shown.prediction())
@@ -91,12 +95,12 @@ def server() -> Iterator[Server]:
     http.server_close()
 
 
-def midstep(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int | str | None:
+def midstep(*arguments: str) -> int | str | None:
     """Its exit status, or what it says as it fails."""
-    monkeypatch.setattr(sys, "argv", ["midstep", *arguments])
-    with pytest.raises(SystemExit) as end:
-        main()
-    return end.value.code
+    try:
+        return main(arguments)
+    except SystemExit as end:
+        return end.code
 
 
 @pytest.mark.parametrize("key", ["mst_secret", None])
@@ -110,7 +114,7 @@ def test_the_environments_key_goes_to_the_server_and_to_no_files(
     picture = tmp_path / "picture.png"
     server.statuses = ["starting", "processing", "succeeded"]
     arguments = ("generate", "a star", "--json", "--url", server.url, "-o", str(picture))
-    assert midstep(monkeypatch, *arguments) == 0
+    assert midstep(*arguments) == 0
     assert picture.read_bytes() == b"picture"
     sent = key and f"Bearer {key}"
     assert dict(server.seen) == {
@@ -118,7 +122,7 @@ def test_the_environments_key_goes_to_the_server_and_to_no_files(
         "POST /v1/predictions": sent,
         "GET /v1/predictions/x": sent,
         "GET /v1/predictions/x/stream": sent,
-        "GET /moved": None,
+        "GET /moved.png": None,
         "GET /picture": None,
     }
 
@@ -135,7 +139,7 @@ def test_an_idempotency_key_is_sent_beside_it(server: Server) -> None:
 def test_help_names_the_variable(
     arguments: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert midstep(monkeypatch, *arguments) == 0
+    assert midstep(*arguments) == 0
     assert "MIDSTEP_API_KEY" in capsys.readouterr().out
 
 
@@ -178,7 +182,7 @@ def test_a_stream_that_is_refused_is_not_asked_for_again(
     ("command", "status", "code", "shown"),
     [
         ("get", "processing", 0, "x: processing, 100%"),
-        ("get", "succeeded", 0, "/moved"),
+        ("get", "succeeded", 0, "/moved.png"),
         ("get", "failed", 1, "failed: It is cursed."),
         ("get", "canceled", 1, "x: canceled"),
         ("wait", "failed", 1, "failed: It is cursed."),
@@ -197,7 +201,7 @@ def test_what_is_shown_of_a_job_and_how_it_ends(
     capfd: pytest.CaptureFixture[str],
 ) -> None:
     server.statuses = [status]
-    assert midstep(monkeypatch, "jobs", command, "x", "--url", server.url) == code
+    assert midstep("jobs", command, "x", "--url", server.url) == code
     output = capfd.readouterr()
     assert shown in (output.err if status == "failed" else output.out)
     method, path = ("POST", "/cancel") if command == "cancel" else ("GET", "")
@@ -221,19 +225,86 @@ def test_ctrl_c_cancels_what_was_just_handed_in_and_nothing_else(
 ) -> None:
     server.statuses = ["processing"]
     server.on_stream = partial(signal.pthread_kill, threading.main_thread().ident, signal.SIGINT)
-    assert midstep(monkeypatch, *arguments, "--json", "--url", server.url) == 130
+    assert midstep(*arguments, "--json", "--url", server.url) == 130
     assert (("POST /v1/predictions/x/cancel", None) in server.seen) == is_canceled
 
 
-def test_who_only_asks_a_server_does_not_wait_for_torch() -> None:
-    code = """
-import sys
-from cluster.cli import main
-sys.argv = ["midstep", "jobs", "list", "--url", "http://127.0.0.1:1"]
-try:
-    main()
-except SystemExit as ended:
-    print("torch" in sys.modules, ended.code)
-"""
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.startswith("False http://127.0.0.1:1"), "it asked, and without torch"
+def generate(server: Server, *options: str) -> int | str | None:
+    return midstep("generate", "a star", "--url", server.url, *options)
+
+
+def test_a_key_is_sent_without_the_newline_that_ends_its_file(
+    server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MIDSTEP_API_KEY", "mst_secret\n")
+    assert midstep("jobs", "get", "x", "--url", server.url) == 0
+    assert server.seen == [("GET /v1/predictions/x", "Bearer mst_secret")]
+
+
+@pytest.mark.parametrize("key", ["mst_se\ncret", "mst_secret\u2026", "mst_se cret"])
+@pytest.mark.parametrize(
+    "arguments", [["jobs", "list"], ["bench", "--rate", "1"]], ids=lambda arguments: arguments[0]
+)
+def test_what_is_no_key_is_told_without_being_shown(
+    key: str,
+    arguments: list[str],
+    server: Server,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setenv("MIDSTEP_API_KEY", key)
+    assert midstep(*arguments, "--url", server.url) == 2
+    error = capfd.readouterr().err
+    assert "MIDSTEP_API_KEY: is no API key" in error
+    assert "cret" not in error
+    assert server.seen == []
+
+
+@pytest.mark.parametrize("name", ["HTTP_PROXY", "ALL_PROXY"])
+def test_a_server_on_this_machine_is_asked_past_the_proxy(
+    name: str, server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(name, "http://127.0.0.1:1")
+    for url in (server.url, server.url.replace("127.0.0.1", "localhost")):
+        assert midstep("jobs", "get", "x", "--url", url) == 0
+    with pytest.raises(ServerError, match="cannot be reached"), closing(Predictions("http://far")) as far:
+        far.get("x")
+
+
+def test_the_folder_of_a_picture_is_made(server: Server, tmp_path: Path) -> None:
+    picture = tmp_path / "missing" / "folder" / "x.png"
+    assert generate(server, "-o", str(picture)) == 0
+    assert picture.read_bytes() == b"picture"
+
+
+def test_a_place_that_cannot_be_written_is_told_before_the_picture_is_made(
+    server: Server, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").touch()
+    for place in (tmp_path, tmp_path / "file" / "x.png"):
+        assert generate(server, "-o", str(place)) == 2
+        assert "argument -o/--output: " in capfd.readouterr().err
+    assert server.seen == []
+
+
+def test_without_a_name_a_picture_is_saved_under_one_that_is_printed(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert generate(server) == 0
+    assert "written to x.png" in capfd.readouterr().err
+    assert (tmp_path / "x.png").read_bytes() == b"picture"
+    assert generate(server, "--json") == 0
+    assert [path.name for path in tmp_path.iterdir()] == ["x.png"], "a script asks for the file it wants"
+
+
+def test_a_picture_that_cannot_be_fetched_or_saved_is_shown_by_its_url(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place = f"the image is at {server.url}/moved.png"
+    server.picture = 410
+    assert place in str(generate(server, "-o", str(tmp_path / "x.png")))
+    server.picture = b"picture"
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "x.png").mkdir()
+    assert place in str(generate(server))

@@ -1,6 +1,5 @@
 """`midstep profile` and what a stage does with a cost that is known."""
 
-import sys
 from pathlib import Path
 
 import pytest
@@ -27,8 +26,7 @@ def test_a_profile_is_measured_once_and_then_known(
     config, output = tmp_path / "config.yaml", tmp_path / "cost_model.json"
     application = {"name": "midstep", "import_path": "serve.app:build_app", "args": args}
     config.write_text(yaml.safe_dump({"applications": [application]}))
-    monkeypatch.setattr(sys, "argv", ["midstep", "profile", str(config), "--output", str(output)])
-    main()
+    main(["profile", str(config), "--output", str(output)])
     assert str(output) in capsys.readouterr().out
     known = AppConfig.model_validate({"model": {"cost_model": str(output)}}).model.known_cost()
     assert known is not None
@@ -48,9 +46,8 @@ def test_an_output_that_cannot_be_written_is_told_before_measuring(
 ) -> None:
     (tmp_path / "file").touch()
     output = str(tmp_path / "file" / "cost_model.json")
-    monkeypatch.setattr(sys, "argv", ["midstep", "profile", "serve_config.yaml", "--output", output])
     with pytest.raises(SystemExit):
-        main()
+        main(["profile", "serve_config.yaml", "--output", output])
     assert f"argument --output: {output}: File exists" in capsys.readouterr().err
 
 

@@ -1,7 +1,9 @@
 """Rehearsals: what of a configuration they run, and what they make of what they saw."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
+import click
 import pytest
 
 from cluster.bench.answers import Answer, Kind
@@ -9,7 +11,7 @@ from cluster.bench.load import RequestOutcome
 from cluster.bench.mix import PlannedRequest
 from cluster.rehearsal.application import check_room, rehearsed
 from cluster.rehearsal.chart import chart
-from cluster.rehearsal.options import read_options
+from cluster.rehearsal.options import RehearsalOptions, with_rehearsal_options
 from cluster.rehearsal.rehearsal import Rehearsal
 from cluster.rehearsal.series import series_of
 from cluster.rehearsal.watch import Sighting
@@ -63,22 +65,34 @@ def test_what_would_wait_for_gpus_for_ever_is_refused(
         check_room(config, nodes)
 
 
-def test_a_folder_that_cannot_be_written_is_told_before_the_run(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def read_options(arguments: Sequence[str]) -> RehearsalOptions:
+    """Raises click.BadParameter."""
+    command = click.command(with_rehearsal_options(lambda options: options))
+    options = command.main(arguments, standalone_mode=False)
+    assert isinstance(options, RehearsalOptions)
+    return options
+
+
+def test_a_folder_that_cannot_be_written_is_told_before_the_run(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    with pytest.raises(SystemExit):
+    with pytest.raises(click.BadParameter) as refused:
         read_options(["config.yaml", "--rate", "1", "--output", str(tmp_path / "file" / "folder")])
-    assert "argument --output" in capsys.readouterr().err
+    assert refused.value.param is not None
+    assert refused.value.param.name == "output"
 
 
-def test_nodes_have_all_the_gpus(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_nodes_have_all_the_gpus(tmp_path: Path) -> None:
     options = ["config.yaml", "--gpus", "11", "--gpus-per-node", "4", "--rate", "1"]
     options += ["--output", str(tmp_path)]
     assert read_options(options).nodes == [4, 4, 3]
-    with pytest.raises(SystemExit):
+    with pytest.raises(click.BadParameter, match="one run is rehearsed"):
         read_options(["config.yaml", "--rates", "1,2", "--output", str(tmp_path)])
-    assert "one run is rehearsed" in capsys.readouterr().err
+
+
+def test_policies_are_compared_where_they_are_named(tmp_path: Path) -> None:
+    options = ["config.yaml", "--rate", "1", "--output", str(tmp_path)]
+    assert read_options(options).policies == ()
+    assert read_options([*options, "--policies", "work", "requests"]).policies == ("work", "requests")
 
 
 def test_a_trace_is_one_without_being_called_so(tmp_path: Path) -> None:
