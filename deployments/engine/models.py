@@ -167,10 +167,11 @@ def _read_config(source: ModelSource, file: str) -> Mapping[str, Any]:
     hub = import_module("huggingface_hub")
     try:
         found = Path(hub.hf_hub_download(source.path, file, revision=source.revision))
-    except hub.errors.EntryNotFoundError as error:
+    except hub.errors.RemoteEntryNotFoundError as error:
         raise ConfigFileError(f"{file} is not there") from error
     except (OSError, ValueError) as error:  # no such model, no access, no network
-        raise ConfigFileError(f"{file} cannot be had from the hub: {error}") from error
+        reason = str(error).strip().partition("\n")[0]
+        raise ConfigFileError(f"{file} cannot be had from the hub: {reason}") from error
     return read_config(found.parent, found.name)
 
 

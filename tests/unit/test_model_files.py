@@ -206,3 +206,11 @@ def test_a_model_that_is_not_square_is_served_in_its_own_size(
     engine.add(model.request("image", height=info.default_height, width=info.default_width))
     [latents] = finish(engine).values()
     assert model.decoder.decode([latents])[0].shape == (48, 32, 3)
+
+
+def test_a_hub_that_is_not_asked_is_no_file_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    with pytest.raises(
+        ModelLoadError, match=r"^model 'owner/name' cannot be read: model_index.json cannot be had"
+    ):
+        load_model_info(ModelSource("owner/name"))
