@@ -15,7 +15,7 @@ from diffusers import (
     StableDiffusionXLPipeline,
     UNet2DConditionModel,
 )
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
 SHAPES_MODEL = Path(__file__).parents[1] / "models" / "shapes"
@@ -139,3 +139,11 @@ def use_pickle(folder: Path, part: str) -> None:
         stem = "pytorch_model" if path.stem == "model" else path.stem
         torch.save(load_file(path), path.with_name(f"{stem}.bin"))
         path.unlink()
+
+
+def drop_tensor(folder: Path, part: str, end: str) -> None:
+    """Takes a tensor out of a part's weights: the first whose name ends so."""
+    [path] = (folder / part).glob("*.safetensors")
+    tensors = load_file(path)
+    del tensors[next(name for name in sorted(tensors) if name.endswith(end))]
+    save_file(tensors, path, metadata={"format": "pt"})

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from diffusers.schedulers import KarrasDiffusionSchedulers
 from safetensors import SafetensorError, safe_open
 
@@ -38,21 +39,13 @@ class WeightFiles:
 
     def problems(self, folder: Path, part: str) -> Iterator[str]:
         """What is wrong with the weights of a part in the model's folder."""
-        is_text_encoder = part.startswith("text_encoder")
-        stem = "model" if is_text_encoder else "diffusion_pytorch_model"
-        # diffusers' pipeline takes a text encoder's plain weights where there are none of the variant.
-        variants = (self.variant, None) if is_text_encoder and self.variant else (self.variant,)
-        for variant in variants:
-            if (path := folder / part / _with_variant(f"{stem}.safetensors", variant)).is_file():
-                yield from _header_problems(path, f"{part}/{path.name}")
-                return
-            if (path := folder / part / _with_variant(f"{stem}.safetensors.index.json", variant)).is_file():
-                yield from _shard_problems(path, part)
-                return
-        pickle_stem = "pytorch_model" if is_text_encoder else stem
+        if (path := self._safetensors(folder, part)) is not None:
+            yield from _shard_problems(path, part) if path.suffix == ".json" else _header_problems(path, part)
+            return
+        stem = "pytorch_model" if part.startswith("text_encoder") else "diffusion_pytorch_model"
         names = [
-            _with_variant(f"{pickle_stem}.{end}", variant)
-            for variant in variants
+            _with_variant(f"{stem}.{end}", variant)
+            for variant in self._variants(part)
             for end in ("bin", "bin.index.json")
         ]
         found = [name for name in names if (folder / part / name).is_file()]
@@ -62,14 +55,44 @@ class WeightFiles:
                 "safetensors file; convert it, or set model.allow_pickle if you trust who made it"
             )
         elif not found:
-            yield self._missing(folder, part, _with_variant(f"{stem}.safetensors", self.variant))
+            yield self._missing(folder, part)
 
-    def _missing(self, folder: Path, part: str, name: str) -> str:
+    def lacking(self, folder: Path, part: str, module: torch.nn.Module) -> list[str]:
+        """The tensors of a text encoder that its files do not have. Of pickles that is not known."""
+        if (path := self._safetensors(folder, part)) is None:
+            return []
+        wrapper = "text_model."  # in the files; in the module it depends on the version of transformers
+        stored: set[str] = set()
+        for file in _shards(path) if path.suffix == ".json" else [path]:
+            with safe_open(file, framework="pt") as header:
+                names = header.keys()  # it cannot be iterated itself
+            stored.update(name.removeprefix(wrapper) for name in names)
+        return [name for name in module.state_dict() if name.removeprefix(wrapper) not in stored]
+
+    def _safetensors(self, folder: Path, part: str) -> Path | None:
+        """The file, or the index of several, that diffusers takes."""
+        for variant in self._variants(part):
+            for end in ("safetensors", "safetensors.index.json"):
+                path = folder / part / _with_variant(f"{_stem(part)}.{end}", variant)
+                if path.is_file():
+                    return path
+        return None
+
+    def _variants(self, part: str) -> tuple[str | None, ...]:
+        """diffusers' pipeline takes a text encoder's plain weights where there are none of the variant."""
+        return (self.variant, None) if part.startswith("text_encoder") else (self.variant,)
+
+    def _missing(self, folder: Path, part: str) -> str:
+        name = _with_variant(f"{_stem(part)}.safetensors", self.variant)
         others = sorted(path.name for path in (folder / part).glob("*.safetensors"))
         there = f"; there is {', '.join(others)}" if others else ""
         if self.variant:
             return f"{part}/{name} is not there: the part {part} has no variant {self.variant!r}{there}"
         return f"{part}/{name} is not there{there}"
+
+
+def _stem(part: str) -> str:
+    return "model" if part.startswith("text_encoder") else "diffusion_pytorch_model"
 
 
 def _with_variant(name: str, variant: str | None) -> str:
@@ -78,25 +101,30 @@ def _with_variant(name: str, variant: str | None) -> str:
     return f"{stem}.{variant}{dot}{suffix}" if variant else name
 
 
-def _header_problems(path: Path, name: str) -> Iterator[str]:
+def _header_problems(path: Path, part: str) -> Iterator[str]:
     try:
         with safe_open(path, framework="pt"):
             return
     except (OSError, SafetensorError) as error:
-        yield f"{name} is no whole safetensors file: {error}"
+        yield f"{part}/{path.name} is no whole safetensors file: {error}"
 
 
 def _shard_problems(index: Path, part: str) -> Iterator[str]:
     try:
-        names = sorted(set(json.loads(index.read_bytes())["weight_map"].values()))
+        shards = _shards(index)
     except (OSError, ValueError, KeyError, AttributeError, TypeError):
         yield f"{part}/{index.name} is no index of safetensors files"
         return
-    for name in names:
-        if (index.parent / name).is_file():
-            yield from _header_problems(index.parent / name, f"{part}/{name}")
+    for path in shards:
+        if path.is_file():
+            yield from _header_problems(path, part)
         else:
-            yield f"{part}/{name} is not there, which {part}/{index.name} names"
+            yield f"{part}/{path.name} is not there, which {part}/{index.name} names"
+
+
+def _shards(index: Path) -> list[Path]:
+    names = set(json.loads(index.read_bytes())["weight_map"].values())
+    return [index.parent / name for name in sorted(names)]
 
 
 def unet_problems(config: Mapping[str, Any]) -> Iterator[str]:

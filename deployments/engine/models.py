@@ -7,7 +7,7 @@ start, with the reason.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import import_module
@@ -167,10 +167,11 @@ def _read_config(source: ModelSource, file: str) -> Mapping[str, Any]:
     hub = import_module("huggingface_hub")
     try:
         found = Path(hub.hf_hub_download(source.path, file, revision=source.revision))
-    except hub.errors.EntryNotFoundError as error:
+    except hub.errors.RemoteEntryNotFoundError as error:
         raise ConfigFileError(f"{file} is not there") from error
     except (OSError, ValueError) as error:  # no such model, no access, no network
-        raise ConfigFileError(f"{file} cannot be had from the hub: {error}") from error
+        reason = str(error).strip().partition("\n")[0]
+        raise ConfigFileError(f"{file} cannot be had from the hub: {reason}") from error
     return read_config(found.parent, found.name)
 
 
@@ -209,8 +210,16 @@ def load_text_pipeline(source: ModelSource, placement: Placement) -> diffusers.D
         pipeline = getattr(diffusers, name).from_pretrained(
             source.path, dtype=placement.torch_dtype(), **parts, **source.from_pretrained_kwargs()
         )
+    weights = WeightFiles(source.variant, source.allow_pickle)
+    for part in PIPELINES[name] if source.is_folder else ():  # transformers draws what is lacking at random
+        _refuse_missing(source, part, weights.lacking(Path(source.path), part, getattr(pipeline, part)))
     pipeline.set_progress_bar_config(disable=True)
     return pipeline.to(placement.torch_device())
+
+
+def _refuse_missing(source: ModelSource, part: str, missing: Sequence[str]) -> None:
+    if missing:
+        raise _refusal(source, f"the weights of {part} lack {len(missing)} of its tensors, as {missing[0]}")
 
 
 def load_vae(source: ModelSource, placement: Placement) -> diffusers.AutoencoderKL:
@@ -219,9 +228,14 @@ def load_vae(source: ModelSource, placement: Placement) -> diffusers.Autoencoder
     if dtype is torch.float16 and _is_upcast(source):
         dtype = torch.float32
     with _loading(source, "vae"):
-        vae = diffusers.AutoencoderKL.from_pretrained(
-            source.path, subfolder="vae", dtype=dtype, **source.from_pretrained_kwargs()
+        vae, loading = diffusers.AutoencoderKL.from_pretrained(
+            source.path,
+            subfolder="vae",
+            dtype=dtype,
+            output_loading_info=True,
+            **source.from_pretrained_kwargs(),
         )
+    _refuse_missing(source, "vae", loading["missing_keys"])
     vae.to(placement.torch_device(), memory_format=torch.channels_last)
     return vae.eval().requires_grad_(False)
 
@@ -293,9 +307,14 @@ def load_unet(source: ModelSource, placement: Placement) -> UNet:
     load_unet_config(source)
     device, dtype = placement.torch_device(), placement.torch_dtype()
     with _loading(source, "unet"):
-        module = diffusers.UNet2DConditionModel.from_pretrained(
-            source.path, subfolder="unet", dtype=dtype, **source.from_pretrained_kwargs()
+        module, loading = diffusers.UNet2DConditionModel.from_pretrained(
+            source.path,
+            subfolder="unet",
+            dtype=dtype,
+            output_loading_info=True,
+            **source.from_pretrained_kwargs(),
         )
+    _refuse_missing(source, "unet", loading["missing_keys"])
     module.to(device, memory_format=torch.channels_last).eval().requires_grad_(False)
     _set_attention(module, placement.attention, device, dtype)
     if placement.compile_cache:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -14,6 +15,19 @@ from deployments.engine.messages import PromptEmbeds
 # encode_prompt warns about every prompt that it cuts; here the response says so.
 diffusers_logging.set_verbosity_error()
 diffusers_logging.disable_progress_bar()
+
+
+_NUMBER = r"\s*[+-]?(?:\d+(?:\.\d*)?|\.\d+)\s*"
+# What other programs read as commands. No two repetitions can match the same text: it is read in linear time.
+_SYNTAX = re.compile(
+    rf"\([^()]*:{_NUMBER}\)|\[[^\[\]:]*:[^\[\]:]*:{_NUMBER}\]|\bBREAK\b|<(?:lora|lyco|hypernet):[^<>]*>"
+)
+
+
+def literal_syntax(text: str) -> str | None:
+    """The first command to other programs in a text, such as `(word:1.4)`: here it is read as words."""
+    found = _SYNTAX.search(text)
+    return found[0] if found else None
 
 
 @dataclass(frozen=True, slots=True)

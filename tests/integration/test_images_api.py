@@ -231,6 +231,16 @@ def test_a_long_prompt_is_cut_and_the_answer_says_so(client: httpx.Client) -> No
     assert answer["usage"]["input_tokens"] == 77
 
 
+def test_the_syntax_of_other_programs_is_taken_literally_and_the_answer_says_so(client: httpx.Client) -> None:
+    asked = {"prompt": "a (red:1.4) star", "negative_prompt": "blue BREAK green", "num_inference_steps": 2}
+    prompt, negative_prompt = generate(client, **asked)["warnings"]
+    assert prompt.startswith("prompt: '(red:1.4)' was taken literally")
+    assert negative_prompt.startswith("negative_prompt: 'BREAK' was taken literally")
+    with client.stream("POST", ROUTE, json=asked | {"stream": True}) as response:
+        last = [line for line in response.iter_lines() if line.startswith("data: {")][-1]
+    assert json.loads(last.removeprefix("data: "))["warnings"] == [prompt, negative_prompt]
+
+
 def test_a_deadline_that_cannot_be_met_is_refused_with_the_time_it_takes(client: httpx.Client) -> None:
     response = client.post(ROUTE, json={"prompt": "a star", "num_inference_steps": 100, "deadline_s": 0.05})
     assert response.status_code == 422

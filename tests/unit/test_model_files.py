@@ -206,3 +206,29 @@ def test_a_model_that_is_not_square_is_served_in_its_own_size(
     engine.add(model.request("image", height=info.default_height, width=info.default_width))
     [latents] = finish(engine).values()
     assert model.decoder.decode([latents])[0].shape == (48, 32, 3)
+
+
+def test_a_hub_that_is_not_asked_is_no_file_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    with pytest.raises(
+        ModelLoadError, match=r"^model 'owner/name' cannot be read: model_index.json cannot be had"
+    ):
+        load_model_info(ModelSource("owner/name"))
+
+
+@pytest.mark.parametrize(
+    ("family", "part", "end", "load"),
+    [
+        ("sd1", "unet", "conv_out.weight", load_unet),
+        ("sd1", "vae", "conv_out.bias", load_vae),
+        ("sd1", "text_encoder", "layer_norm1.weight", load_text_pipeline),
+        ("sdxl", "text_encoder_2", "text_projection.weight", load_text_pipeline),
+    ],
+)
+def test_weights_that_lack_a_tensor_are_not_drawn_at_random(
+    model_folder: Folder, tmp_path: Path, family: str, part: str, end: str, load: Callable[..., object]
+) -> None:
+    folder = tiny_models.copy(model_folder(family), tmp_path / "m")
+    tiny_models.drop_tensor(folder, part, end)
+    with pytest.raises(ModelLoadError, match=rf"the weights of {part} lack 1 of its tensors, as .*{end}$"):
+        load(ModelSource(str(folder)), Placement(device="cpu"))

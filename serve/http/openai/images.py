@@ -15,6 +15,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from deployments.engine.messages import EncodedImage
+from deployments.engine.prompts import literal_syntax
 from serve.calls.pipeline import PREVIEW_FORMAT
 from serve.errors import MidstepError
 from serve.generation import GenerationRequest, ImageDone, ImagePreview, PromptEncoded
@@ -24,7 +25,7 @@ from serve.http.event_stream import EventStream
 from serve.http.front_desk import FrontDesk, Generation
 from serve.http.openai.schema import read_body, wanted_of
 from serve.http.problems import error_object, request_id
-from serve.served_model import MEDIA_TYPES
+from serve.served_model import MEDIA_TYPES, shown
 
 logger = logging.getLogger("ray.serve")
 _FORMAT_NAMES = {media_type: name for name, media_type in MEDIA_TYPES.items()}
@@ -64,7 +65,7 @@ async def _collected(generation: Generation) -> dict[str, Any]:
                 images[index] = {"b64_json": _base64(image), "seed": seed}
     data = [images[index] for index in sorted(images)]
     created = {"created": int(time.time()), "data": data}
-    return created | _described(generation.request) | _usage(encoded) | _warnings(encoded)
+    return created | _described(generation.request) | _usage(encoded) | _warnings(generation.request, encoded)
 
 
 async def _streamed(generation: Generation) -> AsyncGenerator[ServerSentEvent, None]:
@@ -109,7 +110,7 @@ def _completed(request: GenerationRequest, event: ImageDone, encoded: PromptEnco
         "seed": event.seed,
         **_described(request),
         **_usage(encoded),
-        **_warnings(encoded),
+        **_warnings(request, encoded),
     }
 
 
@@ -148,13 +149,19 @@ def _usage(encoded: PromptEncoded) -> dict[str, Any]:
     return {"usage": usage}
 
 
-def _warnings(encoded: PromptEncoded) -> dict[str, Any]:
+def _warnings(request: GenerationRequest, encoded: PromptEncoded) -> dict[str, Any]:
     """What was done otherwise than asked; no key where there is nothing to say."""
     given = {"prompt": encoded.num_tokens, "negative_prompt": encoded.negative_num_tokens}
-    cut = [
+    sentences = [
         f"{field}: has {tokens} tokens, of which the model reads the first {encoded.max_tokens}; "
         "the end was cut off."
         for field, tokens in given.items()
         if tokens > encoded.max_tokens
     ]
-    return {"warnings": cut} if cut else {}
+    for field, text in (("prompt", request.prompt), ("negative_prompt", request.negative_prompt)):
+        if syntax := literal_syntax(text or ""):
+            sentences.append(
+                f"{field}: {shown(syntax)} was taken literally; weights like (word:1.4), BREAK and "
+                "<lora:name:1> have no meaning here."
+            )
+    return {"warnings": sentences} if sentences else {}
