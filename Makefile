@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 CONFIG ?= serve_config.yaml
 RULES := cluster/prometheus/midstep.rules.yaml
 RULES_OBJECT := cluster/kuberay/overlays/production/rules.yaml
-.PHONY: install serve test check chaos train rules
+.PHONY: install serve test check chaos fuzz train rules
 
 install: $(VENV)/installed
 
@@ -29,6 +29,10 @@ check: install
 # 250 kills: half an hour on an idle machine.
 chaos: install
 	MIDSTEP_KILLS=50 $(BIN)/python -m pytest tests/integration/test_kills.py
+
+# 100,000 mutated requests: a quarter of an hour.
+fuzz: install
+	MIDSTEP_FUZZED_REQUESTS=100000 $(BIN)/python -m pytest tests/integration/test_fuzz.py
 
 train: install
 	$(BIN)/python models/shapes/train.py

@@ -10,9 +10,6 @@ from dataclasses import dataclass
 from serve.errors import DeadlineTooEarlyError, DeadlineTooEarlyNowError, QueueFullError
 from serve.generation import GenerationRequest
 
-# Weight of the newest request in the running mean of how long one takes.
-_NEWEST = 0.2
-
 
 @dataclass(frozen=True, slots=True)
 class JobsWork:
@@ -48,7 +45,6 @@ class Admission:
         self._work_s = 0.0
         self._queued = 0
         self._queued_rows = 0
-        self._mean_s = 1.0
 
     def check_deadline(self, request: GenerationRequest, latency_s: Callable[[float], float]) -> None:
         """Checks an admitted request that has a deadline.
@@ -71,7 +67,7 @@ class Admission:
                 f"deadline_s: {left_s:.2f} s are left, and beside what is served now the request takes about "
                 f"{now_s:.2f} s ({alone_s:.2f} s alone). Try again later.",
                 "deadline_s",
-                retry_after_s=max(1, math.ceil(self._mean_s)),
+                retry_after_s=_whole_s(now_s - left_s),
             )
 
     @contextmanager
@@ -80,32 +76,32 @@ class Admission:
 
         Of a request whose work is not known only the images count.
         """
-        if self._queued + request.num_images > self._max_queue:
+        jobs = self._jobs()
+        wait_s = self._wait_s(self._work_s + jobs.work_s)
+        excess = self._queued + request.num_images - self._max_queue
+        if excess > 0:
             raise QueueFullError(
                 f"{self._queued} images are queued and {request.num_images} more were asked for; "
                 f"at most {self._max_queue} are allowed. Try again later.",
-                retry_after_s=max(1, math.ceil(self._mean_s)),
+                # What is accepted shares the denoisers: so much of it is done in that part of the wait.
+                retry_after_s=_whole_s(wait_s * min(1.0, excess / max(1, self._queued))),
             )
-        jobs = self._jobs()
-        wait_s = self._wait_s(self._work_s + jobs.work_s)
         if wait_s > self._max_wait_s:
             raise QueueFullError(
                 f"The request would wait for about {wait_s:.1f} s; at most {self._max_wait_s:g} s are "
                 "allowed. Try again later.",
-                retry_after_s=max(1, math.ceil(self._shrunk_in_s(wait_s, jobs))),
+                retry_after_s=_whole_s(self._shrunk_in_s(wait_s, jobs)),
             )
         work_s = request.work_s or 0.0
         self._work_s += work_s
         self._queued += request.num_images
         self._queued_rows += request.num_rows
-        started = time.monotonic()
         try:
             yield
         finally:
             self._work_s -= work_s
             self._queued -= request.num_images
             self._queued_rows -= request.num_rows
-            self._mean_s += _NEWEST * (time.monotonic() - started - self._mean_s)
 
     def _wait_s(self, work_s: float) -> float:
         """Seconds that the denoisers need for so much work."""
@@ -121,3 +117,8 @@ class Admission:
             return excess_s
         own_s = self._wait_s(self._work_s)
         return wait_s if own_s < excess_s else wait_s * excess_s / own_s
+
+
+def _whole_s(seconds: float) -> int:
+    """For `Retry-After`."""
+    return max(1, math.ceil(seconds))

@@ -43,6 +43,7 @@ def problem_response(error: MidstepError, request: Request) -> Response:
 
 
 def problem(error: MidstepError, path: str) -> Response:
+    """The answer that an error is. path: what was asked for"""
     body = {
         "type": f"urn:midstep:{error.code}",
         "title": error.title,

@@ -1,7 +1,8 @@
 """Admission counts images and gives their places back; what cannot be in time is refused."""
 
+import asyncio
 import time
-from contextlib import ExitStack, nullcontext
+from contextlib import ExitStack, nullcontext, suppress
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -80,6 +81,43 @@ def test_a_full_queue_refuses_until_places_are_given_back() -> None:
 
 
 @pytest.mark.parametrize(
+    ("accepted", "asked", "retry_after_s"),
+    [
+        ([10], 1, 1),  # a tenth of ten seconds
+        ([10], 5, 5),
+        ([4, 4], 4, 2),  # two of eight have to be done
+        ([8], 10, 8),
+        ([], 11, 1),  # never: but that is not said here
+    ],
+)
+def test_at_a_full_queue_it_is_the_work_before_it_that_is_waited_for(
+    accepted: list[int], asked: int, retry_after_s: int
+) -> None:
+    """An image is a second of work."""
+    door = admission(max_queue=10)
+    with ExitStack() as held:
+        for num_images in accepted:
+            held.enter_context(door.admitted(request(num_images)))
+        with pytest.raises(QueueFullError) as refusal, door.admitted(request(asked)):
+            pass
+    assert refusal.value.retry_after_s == retry_after_s
+
+
+def test_one_that_has_left_is_not_waited_for_however_long_it_stayed(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = [0.0]
+    monkeypatch.setattr(time, "monotonic", lambda: clock[0])
+    door = admission(max_queue=3)
+    for _ in range(3):
+        with suppress(asyncio.CancelledError), door.admitted(request(3)):
+            clock[0] += 100
+            raise asyncio.CancelledError
+    with door.admitted(request(3)):
+        with pytest.raises(QueueFullError) as refusal, door.admitted(request(1)):
+            pass
+        assert refusal.value.retry_after_s == 1
+
+
+@pytest.mark.parametrize(
     ("changes", "takes"),
     [
         ({}, "1.00 s"),
@@ -120,7 +158,7 @@ def test_one_that_is_too_early_at_this_load_may_come_again() -> None:
         ) as refusal:
             check(request(deadline_s=2.0), door=door)
         assert refusal.value.status == 429
-        assert refusal.value.retry_after_s is not None
+        assert refusal.value.retry_after_s == 3  # rounded up: two seconds and what the test takes
         check(request(deadline_s=4.5), door=door)
     check(request(deadline_s=2.0), door=door)
 

@@ -13,6 +13,7 @@ from serve.config.model import PROJECT_FOLDER
 
 MULTI_GPU = sorted((PROJECT_FOLDER / "cluster").glob("serve_config.*.yaml"))
 OVERLAYS = sorted((PROJECT_FOLDER / "cluster" / "kuberay" / "overlays").glob("*/serve_config.yaml"))
+[PRODUCTION] = (path for path in OVERLAYS if path.parent.name == "production")
 # TFLOP of a U-Net row and of a decoded image at the model's own size, by torch's flop counter.
 TFLOP = {"sdxl": (6.761, 10.470), "sd15": (0.803, 2.515)}
 
@@ -74,6 +75,12 @@ def test_what_cannot_be_placed_in_every_order_is_noticed() -> None:
 def test_every_key_is_right(path: Path) -> None:
     [config] = check(path)
     assert config.limits.max_queue >= config.denoiser.autoscaling.max_replicas * config.denoiser.max_rows // 2
+
+
+@pytest.mark.parametrize("path", [*MULTI_GPU, PRODUCTION], ids=lambda path: f"{path.parent.name}/{path.name}")
+def test_one_ingress_goes_on_when_another_dies(path: Path) -> None:
+    [config] = check(path)
+    assert config.ingress.autoscaling.min_replicas >= 2
 
 
 def test_there_are_configurations() -> None:

@@ -29,6 +29,7 @@ def test_the_cluster_is_the_one_that_was_meant(overlay: str) -> None:
     for group in pod_groups(overlay).values():
         environment = {item["name"]: item["value"] for item in container(group)["env"]}
         assert environment["RAY_SERVE_ENABLE_HA_PROXY"] == "1"
+        assert environment["RAY_SERVE_HAPROXY_RETRY_ON"].split() == ["conn-failure", "empty-response"]
 
 
 @pytest.mark.parametrize("overlay", OVERLAYS)
