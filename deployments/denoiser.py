@@ -6,7 +6,6 @@ arrived to the engine thread and returns at once with a stream for each.
 
 import asyncio
 import logging
-import os
 from collections.abc import AsyncIterator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack, contextmanager
@@ -27,21 +26,21 @@ from deployments.engine.engine_thread import EngineThread
 from deployments.engine.messages import (
     LAST_EVENTS,
     Checkpoint,
+    DenoisedLatents,
     DenoiseEvent,
+    DenoiseFailed,
     DenoiseRequest,
-    TurnStarted,
 )
 from deployments.engine.models import ModelSource, Placement, load_model_info
 from deployments.engine.samplers import SamplerTables
 from deployments.engine.step_scheduler import group_of
-from deployments.isolation import ANNOUNCEMENT_S
+from deployments.health import MAX_SILENCE_S, Health
+from deployments.isolation import Turn, Turns
 from deployments.work import Work
 
 logger = logging.getLogger("ray.serve")
 
 _Stream = asyncio.Queue[DenoiseEvent]
-# A step takes milliseconds to seconds; one that takes longer than this never ends.
-_MAX_SILENCE_S = 120.0
 
 
 class Denoiser:
@@ -71,22 +70,30 @@ class Denoiser:
             if placement.compile_cache:
                 # What was compiled by now is all that ever is: no request waits for a compiler.
                 torch.compiler.set_stance("eager_on_recompile")
-            return Engine(unet, run_step, self._tables, config, self._cost)
+            return Engine(
+                unet,
+                run_step,
+                self._tables,
+                config,
+                self._cost,
+                halved=self._health.halved,
+            )
 
         self._streams: dict[str, _Stream] = {}
-        self._turn = asyncio.Lock()
+        self._turns = Turns()
+        self._health = Health()
         self._telemetry = DenoisingTelemetry()
         self._work = Work()
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._thread = EngineThread(build, self._deliver, self._end)
+        self._thread = EngineThread(build, self._deliver, self._health.lost)
         self._thread.start()
         batching.apply_to(self._admit)
 
-    async def denoise(self, request: DenoiseRequest) -> AsyncIterator[DenoiseEvent | TurnStarted]:
+    async def denoise(self, request: DenoiseRequest) -> AsyncIterator[DenoiseEvent | Turn]:
         """The request's events; the last is DenoisedLatents or DenoiseFailed. To leave is to abort.
 
-        Isolated requests come one at a time, and each says when it begins, so that whoever sees this replica
-        die knows which of them was under way. The first checkpoint ends isolation, as it does in the engine.
+        An isolated request waits for its turn (deployments.isolation), which ends with its first checkpoint,
+        as isolation does in the engine.
         """
         self._loop = asyncio.get_running_loop()
         with (
@@ -96,9 +103,9 @@ class Denoiser:
         ):
             async with AsyncExitStack() as isolation:
                 if request.isolated:
-                    await isolation.enter_async_context(self._turn)
-                    yield TurnStarted()
-                    await asyncio.sleep(ANNOUNCEMENT_S)
+                    turn = await isolation.enter_async_context(self._turns.next())
+                    yield turn
+                    await self._turns.begun(turn)
                 await self._admit(request)
                 while True:
                     event = await stream.get()
@@ -108,6 +115,9 @@ class Denoiser:
                         return
                     if isinstance(event, Checkpoint):
                         await isolation.aclose()
+
+    async def begin_turn(self, turn: Turn) -> None:
+        self._turns.begin(turn)
 
     async def cost(self) -> StageCost:
         """Of forwards, by rows."""
@@ -120,7 +130,7 @@ class Denoiser:
 
     def check_health(self) -> None:
         """Called by Serve, which replaces the replica when this raises."""
-        if problem := self._thread.problem(_MAX_SILENCE_S):
+        if problem := self._thread.problem(MAX_SILENCE_S):
             raise RuntimeError(problem)
 
     def __del__(self) -> None:
@@ -157,8 +167,12 @@ class Denoiser:
     def _deliver(self, report: StepReport) -> None:
         """On the engine's thread: one hop to the event loop for all of a step's events."""
         assert self._loop is not None, "nothing runs before the first request"
-        if report.forward is None and (problem := self._thread.problem(_MAX_SILENCE_S)):
-            self._end(problem)
+        for event in report.events:
+            match event:
+                case DenoiseFailed(_, reason, fault):
+                    self._health.failed(fault, reason)
+                case DenoisedLatents():
+                    self._health.worked()
         self._loop.call_soon_threadsafe(self._dispatch, report)
 
     def _dispatch(self, report: StepReport) -> None:
@@ -167,9 +181,3 @@ class Denoiser:
                 stream.put_nowait(event)
         if report.forward is not None:
             self._telemetry.record(report.forward)
-
-    def _end(self, problem: str) -> None:
-        # A device that fails every step at once looks idle and draws requests. Without the process their
-        # callers see a dead replica and go to another one.
-        logger.critical("this replica ends itself: %s", problem)
-        os._exit(1)

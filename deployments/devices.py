@@ -22,6 +22,7 @@ from deployments.engine.simulated import (
     SimulatedTextEncoder,
     SimulatedUNet,
 )
+from deployments.engine.simulated_faults import SimulatedFaults
 
 
 def text_encoder(
@@ -30,7 +31,7 @@ def text_encoder(
     if not placement.is_simulated:
         return TextEncoder(load_text_pipeline(source, placement))
     is_xl = load_unet_config(source).get("addition_embed_type") == "text_time"
-    return SimulatedTextEncoder(_of_device(known).encode, is_xl)
+    return SimulatedTextEncoder(_of_device(known).encode, is_xl, SimulatedFaults(placement.faults, "encoder"))
 
 
 def unet_and_steps(
@@ -39,8 +40,9 @@ def unet_and_steps(
     """Warm, and with what the engine's configuration comes to on that device."""
     if placement.is_simulated:
         forward = _of_device(measurement.known).forward
-        steps = SimulatedSteps(forward)
-        return SimulatedUNet(load_unet_config(source)), steps, engine.padded_to(forward.padded_to)
+        faults = SimulatedFaults(placement.faults, "denoiser")
+        steps = SimulatedSteps(forward, faults=faults)
+        return SimulatedUNet(load_unet_config(source), faults), steps, engine.padded_to(forward.padded_to)
     unet = load_unet(source, placement)
     config = engine.for_device(unet.device)
     return unet, step_runner(unet, measurement.shapes if config.row_counts else ()), config
@@ -50,7 +52,9 @@ def latent_decoder(
     source: ModelSource, placement: Placement, known: CostModel | None
 ) -> LatentDecoder | SimulatedDecoder:
     if placement.is_simulated:
-        return SimulatedDecoder(_of_device(known).decode, load_model_info(source).scale_factor)
+        scale_factor = load_model_info(source).scale_factor
+        faults = SimulatedFaults(placement.faults, "decoder")
+        return SimulatedDecoder(_of_device(known).decode, scale_factor, faults)
     return LatentDecoder(load_vae(source, placement))
 
 

@@ -16,12 +16,14 @@ from deployments.batching import Batching
 from deployments.cost_measurement import CostMeasurement
 from deployments.devices import text_encoder
 from deployments.engine.cost import Curve
-from deployments.engine.messages import PromptEmbeds, TurnStarted
+from deployments.engine.fitting import Fitting
+from deployments.engine.messages import PromptEmbeds
 from deployments.engine.models import ModelSource, Placement
 from deployments.engine.prompts import EncodedText, PromptText
+from deployments.engine.stage_errors import StageError
 from deployments.forwards import Forwards
 from deployments.health import Health
-from deployments.isolation import isolated
+from deployments.isolation import Turn, Turns
 from deployments.work import Work
 
 logger = logging.getLogger("ray.serve")
@@ -46,7 +48,8 @@ class PromptEncoder:
         # One thread, since the tokenizers are not safe in several.
         self._executor = ThreadPoolExecutor(1, "prompt-encoder", torch.set_num_threads, (num_threads,))
         self._health = Health()
-        self._turn = asyncio.Lock()
+        self._fitting = Fitting("texts", self._health.halved)
+        self._turns = Turns()
         self._work = Work()
         self._forwards = Forwards()
         self._texts = metrics.Counter(
@@ -68,12 +71,15 @@ class PromptEncoder:
         logger.info("%d texts encoded, %d of them new", len(texts), num_new, extra={"stage": "encode"})
         return self._encoder.assemble(prompt, encoded)
 
-    async def encode_isolated(self, prompt: PromptText) -> AsyncIterator[TurnStarted | PromptEmbeds]:
+    async def encode_isolated(self, prompt: PromptText) -> AsyncIterator[Turn | PromptEmbeds]:
         """As `encode`, alone and in its turn: for a prompt under which a replica died."""
         alone = replace(prompt, deterministic=True)
-        async with aclosing(isolated(self._turn, lambda: self.encode(alone))) as events:
+        async with aclosing(self._turns.isolated(lambda: self.encode(alone))) as events:
             async for event in events:
                 yield event
+
+    async def begin_turn(self, turn: Turn) -> None:
+        self._turns.begin(turn)
 
     async def cost(self) -> Curve:
         """Of text encoding, by texts."""
@@ -86,11 +92,12 @@ class PromptEncoder:
         if is_cached:
             self._cache.move_to_end(key)
             return self._cache[key]
-        encoded: EncodedText
+        result: EncodedText | StageError
         if deterministic:
-            [encoded] = await self._run([text])
+            [result] = await self._run([text])
         else:
-            encoded = await self._encode_together(text)
+            result = await self._encode_together(text)
+        encoded = self._health.check_result(result)
         self._cache[key] = encoded
         while len(self._cache) > self._cache_size:
             self._cache.popitem(last=False)
@@ -105,14 +112,14 @@ class PromptEncoder:
         self._health.check()
 
     @serve.batch  # type: ignore[untyped-decorator]
-    async def _encode_together(self, texts: list[str]) -> list[EncodedText]:
+    async def _encode_together(self, texts: list[str]) -> list[EncodedText | StageError]:
         return await self._run(texts)
 
-    async def _run(self, texts: Sequence[str]) -> list[EncodedText]:
+    async def _run(self, texts: Sequence[str]) -> list[EncodedText | StageError]:
         loop = asyncio.get_running_loop()
         with self._health.watching():
-            return await loop.run_in_executor(self._executor, self._forward, texts)
+            return await loop.run_in_executor(self._executor, self._fitting.run, None, texts, self._forward)
 
-    def _forward(self, texts: Sequence[str]) -> list[EncodedText]:
+    def _forward(self, texts: Sequence[str]) -> list[EncodedText | StageError]:
         with self._forwards.measured(len(texts), self._cost.seconds(len(texts))):
             return self._encoder.encode(texts)

@@ -15,12 +15,14 @@ from deployments.batching import Batching
 from deployments.cost_measurement import CostMeasurement
 from deployments.devices import latent_decoder
 from deployments.engine.cost import StageCost
+from deployments.engine.fitting import Fitting
 from deployments.engine.images import Pixels, encode_image
-from deployments.engine.messages import EncodedImage, ImageFormat, TurnStarted
+from deployments.engine.messages import EncodedImage, ImageFormat, LatentShape
 from deployments.engine.models import ModelSource, Placement
+from deployments.engine.stage_errors import StageError
 from deployments.forwards import Forwards
 from deployments.health import Health
-from deployments.isolation import isolated
+from deployments.isolation import Turn, Turns
 from deployments.work import Work
 
 logger = logging.getLogger("ray.serve")
@@ -45,7 +47,8 @@ class VaeDecoder:
         self._executor = ThreadPoolExecutor(1, "vae-decoder", torch.set_num_threads, (num_threads,))
         self._decoder = latent_decoder(source, placement, measurement.known)
         self._health = Health()
-        self._turn = asyncio.Lock()
+        self._fitting = Fitting("images", self._health.halved)
+        self._turns = Turns()
         self._work = Work()
         self._forwards = Forwards()
         self._max_hold_s = max_hold_s
@@ -67,9 +70,10 @@ class VaeDecoder:
         shape = (latents.shape[1], latents.shape[2])
         with self._work.of(self._cost.curve(shape).seconds_each(self._max_batch_size)):
             if deterministic:
-                [pixels] = await self._run([latents])
+                [result] = await self._run([latents])
             else:
-                pixels = await self._decode_together(latents)
+                result = await self._decode_together(latents)
+            pixels = self._health.check_result(result)
         image = await asyncio.to_thread(encode_image, pixels, image_format, metadata)
         logger.info("%d bytes of %s made", len(image.data), image.media_type, extra={"stage": "decode"})
         return image
@@ -80,12 +84,15 @@ class VaeDecoder:
         image_format: ImageFormat,
         metadata: Mapping[str, str],
         deterministic: bool,
-    ) -> AsyncIterator[TurnStarted | EncodedImage]:
+    ) -> AsyncIterator[Turn | EncodedImage]:
         """As `decode`, alone and in its turn: for latents under which a replica died."""
         work = partial(self.decode, latents, image_format, metadata, True)
-        async with aclosing(isolated(self._turn, work)) as events:
+        async with aclosing(self._turns.isolated(work)) as events:
             async for event in events:
                 yield event
+
+    async def begin_turn(self, turn: Turn) -> None:
+        self._turns.begin(turn)
 
     async def preview(self, latents: torch.Tensor, image_format: ImageFormat) -> EncodedImage:
         """A rough picture of unfinished latents [C, h, w], in full size, without the VAE."""
@@ -105,23 +112,30 @@ class VaeDecoder:
         self._health.check()
 
     @serve.batch  # type: ignore[untyped-decorator]
-    async def _decode_together(self, latents: list[torch.Tensor]) -> list[Pixels]:
+    async def _decode_together(self, latents: list[torch.Tensor]) -> list[Pixels | StageError]:
         return await self._run(latents)
 
-    async def _run(self, latents: Sequence[torch.Tensor]) -> list[Pixels]:
+    async def _run(self, latents: Sequence[torch.Tensor]) -> list[Pixels | StageError]:
         loop = asyncio.get_running_loop()
         with self._health.watching():
             return await loop.run_in_executor(self._executor, self._decode_by_shape, latents)
 
-    def _decode_by_shape(self, latents: Sequence[torch.Tensor]) -> list[Pixels]:
-        decoded: dict[int, Pixels] = {}
+    def _decode_by_shape(self, latents: Sequence[torch.Tensor]) -> list[Pixels | StageError]:
+        decoded: dict[int, Pixels | StageError] = {}
         for shape in {item.shape for item in latents}:
             members = [index for index, item in enumerate(latents) if item.shape == shape]
             left = iter(members)
             for size in self._cost.parts((shape[1], shape[2]), len(members), self._max_hold_s):
                 chunk = list(islice(left, size))
-                predicted_s = self._cost.seconds((shape[1], shape[2]), len(chunk))
-                with self._forwards.measured(len(chunk), predicted_s):
-                    pixels = self._decoder.decode([latents[index] for index in chunk])
+                pixels = self._decode_that_fits((shape[1], shape[2]), [latents[index] for index in chunk])
                 decoded |= zip(chunk, pixels, strict=True)
         return [decoded[index] for index in range(len(latents))]
+
+    def _decode_that_fits(
+        self, shape: LatentShape, latents: Sequence[torch.Tensor]
+    ) -> list[Pixels | StageError]:
+        def decode(part: Sequence[torch.Tensor]) -> list[Pixels | StageError]:
+            with self._forwards.measured(len(part), self._cost.seconds(shape, len(part))):
+                return self._decoder.decode(part)
+
+        return self._fitting.run(shape, latents, decode)

@@ -134,6 +134,18 @@ class GenerationFailedError(MidstepError):
     """A fault of ours in the middle of an image; the log has it under the request id."""
 
 
+class NotFiniteError(GenerationFailedError):
+    """The model has computed NaN or infinity: a picture of that would be black."""
+
+    code, title = "not_finite", "Values that are no numbers"
+
+
+class OutOfDeviceMemoryError(GenerationFailedError):
+    """The request does not fit into a device's memory, even alone: the configured limits are too high."""
+
+    status, code, title = 507, "out_of_memory", "Out of memory"
+
+
 class PoisonousRequestError(GenerationFailedError):
     """Replicas die of this request. To send it again would only kill more of them."""
 

@@ -23,8 +23,10 @@ import torch
 from deployments.engine.conditions import UNetInterface
 from deployments.engine.cost import StageCost
 from deployments.engine.denoising import Denoising, begin
+from deployments.engine.device_faults import DeviceFaultError, is_device_fault, is_out_of_memory
 from deployments.engine.device_step import Completion, StepRunner
 from deployments.engine.engine_config import EngineConfig
+from deployments.engine.fitting import Fitting, does_not_fit
 from deployments.engine.messages import (
     Checkpoint,
     DenoisedLatents,
@@ -36,8 +38,9 @@ from deployments.engine.messages import (
 )
 from deployments.engine.sampler_table import STATE_SLOTS
 from deployments.engine.samplers import SamplerTables
+from deployments.engine.stage_errors import Fault, StageError, is_finite, not_finite
 from deployments.engine.step_inputs import step_inputs
-from deployments.engine.step_scheduler import Group, StepScheduler, group_of
+from deployments.engine.step_scheduler import Group, StepScheduler, group_of, pick_members
 from deployments.engine.transfers import receive
 
 logger = logging.getLogger(__name__)
@@ -51,10 +54,6 @@ _MIN_LEAD_S = 0.01
 # After what share of that time, and how many seconds at most, to look whether the device is done before it.
 _LOOK_AFTER = 0.05
 _MAX_LOOK_AFTER_S = 0.01
-
-
-class DeviceFaultError(RuntimeError):
-    """The device has failed under this process, which can do nothing more on it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,6 +106,7 @@ class Engine:
 
     Its parts are given: the U-Net and who runs its steps, the tables of its noise schedule, what forwards
     cost, and a clock that counts as deadlines do (seconds since the epoch).
+    halved: called when a forward did not fit into the device's memory
     """
 
     def __init__(
@@ -117,6 +117,7 @@ class Engine:
         config: EngineConfig,
         cost: StageCost,
         clock: Callable[[], float] = time.time,
+        halved: Callable[[], None] = lambda: None,
     ) -> None:
         self._unet = unet
         self._run_step = run_step
@@ -127,8 +128,11 @@ class Engine:
         self._cost = cost
         # Asked for again and again at each step. A cache of bounded size: isolated requests are a group each.
         self._seconds = lru_cache(maxsize=_KEPT_COSTS)(self._seconds_uncached)
+        self._fitting = Fitting("rows", halved)
         row_cap = lru_cache(maxsize=_KEPT_COSTS)(lambda group: config.row_cap(group, cost))
-        self._scheduler = StepScheduler(row_cap, self._seconds)
+        self._scheduler = StepScheduler(
+            lambda group: self._fitting.most(_memory_shape(group), row_cap(group)), self._seconds
+        )
         self._under_way: _Forward | None = None
         self._done_at = 0.0  # when the last forward was finished, by time.perf_counter
 
@@ -201,20 +205,41 @@ class Engine:
         """The forward of those whose turn it is, if any wait; or, where it broke, what they are told."""
         if not (waiting := self.waiting):
             return None, []
-        batch = self._scheduler.admit(waiting, self._clock())
-        try:
-            return self._launch(batch), []
-        except Exception as error:  # the boundary of a forward: whatever broke it, its requests are told
-            ids = ", ".join(item.request.request_id for item in batch)
-            logger.error("the step of requests %s failed", ids, exc_info=error)
-            return None, [self._fail(item, error) for item in batch]
+        batch: Sequence[Denoising] = self._scheduler.admit(waiting, self._clock())
+        failed: list[DenoiseEvent] = []
+        while batch:
+            try:
+                return self._launch(batch), []
+            except Exception as error:  # the boundary of a forward: whatever broke it, its requests are told
+                if is_device_fault(error):
+                    raise DeviceFaultError.of(error) from error
+                if not is_out_of_memory(error):
+                    logger.exception("a forward failed")
+                    reason = StageError(Fault.BROKEN, f"{type(error).__name__}: {error}")
+                    return None, [self._fail(item, reason) for item in batch]
+            # Here and not in the handler: what had been allocated lives as long as the error's traceback.
+            batch, failed = self._make_smaller(batch)
+        return None, failed
+
+    def _make_smaller(self, batch: Sequence[Denoising]) -> tuple[Sequence[Denoising], list[DenoiseEvent]]:
+        """As many of a batch that did not fit as may; or, where they were too few already, their failures."""
+        shape, rows = _memory_shape(batch[0].group), self._forward_rows(batch)
+        smaller = pick_members(batch, max(1, rows // 2))
+        if self._forward_rows(smaller) < rows:
+            self._fitting.halve(shape, rows)
+            return smaller, []
+        error = does_not_fit("rows", shape[0])
+        return [], [self._fail(item, error) for item in batch]
+
+    def _forward_rows(self, batch: Sequence[Denoising]) -> int:
+        rows = sum(item.request.num_rows for item in batch)
+        return self._config.forward_rows(batch[0].group, rows)
 
     @torch.inference_mode()
     def _launch(self, batch: Sequence[Denoising]) -> _Forward:
         """One call of every request in the batch: of one group, at whatever calls of whatever tables."""
         started = time.perf_counter()
-        rows = sum(item.request.num_rows for item in batch)
-        forward_rows = self._config.forward_rows(batch[0].group, rows)
+        rows, forward_rows = sum(item.request.num_rows for item in batch), self._forward_rows(batch)
         inputs = step_inputs(batch, forward_rows, static=bool(self._config.row_counts))
         outputs = self._run_step.launch(inputs)
         for item, state in zip(batch, outputs[:, :STATE_SLOTS], strict=False):  # padding comes behind
@@ -257,17 +282,14 @@ class Engine:
             forward.completion.synchronize()
         except Exception as error:
             # What comes to light only now no other forward here can be free of: so it is with CUDA.
-            raise DeviceFaultError(f"{type(error).__name__}: {error}") from error
+            raise DeviceFaultError.of(error) from error
         started, self._done_at = max(forward.started, self._done_at), time.perf_counter()
-        # Of those that are still here, and not of others that have come under their ids.
-        told = [(item, event) for item, event in forward.events if self._is_here(item)]
-        for item, event in told:
-            if isinstance(event, DenoisedLatents):
-                self.abort(event.request_id)
-            elif isinstance(event, Checkpoint):
-                # Alone it has by now come at least as far as it had among others when an engine died under
-                # them: what killed that engine was not this request.
-                item.group = replace(item.group, isolated=None)
+        events = [
+            self._tell(item, event)
+            for item, event in forward.events
+            # Of those that are still here, and not of others that have come under their ids.
+            if self._is_here(item)
+        ]
         report = ForwardReport(
             num_requests=len(forward.batch),
             rows=forward.rows,
@@ -276,11 +298,26 @@ class Engine:
             seconds=self._done_at - started,
             predicted_s=forward.predicted_s,
         )
-        return StepReport([event for _, event in told], report)
+        return StepReport(events, report)
 
-    def _fail(self, item: Denoising, error: Exception) -> DenoiseFailed:
-        self.abort(item.request.request_id)
-        return DenoiseFailed(item.request.request_id, f"{type(error).__name__}: {error}")
+    def _tell(self, item: Denoising, event: DenoiseEvent) -> DenoiseEvent:
+        """The event of a forward that is done, whose values are there; a failure if they are no numbers."""
+        match event:
+            case DenoisedLatents(_, values):
+                self.abort(event.request_id)
+            case Checkpoint(state=values):
+                # Alone it has by now come at least as far as it had among others when an engine died under
+                # them: what killed that engine was not this request.
+                item.group = replace(item.group, isolated=None)
+            case StepProgress(preview_latents=values):
+                pass
+        return event if is_finite(values) else self._fail(item, not_finite("U-Net"))
+
+    def _fail(self, item: Denoising, error: StageError) -> DenoiseFailed:
+        request_id = item.request.request_id
+        logger.error("request %s failed: %s", request_id, error)
+        self.abort(request_id)
+        return DenoiseFailed(request_id, error.detail, error.fault)
 
     def _is_here(self, item: Denoising) -> bool:
         return self._denoisings.get(item.request.request_id) is item
@@ -288,3 +325,8 @@ class Engine:
     def _seconds_uncached(self, group: Group, rows: int) -> float:
         """What a forward of so many rows takes by the cost model."""
         return self._cost.seconds(group.latent_shape, self._config.forward_rows(group, rows))
+
+
+def _memory_shape(group: Group) -> tuple[LatentShape, bool]:
+    """What says how many rows fit; deterministic forwards have one row count in any case."""
+    return group.latent_shape, group.deterministic

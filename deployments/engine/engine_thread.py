@@ -12,13 +12,12 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 
-from deployments.engine.engine import DeviceFaultError, Engine, StepReport
+from deployments.engine.device_faults import is_device_fault
+from deployments.engine.engine import Engine, StepReport
 from deployments.engine.messages import DenoiseFailed, DenoiseRequest
+from deployments.engine.stage_errors import Fault
 
 logger = logging.getLogger(__name__)
-
-# So many broken steps in a row, with none between that worked, and the device is taken for lost.
-MAX_BROKEN_STEPS = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,8 +38,8 @@ class EngineThread:
     outnumber the cores, stop spinning, and forwards on a CPU take nearly twice as long.
 
     deliver: called on this thread after each step; must not block
-    lost: called on this thread when the device has failed, with the reason; nobody is told before. The thread
-        ends after it
+    lost: called on this thread when the engine cannot go on, as where its device is lost, with the reason;
+        nobody is told before. The thread ends after it
     """
 
     def __init__(
@@ -56,7 +55,6 @@ class EngineThread:
         self._inbox: queue.SimpleQueue[_Add | _Abort | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._run, name="denoising-engine", daemon=True)
         self._heartbeat = time.monotonic()
-        self._broken_steps = 0
 
     def start(self) -> None:
         """Returns when the engine is built. Raises what its building raised."""
@@ -78,8 +76,6 @@ class EngineThread:
         """Why this engine cannot go on, or None: for health checks, from any thread."""
         if not self._thread.is_alive():
             return "the engine thread has ended"
-        if self._broken_steps >= MAX_BROKEN_STEPS:
-            return f"the last {self._broken_steps} steps failed"
         silence = time.monotonic() - self._heartbeat
         if self._engine.due_in_s is not None and silence > max_silence_s:
             return f"no step has ended for {silence:.0f} s"
@@ -98,11 +94,12 @@ class EngineThread:
         try:
             while self._take_in():
                 report = self._engine.step()
-                self._count(report)
+                if report.forward is not None:
+                    self._heartbeat = time.monotonic()
                 self._deliver(report)
-        except DeviceFaultError as error:
-            logger.critical("the device has failed", exc_info=error)
-            self._lost(f"the device has failed: {error}")
+        except Exception as error:  # a lost device, or a fault of ours that leaves nobody to step the engine
+            logger.critical("the engine cannot go on", exc_info=error)
+            self._lost(f"{type(error).__name__}: {error}")
 
     def _take_in(self) -> bool:
         """Takes in what is posted until a step is due; False when told to stop."""
@@ -128,13 +125,8 @@ class EngineThread:
         try:
             self._engine.add(request, arrival)
         except Exception as error:  # a boundary: this request is told, the others go on
+            if is_device_fault(error):
+                raise
             logger.exception("request %s could not be taken in", request.request_id)
-            self._deliver(StepReport([DenoiseFailed(request.request_id, str(error))], None))
-
-    def _count(self, report: StepReport) -> None:
-        if any(isinstance(event, DenoiseFailed) for event in report.events):
-            self._broken_steps += 1
-        elif report.forward is not None:
-            self._broken_steps = 0
-        if report.forward is not None:
-            self._heartbeat = time.monotonic()
+            fault = Fault.REFUSED if isinstance(error, ValueError) else Fault.BROKEN
+            self._deliver(StepReport([DenoiseFailed(request.request_id, str(error), fault)], None))

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from PIL import Image, PngImagePlugin
 
 from deployments.engine.messages import EncodedImage, ImageFormat, LatentShape
+from deployments.engine.stage_errors import StageError, not_finite
 
 Pixels = np.ndarray  # [height, width, 3] uint8
 DEFAULT_QUALITY = 95
@@ -27,12 +28,16 @@ class LatentDecoder:
         self._rgb_map = _fit_rgb_map(vae, self._scale_factor)  # [C + 1, 3], on the CPU
 
     @torch.inference_mode()
-    def decode(self, latents: Sequence[torch.Tensor]) -> list[Pixels]:
-        """Scaled latents [C, h, w], all of one shape, decoded in one batch."""
+    def decode(self, latents: Sequence[torch.Tensor]) -> list[Pixels | StageError]:
+        """Scaled latents [C, h, w], all of one shape, decoded in one batch; an error where that overflows."""
         mean, scale = _latent_statistics(self._vae)
         batch = (torch.stack(list(latents)) * scale + mean).to(self._vae.device, self._vae.dtype)
         images = self._vae.decode(batch, return_dict=False)[0]  # [B, 3, H, W] in -1..1
-        return list(_to_pixels(images))
+        finite = torch.isfinite(images).flatten(1).all(dim=1)  # [B]
+        pixels = _to_pixels(images)
+        return [
+            one if sound else not_finite("VAE") for one, sound in zip(pixels, finite.tolist(), strict=True)
+        ]
 
     def warm_up(self, latent_shape: LatentShape, num_images: int) -> None:
         """Decodes noise, waited for: to warm up and to be timed."""

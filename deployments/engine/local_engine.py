@@ -1,8 +1,9 @@
 """All of a model's stages in one process, for a script: prompts in, pixels out, without Ray."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 
@@ -22,6 +23,9 @@ from deployments.engine.models import (
 )
 from deployments.engine.prompts import PromptText, TextEncoder
 from deployments.engine.samplers import SamplerTables
+from deployments.engine.stage_errors import StageError
+
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +81,7 @@ class LocalEngine:
         """Takes in a picture a prompt, with seeds from `seed` on; they join the next forward.
 
         height, width: in pixels, multiples of the model's scale factor
-        Raises UnsupportedSamplerError.
+        Raises UnsupportedSamplerError, and StageError where the text encoder overflows.
         """
         height, width = height or self.height, width or self.width
         latent_shape = (height // self.scale_factor, width // self.scale_factor)
@@ -87,7 +91,7 @@ class LocalEngine:
             for prompt in prompts
         ]
         needed = [text for prompt in texts for text in self.encoder.texts(prompt)]
-        encoded = iter(self.encoder.encode(needed))
+        encoded = iter(_sound(self.encoder.encode(needed)))
         for offset, text in enumerate(texts):
             parts = [next(encoded) for _ in self.encoder.texts(text)]
             self.engine.add(
@@ -109,17 +113,17 @@ class LocalEngine:
     def step(self) -> list[Picture]:
         """Steps the engine, and decodes the pictures that this has finished; there must be a request.
 
-        Raises RuntimeError for one that failed.
+        Raises StageError for one that failed.
         """
         with _one_thread():
             events = self.engine.step().events
         for event in events:
             if isinstance(event, DenoiseFailed):
-                raise RuntimeError(f"picture {event.request_id}: {event.reason}")
+                raise StageError(event.fault, f"picture {event.request_id}: {event.reason}")
         done = [event for event in events if isinstance(event, DenoisedLatents)]
         if not done:
             return []
-        pixels = self.decoder.decode([event.latents for event in done])
+        pixels = _sound(self.decoder.decode([event.latents for event in done]))
         return [Picture(int(event.request_id), image) for event, image in zip(done, pixels, strict=True)]
 
     def finish(self) -> list[Pixels]:
@@ -156,6 +160,16 @@ def load_engine(path: str, device: str = "auto", dtype: str = "float32", max_ima
         width=info.default_width,
         scale_factor=info.scale_factor,
     )
+
+
+def _sound(results: Sequence[Result | StageError]) -> list[Result]:
+    """Raises the first error."""
+    sound: list[Result] = []
+    for result in results:
+        if isinstance(result, StageError):
+            raise result
+        sound.append(result)
+    return sound
 
 
 @contextmanager

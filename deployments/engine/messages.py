@@ -5,6 +5,8 @@ from typing import Any
 
 import torch
 
+from deployments.engine.stage_errors import Fault
+
 LatentShape = tuple[int, int]  # height and width of the latents
 
 
@@ -118,11 +120,6 @@ class Checkpoint:
 
 
 @dataclass(frozen=True, slots=True)
-class TurnStarted:
-    """The first event of an isolated request: what the replica does next, it does for this request."""
-
-
-@dataclass(frozen=True, slots=True)
 class DenoisedLatents:
     """The last event of an image. latents: [C, h, w] float32 on the CPU, still scaled."""
 
@@ -132,10 +129,11 @@ class DenoisedLatents:
 
 @dataclass(frozen=True, slots=True)
 class DenoiseFailed:
-    """The last event of an image that a fault of ours ended; the log has it under the request id."""
+    """The last event of an image that could not be made; the log has it under the request id."""
 
     request_id: str
     reason: str
+    fault: Fault = Fault.BROKEN
 
 
 DenoiseEvent = StepProgress | Checkpoint | DenoisedLatents | DenoiseFailed

@@ -76,12 +76,14 @@ class Placement:
 
     device: auto, cpu, cuda or simulated; attention: sdpa or xformers
     compile_cache: a folder; where it is given the U-Net is compiled, and what was compiled is kept there
+    faults: a folder, of a simulated device alone (simulated_faults)
     """
 
     device: str = "auto"
     dtype: str = "float32"
     attention: str = "sdpa"
     compile_cache: str | None = None
+    faults: str | None = None
 
     @property
     def is_simulated(self) -> bool:

@@ -11,6 +11,7 @@ import torch
 from diffusers.utils import logging as diffusers_logging
 
 from deployments.engine.messages import PromptEmbeds
+from deployments.engine.stage_errors import StageError, is_finite, not_finite
 
 # encode_prompt warns about every prompt that it cuts; here the response says so.
 diffusers_logging.set_verbosity_error()
@@ -75,8 +76,8 @@ class TextEncoder:
         self._is_xl = isinstance(pipeline, diffusers.StableDiffusionXLPipeline)
 
     @torch.inference_mode()
-    def encode(self, texts: Sequence[str]) -> list[EncodedText]:
-        """All in one batch, in order."""
+    def encode(self, texts: Sequence[str]) -> list[EncodedText | StageError]:
+        """All in one batch, in order; an error for each that overflows."""
         encoded = self._pipeline.encode_prompt(
             prompt=list(texts),
             device=self._pipeline.device,
@@ -87,6 +88,8 @@ class TextEncoder:
         # Copies, so that a text that is kept does not keep its whole batch.
         return [
             EncodedText(embeds.clone(), p.clone(), len(self._pipeline.tokenizer(text).input_ids))
+            if is_finite(embeds, p)
+            else not_finite("text encoder")
             for text, embeds, p in zip(texts, encoded[0].cpu(), pooled, strict=True)
         ]
 

@@ -20,11 +20,17 @@ from deployments.engine.images import Pixels
 from deployments.engine.messages import LatentShape, PromptEmbeds
 from deployments.engine.prompts import EncodedText, PromptText, join_embeds
 from deployments.engine.sampler_table import NUM_OUTPUTS
+from deployments.engine.simulated_faults import SimulatedFaults
+from deployments.engine.stage_errors import StageError
 from deployments.engine.step_inputs import StepInputs
+
+NO_FAULTS = SimulatedFaults(None, "")
 
 
 class SimulatedUNet:
     """As UNet, without its forward, from the model's own configuration of one. Embeddings are one wide.
+
+    faults: of its device
 
     What is sent to its device has a shape and no values: to copy them is a real device's work, and would take
     the CPU longer than all else that a step needs of it.
@@ -32,13 +38,18 @@ class SimulatedUNet:
 
     embeds_width = 1
 
-    def __init__(self, unet_config: Mapping[str, Any]) -> None:
-        self.device = torch.device("meta")
+    def __init__(self, unet_config: Mapping[str, Any], faults: SimulatedFaults = NO_FAULTS) -> None:
+        self._faults = faults
         self.dtype = torch.float32
         self.in_channels: int = unet_config["in_channels"]
         is_xl = unet_config.get("addition_embed_type") == "text_time"
         self.pooled_width = int(is_xl)
         self.time_ids_width = NUM_TIME_IDS if is_xl else 0
+
+    @property
+    def device(self) -> torch.device:
+        self._faults.check()
+        return torch.device("meta")
 
 
 class SimulatedSteps:
@@ -54,14 +65,17 @@ class SimulatedSteps:
         clock: Callable[[], float] = time.perf_counter,
         sleep: Callable[[float], None] = time.sleep,
         runs_ahead: bool = True,
+        faults: SimulatedFaults = NO_FAULTS,
     ) -> None:
         self._forward = forward
         self._clock = clock
         self._sleep = sleep
         self._runs_ahead = runs_ahead
+        self._faults = faults
         self._done_at = -math.inf  # all that was launched
 
     def launch(self, inputs: StepInputs) -> torch.Tensor:
+        self._faults.check(len(inputs.request_of_row))
         shape = inputs.states.shape  # [B, STATE_SLOTS, C, h, w]
         forward_s = self._forward.seconds((shape[3], shape[4]), len(inputs.request_of_row))
         self._done_at = max(self._done_at, self._clock()) + forward_s
@@ -91,11 +105,13 @@ class _Slept:
 class SimulatedTextEncoder:
     """As TextEncoder, with embeddings of zeros, which hold no more than the engine looks at."""
 
-    def __init__(self, encode: Curve, is_xl: bool) -> None:
+    def __init__(self, encode: Curve, is_xl: bool, faults: SimulatedFaults = NO_FAULTS) -> None:
         self._encode = encode
+        self._faults = faults
         self._is_xl = is_xl
 
-    def encode(self, texts: Sequence[str]) -> list[EncodedText]:
+    def encode(self, texts: Sequence[str]) -> list[EncodedText | StageError]:
+        self._faults.check(len(texts))
         time.sleep(self._encode.seconds(len(texts)))
         pooled = torch.zeros(int(self._is_xl))
         return [EncodedText(torch.zeros(MAX_TOKENS, 1), pooled, len(text.split()) + 2) for text in texts]
@@ -113,11 +129,13 @@ class SimulatedTextEncoder:
 class SimulatedDecoder:
     """As LatentDecoder, with pictures of one grey."""
 
-    def __init__(self, decode: StageCost, scale_factor: int) -> None:
+    def __init__(self, decode: StageCost, scale_factor: int, faults: SimulatedFaults = NO_FAULTS) -> None:
         self._decode = decode
+        self._faults = faults
         self._scale_factor = scale_factor
 
-    def decode(self, latents: Sequence[torch.Tensor]) -> list[Pixels]:
+    def decode(self, latents: Sequence[torch.Tensor]) -> list[Pixels | StageError]:
+        self._faults.check(len(latents))
         height, width = latents[0].shape[1:]
         time.sleep(self._decode.seconds((height, width), len(latents)))
         return [self.preview(item) for item in latents]

@@ -107,11 +107,11 @@ def pick_group(slacks: Mapping[Group, float], turns_waited: Mapping[Group, int])
 
 
 def pick_members(items: Iterable[Item], max_rows: int) -> list[Item]:
-    """As many requests as fit into a forward of max_rows, the earliest deadline first."""
+    """The earliest deadline in any case, and then as many requests as fit into a forward of max_rows."""
     members: list[Item] = []
     rows = 0
     for item in sorted(items, key=deadline):
-        if rows + item.request.num_rows <= max_rows:
+        if not members or rows + item.request.num_rows <= max_rows:
             members.append(item)
             rows += item.request.num_rows
     return members

@@ -1,8 +1,9 @@
 """Calls that outlive the replica that served them: Ray does not retry a request whose replica died.
 
 Encoding and decoding change nothing and are called again. Denoising goes on from its last checkpoint. Both in
-isolation, until it is clear which of the requests that were under way had killed the replica, if any had. The
-first death counts against each of these; later ones only against the one whose turn it was.
+isolation, until it is clear which of the requests that were under way had killed the replica, if any had
+(deployments.isolation). The first death counts against each of these; later ones only against the one that
+had begun its turn.
 """
 
 import asyncio
@@ -14,8 +15,15 @@ from typing import Any, TypeVar
 from ray.exceptions import ObjectLostError, RayActorError, RayError, RayTaskError
 from ray.serve.handle import DeploymentHandle
 
-from deployments.engine.messages import Checkpoint, DenoiseEvent, DenoiseRequest, TurnStarted
-from serve.errors import GenerationFailedError, PoisonousRequestError
+from deployments.engine.messages import Checkpoint, DenoiseEvent, DenoiseFailed, DenoiseRequest
+from deployments.engine.stage_errors import Fault, StageError
+from deployments.isolation import Turn, begin
+from serve.errors import (
+    GenerationFailedError,
+    NotFiniteError,
+    OutOfDeviceMemoryError,
+    PoisonousRequestError,
+)
 
 logger = logging.getLogger("ray.serve")
 Result = TypeVar("Result")
@@ -49,7 +57,11 @@ class _Deaths:
         Raises PoisonousRequestError and GenerationFailedError where another attempt would not help.
         """
         self._attempts += 1
-        if not _is_death(error):
+        cause = error.cause if isinstance(error, RayTaskError) else error
+        if isinstance(cause, StageError):
+            raise _failure(cause.fault, cause.detail) from error
+        # A call through another deployment reports a dead replica as a RayTaskError with that cause.
+        if not isinstance(cause, RayActorError | ObjectLostError):
             raise GenerationFailedError(f"A stage failed: {type(error).__name__}.") from error
         self._caused += under_way
         if self._caused == MAX_DEATHS_CAUSED:
@@ -68,10 +80,8 @@ class _Deaths:
             await asyncio.sleep(BACK_OFF_S * 2.0 ** (self._attempts - 2))
 
 
-async def denoise(
-    handle: DeploymentHandle, request: DenoiseRequest
-) -> AsyncGenerator[DenoiseEvent | TurnStarted, None]:
-    """One image's events, through the deaths of replicas. Leaving it aborts the image.
+async def denoise(handle: DeploymentHandle, request: DenoiseRequest) -> AsyncGenerator[DenoiseEvent, None]:
+    """One image's events, through the deaths of replicas, the last its latents. Leaving it aborts the image.
 
     A request that reaches its next checkpoint has passed the step that was fatal and is cleared.
     Raises PoisonousRequestError and GenerationFailedError.
@@ -83,11 +93,15 @@ async def denoise(
         try:
             async for event in response:
                 match event:
+                    case Turn():
+                        under_way = True
+                        await begin(handle, event)
+                        continue
                     case Checkpoint():
                         request = replace(request, resume_from=event, isolated=False)
                         deaths.clear()
-                    case TurnStarted():
-                        under_way = True
+                    case DenoiseFailed(_, reason, fault):
+                        raise _failure(fault, reason)
                 yield event
             return
         except _REPLICA_ERRORS as error:
@@ -114,9 +128,10 @@ async def call(request_id: str, handle: DeploymentHandle, method: str, *argument
         response = isolated.remote(*arguments)
         try:
             async for event in response:
-                if not isinstance(event, TurnStarted):
+                if not isinstance(event, Turn):
                     return event
                 under_way = True
+                await begin(handle, event)
         except _REPLICA_ERRORS as error:
             await deaths.survive(error, under_way)
         finally:
@@ -146,7 +161,11 @@ async def call_once(remote: Callable[..., Any], *arguments: Any) -> Any:
         raise
 
 
-def _is_death(error: RayError) -> bool:
-    """A call through another deployment reports a dead replica as a RayTaskError with that cause."""
-    cause = error.cause if isinstance(error, RayTaskError) else error
-    return isinstance(cause, RayActorError | ObjectLostError)
+def _failure(fault: Fault, detail: str) -> GenerationFailedError:
+    """What a client is told of a stage that could not do its work for a request."""
+    match fault:
+        case Fault.OUT_OF_MEMORY:
+            return OutOfDeviceMemoryError(detail)
+        case Fault.NOT_FINITE:
+            return NotFiniteError(detail)
+    return GenerationFailedError("A stage failed: a fault of ours.")

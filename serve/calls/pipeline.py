@@ -16,18 +16,16 @@ from deployments.engine.messages import (
     Checkpoint,
     DenoisedLatents,
     DenoiseEvent,
-    DenoiseFailed,
     DenoiseRequest,
     EncodedImage,
     ImageFormat,
     PromptEmbeds,
     StepProgress,
-    TurnStarted,
 )
 from deployments.engine.prompts import PromptText
 from serve.calls.failover import call, call_once, denoise, retried
 from serve.calls.telemetry import Telemetry
-from serve.errors import DeadlineExceededError, GenerationFailedError, NotReadyError
+from serve.errors import DeadlineExceededError, NotReadyError
 from serve.generation import (
     GenerationEvent,
     GenerationRequest,
@@ -158,8 +156,6 @@ class Pipeline:
                         yield ImageProgress(index, event)
                     case DenoisedLatents():
                         latents = event.latents
-                    case DenoiseFailed():
-                        raise GenerationFailedError(f"Denoising image {index} failed: a fault of ours.")
         seed = request.seed + index
         metadata = _metadata(request, seed)
         wanted_image = (latents, request.image_format, metadata, request.deterministic)
@@ -169,7 +165,7 @@ class Pipeline:
 
     async def _denoise(
         self, request: GenerationRequest, index: int, wanted: DenoiseRequest, context: Context
-    ) -> AsyncGenerator[DenoiseEvent | TurnStarted, None]:
+    ) -> AsyncGenerator[DenoiseEvent, None]:
         attributes = {
             "image_index": index,
             "rows": wanted.num_rows,

@@ -19,6 +19,7 @@ from deployments.engine.messages import Checkpoint
 from serve.errors import (
     JobStoreUnavailableError,
     MidstepError,
+    NotFiniteError,
     ObjectNotFoundError,
     ObjectStoreUnavailableError,
     PoisonousRequestError,
@@ -142,7 +143,7 @@ class JobRunner:
         claim = Claim.of(job)
         try:
             await self._make_images(job, claim)
-        except PoisonousRequestError as error:
+        except (PoisonousRequestError, NotFiniteError) as error:
             await _until_it_is_done(partial(self._store.fail, claim, error.detail))
         except MidstepError as error:
             await _until_it_is_done(partial(self._store.retry, claim, error.detail))

@@ -3,17 +3,19 @@
 import asyncio
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import httpx
+import pytest
 from ray import serve
 from ray.serve import Application
 
 from deployments.engine.cost import CostModel, Curve, StageCost
 from serve.app import build_app
 from serve.config.app import AppConfig
-from serve.config.model import CostModelFile
+from serve.config.model import CostModelFile, ModelConfig
 
 Stages = Mapping[str, Mapping[str, Any]]
 
@@ -29,9 +31,16 @@ DENOISER = {"max_rows": 4, "deterministic_rows": 4, "max_batch_size": 2, "max_on
 
 
 def simulated_app(
-    stages: Stages, folder: Path, cost: CostModel = COST, cost_model: str = "cost_model.json"
+    stages: Stages,
+    folder: Path,
+    cost: CostModel = COST,
+    cost_model: str = "cost_model.json",
+    faults: Path | None = None,
 ) -> Application:
-    """stages: their sections of the configuration; folder: for its jobs and its cost model, by that name."""
+    """stages: their sections of the configuration; folder: for its jobs and its cost model, by that name
+
+    faults: the devices' (deployments.engine.simulated_faults), which no configuration can ask for
+    """
     file = CostModelFile(path="models/shapes", dtype="float32", device="simulated", cost_model=cost)
     (folder / cost_model).write_text(file.model_dump_json())
     config = {
@@ -41,7 +50,12 @@ def simulated_app(
         "jobs": {"data_folder": str(folder), "num_cpus": 0.05, "lease_s": 4.0},
         **stages,
     }
-    return build_app(AppConfig.model_validate(config))
+    placement = ModelConfig.placement
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(
+            ModelConfig, "placement", lambda self: replace(placement(self), faults=faults and str(faults))
+        )
+        return build_app(AppConfig.model_validate(config))
 
 
 @contextmanager

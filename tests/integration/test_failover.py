@@ -27,7 +27,6 @@ from deployments.engine.messages import (
     EncodedImage,
     ImageFormat,
     PromptEmbeds,
-    TurnStarted,
 )
 from deployments.engine.models import ModelSource, Placement
 from deployments.engine.prompts import EncodedText, PromptText
@@ -117,9 +116,7 @@ def denoiser(base_url: str, load_model: Callable[[str], LoadedModel]) -> Iterato
     serve.delete("mortal denoiser")
 
 
-async def watch(
-    denoiser: DeploymentHandle, request: DenoiseRequest
-) -> AsyncIterator[DenoiseEvent | TurnStarted]:
+async def watch(denoiser: DeploymentHandle, request: DenoiseRequest) -> AsyncIterator[DenoiseEvent]:
     # One request is sent more than once: the replica must not take it for one that it has.
     request = replace(request, request_id=f"{request.request_id}-{os.urandom(4).hex()}")
     async with aclosing(failover.denoise(denoiser, request)) as events:

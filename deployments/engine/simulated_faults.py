@@ -1,0 +1,42 @@
+"""Faults of a simulated device, on demand: files in a folder say what goes wrong."""
+
+from pathlib import Path
+
+import torch
+
+
+class SimulatedFaults:
+    """The faults of one stage's device. folder: None for a device that has none
+
+    STAGE.lost: the first device that finds it takes it away and is lost: all that is asked of it then fails,
+        as after an error of CUDA
+    STAGE.broken: likewise, with an error that does not say that the device is lost
+    STAGE.memory: a number; calls with more rows, texts or images do not fit
+    """
+
+    def __init__(self, folder: str | None, stage: str) -> None:
+        self._folder = Path(folder) if folder is not None else None
+        self._stage = stage
+        self._error: type[RuntimeError] | None = None
+
+    def check(self, count: int = 0) -> None:
+        """To be called before anything is done on the device. Raises what a device would."""
+        if self._folder is None:
+            return
+        if self._take("lost"):
+            self._error = torch.AcceleratorError
+        elif self._take("broken"):
+            self._error = RuntimeError
+        if self._error is not None:
+            raise self._error("CUDA error: an illegal memory access was encountered")
+        memory = self._folder / f"{self._stage}.memory"
+        if memory.exists() and count > int(memory.read_text()):
+            raise torch.OutOfMemoryError(f"CUDA out of memory: {count} do not fit")
+
+    def _take(self, fault: str) -> bool:
+        assert self._folder is not None
+        try:
+            (self._folder / f"{self._stage}.{fault}").unlink()
+        except FileNotFoundError:
+            return False
+        return True

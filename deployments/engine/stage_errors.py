@@ -1,0 +1,40 @@
+"""Why a stage could not do its work for one request."""
+
+from enum import StrEnum
+
+import torch
+
+
+class Fault(StrEnum):
+    """BROKEN: something unforeseen; REFUSED: it cannot be had, which should have been said before."""
+
+    BROKEN = "broken"
+    REFUSED = "refused"
+    OUT_OF_MEMORY = "out_of_memory"
+    NOT_FINITE = "not_finite"
+
+
+class StageError(Exception):
+    """A request's own failure: the stage goes on. detail: a sentence for its client"""
+
+    def __init__(self, fault: Fault, detail: str) -> None:
+        super().__init__(fault, detail)
+        self.fault = fault
+        self.detail = detail
+
+    def __str__(self) -> str:
+        return self.detail
+
+
+def not_finite(part: str) -> StageError:
+    """part: of the model"""
+    return StageError(
+        Fault.NOT_FINITE,
+        f"The {part} gave values that are no numbers (NaN or infinity). With model.dtype float16 they have "
+        "become too large for it; bfloat16 takes them.",
+    )
+
+
+def is_finite(*tensors: torch.Tensor) -> bool:
+    """tensors: on the CPU, where to look does not wait for a device"""
+    return all(bool(torch.isfinite(tensor).all()) for tensor in tensors)

@@ -1,0 +1,183 @@
+"""What the engine does where its device fails, is too small, or gives values that are no numbers."""
+
+import queue
+from collections.abc import Callable, Iterator
+
+import pytest
+import torch
+
+from deployments.engine.device_faults import DeviceFaultError
+from deployments.engine.device_step import EagerSteps
+from deployments.engine.engine import Engine, StepReport
+from deployments.engine.engine_thread import EngineThread
+from deployments.engine.messages import Checkpoint, DenoisedLatents, DenoiseFailed
+from deployments.engine.stage_errors import Fault
+from deployments.engine.step_inputs import StepInputs
+from tests.conftest import LoadedModel, finish
+
+Load = Callable[..., LoadedModel]
+ILLEGAL = torch.AcceleratorError("CUDA error: an illegal memory access was encountered")
+
+
+class SmallDevice(EagerSteps):
+    """Forwards of more rows do not fit."""
+
+    def __init__(self, model: LoadedModel, most: int) -> None:
+        super().__init__(model.unet)
+        self.most = most
+        self.tried: list[int] = []
+
+    def launch(self, inputs: StepInputs) -> torch.Tensor:
+        rows = len(inputs.request_of_row)
+        self.tried.append(rows)
+        if rows > self.most:
+            raise torch.OutOfMemoryError(f"CUDA out of memory: {rows} rows")
+        return super().launch(inputs)
+
+
+@pytest.fixture
+def model(load_model: Load) -> LoadedModel:
+    return load_model("shapes")
+
+
+@pytest.mark.parametrize("row_counts", [(), (2, 4, 8, 16)], ids=["unpadded", "padded"])
+def test_a_forward_that_does_not_fit_is_made_smaller_and_stays_so(
+    model: LoadedModel, row_counts: tuple[int, ...]
+) -> None:
+    """With noise in every step, of which each request keeps its own though its call is made twice."""
+    requests = [
+        model.request(str(index), seed=index, sampler="Euler a", num_inference_steps=3) for index in range(4)
+    ]
+    alone = {}
+    for request in requests:
+        engine = model.engine()
+        engine.add(request)
+        alone |= finish(engine)
+    device = SmallDevice(model, most=5)
+    engine = model.engine(device, row_counts=row_counts)
+    for request in requests:
+        engine.add(request)
+    latents = finish(engine)
+    assert device.tried == [8, *6 * [4]]
+    for name, expected in alone.items():
+        assert (latents[name] - expected).abs().max() < 2e-4 * expected.abs().max(), name
+
+
+def test_only_a_request_that_does_not_fit_alone_is_refused(model: LoadedModel) -> None:
+    device = SmallDevice(model, most=1)
+    engine = model.engine(device)
+    engine.add(model.request("guided"))
+    engine.add(model.request("plain", guidance_scale=1.0, num_inference_steps=2))
+    events = []
+    while engine.num_requests:
+        events += engine.step().events
+    refused, done = events
+    assert isinstance(refused, DenoiseFailed)
+    assert (refused.request_id, refused.fault) == ("guided", Fault.OUT_OF_MEMORY)
+    assert "too little memory" in refused.reason
+    assert isinstance(done, DenoisedLatents)
+
+
+def test_deterministic_forwards_keep_their_size(model: LoadedModel) -> None:
+    """At another one their bytes would differ: where that does not fit, nothing is learned by trying less."""
+    device = SmallDevice(model, most=4)
+    engine = model.engine(device)
+    for index in range(2):
+        engine.add(model.request(str(index), deterministic=True))
+    events = engine.step().events
+    assert [event.fault for event in events] == 2 * [Fault.OUT_OF_MEMORY]
+    assert device.tried == [8]
+    engine.add(model.request("plain", num_inference_steps=2))
+    assert set(finish(engine)) == {"plain"}
+
+
+class Overflowing(EagerSteps):
+    """As a U-Net in float16 that has become too large: the first request's states are no numbers."""
+
+    def launch(self, inputs: StepInputs) -> torch.Tensor:
+        outputs = super().launch(inputs)
+        outputs[0] = torch.inf - torch.inf
+        return outputs
+
+
+@pytest.mark.parametrize("checkpoint_interval_s", [0.0, None])
+def test_values_that_are_no_numbers_fail_their_own_request_only(
+    model: LoadedModel, checkpoint_interval_s: float | None, caplog: pytest.LogCaptureFixture
+) -> None:
+    """At the first look at them: with its checkpoints, or at its end."""
+    engine = model.engine(Overflowing(model.unet), checkpoint_interval_s=checkpoint_interval_s)
+    engine.add(model.request("overflowing", num_inference_steps=4, deadline=1.0))
+    engine.add(model.request("sound", num_inference_steps=4))
+    failed, first = [], engine.step().events
+    assert [type(event) for event in first] == (
+        [DenoiseFailed, Checkpoint] if checkpoint_interval_s == 0 else []
+    )
+    events = list(first)
+    while "overflowing" in {item.request.request_id for item in engine.waiting}:
+        events += engine.step().events
+    failed = [event for event in events if isinstance(event, DenoiseFailed)]
+    assert [(event.request_id, event.fault) for event in failed] == [("overflowing", Fault.NOT_FINITE)]
+    assert "The U-Net gave values that are no numbers" in failed[0].reason
+    assert "bfloat16" in failed[0].reason
+    assert "request overflowing failed" in caplog.text
+
+
+class Broken(EagerSteps):
+    """A device that is lost while it is idle: all that is asked of it fails from then on."""
+
+    is_lost = False
+
+    def launch(self, inputs: StepInputs) -> torch.Tensor:
+        if self.is_lost:
+            raise ILLEGAL
+        return super().launch(inputs)
+
+
+def test_a_lost_device_ends_the_engine_and_nobody_is_told(model: LoadedModel) -> None:
+    device = Broken(model.unet)
+    engine = model.engine(device)
+    engine.add(model.request("a"))
+    engine.step()
+    device.is_lost = True
+    with pytest.raises(DeviceFaultError, match="AcceleratorError: CUDA error: an illegal memory access"):
+        engine.step()
+
+
+class Thread:
+    def __init__(self, engine: Engine) -> None:
+        self.told: queue.SimpleQueue[StepReport] = queue.SimpleQueue()
+        self.lost: queue.SimpleQueue[str] = queue.SimpleQueue()
+        self.thread = EngineThread(lambda: engine, self.told.put, self.lost.put)
+        self.thread.start()
+
+
+@pytest.fixture
+def thread(model: LoadedModel) -> Iterator[Thread]:
+    thread = Thread(model.engine())
+    yield thread
+    thread.thread.stop()
+
+
+def test_a_device_that_was_lost_while_idle_fails_no_newcomer(
+    thread: Thread, model: LoadedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They are not told: their callers see a dead replica and go elsewhere."""
+
+    def lost(*_: object) -> None:
+        raise ILLEGAL
+
+    monkeypatch.setattr(Engine, "add", lost)
+    thread.thread.add([model.request("a"), model.request("b")])
+    assert "illegal memory access" in thread.lost.get(timeout=60)
+    assert thread.told.empty()
+
+
+def test_a_request_that_cannot_be_had_is_refused_and_the_thread_goes_on(
+    thread: Thread, model: LoadedModel
+) -> None:
+    thread.thread.add([model.request("bad", sampler="LCM", num_inference_steps=60)])
+    [refused] = thread.told.get(timeout=60).events
+    assert isinstance(refused, DenoiseFailed)
+    assert refused.fault is Fault.REFUSED
+    assert thread.lost.empty()
+    assert thread.thread.problem(max_silence_s=60) is None
