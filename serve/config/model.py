@@ -127,8 +127,8 @@ def _model_path(path: str) -> str:
             f"model.path: {path!r} is no folder in diffusers format (it has no model_index.json)"
         )
     if _names_a_folder(path):
-        where = "" if folder == Path(path) else f", neither in {Path.cwd()} nor in {PROJECT_FOLDER}"
-        raise ConfigError(f"model.path: there is no folder {path!r}{where}")
+        looked_in = "" if folder == Path(path) else f" in {Path.cwd()} or in {PROJECT_FOLDER}"
+        raise ConfigError(f"model.path: there is no folder {path!r}{looked_in}")
     return path
 
 

@@ -100,7 +100,7 @@ def test_a_wrong_key_or_value_is_named(args: dict[str, object], message: str) ->
 
 def test_a_model_folder_that_is_none_is_named() -> None:
     config = AppConfig.model_validate({"model": {"path": "./nowhere"}})
-    with pytest.raises(ConfigError, match=r"model.path: there is no folder './nowhere', neither in /"):
+    with pytest.raises(ConfigError, match=r"model.path: there is no folder './nowhere' in /"):
         config.model.source()
 
 
@@ -108,7 +108,7 @@ def test_a_model_folder_that_is_none_is_named() -> None:
     ("path", "message"),
     [
         ("models", "'models' is no folder in diffusers format"),
-        ("models/nowhere", "there is no folder 'models/nowhere', neither in /"),
+        ("models/nowhere", "there is no folder 'models/nowhere' in /"),
         ("/nowhere/model", "there is no folder '/nowhere/model'$"),
         ("too/many/parts", "there is no folder 'too/many/parts'"),
         ("sd_xl.safetensors", "'sd_xl.safetensors' is a single file, and only folders"),

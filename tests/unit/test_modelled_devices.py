@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from cluster.devices.h200 import FILES, FOLDER
+from deployments.cost_measurement import CostMeasurement
 from deployments.devices import unet_and_steps
 from deployments.engine.models import load_model_info
 from serve.config.app import AppConfig
@@ -44,8 +45,9 @@ def test_a_model_without_weights_can_be_served_simulated(family: str, size: int,
     info = load_model_info(source)
     config.check_for(info)
     assert (info.default_height, info.default_width) == (size, size)
+    measurement = CostMeasurement(config.latent_shapes(info), config.model.known_cost())
     unet, _, engine = unet_and_steps(
-        source, config.model.placement(), config.cost_measurement(info), config.engine_config(info)
+        source, config.model.placement(), measurement, config.engine_config(info)
     )
     assert (unet.time_ids_width > 0) == (family == "sdxl")
     assert engine.row_counts == (1, 2, 4, 6, 8, cap), "padded as on CUDA, as far as max_rows allows"
