@@ -13,10 +13,10 @@ from pathlib import Path
 import httpx
 import torch
 
-from benchmarks.engine import GUIDANCE_SCALE, PROMPTS, SAMPLER, Ours, seconds
+from benchmarks.engine import GUIDANCE_SCALE, PROMPTS, SAMPLER, seconds
+from deployments.engine import load_engine
 from deployments.engine.images import encode_image
 from deployments.engine.messages import ImageFormat
-from deployments.engine.models import ModelSource, Placement
 
 
 def main() -> None:
@@ -30,11 +30,19 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
-    ours = Ours(ModelSource(args.model), Placement(), max_images=1)
+    ours = load_engine(args.model, max_images=1)
     prompt = PROMPTS[0]
 
     def alone() -> None:
-        [pixels] = ours.generate([prompt], [1], args.steps)
+        ours.add(
+            prompt,
+            negative_prompt="",
+            seed=1,
+            sampler=SAMPLER,
+            num_inference_steps=args.steps,
+            guidance_scale=GUIDANCE_SCALE,
+        )
+        [pixels] = ours.finish()
         encode_image(pixels, ImageFormat(), {"prompt": prompt})
 
     with httpx.Client(base_url=args.url, timeout=120) as client:
