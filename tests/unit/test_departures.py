@@ -108,7 +108,7 @@ def test_one_that_leaves_a_stream_is_one_quiet_line(leaving: Any, log: pytest.Lo
     assert [message["type"] for message in visit.sent][:2] == ["http.response.start", "http.response.body"]
     [record] = log.records
     assert record.levelno == logging.INFO
-    assert record.getMessage() == "GET /stream: the client has left"
+    assert record.getMessage() == "GET '/stream': the client has left"
     assert not record.exc_info
 
 
@@ -124,7 +124,7 @@ def test_one_that_leaves_in_the_middle_of_its_body_is_counted_as_that(
 
     assert asyncio.run(run()).refused == {"client_left": 1}
     [record] = log.records
-    assert (record.levelno, record.getMessage()) == (logging.INFO, "POST /body: the client has left")
+    assert (record.levelno, record.getMessage()) == (logging.INFO, "POST '/body': the client has left")
 
 
 def test_one_that_stays_is_no_line(log: pytest.LogCaptureFixture) -> None:
