@@ -127,6 +127,25 @@ def test_one_that_leaves_in_the_middle_of_its_body_is_counted_as_that(
     assert (record.levelno, record.getMessage()) == (logging.INFO, "POST '/body': the client has left")
 
 
+def test_its_path_cannot_forge_a_line(log: pytest.LogCaptureFixture) -> None:
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        await receive()
+
+    async def leave() -> None:
+        async def receive() -> Any:
+            return disconnected()
+
+        async def send(_: Any) -> None: ...
+
+        scope = {"type": "http", "method": "GET", "path": "/\r\nforged" + "a" * 5000}
+        await Departures(app)(scope, receive, send)
+
+    asyncio.run(leave())
+    [record] = log.records
+    assert record.getMessage().startswith("GET '/\\r\\nforgedaaa")
+    assert len(record.getMessage()) < 100
+
+
 def test_one_that_stays_is_no_line(log: pytest.LogCaptureFixture) -> None:
     async def run() -> Visit:
         visit = Visit()
