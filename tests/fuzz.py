@@ -301,6 +301,7 @@ async def _ask(host: str, port: int, request: FuzzedRequest) -> tuple[str, str]:
 
 
 def _judged(answer: bytes) -> tuple[str, str]:
+    answer = answer.removeprefix(b"HTTP/1.1 100 Continue\r\n\r\n")
     if not answer:
         return "closed", ""
     status = answer[9:12].decode("latin-1")

@@ -5,6 +5,8 @@ import logging
 from ray.exceptions import RayError
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from serve.served_model import shown
+
 logger = logging.getLogger("ray.serve")
 
 
@@ -33,7 +35,7 @@ class Departures:
                 message = {"type": "http.disconnect"}
             if message["type"] == "http.disconnect" and not (is_answered or has_left):
                 has_left = True
-                logger.info("%s %s: the client has left", scope["method"], scope["path"])
+                logger.info("%s %s: the client has left", scope["method"], shown(scope["path"]))
             return message
 
         async def send_and_note(message: Message) -> None:

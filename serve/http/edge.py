@@ -120,7 +120,8 @@ class _Exchange:
             if (task := asyncio.current_task()) is None or task.cancelling():
                 raise
         except Exception:  # the boundary of a request: whatever it is, its client gets an answer
-            logger.exception("request %s failed in Serve's proxy", self.request_id)
+            if not self._is_complete:  # else it has been told of where it was answered
+                logger.exception("request %s failed before it was answered", self.request_id)
 
     async def end(self) -> None:
         """The rest of an answer that was not given, or not to its end."""

@@ -64,6 +64,12 @@ def test_headers_need_not_be_text(base_url: str, name: bytes) -> None:
     assert get(base_url, name + b": \xff").startswith(b"HTTP/1.1 200 OK")
 
 
+def test_what_is_no_http_is_refused_by_our_protocol(base_url: str) -> None:
+    """The same that closes connections with half a header: tests/unit/test_connections.py."""
+    answer = raw(base_url, b"GET / HTTP/1.1\r\nhost: x\r\nx-\xff: 1\r\n\r\n")
+    assert answer.startswith(b"HTTP/1.1 400 Bad Request\r\ncontent-type: application/problem+json\r\n")
+
+
 def test_a_request_id_that_is_unfit_for_a_log_is_in_none(base_url: str, new_lines: NewLines) -> None:
     for unfit in (b"a" * 60_000, b"a\tforged", "a\u2028forged".encode()):
         answer = get(base_url, b"x-request-id: " + unfit)

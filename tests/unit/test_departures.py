@@ -108,7 +108,7 @@ def test_one_that_leaves_a_stream_is_one_quiet_line(leaving: Any, log: pytest.Lo
     assert [message["type"] for message in visit.sent][:2] == ["http.response.start", "http.response.body"]
     [record] = log.records
     assert record.levelno == logging.INFO
-    assert record.getMessage() == "GET /stream: the client has left"
+    assert record.getMessage() == "GET '/stream': the client has left"
     assert not record.exc_info
 
 
@@ -124,7 +124,26 @@ def test_one_that_leaves_in_the_middle_of_its_body_is_counted_as_that(
 
     assert asyncio.run(run()).refused == {"client_left": 1}
     [record] = log.records
-    assert (record.levelno, record.getMessage()) == (logging.INFO, "POST /body: the client has left")
+    assert (record.levelno, record.getMessage()) == (logging.INFO, "POST '/body': the client has left")
+
+
+def test_its_path_cannot_forge_a_line(log: pytest.LogCaptureFixture) -> None:
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        await receive()
+
+    async def leave() -> None:
+        async def receive() -> Any:
+            return disconnected()
+
+        async def send(_: Any) -> None: ...
+
+        scope = {"type": "http", "method": "GET", "path": "/\r\nforged" + "a" * 5000}
+        await Departures(app)(scope, receive, send)
+
+    asyncio.run(leave())
+    [record] = log.records
+    assert record.getMessage().startswith("GET '/\\r\\nforgedaaa")
+    assert len(record.getMessage()) < 100
 
 
 def test_one_that_stays_is_no_line(log: pytest.LogCaptureFixture) -> None:
