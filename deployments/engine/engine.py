@@ -208,8 +208,9 @@ class Engine:
         batch: Sequence[Denoising] = self._scheduler.admit(waiting, self._clock())
         failed: list[DenoiseEvent] = []
         while batch:
+            started = time.perf_counter()
             try:
-                return self._launch(batch), []
+                outputs = self._launch(batch)
             except Exception as error:  # the boundary of a forward: whatever broke it, its requests are told
                 if is_device_fault(error):
                     raise DeviceFaultError.of(error) from error
@@ -217,6 +218,8 @@ class Engine:
                     logger.exception("a forward failed")
                     reason = StageError(Fault.BROKEN, f"{type(error).__name__}: {error}")
                     return None, [self._fail(item, reason) for item in batch]
+            else:
+                return self._launched(batch, outputs, started), []
             # Here and not in the handler: what had been allocated lives as long as the error's traceback.
             batch, failed = self._make_smaller(batch)
         return None, failed
@@ -236,15 +239,20 @@ class Engine:
         return self._config.forward_rows(batch[0].group, rows)
 
     @torch.inference_mode()
-    def _launch(self, batch: Sequence[Denoising]) -> _Forward:
-        """One call of every request in the batch: of one group, at whatever calls of whatever tables."""
-        started = time.perf_counter()
-        rows, forward_rows = sum(item.request.num_rows for item in batch), self._forward_rows(batch)
-        inputs = step_inputs(batch, forward_rows, static=bool(self._config.row_counts))
-        outputs = self._run_step.launch(inputs)
+    def _launch(self, batch: Sequence[Denoising]) -> torch.Tensor:
+        """One call of every request in the batch: of one group, at whatever calls of whatever tables.
+
+        Where it fails nothing has changed, so that the calls can be made again.
+        """
+        static = bool(self._config.row_counts)
+        return self._run_step.launch(step_inputs(batch, self._forward_rows(batch), static))
+
+    @torch.inference_mode()
+    def _launched(self, batch: Sequence[Denoising], outputs: torch.Tensor, started: float) -> _Forward:
         for item, state in zip(batch, outputs[:, :STATE_SLOTS], strict=False):  # padding comes behind
             item.advance(state)
         events = self._events(batch, outputs[:, STATE_SLOTS])
+        rows = sum(item.request.num_rows for item in batch)
         return _Forward(
             batch=batch,
             events=events,
@@ -252,7 +260,7 @@ class Engine:
             started=started,
             launch_s=time.perf_counter() - started,
             rows=rows,
-            forward_rows=forward_rows,
+            forward_rows=self._forward_rows(batch),
             predicted_s=self._seconds(batch[0].group, rows),
         )
 

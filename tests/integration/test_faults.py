@@ -19,7 +19,7 @@ DEPLOYMENTS = {"encoder": "PromptEncoder", "denoiser": "Denoiser", "decoder": "V
 FAST = CostModel(
     encode=Curve(0.002, 8, 0.0005),
     forward=StageCost(((SHAPE, Curve(0.01, 4, 0.0025)),)),
-    decode=StageCost(((SHAPE, Curve(0.02, 1, 0.02)),)),
+    decode=StageCost(((SHAPE, Curve(0.02, 8, 0.001)),)),
 )
 NUM_REPLICAS = 2
 # Within which a replica that fails everything must be gone.

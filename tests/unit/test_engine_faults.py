@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from deployments.engine.device_faults import DeviceFaultError
-from deployments.engine.device_step import EagerSteps
+from deployments.engine.device_step import Completion, EagerSteps
 from deployments.engine.engine import Engine, StepReport
 from deployments.engine.engine_thread import EngineThread
 from deployments.engine.messages import Checkpoint, DenoisedLatents, DenoiseFailed
@@ -89,6 +89,22 @@ def test_deterministic_forwards_keep_their_size(model: LoadedModel) -> None:
     assert device.tried == [8]
     engine.add(model.request("plain", num_inference_steps=2))
     assert set(finish(engine)) == {"plain"}
+
+
+class NoRoomForEvents(EagerSteps):
+    """Memory runs out when a forward is launched already."""
+
+    def completion(self) -> Completion:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+
+def test_a_forward_that_was_launched_is_not_made_again(model: LoadedModel) -> None:
+    """Its requests have moved on: a second time would be another step."""
+    engine = model.engine(NoRoomForEvents(model.unet))
+    engine.add(model.request("a"))
+    with pytest.raises(torch.OutOfMemoryError):
+        engine.step()
+    assert [item.call for item in engine.waiting] == [1]
 
 
 class Overflowing(EagerSteps):
