@@ -98,17 +98,19 @@ def check(file: Path) -> None:
 @click.argument("file", type=Path)
 def run(file: Path) -> None:
     """Check a configuration file and serve it until SIGTERM or Ctrl-C."""
-    import os
-
     from cluster.config_errors import shown_config_errors
+    from cluster.server import StartError, check_nothing_in_the_way, serve_file
     from serve.checks import check as check_file
     from serve.checks import checked_model_info
 
     with shown_config_errors():
         for config in check_file(file):
             checked_model_info(config)
-    serve = Path(sys.executable).with_name("serve")
-    os.execv(serve, [str(serve), "run", str(file)])
+        check_nothing_in_the_way(Path.cwd())
+    try:
+        serve_file(file)
+    except StartError as error:
+        raise click.ClickException(str(error)) from error
 
 
 @midstep.command()

@@ -1,12 +1,12 @@
 """The configuration: what is misspelt or cannot be is an error that says so."""
 
-import os
 from pathlib import Path
 
 import pytest
 import yaml
 from pydantic import ValidationError
 
+from cluster import server
 from cluster.cli import main
 from deployments.engine.cost import CostModel, Curve, StageCost
 from deployments.engine.models import load_model_info
@@ -151,7 +151,7 @@ def test_defaults_that_the_model_cannot_have_are_named(args: dict[str, object], 
 def test_nothing_is_run_that_cannot_be(
     args: dict[str, object], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(os, "execv", lambda *_: pytest.fail("it was run"))
+    monkeypatch.setattr(server, "serve_file", lambda _: pytest.fail("it was run"))
     with pytest.raises(SystemExit, match=message):
         main(["run", str(write(tmp_path, {}, args))])
 
