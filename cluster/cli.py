@@ -101,6 +101,7 @@ def run(file: Path) -> None:
     import os
 
     from cluster.config_errors import shown_config_errors
+    from cluster.server import StartError, check_nothing_in_the_way, serve_file
     from serve.checks import check as check_file
     from serve.checks import checked_model_info
     from serve.http.edge import stand_before_the_proxy
@@ -108,9 +109,12 @@ def run(file: Path) -> None:
     with shown_config_errors():
         for config in check_file(file):
             checked_model_info(config)
-    stand_before_the_proxy(os.environ)
-    serve = Path(sys.executable).with_name("serve")
-    os.execv(serve, [str(serve), "run", str(file)])
+        check_nothing_in_the_way(Path.cwd())
+    try:
+        stand_before_the_proxy(os.environ)
+        serve_file(file)
+    except StartError as error:
+        raise click.ClickException(str(error)) from error
 
 
 @midstep.command()

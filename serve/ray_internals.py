@@ -6,13 +6,23 @@
 from collections.abc import Mapping
 from typing import Any
 
+import ray
 from ray._common.utils import get_default_ray_temp_dir
 from ray._private.node import Node
 from ray._raylet import GcsClient  # type: ignore[attr-defined]
 from ray.core.generated.autoscaler_pb2 import DrainNodeReason
 from ray.serve.context import _get_global_client, _set_request_context
+from ray.serve.schema import ServeDeploySchema
 
-__all__ = ["Node", "default_temp_folder", "drain_node", "serve_details", "set_request_id"]
+__all__ = [
+    "Node",
+    "default_temp_folder",
+    "deploy",
+    "drain_node",
+    "num_ongoing_requests",
+    "serve_details",
+    "set_request_id",
+]
 
 
 def serve_details() -> Mapping[str, Any]:
@@ -23,6 +33,19 @@ def serve_details() -> Mapping[str, Any]:
     """
     details: Mapping[str, Any] = _get_global_client().get_serve_details()
     return details
+
+
+def deploy(config: ServeDeploySchema) -> None:
+    """Has Serve's controller build and deploy the applications of a configuration, as `serve run` does."""
+    _get_global_client().deploy_apps(config)
+
+
+def num_ongoing_requests(application: str, deployment: str) -> int:
+    """The requests that the replicas of a deployment have at the moment. Raises RayActorError."""
+    replicas = serve_details()["applications"][application]["deployments"][deployment]["replicas"]
+    actors = [ray.get_actor(replica["actor_name"], namespace="serve") for replica in replicas]
+    # What Serve's own routers ask them.
+    return sum(ray.get([actor.get_num_ongoing_requests.remote() for actor in actors]))
 
 
 def set_request_id(request_id: str) -> None:

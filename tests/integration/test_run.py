@@ -1,0 +1,77 @@
+"""`midstep run` as a service manager sees it: how it ends."""
+
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+
+import httpx
+import yaml
+
+from cluster.ports import free_port
+from tests.integration.conftest import MIDSTEP
+from tests.integration.slow_applications import REASON
+
+TIMEOUT_S = 240.0  # of a busy machine
+
+
+@contextmanager
+def midstep_run(folder: Path, application: str, port: int) -> Iterator["subprocess.Popen[bytes]"]:
+    """On a Ray of its own, which ends with it. Its output goes to the folder's `log`."""
+    config = {
+        "http_options": {"host": "127.0.0.1", "port": port},
+        "applications": [
+            {"name": "ours", "import_path": f"tests.integration.slow_applications:{application}"}
+        ],
+    }
+    path = folder / "config.yaml"
+    path.write_text(yaml.safe_dump(config))
+    environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
+    environment |= {"PYTHONPATH": str(Path.cwd()), "RAY_AUTH_MODE": "disabled"}
+    with (folder / "log").open("w") as log:
+        process = subprocess.Popen(
+            [MIDSTEP, "run", path], env=environment, stdout=log, stderr=subprocess.STDOUT, cwd=folder
+        )
+    try:
+        yield process
+    finally:
+        if process.poll() is None:
+            process.kill()
+            process.wait()
+
+
+def test_sigterm_ends_it_once_requests_under_way_are_answered(tmp_path: Path) -> None:
+    port = free_port()
+    url = f"http://127.0.0.1:{port}"
+    with midstep_run(tmp_path, "front", port) as process, ThreadPoolExecutor() as threads:
+        deadline = time.monotonic() + TIMEOUT_S
+        while not answers(url):
+            assert process.poll() is None, (tmp_path / "log").read_text()[-4000:]
+            assert time.monotonic() < deadline, (tmp_path / "log").read_text()[-4000:]
+            time.sleep(0.5)
+        slow = threads.submit(httpx.get, f"{url}/slow", timeout=TIMEOUT_S)
+        time.sleep(1)  # until it is there
+        process.send_signal(signal.SIGTERM)
+        assert slow.result().text == "finished"
+        assert process.wait(TIMEOUT_S) == 0
+    log = (tmp_path / "log").read_text()
+    assert "SIGTERM received" not in log
+    assert "Traceback" not in log
+
+
+def answers(url: str) -> bool:
+    try:
+        return httpx.get(url, timeout=5).text == "finished"
+    except httpx.TransportError:
+        return False
+
+
+def test_an_application_that_cannot_start_ends_it_with_the_reason(tmp_path: Path) -> None:
+    with midstep_run(tmp_path, "failing", free_port()) as process:
+        assert process.wait(TIMEOUT_S) == 1
+    *_, last = (tmp_path / "log").read_text().strip().splitlines()
+    assert last == f"ours cannot be started: RuntimeError: {REASON}"
