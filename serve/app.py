@@ -9,6 +9,7 @@ from ray.serve import Application, Deployment
 
 from deployments.cost_measurement import CostMeasurement
 from deployments.denoiser import Denoiser
+from deployments.engine.fingerprint import fingerprint
 from deployments.engine.models import ModelInfo
 from deployments.kept_costs import KeptCosts
 from deployments.prompt_encoder import PromptEncoder
@@ -33,7 +34,7 @@ def build_app(config: AppConfig) -> Application:
     source, placement = config.model.source(), config.model.placement()
     info = checked_model_info(config)
     jobs = resolve(config.jobs)
-    job_store(jobs, describe), object_store(jobs)  # said now rather than by replicas that cannot start
+    job_store(jobs, [], describe), object_store(jobs)  # said now rather than by replicas that cannot start
     config = config.model_copy(update={"jobs": jobs})
     measurement = _cost_measurement(config, info)
     encoder, denoiser, decoder = config.encoder, config.denoiser, config.decoder
@@ -47,7 +48,8 @@ def build_app(config: AppConfig) -> Application:
         source, placement, decoder.batching(), decoder.num_threads, decoder.max_hold_s, measurement
     )
     stages = (encoder_stage, denoiser_stage, decoder_stage)
-    runner = _deployment(Runner, config.jobs.runner_options()).bind(config, *stages)
+    made_by = fingerprint(source, placement, denoiser.deterministic_rows)
+    runner = _deployment(Runner, config.jobs.runner_options()).bind(config, made_by, *stages)
     ingress = _deployment(Ingress, config.ingress.deployment_options())
     return ingress.bind(config, info, *stages, runner)
 

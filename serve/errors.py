@@ -77,10 +77,6 @@ class IdempotencyKeyReusedError(MidstepError):
     status, code, title = 422, "idempotency_key_reused", "Idempotency key reused"
 
 
-class RangeNotSatisfiableError(MidstepError):
-    status, code, title = 416, "range_not_satisfiable", "Range not satisfiable"
-
-
 class QueueFullError(MidstepError):
     status, code, title = 429, "queue_full", "Queue full"
 

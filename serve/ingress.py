@@ -23,7 +23,7 @@ class Ingress:
         decoder: DeploymentHandle,
         runner: DeploymentHandle,
     ) -> None:
-        """config: its section `jobs` resolved"""
+        """config: its section `jobs` resolved; runner: never called, but Serve deploys only what is bound"""
         self._config = config
         self._info = info
         self._pipeline = Pipeline(encoder, denoiser, decoder, Telemetry())
@@ -31,12 +31,7 @@ class Ingress:
         stages = {"encoder": encoder, "denoiser": denoiser, "decoder": decoder}
         names = {stage: handle.deployment_name for stage, handle in stages.items()}
         self._fleet = Fleet(here.app_name, names, here.deployment)
-        self._runner = runner
 
     def __serve_build_asgi_app__(self) -> Starlette:
         """Called by Serve once the replica is constructed."""
-        return build_http_app(self._config, self._info, self._pipeline, self._fleet, self._look_for_canceled)
-
-    def _look_for_canceled(self) -> None:
-        """Nobody waits for it: a runner that does not hear of it looks by itself."""
-        self._runner.look_for_canceled.remote()
+        return build_http_app(self._config, self._info, self._pipeline, self._fleet)

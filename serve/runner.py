@@ -19,18 +19,19 @@ from serve.ray_internals import set_request_id
 
 
 class Runner:
-    """config: its section `jobs` resolved."""
+    """config: its section `jobs` resolved; fingerprint: of model and engine, which checkpoints carry"""
 
     def __init__(
         self,
         config: AppConfig,
+        fingerprint: str,
         encoder: DeploymentHandle,
         denoiser: DeploymentHandle,
         decoder: DeploymentHandle,
     ) -> None:
         self._config = config
+        self._fingerprint = fingerprint
         self._pipeline = Pipeline(encoder, denoiser, decoder, Telemetry())
-        self._runner: JobRunner | None = None
         # Serve calls constructors on the replica's event loop; what is started here is stopped in __del__.
         self._task = asyncio.get_running_loop().create_task(self._run(), name="job-runner")
 
@@ -38,11 +39,6 @@ class Runner:
         """Called by Serve, which replaces the replica when this raises."""
         if self._task.done():
             raise RuntimeError("the job runner has ended")
-
-    async def look_for_canceled(self) -> None:
-        """A job was canceled, perhaps one of this replica's: it need not go on until the next look."""
-        if self._runner is not None:
-            await self._runner.leave_lost()
 
     async def __del__(self) -> None:
         self._task.cancel()
@@ -57,14 +53,15 @@ class Runner:
             poll_interval_s=jobs.poll_interval_s,
             retention_s=jobs.retention_s,
             forget_after_s=jobs.forget_after_s,
+            fingerprint=self._fingerprint,
         )
+        models = [self._config.model.shown_id]
         async with AsyncExitStack() as stack:
-            store = await stack.enter_async_context(opened(job_store(jobs, describe)))
+            store = await stack.enter_async_context(opened(job_store(jobs, models, describe)))
             webhooks = await stack.enter_async_context(
                 WebhookSender(jobs.webhook_secrets, jobs.allow_private_webhooks)
             )
-            self._runner = JobRunner(store, object_store(jobs), webhooks, self._generate, settings)
-            await self._runner.run()
+            await JobRunner(store, object_store(jobs), webhooks, self._generate, settings).run()
 
     def _generate(self, request: GenerationRequest, resume: Resume) -> AsyncGenerator[GenerationEvent, None]:
         """Under the job's id, in the logs of every stage: no HTTP request is there whose id Serve would take

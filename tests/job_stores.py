@@ -3,21 +3,28 @@
 import asyncio
 import functools
 import json
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
-from contextlib import asynccontextmanager
-from dataclasses import replace
+import logging
+import re
+from collections import Counter, defaultdict
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
+from contextlib import asynccontextmanager, contextmanager
+from dataclasses import dataclass, replace
 from typing import Any
+
+from sqlalchemy import func, select
 
 from deployments.engine.messages import ImageFormat
 from serve.jobs.job import IdempotencyKey, Job, JobState, NewJob, Webhook, WebhookEvent
 from serve.jobs.records import Claim
 from serve.jobs.store import JobStore
+from serve.jobs.tables import jobs
 from tests.generation_requests import generation_request
 
 # A lease that has run out as soon as it is given: that of a runner that dies at once.
 DEAD = -1.0
 LONG = 3600.0
 JOB_WORK_S = 4.0  # of a job of new_job: two images of ten steps
+MODEL = "shapes"
 
 
 def in_loop(test: Callable[..., Awaitable[None]]) -> Callable[..., None]:
@@ -34,7 +41,7 @@ def describe(job: Job) -> Mapping[str, Any]:
 
 @asynccontextmanager
 async def opened(url: str, **settings: Any) -> AsyncIterator[JobStore]:
-    store = JobStore(url, **({"describe": describe} | settings))
+    store = JobStore(url, **({"describe": describe, "models": [MODEL]} | settings))
     try:
         await store.open()
         yield store
@@ -42,9 +49,12 @@ async def opened(url: str, **settings: Any) -> AsyncIterator[JobStore]:
         await store.close()
 
 
-def new_job(job_id: str, priority: int = 0, key: IdempotencyKey | None = None, **changes: Any) -> NewJob:
+def new_job(
+    job_id: str, priority: int = 0, key: IdempotencyKey | None = None, model: str = MODEL, **changes: Any
+) -> NewJob:
     request = generation_request(
         job_id,
+        model=model,
         height=64,
         width=64,
         num_images=2,
@@ -66,7 +76,7 @@ def webhook(*events: WebhookEvent) -> Webhook:
 
 
 async def claim_one(store: JobStore, lease_s: float = LONG) -> Claim:
-    [job] = await store.claim(1, lease_s)
+    [job] = await store.queue.claim(1, lease_s)
     return Claim.of(job)
 
 
@@ -76,8 +86,59 @@ async def state_of(store: JobStore, job_id: str) -> JobState:
     return job.state
 
 
-async def states_of(store: JobStore, job_id: str) -> list[tuple[JobState, int]]:
-    return [(transition.state, transition.attempt) for transition in await store.history(job_id)]
+async def counted(store: JobStore) -> Counter[JobState]:
+    """How many jobs are in each state."""
+    statement = select(jobs.c.state, func.count()).group_by(jobs.c.state)
+    async with store.database.read() as connection:
+        rows = (await connection.execute(statement)).all()
+    return Counter({JobState(state): number for state, number in rows})
+
+
+@dataclass(frozen=True, slots=True)
+class Transition:
+    """A job came into a state. reason: where it is not the usual one"""
+
+    state: JobState
+    attempt: int
+    reason: str | None
+
+
+class History(logging.Handler):
+    """The states that jobs came into, as the log has them, in the order that fencing tokens give.
+
+    What two processes log is in no order, nor is what two transactions log when they are over.
+    """
+
+    _LINE = re.compile(r"job (.+) is (\w+), attempt (\d+)(?:: (.+))?")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._of = defaultdict[str, list[Transition]](list)
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if match := self._LINE.fullmatch(record.getMessage()):
+            job_id, state, attempt, reason = match.groups()
+            self._of[job_id].append(Transition(JobState(state), int(attempt), reason))
+
+    def of(self, job_id: str) -> list[Transition]:
+        ranks = {JobState.PROCESSING: 0, JobState.STARTING: 1}
+        return sorted(self._of[job_id], key=lambda one: (one.attempt, ranks.get(one.state, 2)))
+
+    def states(self, job_id: str) -> list[tuple[JobState, int]]:
+        return [(transition.state, transition.attempt) for transition in self.of(job_id)]
+
+
+@contextmanager
+def recorded() -> Iterator[History]:
+    logger, history = logging.getLogger("ray.serve"), History()
+    level = logger.level
+    logger.addHandler(history)
+    logger.setLevel(logging.INFO)
+    try:
+        yield history
+    finally:
+        logger.removeHandler(history)
+        logger.setLevel(level)
 
 
 async def told(store: JobStore) -> list[tuple[str, WebhookEvent, Any]]:

@@ -42,7 +42,7 @@ class JobsConfig(Section):
     )
     lease_s: PositiveFloat = Field(15.0, description="seconds until a silent runner is taken for dead")
     poll_interval_s: PositiveFloat = Field(
-        0.5, description="seconds between looks for new jobs; a look takes milliseconds of a CPU"
+        2.0, description="seconds between looks for jobs and webhooks of which no news came"
     )
     retention_s: PositiveFloat = Field(
         7 * 24 * 3600.0, description="seconds that what is finished is kept, images and prompts"

@@ -2,7 +2,7 @@
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncIterator, Coroutine
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -47,10 +47,8 @@ def build_http_app(
     info: ModelInfo,
     pipeline: Pipeline,
     fleet: Fleet,
-    look_for_canceled: Callable[[], None],
 ) -> Starlette:
-    """look_for_canceled: called when a job was canceled, for runners to stop it"""
-    store = job_store(config.jobs, describe)
+    store = job_store(config.jobs, [config.model.shown_id], describe)
     job_load = JobLoad(store, fleet.num_ingresses)
     readiness = Readiness(pipeline, fleet, {name: one.autoscaling for name, one in config.stages.items()})
     desk = _front_desk(config, info, pipeline, fleet, store, job_load)
@@ -63,7 +61,7 @@ def build_http_app(
         *ImagesRoute(desk).routes,
         *ModelsRoutes(desk).routes,
         *ReplicateModelsRoutes(desk).routes,
-        *PredictionsRoutes(config, desk, store, look_for_canceled).routes,
+        *PredictionsRoutes(config, desk, store).routes,
         *open_routes,
     ]
 

@@ -1,6 +1,5 @@
-"""Images by URL: `GET /v1/files/{key}`, from the object store."""
+"""Images by URL: `GET /v1/files/{key}`, whole, from the object store."""
 
-import re
 from datetime import UTC
 from email.utils import format_datetime
 
@@ -8,12 +7,10 @@ from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response, StreamingResponse
 from starlette.routing import Route
 
-from serve.errors import ObjectNotFoundError, RangeNotSatisfiableError
-from serve.http.problems import problem_response
+from serve.errors import ObjectNotFoundError
 from serve.jobs.objects import IMAGE_CACHE_CONTROL, ObjectStore, StoredObject, is_image_key
 
 FILES_PATH = "/v1/files"
-_RANGE = re.compile(r"bytes=\s*([0-9]{0,18})-([0-9]{0,18})\s*", re.IGNORECASE)
 
 
 class FilesRoute:
@@ -43,45 +40,13 @@ class FilesRoute:
             return Response(headers=headers)
         if self._presign_s is not None and (url := await self._objects.presigned_url(key, self._presign_s)):
             return RedirectResponse(url, 302, {"cache-control": "no-store"})
-        try:
-            wanted = _wanted_range(request, stored)
-        except RangeNotSatisfiableError as error:
-            response = problem_response(error, request)
-            response.headers["content-range"] = f"bytes */{stored.size_bytes}"
-            return response
-        if wanted is None:
-            return StreamingResponse(await self._objects.stream(key), headers=headers)
-        start, end = wanted
-        headers["content-range"] = f"bytes {start}-{end - 1}/{stored.size_bytes}"
-        headers["content-length"] = str(end - start)
-        return StreamingResponse(await self._objects.stream(key, start, end), 206, headers)
-
-
-def byte_range(header: str, size_bytes: int) -> tuple[int, int] | None:
-    """Where a `Range` of one part starts and before which byte it ends; None for any other: it is ignored.
-
-    Raises RangeNotSatisfiableError (RFC 9110, section 14).
-    """
-    match = _RANGE.fullmatch(header)
-    if match is None or match.groups() == ("", ""):
-        return None
-    first, last = match.groups()
-    if not first:
-        start, end = max(0, size_bytes - int(last)), size_bytes
-    else:
-        start, end = int(first), min(int(last) + 1, size_bytes) if last else size_bytes
-        if last and int(last) < start:
-            return None
-    if start >= size_bytes:
-        raise RangeNotSatisfiableError(f"The file has {size_bytes} bytes.", "Range")
-    return start, end
+        return StreamingResponse(await self._objects.stream(key), headers=headers)
 
 
 def _headers(stored: StoredObject) -> dict[str, str]:
     job_id, _, name = stored.key.removeprefix("images/").partition("/")
     index, suffix = name.partition("-")[0], name.rpartition(".")[2]
     return {
-        "accept-ranges": "bytes",
         "cache-control": IMAGE_CACHE_CONTROL,
         "content-disposition": f'inline; filename="{job_id}-{index}.{suffix}"',
         "etag": stored.etag,
@@ -94,13 +59,6 @@ def _has_it(request: Request, stored: StoredObject) -> bool:
     known = request.headers.get("if-none-match", "")
     tags = {tag.strip().removeprefix("W/") for tag in known.split(",")}
     return "*" in tags or stored.etag.removeprefix("W/") in tags
-
-
-def _wanted_range(request: Request, stored: StoredObject) -> tuple[int, int] | None:
-    # A range of another version of the file is not wanted; the whole is.
-    if request.headers.get("if-range", stored.etag) not in {stored.etag, _http_date(stored)}:
-        return None
-    return byte_range(request.headers.get("range", ""), stored.size_bytes)
 
 
 def _http_date(stored: StoredObject) -> str:

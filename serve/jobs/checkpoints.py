@@ -1,23 +1,38 @@
 """Checkpoints of jobs in the object store, so that a job outlives its runner in mid-image too."""
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load, save
 
 from deployments.engine.messages import Checkpoint
+
+
+class UnusableCheckpointError(ValueError):
+    """The image is begun anew; the message says why."""
 
 
 def checkpoint_key(job_id: str, image_index: int) -> str:
     return f"checkpoints/{job_id}/{image_index}"
 
 
-def to_bytes(checkpoint: Checkpoint) -> bytes:
-    """A safetensors file: unlike a pickle it is safe to read, whoever may write to the store."""
+def to_bytes(checkpoint: Checkpoint, fingerprint: str) -> bytes:
+    """A safetensors file: unlike a pickle it is safe to read, whoever may write to the store.
+
+    fingerprint: of what made it, in hexadecimal digits: deployments.engine.fingerprint
+    """
     progress = torch.tensor([checkpoint.step, checkpoint.call])
-    return save({"state": checkpoint.state, "progress": progress})
+    made_by = torch.tensor(list(bytes.fromhex(fingerprint)), dtype=torch.uint8)
+    return save({"state": checkpoint.state, "progress": progress, "fingerprint": made_by})
 
 
-def from_bytes(data: bytes) -> Checkpoint:
-    """Raises safetensors.SafetensorError for what is no checkpoint."""
-    tensors = load(data)
+def from_bytes(data: bytes, fingerprint: str) -> Checkpoint:
+    """Raises UnusableCheckpointError for what is no checkpoint, or has another fingerprint."""
+    try:
+        tensors = load(data)
+    except SafetensorError as error:
+        raise UnusableCheckpointError(f"it cannot be read: {error}") from error
+    made_by = tensors.get("fingerprint")
+    if made_by is None or bytes(made_by.tolist()).hex() != fingerprint:
+        raise UnusableCheckpointError("it was made with other weights or by another version of the engine")
     step, call = tensors["progress"].tolist()
     return Checkpoint("", step, call, tensors["state"])

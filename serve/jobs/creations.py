@@ -8,8 +8,8 @@ from sqlalchemy import Double, bindparam, select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from serve.errors import IdempotencyKeyReusedError
+from serve.jobs.changes import Changes, Transaction
 from serve.jobs.database import Database
-from serve.jobs.history import record
 from serve.jobs.job import Job, NewJob
 from serve.jobs.records import idempotency_key_column, new_row, read_job
 from serve.jobs.tables import jobs, now_s
@@ -28,8 +28,8 @@ class _Creation:
 class Creations:
     """Most of what a job costs is its transaction, which waits for the disk: under load one pays for many."""
 
-    def __init__(self, database: Database) -> None:
-        self._database = database
+    def __init__(self, database: Database, changes: Changes) -> None:
+        self._changes = changes
         self._waiting: list[_Creation] = []
         self._turn = asyncio.Lock()
         # Kept, since SQLAlchemy then need not look at all of it for each job.
@@ -54,9 +54,9 @@ class Creations:
         """Whatever becomes of the transaction is told to each of them."""
         made: dict[str, Job | IdempotencyKeyReusedError] = {}
         try:
-            async with self._database.write() as connection:
+            async with self._changes.begin() as transaction:
                 while left := [item.new for item in together if item.job_id not in made]:
-                    made |= await self._insert(connection, left)
+                    made |= await self._insert(transaction, left)
         except asyncio.CancelledError:
             for item in together:
                 item.created.cancel()
@@ -72,14 +72,15 @@ class Creations:
                 item.created.set_exception(result)
 
     async def _insert(
-        self, connection: AsyncConnection, news: Sequence[NewJob]
+        self, transaction: Transaction, news: Sequence[NewJob]
     ) -> dict[str, Job | IdempotencyKeyReusedError]:
         """By the ids that were asked for, without those whose idempotency key was freed in this moment."""
         # By their keys, and so in the same order everywhere: none waits for one that waits for it.
         in_order = sorted(news, key=lambda new: idempotency_key_column(new) or "")
+        connection = transaction.connection
         rows = (await connection.execute(self._insertion, [new_row(new) for new in in_order])).all()
         created = [read_job(row) for row in rows]
-        await record(connection, created, reason=None)
+        transaction.note_created(created)
         made: dict[str, Job | IdempotencyKeyReusedError] = {job.id: job for job in created}
         for new in news:
             if new.request.request_id not in made and (existing := await _find_by_key(connection, new)):

@@ -81,6 +81,7 @@ class Database:
     def __init__(self, url: str) -> None:
         self._url = parse_database_url(url)
         self._is_sqlite = self._url.get_backend_name() == "sqlite"
+        self.sqlite_file = Path(str(self._url.database)) if self._is_sqlite else None
         if self._is_sqlite:
             timeout_s = float(str(self._url.query["timeout"]))
             self.reader = create_async_engine(self._url)
@@ -142,9 +143,9 @@ class Database:
         return sqlite.insert(table) if self._is_sqlite else postgresql.insert(table)
 
     async def _migrate(self) -> None:
-        if self._is_sqlite:
+        if self.sqlite_file:
             with _translated_errors():
-                _make_private(Path(str(self._url.database)))
+                _make_private(self.sqlite_file)
             async with self.read() as connection:
                 await connection.exec_driver_sql("PRAGMA journal_mode=WAL")  # kept in the file
         async with self.write() as connection:

@@ -1,5 +1,7 @@
 """How long jobs wait and what becomes of webhooks, as Ray exports it (with the prefix `ray_`)."""
 
+from collections.abc import Collection, Mapping
+
 from ray.serve import metrics
 
 from serve.jobs.records import Waiting
@@ -11,10 +13,16 @@ _OUTCOMES = {Delivered: "delivered", RetryIn: "failed", GaveUp: "given_up"}
 class JobMetrics:
     """Of a runner. What waits is the same for all of them: it is the job store's."""
 
-    def __init__(self) -> None:
-        self._waiting = metrics.Gauge("midstep_jobs_waiting", "Jobs that no runner has begun.")
+    def __init__(self, models: Collection[str]) -> None:
+        """models: that are served here, which are 0 where no job waits for them"""
+        self._models_seen = set(models)
+        self._waiting = metrics.Gauge("midstep_jobs_waiting", "Jobs that no runner has begun.", ("model",))
         self._oldest_s = metrics.Gauge(
-            "midstep_oldest_waiting_job_seconds", "How long the oldest of them has waited."
+            "midstep_oldest_waiting_job_seconds", "How long the oldest of them has waited.", ("model",)
+        )
+        self._checkpoints_left = metrics.Counter(
+            "midstep_job_checkpoints_left_total",
+            "Checkpoints that could not be used, so that their images were begun anew.",
         )
         self._deliveries = metrics.Counter(
             "midstep_webhook_deliveries_total",
@@ -22,9 +30,20 @@ class JobMetrics:
             ("outcome",),
         )
 
-    def set_waiting(self, waiting: Waiting) -> None:
-        self._waiting.set(waiting.jobs)
-        self._oldest_s.set(waiting.oldest_s)
+    def set_waiting(self, waiting: Mapping[str, Waiting]) -> None:
+        """waiting: by model"""
+        for model in self._models_seen - waiting.keys():
+            self._set_waiting(model, Waiting(0, 0.0))
+        self._models_seen |= waiting.keys()
+        for model, of_model in waiting.items():
+            self._set_waiting(model, of_model)
+
+    def count_left_checkpoint(self) -> None:
+        self._checkpoints_left.inc()
+
+    def _set_waiting(self, model: str, waiting: Waiting) -> None:
+        self._waiting.set(waiting.jobs, {"model": model})
+        self._oldest_s.set(waiting.oldest_s, {"model": model})
 
     def count_delivery(self, outcome: Outcome) -> None:
         self._deliveries.inc(tags={"outcome": _OUTCOMES[type(outcome)]})

@@ -22,7 +22,7 @@ from serve.jobs.durable_files import disk_errors, unlink_all, write_durably
 from serve.private_files import make_private_folder
 
 if TYPE_CHECKING:
-    from obstore import GetResult, SignCapableStore
+    from obstore import SignCapableStore
     from obstore.store import ClientConfig, RetryConfig
     from obstore.store import ObjectStore as Backend
 
@@ -138,15 +138,17 @@ class ObjectStore:
         media_type = _MEDIA_TYPES.get(Path(key).suffix, "application/octet-stream")
         return StoredObject(key, size_bytes, modified, etag, media_type)
 
-    async def read(self, key: str, start: int = 0, end: int | None = None) -> bytes:
-        """The bytes from `start` to before `end`. Raises ObjectNotFoundError."""
+    async def read(self, key: str) -> bytes:
+        """Raises ObjectNotFoundError."""
+        _check_key(key)
         with _bucket_errors(), _missing(key):
-            return bytes(await (await self._opened(key, start, end)).bytes_async())
+            return bytes(await (await obstore.get_async(self._backend, key)).bytes_async())
 
-    async def stream(self, key: str, start: int = 0, end: int | None = None) -> AsyncIterator[bytes]:
-        """Likewise in parts, so that no more than one is in memory. Raises ObjectNotFoundError at once."""
+    async def stream(self, key: str) -> AsyncIterator[bytes]:
+        """The object in parts, of which no more than one is in memory. Raises ObjectNotFoundError at once."""
+        _check_key(key)
         with _bucket_errors(), _missing(key):
-            opened = await self._opened(key, start, end)
+            opened = await obstore.get_async(self._backend, key)
         return opened.stream(_CHUNK_BYTES)
 
     async def delete(self, keys: Sequence[str]) -> None:
@@ -179,14 +181,6 @@ class ObjectStore:
         with _bucket_errors():
             signing = cast("SignCapableStore", self._backend)
             return await obstore.sign_async(signing, "GET", key, timedelta(seconds=expires_in_s))
-
-    async def _opened(self, key: str, start: int, end: int | None) -> "GetResult":
-        _check_key(key)
-        if end is not None:
-            return await obstore.get_async(self._backend, key, options={"range": (start, end)})
-        if start:
-            return await obstore.get_async(self._backend, key, options={"range": {"offset": start}})
-        return await obstore.get_async(self._backend, key)
 
     async def _delete_from_bucket(self, keys: Sequence[str]) -> None:
         try:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlsplit
 
-from sqlalchemy import and_, delete, func, insert, select, update
+from sqlalchemy import ColumnElement, and_, delete, func, insert, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from serve.jobs.database import Database, uninterrupted
@@ -42,8 +42,11 @@ class Outbox:
         self.database = database
         self._describe = describe
 
-    async def add(self, connection: AsyncConnection, event: WebhookEvent, changed: Iterable[Job]) -> None:
-        """In the transaction of the change. Those jobs are told of that have a webhook for such events."""
+    async def add(self, connection: AsyncConnection, event: WebhookEvent, changed: Iterable[Job]) -> bool:
+        """In the transaction of the change. Those jobs are told of that have a webhook for such events.
+
+        Whether there are any.
+        """
         rows = [
             {
                 "id": f"msg_{secrets.token_urlsafe(24)}",
@@ -59,6 +62,14 @@ class Outbox:
         ]
         if rows:
             await connection.execute(insert(deliveries).values(created_at=now_s(), due=now_s()), rows)
+        return bool(rows)
+
+    @uninterrupted
+    async def is_due(self, busy_hosts: Collection[str] = ()) -> bool:
+        """Whether anything is to be delivered now: one look without a lock. busy_hosts: but to these"""
+        found = select(deliveries.c.seq).where(_is_due(busy_hosts)).exists()
+        async with self.database.read() as connection:
+            return bool((await connection.execute(select(found))).scalar_one())
 
     @uninterrupted
     async def due_deliveries(
@@ -69,7 +80,7 @@ class Outbox:
         per_host: at most, so that one slow receiver leaves room for others; busy_hosts: nothing for these
         """
         columns = deliveries.c
-        is_due = and_(columns.due <= now_s(), columns.host.not_in(busy_hosts))
+        is_due = _is_due(busy_hosts)
         turn = func.row_number().over(partition_by=columns.host, order_by=(columns.due, columns.seq))
         in_turn = select(columns.seq, turn.label("turn")).where(is_due).subquery()
         due = (
@@ -123,3 +134,7 @@ class Outbox:
         leased = and_(deliveries.c.id == delivery.id, deliveries.c.attempt == delivery.attempt)
         async with self.database.write() as connection:
             await connection.execute(update(deliveries).where(leased).values(values))
+
+
+def _is_due(busy_hosts: Collection[str]) -> ColumnElement[bool]:
+    return and_(deliveries.c.due <= now_s(), deliveries.c.host.not_in(busy_hosts))

@@ -27,18 +27,8 @@ class Claim:
 
 
 @dataclass(frozen=True, slots=True)
-class Transition:
-    """A job came into a state, at a time on the database's clock. reason: where it is not the usual one."""
-
-    state: JobState
-    attempt: int
-    at: float
-    reason: str | None
-
-
-@dataclass(frozen=True, slots=True)
 class Waiting:
-    """Jobs that no runner has begun. oldest_s: how long the oldest has waited, 0 where there is none."""
+    """Jobs that no runner has begun. oldest_s: how long the oldest has waited"""
 
     jobs: int
     oldest_s: float
@@ -68,6 +58,7 @@ def new_row(new: NewJob) -> dict[str, Any]:
         "fingerprint": new.idempotency_key.fingerprint if new.idempotency_key else None,
         "priority": new.request.priority,
         "num_steps": new.request.num_images * new.request.num_inference_steps,
+        "num_images": new.request.num_images,
         "state": JobState.STARTING,
         "attempt": 0,
         "failures": 0,

@@ -1,7 +1,7 @@
 """What the section `jobs` names, ready to use: environment values, the two stores, the secret on disk."""
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from contextlib import suppress
 from pathlib import Path
 from secrets import token_hex
@@ -44,13 +44,15 @@ def resolve(config: JobsConfig) -> JobsConfig:
     )
 
 
-def job_store(config: JobsConfig, describe: Callable[[Job], Mapping[str, Any]]) -> JobStore:
+def job_store(
+    config: JobsConfig, models: Collection[str], describe: Callable[[Job], Mapping[str, Any]]
+) -> JobStore:
     """The job store of a resolved configuration, not open. Raises ConfigError.
 
-    describe: what a webhook is told of a job
+    models: that are served, as they are shown; describe: what a webhook is told of a job
     """
     try:
-        return JobStore(str(config.database_url), describe, config.max_attempts)
+        return JobStore(str(config.database_url), describe, models, config.max_attempts)
     except ValueError as error:
         raise ConfigError(f"jobs.database_url: {error}") from error
 

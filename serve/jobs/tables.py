@@ -84,6 +84,7 @@ jobs = Table(
     Column("fingerprint", Text),
     Column("priority", Integer, nullable=False),
     Column("num_steps", Integer, nullable=False),
+    Column("num_images", Integer, nullable=False, server_default="1"),
     Column("state", Text, nullable=False),
     Column("attempt", Integer, nullable=False),
     Column("failures", Integer, nullable=False),
@@ -105,6 +106,7 @@ jobs = Table(
 _unfinished = jobs.c.completed_at.is_(None)
 Index(
     "ix_jobs_queue",
+    jobs.c.model,
     jobs.c.priority.desc(),
     jobs.c.seq,
     sqlite_where=_unfinished,
@@ -119,18 +121,6 @@ Index("ix_jobs_owner", jobs.c.owner, jobs.c.seq)
 Index("ix_jobs_retention", jobs.c.data_removed, jobs.c.completed_at)
 _has_key = jobs.c.idempotency_key.is_not(None)
 Index("ix_jobs_key_age", jobs.c.created_at, sqlite_where=_has_key, postgresql_where=_has_key)
-
-# Every state that a job was ever in, in the order of seq.
-transitions = Table(
-    "transitions",
-    metadata,
-    Column("seq", _Sequence, primary_key=True),
-    Column("job_id", Text, ForeignKey("jobs.id", ondelete="CASCADE"), nullable=False, index=True),
-    Column("state", Text, nullable=False),
-    Column("attempt", Integer, nullable=False),
-    Column("at", Double, nullable=False),
-    Column("reason", Text),
-)
 
 # What webhooks are still to be told. host: of the URL; due: empty where it was given up, for the reason
 # beside it

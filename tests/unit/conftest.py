@@ -1,8 +1,11 @@
-"""The databases that the job store runs on."""
+"""The databases that the job store runs on, and the log that it writes."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
+from tests.job_stores import History, recorded
 
 
 @pytest.fixture
@@ -13,3 +16,9 @@ def sqlite_url(tmp_path: Path) -> str:
 @pytest.fixture(params=["sqlite", "postgresql"])
 def url(request: pytest.FixtureRequest) -> str:
     return request.getfixturevalue(f"{request.param}_url")
+
+
+@pytest.fixture
+def history() -> Iterator[History]:
+    with recorded() as history:
+        yield history

@@ -4,7 +4,7 @@ import asyncio
 import json
 import logging
 from collections import Counter
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, cast
@@ -84,11 +84,9 @@ async def serving(
     folder: Path,
     api_keys: list[dict[str, Any]],
     refused: Refused | None = None,
-    canceled: Callable[[], None] = lambda: None,
     **jobs: Any,
 ) -> AsyncIterator[httpx.AsyncClient]:
-    """refused: counts in place of the metric; canceled: called when a job is; jobs: of that section of the
-    configuration"""
+    """refused: counts in place of the metric; jobs: of that section of the configuration"""
     config = AppConfig.model_validate(
         {
             "denoiser": {"rows_per_forward": 16},
@@ -100,9 +98,7 @@ async def serving(
     nobody = cast(Any, None)
     pipeline = InstantPipeline(nobody, nobody, nobody, Telemetry())
     info = load_model_info(config.model.source())
-    app = build_http_app(
-        config, info, pipeline, LoneFleet("app", {"denoiser": "Denoiser"}, "Ingress"), canceled
-    )
+    app = build_http_app(config, info, pipeline, LoneFleet("app", {"denoiser": "Denoiser"}, "Ingress"))
     if refused is not None:
         app.state.refused = refused
     transport = httpx.ASGITransport(app, raise_app_exceptions=False)

@@ -54,16 +54,16 @@ async def test_what_is_left_of_jobs_under_way_is_shared_by_the_ingresses(tmp_pat
             await until(lambda: alone.share().is_refilled)
             assert alone.share().work_s == 0.0, "nobody has begun them"
             first = await claim_one(store)
-            await store.claim(1, LONG)
+            await store.queue.claim(1, LONG)
             await until(lambda: alone.share().rows > 0)
             assert alone.share() == JobsWork(8, pytest.approx(2 * JOB_WORK_S), is_refilled=True)
             await until(lambda: one_of_two.share().rows > 0)
             assert one_of_two.share() == JobsWork(4, pytest.approx(JOB_WORK_S), is_refilled=True)
             # One image of the first, and two steps of the other.
-            assert await store.record_image(first, 0, "key", 12)
+            assert await store.queue.record_image(first, 0, "key", 12)
             await until(lambda: alone.share().rows < 8)
             assert alone.share() == JobsWork(6, pytest.approx(1.4 * JOB_WORK_S), is_refilled=True)
-            await store.claim(1, LONG)
+            await store.queue.claim(1, LONG)
             await until(lambda: not alone.share().is_refilled)
 
 

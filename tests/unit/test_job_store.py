@@ -4,24 +4,29 @@ import asyncio
 import itertools
 import random
 from dataclasses import replace
+from unittest.mock import ANY
 
 import pytest
 from sqlalchemy import event, update
 
 from serve.errors import IdempotencyKeyReusedError, InvalidRequestError
+from serve.jobs.conditions import MAX_DEATHS
 from serve.jobs.job import TRANSITIONS, IdempotencyKey, Job, JobState, WebhookEvent
-from serve.jobs.records import Claim, Transition, UnderWay, Waiting
-from serve.jobs.store import MAX_DEATHS, JobStore
+from serve.jobs.records import Claim, UnderWay, Waiting
+from serve.jobs.store import JobStore
 from serve.jobs.tables import jobs
 from tests.job_stores import (
     DEAD,
     LONG,
+    MODEL,
+    History,
+    Transition,
     claim_one,
+    counted,
     in_loop,
     new_job,
     opened,
     state_of,
-    states_of,
     told,
     webhook,
 )
@@ -43,7 +48,7 @@ def check_history(history: list[Transition]) -> None:
 
 
 @in_loop
-async def test_a_job_is_read_as_it_was_created(url: str) -> None:
+async def test_a_job_is_read_as_it_was_created(url: str, history: History) -> None:
     hook, key = webhook(WebhookEvent.COMPLETED, WebhookEvent.LOGS), IdempotencyKey("k", "f")
     async with opened(url) as store:
         created = await store.create(new_job("a", webhook=hook, key=key, lifetime_s=60.0))
@@ -55,10 +60,8 @@ async def test_a_job_is_read_as_it_was_created(url: str) -> None:
         assert (job.webhook, job.output, job.error) == (hook, {}, None)
         assert job.deadline == pytest.approx(job.created_at + 60.0, abs=1e-3)
         assert (job.started_at, job.completed_at, job.data_removed) == (None, None, False)
-        [transition] = await store.history("a")
-        assert transition.at == pytest.approx(job.created_at, abs=60)
+        assert history.of("a") == [Transition(STARTING, 0, None)]
         assert await store.get("b") is None
-        assert await store.history("b") == []
         assert await store.cancel("b") is None
 
 
@@ -104,7 +107,7 @@ async def test_of_creations_at_once_with_one_key_one_makes_the_job(url: str) -> 
         ids = [{job.id for job in created[key::100]} for key in range(100)]
         assert all(len(of_key) == 1 for of_key in ids)
         assert len(set.union(*ids)) == 100
-        assert await one.counts() == dict.fromkeys(JobState, 0) | {STARTING: 100}
+        assert await counted(one) == {STARTING: 100}
 
 
 @in_loop
@@ -122,7 +125,9 @@ async def test_keys_that_come_in_opposite_orders_lock_nobody_out(postgresql_url:
 
 
 @in_loop
-async def test_what_is_created_at_once_shares_transactions_and_nothing_else(url: str) -> None:
+async def test_what_is_created_at_once_shares_transactions_and_nothing_else(
+    url: str, history: History
+) -> None:
     async with opened(url) as store:
         commits: list[None] = []
         event.listen(store.database.writer.sync_engine, "commit", lambda _: commits.append(None))
@@ -134,16 +139,16 @@ async def test_what_is_created_at_once_shares_transactions_and_nothing_else(url:
         assert isinstance(refused, IdempotencyKeyReusedError)
         assert len(commits) <= 3
         assert {job.id for job in (await store.page(100)).jobs} == set(ids)
-        assert [await states_of(store, job_id) for job_id in ids] == [[(STARTING, 0)]] * 50
+        assert [history.states(job_id) for job_id in ids] == [[(STARTING, 0)]] * 50
 
 
 @in_loop
 async def test_a_key_is_free_again_when_it_is_old(url: str) -> None:
     async with opened(url) as store:
         await store.create(new_job("a", key=IdempotencyKey("k", "f")))
-        await store.sweep()
+        await store.housekeeping.sweep()
         assert (await store.create(new_job("b", key=IdempotencyKey("k", "f")))).id == "a"
-        await store.sweep(key_age_s=-1)
+        await store.housekeeping.sweep(key_age_s=-1)
         assert (await store.create(new_job("c", key=IdempotencyKey("k", "another")))).id == "c"
         assert await state_of(store, "a") is STARTING
 
@@ -171,7 +176,7 @@ async def test_jobs_are_their_owners(url: str) -> None:
             canceled = await store.cancel(f"{owner} 1", owner)
             assert canceled is not None
             assert canceled.state is CANCELED
-        claimed = await store.claim(10, LONG)
+        claimed = await store.queue.claim(20, LONG)
         assert [job.owner for job in claimed] == list(owners), "they are run whosever they are"
 
 
@@ -192,7 +197,8 @@ async def test_an_idempotency_key_is_its_owners(url: str) -> None:
             assert {(job.id, job.owner) for job in made} == {(f"{owner} 0", owner)}
         with pytest.raises(IdempotencyKeyReusedError):
             await store.create(new_job("x", key=IdempotencyKey("k", "bob's"), owner="alice"))
-        assert await store.counts() == dict.fromkeys(JobState, 0) | {STARTING: len(owners)}
+        for owner in owners:
+            assert [job.id for job in (await store.page(10, owner=owner)).jobs] == [f"{owner} 0"]
 
 
 @in_loop
@@ -238,30 +244,62 @@ async def test_claims_go_by_priority_and_then_by_age(url: str) -> None:
             await store.create(new_job(job_id, priority))
         jobs = [job for job_id in "abcdef" if (job := await store.get(job_id))]
         assert [await store.queue_position(job) for job in jobs] == [2, 5, 0, 3, 1, 4]
-        assert [job.id for job in await store.claim(3, LONG)] == ["c", "e", "a"]
+        assert [job.id for job in await store.queue.claim(6, LONG)] == ["c", "e", "a"]
         # Those that are begun are before nobody any more.
         assert [await store.queue_position(job) for job in jobs if job.id in "dfb"] == [2, 0, 1]
         taken = await store.get("c")
         assert taken is not None
         assert await store.queue_position(taken) is None
-        assert [job.id for job in await store.claim(10, LONG)] == ["d", "f", "b"]
-        assert await store.claim(10, LONG) == []
+        assert [job.id for job in await store.queue.claim(20, LONG)] == ["d", "f", "b"]
+        assert await store.queue.claim(20, LONG) == []
+
+
+@in_loop
+async def test_a_claim_takes_as_many_as_its_images_allow_and_the_last_may_go_over(url: str) -> None:
+    async with opened(url) as store:
+        for job_id, num_images in [("a", 1), ("b", 3), ("c", 10), ("d", 1), ("e", 1)]:
+            new = new_job(job_id)
+            await store.create(replace(new, request=replace(new.request, num_images=num_images)))
+        assert await store.queue.is_waiting()
+        assert [job.id for job in await store.queue.claim(5, LONG)] == ["a", "b", "c"]
+        assert [job.id for job in await store.queue.claim(1, LONG)] == ["d"]
+        assert [job.id for job in await store.queue.claim(5, LONG)] == ["e"]
+        assert not await store.queue.is_waiting()
+
+
+@in_loop
+async def test_two_applications_on_one_database_run_their_own_models_jobs(url: str) -> None:
+    async with opened(url, models=["cats"]) as cats, opened(url, models=["dogs", "wolves"]) as dogs:
+        for job_id, model in [("1", "dogs"), ("2", "cats"), ("3", "bears"), ("4", "wolves"), ("5", "cats")]:
+            await cats.create(new_job(job_id, model=model))
+        made = [job for job_id in "12345" if (job := await cats.get(job_id))]
+        assert [await dogs.queue_position(job) for job in made] == [0, 0, 0, 0, 1]
+        assert [job.id for job in await cats.queue.claim(20, DEAD)] == ["2", "5"]
+        assert (await cats.under_way()).is_more_waiting, "as the lease has run out"
+        assert [job.id for job in await dogs.queue.claim(20, LONG)] == ["1", "4"]
+        assert {job.id for job in (await dogs.under_way()).jobs} == {"1", "4"}
+        assert not (await dogs.under_way()).is_more_waiting
+        assert not await dogs.queue.is_waiting()
+        assert (await cats.under_way()).jobs == []
+        assert await state_of(cats, "3") is STARTING, "nobody serves it"
+        assert {model: one.jobs for model, one in (await cats.housekeeping.waiting()).items()} == {"bears": 1}
 
 
 @in_loop
 async def test_what_waits_is_what_nobody_has_begun(url: str) -> None:
     async with opened(url) as store:
-        assert await store.waiting() == Waiting(0, 0.0)
+        assert await store.housekeeping.waiting() == {}
         for job_id, priority, age_s in [("begun", 1, 900.0), ("old", 0, 300.0), ("new", 0, 0.0)]:
             await store.create(new_job(job_id, priority))
             async with store.database.write() as connection:
                 older = {"created_at": jobs.c.created_at - age_s}
                 await connection.execute(update(jobs).where(jobs.c.id == job_id).values(older))
-        await store.claim(1, LONG)
+        await store.queue.claim(1, LONG)
         await store.cancel("new")
-        waiting = await store.waiting()
-        assert waiting.jobs == 1
-        assert 300 <= waiting.oldest_s < 900
+        await store.create(new_job("of another model", model="another"))
+        waiting = await store.housekeeping.waiting()
+        assert waiting == {MODEL: Waiting(1, ANY), "another": Waiting(1, ANY)}
+        assert waiting["another"].oldest_s < 300 <= waiting[MODEL].oldest_s < 900
 
 
 @in_loop
@@ -273,84 +311,84 @@ async def test_what_is_under_way_is_what_runners_hold(url: str) -> None:
         assert await store.under_way() == UnderWay([], is_more_waiting=True)
         given_back = await claim_one(store)
         lost = await claim_one(store, DEAD)
-        assert await store.give_back(given_back)
-        [done] = [job for job in await store.claim(2, LONG, running=[lost.job_id]) if job.id == "c"]
-        assert await store.succeed(Claim.of(done))
+        assert await store.queue.give_back(given_back)
+        [done] = [job for job in await store.queue.claim(4, LONG, running=[lost.job_id]) if job.id == "c"]
+        assert await store.queue.succeed(Claim.of(done))
         under_way = await store.under_way()
         assert [job.id for job in under_way.jobs] == ["a"]
         assert under_way.is_more_waiting, "the one whose runner died is"
-        assert await store.claim(1, LONG, running=["a"])
+        assert await store.queue.claim(1, LONG, running=["a"])
         under_way = await store.under_way()
         assert {job.id for job in under_way.jobs} == {"a", "b"}
         assert not under_way.is_more_waiting
 
 
 @in_loop
-async def test_a_job_from_creation_to_success(url: str) -> None:
+async def test_a_job_from_creation_to_success(url: str, history: History) -> None:
     async with opened(url) as store:
         await store.create(new_job("a"))
-        [job] = await store.claim(5, LONG)
+        [job] = await store.queue.claim(10, LONG)
         claim = Claim.of(job)
         assert (job.state, job.attempt) == (PROCESSING, 1)
         assert job.started_at is not None
         assert job.started_at >= job.created_at
-        assert await store.record_progress({claim: 12}) == {"a"}
-        assert await store.record_image(claim, 1, "a/1.webp", 14)
+        assert await store.queue.record_progress({claim: 12}) == {"a"}
+        assert await store.queue.record_image(claim, 1, "a/1.webp", 14)
         now = await store.get("a")
         assert now is not None
         assert (now.steps_done, now.output) == (14, {1: "a/1.webp"})
-        assert await store.renew([claim], LONG) == {"a"}
-        assert await store.succeed(claim, {0: "a/0.webp"})
+        assert await store.queue.renew([claim], LONG) == {"a"}
+        assert await store.queue.succeed(claim, {0: "a/0.webp"})
         done = await store.get("a")
         assert done is not None
         assert (done.state, done.steps_done, done.started_at) == (SUCCEEDED, 20, job.started_at)
         assert done.output == {0: "a/0.webp", 1: "a/1.webp"}
         assert done.completed_at is not None
         assert done.completed_at >= job.started_at
-        history = await store.history("a")
-        check_history(history)
-        assert [transition.state for transition in history] == [STARTING, PROCESSING, SUCCEEDED]
+        went_through = history.of("a")
+        check_history(went_through)
+        assert [transition.state for transition in went_through] == [STARTING, PROCESSING, SUCCEEDED]
         assert await store.cancel("a") == done
 
 
 @in_loop
-async def test_what_an_old_token_writes_is_refused(url: str) -> None:
+async def test_what_an_old_token_writes_is_refused(url: str, history: History) -> None:
     async with opened(url) as store, opened(url) as other:
         await store.create(new_job("a"))
         old = await claim_one(store, DEAD)
         # Nobody has taken over yet: a slow runner may go on.
-        assert await store.renew([old], DEAD) == {"a"}
-        assert await store.record_progress({old: 3}) == {"a"}
+        assert await store.queue.renew([old], DEAD) == {"a"}
+        assert await store.queue.record_progress({old: 3}) == {"a"}
         new = await claim_one(other)
         assert new.attempt == old.attempt + 1
         before = await store.get("a")
         assert await refused(store, old)
         assert await store.get("a") == before
-        assert await other.succeed(new)
+        assert await other.queue.succeed(new)
         assert await refused(other, new)
         assert await refused(store, Claim("no such job", 1))
-        assert await states_of(store, "a") == [
+        assert history.states("a") == [
             (STARTING, 0),
             (PROCESSING, 1),
             (PROCESSING, 2),
             (SUCCEEDED, 2),
         ]
-        check_history(await store.history("a"))
+        check_history(history.of("a"))
 
 
 async def refused(store: JobStore, claim: Claim) -> bool:
     """Whether nothing at all can be done with it."""
     return not any(
         [
-            await store.renew([claim], LONG),
-            await store.begin(claim),
-            await store.record_progress({claim: 20}),
-            await store.record_image(claim, 0, "key", 5),
-            await store.succeed(claim),
-            await store.succeed(claim, {0: "key"}),
-            await store.fail(claim, "error"),
-            await store.retry(claim, "error"),
-            await store.give_back(claim),
+            await store.queue.renew([claim], LONG),
+            await store.queue.begin(claim),
+            await store.queue.record_progress({claim: 20}),
+            await store.queue.record_image(claim, 0, "key", 5),
+            await store.queue.succeed(claim),
+            await store.queue.succeed(claim, {0: "key"}),
+            await store.queue.fail(claim, "error"),
+            await store.queue.retry(claim, "error"),
+            await store.queue.give_back(claim),
         ]
     )
 
@@ -360,16 +398,16 @@ async def test_several_are_renewed_and_recorded_at_once(url: str) -> None:
     async with opened(url) as store:
         for job_id in "abc":
             await store.create(new_job(job_id))
-        a, b, c = [Claim.of(job) for job in await store.claim(3, LONG)]
+        a, b, c = [Claim.of(job) for job in await store.queue.claim(6, LONG)]
         await store.cancel("b")
-        assert await store.renew([a, b, c], DEAD) == {"a", "c"}
-        assert await store.held([a, b, c]) == {"a", "c"}
-        assert await store.renew([], LONG) == await store.held([]) == set()
-        assert await store.record_progress({a: 1, b: 2, c: 3}) == {"a", "c"}
-        assert await store.record_progress({}) == set()
+        assert await store.queue.renew([a, b, c], DEAD) == {"a", "c"}
+        assert await store.queue.held([a, b, c]) == {"a", "c"}
+        assert await store.queue.renew([], LONG) == await store.queue.held([]) == set()
+        assert await store.queue.record_progress({a: 1, b: 2, c: 3}) == {"a", "c"}
+        assert await store.queue.record_progress({}) == set()
         done = [job.steps_done for job_id in "abc" if (job := await store.get(job_id))]
         assert done == [1, 0, 3]
-        assert [job.id for job in await store.claim(3, LONG)] == ["a", "c"]  # their leases have run out
+        assert [job.id for job in await store.queue.claim(6, LONG)] == ["a", "c"]  # their leases have run out
 
 
 @in_loop
@@ -379,7 +417,9 @@ async def test_images_that_are_recorded_at_once_are_all_kept(url: str) -> None:
         claim = await claim_one(store)
         keys = {index: f"a/{index}.webp" for index in range(10)}
         assert all(
-            await asyncio.gather(*(store.record_image(claim, index, key, 5) for index, key in keys.items()))
+            await asyncio.gather(
+                *(store.queue.record_image(claim, index, key, 5) for index, key in keys.items())
+            )
         )
         job = await store.get("a")
         assert job is not None
@@ -387,23 +427,23 @@ async def test_images_that_are_recorded_at_once_are_all_kept(url: str) -> None:
 
 
 @in_loop
-async def test_a_job_whose_runners_die_is_failed_with_the_reason(url: str) -> None:
+async def test_a_job_whose_runners_die_is_failed_with_the_reason(url: str, history: History) -> None:
     async with opened(url) as store:
         await store.create(new_job("a"))
         for attempt in (1, 2, 3):
             claim = await claim_one(store, DEAD)
             assert claim.attempt == attempt
-            assert await store.begin(claim)
+            assert await store.queue.begin(claim)
         await store.create(new_job("b"))
-        assert [job.id for job in await store.claim(5, LONG)] == ["b"]
-        job = await store.get("a")
-        assert job is not None
-        assert job.state is FAILED
+        assert [job.id for job in await store.queue.claim(10, LONG)] == ["b"]
+        assert await store.housekeeping.is_needed()
+        [job] = await store.housekeeping.sweep()
+        assert (job.id, job.state) == ("a", FAILED)
         assert "in 3 attempts" in (job.error or "")
-        history = await store.history("a")
-        check_history(history)
-        assert history[-1].reason == job.error
-        assert await store.sweep() == []
+        went_through = history.of("a")
+        check_history(went_through)
+        assert went_through[-1].reason == job.error
+        assert await store.housekeeping.sweep() == []
 
 
 @in_loop
@@ -412,26 +452,27 @@ async def test_a_sweep_fails_what_no_claim_comes_for(url: str) -> None:
         await store.create(new_job("a"))
         await store.create(new_job("b"))
         for lease_s in (LONG, DEAD):
-            await store.begin(await claim_one(store, lease_s))
-        assert [(job.id, job.state) for job in await store.sweep()] == [("b", FAILED)]
+            await store.queue.begin(await claim_one(store, lease_s))
+        assert [(job.id, job.state) for job in await store.housekeeping.sweep()] == [("b", FAILED)]
         assert await state_of(store, "a") is PROCESSING
 
 
 @in_loop
-async def test_given_back_a_job_waits_as_before_and_the_token_is_spent(url: str) -> None:
+async def test_given_back_a_job_waits_as_before_and_the_token_is_spent(url: str, history: History) -> None:
     async with opened(url) as store:
         await store.create(new_job("a"))
         for attempt in range(1, 6):  # more often than it may be begun
             claim = await claim_one(store)
             assert claim.attempt == attempt
-            assert await store.give_back(claim)
+            assert await store.queue.give_back(claim)
             assert await refused(store, claim)
             assert await state_of(store, "a") is STARTING
         for _ in range(3):
-            assert await store.begin(await claim_one(store, DEAD))
-        assert await store.claim(1, LONG) == []
+            assert await store.queue.begin(await claim_one(store, DEAD))
+        assert await store.queue.claim(1, LONG) == []
+        await store.housekeeping.sweep()
         assert await state_of(store, "a") is FAILED
-        check_history(await store.history("a"))
+        check_history(history.of("a"))
 
 
 @in_loop
@@ -440,11 +481,11 @@ async def test_a_runner_that_dies_does_not_count_against_what_only_waited_in_it(
         await store.create(new_job("a"))
         for _ in range(5):
             await claim_one(store, DEAD)
-            assert await store.sweep() == []
+            assert await store.housekeeping.sweep() == []
         claim = await claim_one(store, DEAD)
-        assert await store.begin(claim)
-        assert [(job.id, job.state) for job in await store.sweep()] == [("a", FAILED)]
-        assert not await store.begin(claim)
+        assert await store.queue.begin(claim)
+        assert [(job.id, job.state) for job in await store.housekeeping.sweep()] == [("a", FAILED)]
+        assert not await store.queue.begin(claim)
 
 
 @in_loop
@@ -453,13 +494,13 @@ async def test_a_runner_does_not_take_itself_for_dead(url: str) -> None:
     async with opened(url, max_attempts=1) as store:
         for job_id in "ab":
             await store.create(new_job(job_id))
-        [a, b] = [Claim.of(job) for job in await store.claim(2, DEAD)]
-        assert await store.begin(a)
-        assert await store.claim(2, LONG, running=["a", "b"]) == []
-        assert await store.sweep(running=["a", "b"]) == []
-        assert await store.held([a, b]) == {"a", "b"}
-        assert [job.id for job in await store.claim(2, LONG, running=["a"])] == ["b"]
-        assert [job.id for job in await store.sweep(running=["b"])] == ["a"]
+        [a, b] = [Claim.of(job) for job in await store.queue.claim(4, DEAD)]
+        assert await store.queue.begin(a)
+        assert await store.queue.claim(4, LONG, running=["a", "b"]) == []
+        assert await store.housekeeping.sweep(running=["a", "b"]) == []
+        assert await store.queue.held([a, b]) == {"a", "b"}
+        assert [job.id for job in await store.queue.claim(4, LONG, running=["a"])] == ["b"]
+        assert [job.id for job in await store.housekeeping.sweep(running=["b"])] == ["a"]
         assert await state_of(store, "a") is FAILED
 
 
@@ -469,52 +510,52 @@ async def test_a_job_that_no_runner_survives_is_not_handed_to_all(url: str) -> N
         await store.create(new_job("a"))
         for _ in range(MAX_DEATHS):
             await claim_one(store, DEAD)
-        assert await store.claim(1, LONG) == []
+        assert await store.queue.claim(1, LONG) == []
+        await store.housekeeping.sweep()
         assert await state_of(store, "a") is FAILED
 
 
 @in_loop
-async def test_attempts_count_only_while_the_job_comes_no_further(url: str) -> None:
+async def test_attempts_count_only_while_the_job_comes_no_further(url: str, history: History) -> None:
     async with opened(url) as store:
         await store.create(new_job("a"))
         for steps in range(1, 6):  # more often than it may be begun, each time one step further
-            assert await store.record_progress({await claim_one(store, DEAD): steps}) == {"a"}
+            assert await store.queue.record_progress({await claim_one(store, DEAD): steps}) == {"a"}
         for steps in (3, 4):  # it only comes again to where it was
-            await store.record_progress({await claim_one(store, DEAD): steps})
-        assert await store.claim(1, LONG) == []
-        job = await store.get("a")
-        assert job is not None
+            await store.queue.record_progress({await claim_one(store, DEAD): steps})
+        assert await store.queue.claim(1, LONG) == []
+        [job] = await store.housekeeping.sweep()
         assert job.steps_done == 5
         assert await state_of(store, "a") is FAILED
-        check_history(await store.history("a"))
+        check_history(history.of("a"))
 
 
 @in_loop
 async def test_another_image_is_further_however_few_its_steps(url: str) -> None:
     async with opened(url) as store:
         await store.create(new_job("a"))
-        await store.record_progress({await claim_one(store, DEAD): 15})
+        await store.queue.record_progress({await claim_one(store, DEAD): 15})
         for index in range(5):
-            assert await store.record_image(await claim_one(store, DEAD), index, "key", 4 * index)
+            assert await store.queue.record_image(await claim_one(store, DEAD), index, "key", 4 * index)
         assert await claim_one(store)
 
 
 @in_loop
-async def test_a_retry_is_another_attempt_until_there_are_none(url: str) -> None:
+async def test_a_retry_is_another_attempt_until_there_are_none(url: str, history: History) -> None:
     async with opened(url) as store:
         await store.create(new_job("a"))
         for attempt in (1, 2):
             claim = await claim_one(store)
-            assert await store.retry(claim, f"error {attempt}")
+            assert await store.queue.retry(claim, f"error {attempt}")
             assert await refused(store, claim)
             assert await state_of(store, "a") is STARTING
-        assert await store.retry(await claim_one(store), "the last error")
+        assert await store.queue.retry(await claim_one(store), "the last error")
         job = await store.get("a")
         assert job is not None
         assert (job.state, job.error) == (FAILED, "the last error")
-        history = await store.history("a")
-        check_history(history)
-        reasons = [transition.reason for transition in history]
+        went_through = history.of("a")
+        check_history(went_through)
+        reasons = [transition.reason for transition in went_through]
         assert reasons == [None, None, "error 1", None, "error 2", None, "the last error"]
 
 
@@ -523,7 +564,7 @@ async def test_a_failure_is_final_at_once(url: str) -> None:
     async with opened(url) as store:
         await store.create(new_job("a"))
         claim = await claim_one(store)
-        assert await store.fail(claim, "it is poisonous")
+        assert await store.queue.fail(claim, "it is poisonous")
         assert await refused(store, claim)
         job = await store.cancel("a")
         assert job is not None
@@ -531,7 +572,7 @@ async def test_a_failure_is_final_at_once(url: str) -> None:
 
 
 @in_loop
-async def test_canceled_whether_it_is_begun_or_not(url: str) -> None:
+async def test_canceled_whether_it_is_begun_or_not(url: str, history: History) -> None:
     async with opened(url) as store:
         await store.create(new_job("a"))
         claim = await claim_one(store)
@@ -543,9 +584,9 @@ async def test_canceled_whether_it_is_begun_or_not(url: str) -> None:
             assert job.completed_at is not None
             assert await store.cancel(job_id) == job
         assert await refused(store, claim)
-        assert await store.claim(5, LONG) == []
-        assert await states_of(store, "a") == [(STARTING, 0), (PROCESSING, 1), (CANCELED, 1)]
-        assert await states_of(store, "b") == [(STARTING, 0), (CANCELED, 0)]
+        assert await store.queue.claim(10, LONG) == []
+        assert history.states("a") == [(STARTING, 0), (PROCESSING, 1), (CANCELED, 1)]
+        assert history.states("b") == [(STARTING, 0), (CANCELED, 0)]
 
 
 @in_loop
@@ -553,20 +594,20 @@ async def test_past_its_deadline_a_job_is_not_begun_and_is_canceled(url: str) ->
     async with opened(url) as store:
         await store.create(new_job("late", lifetime_s=-1.0))
         await store.create(new_job("in time", lifetime_s=LONG))
-        assert [job.id for job in await store.claim(5, LONG)] == ["in time"]
-        [ended] = await store.sweep()
+        assert [job.id for job in await store.queue.claim(10, LONG)] == ["in time"]
+        [ended] = await store.housekeeping.sweep()
         assert (ended.id, ended.state) == ("late", CANCELED)
         assert "deadline" in (ended.error or "")
-        assert await store.sweep() == []
+        assert await store.housekeeping.sweep() == []
         async with store.database.write() as connection:  # time goes by
             await connection.execute(update(jobs).values(deadline=1.0))
-        [ended] = await store.sweep()
+        [ended] = await store.housekeeping.sweep()
         assert (ended.id, ended.state) == ("in time", CANCELED)
         assert await refused(store, Claim("in time", 1))
 
 
 @in_loop
-async def test_two_runners_that_race_begin_each_job_once(url: str) -> None:
+async def test_two_runners_that_race_begin_each_job_once(url: str, history: History) -> None:
     num_jobs = 1000
     async with opened(url) as one, opened(url) as other:
         for start in range(0, num_jobs, 100):
@@ -579,55 +620,56 @@ async def test_two_runners_that_race_begin_each_job_once(url: str) -> None:
         begun: list[str] = []
 
         async def work(store: JobStore, limit: int) -> None:
-            while claimed := await store.claim(limit, LONG):
+            while claimed := await store.queue.claim(limit, LONG):
                 begun.extend(job.id for job in claimed)
                 for job in claimed:
-                    assert await store.succeed(Claim.of(job))
+                    assert await store.queue.succeed(Claim.of(job))
 
         await asyncio.gather(*(work(store, limit) for store in (one, other) for limit in (1, 7, 30)))
         assert sorted(begun) == sorted(f"job {number}" for number in range(num_jobs))
-        assert await one.counts() == dict.fromkeys(JobState, 0) | {SUCCEEDED: num_jobs}
+        assert await counted(one) == {SUCCEEDED: num_jobs}
         for job_id in random.Random(1).sample(begun, 20):
-            assert await states_of(one, job_id) == [(STARTING, 0), (PROCESSING, 1), (SUCCEEDED, 1)]
+            assert history.states(job_id) == [(STARTING, 0), (PROCESSING, 1), (SUCCEEDED, 1)]
 
 
 @in_loop
-async def test_whatever_runners_do_at_once_each_job_ends_once(url: str) -> None:
+async def test_whatever_runners_do_at_once_each_job_ends_once(url: str, history: History) -> None:
     """They die, fail, give back and are late with what they write, while clients cancel."""
     chance = random.Random(3)
     job_ids = [f"job {number}" for number in range(60)]
     ends: list[str] = []  # of those that a runner was told it had ended
 
     async def run(store: JobStore, late: list[Claim]) -> None:
-        while (counts := await store.counts())[STARTING] + counts[PROCESSING] > 0:
+        while (counts := await counted(store))[STARTING] + counts[PROCESSING] > 0:
             lease_s = chance.choice([DEAD, LONG])
-            late += [Claim.of(job) for job in await store.claim(chance.randint(1, 5), lease_s)]
-            await store.record_progress({claim: chance.randint(0, 20) for claim in late})
-            await store.renew(chance.sample(late, len(late) // 2), chance.choice([DEAD, LONG]))
+            late += [Claim.of(job) for job in await store.queue.claim(chance.randint(1, 5), lease_s)]
+            await store.queue.record_progress({claim: chance.randint(0, 20) for claim in late})
+            await store.queue.renew(chance.sample(late, len(late) // 2), chance.choice([DEAD, LONG]))
             for claim in chance.sample(late, min(3, len(late))):
                 match chance.randint(0, 4):
                     case 0:
-                        ends.extend([claim.job_id] * await store.succeed(claim))
+                        ends.extend([claim.job_id] * await store.queue.succeed(claim))
                     case 1:
-                        ends.extend([claim.job_id] * await store.fail(claim, "error"))
+                        ends.extend([claim.job_id] * await store.queue.fail(claim, "error"))
                     case 2:
-                        await store.retry(claim, "error")
+                        await store.queue.retry(claim, "error")
                     case 3:
-                        await store.give_back(claim)
+                        await store.queue.give_back(claim)
                     case _:
-                        await store.record_image(claim, 0, "key", 5)
+                        await store.queue.record_image(claim, 0, "key", 5)
             if chance.random() < 0.1:
                 await store.cancel(chance.choice(job_ids))
+            await store.housekeeping.sweep()
 
     async with opened(url) as one, opened(url) as other:
         for job_id in job_ids:
             await one.create(new_job(job_id, webhook=webhook(WebhookEvent.COMPLETED)))
         await asyncio.gather(*(run(store, []) for store in (one, other, one, other)))
         for job_id in job_ids:
-            history = await one.history(job_id)
-            check_history(history)
-            assert history[-1].state is await state_of(one, job_id)
-            assert history[-1].state.is_final
+            went_through = history.of(job_id)
+            check_history(went_through)
+            assert went_through[-1].state is await state_of(one, job_id)
+            assert went_through[-1].state.is_final
         assert len(ends) == len(set(ends))
         # Each webhook is told of the one end there was.
         deliveries = await told(one)
@@ -640,27 +682,26 @@ async def test_whatever_runners_do_at_once_each_job_ends_once(url: str) -> None:
 
 
 @in_loop
-async def test_what_is_over_for_long_loses_its_data_and_then_goes(url: str) -> None:
+async def test_what_is_over_for_long_loses_its_data_and_then_goes(url: str, history: History) -> None:
     async with opened(url) as store:
         for job_id in "abc":
             new = new_job(job_id, webhook=webhook())
             await store.create(replace(new, request=replace(new.request, negative_prompt="blue")))
-        for claim in [Claim.of(job) for job in await store.claim(2, LONG)]:
-            await store.record_image(claim, 0, f"{claim.job_id}/0.webp", 10)
-            await store.succeed(claim)
-        assert await store.expired(LONG, 10) == []
-        expired = await store.expired(-60, 10)  # over for longer than until in a minute
+        for claim in [Claim.of(job) for job in await store.queue.claim(4, LONG)]:
+            await store.queue.record_image(claim, 0, f"{claim.job_id}/0.webp", 10)
+            await store.queue.succeed(claim)
+        assert await store.housekeeping.expired(LONG, 10) == []
+        expired = await store.housekeeping.expired(-60, 10)  # over for longer than until in a minute
         assert [(job.id, job.output) for job in expired] == [("a", {0: "a/0.webp"}), ("b", {0: "b/0.webp"})]
-        assert [job.id for job in await store.expired(-60, 1)] == ["a"]
-        await store.remove_data(expired[:1])
-        assert [job.id for job in await store.expired(-60, 10)] == ["b"]
+        assert [job.id for job in await store.housekeeping.expired(-60, 1)] == ["a"]
+        await store.housekeeping.remove_data(expired[:1])
+        assert [job.id for job in await store.housekeeping.expired(-60, 10)] == ["b"]
         job = await store.get("a")
         assert job is not None
         assert (job.state, job.data_removed, job.input, job.output) == (SUCCEEDED, True, {}, {})
         assert (job.request.prompt, job.request.negative_prompt) == ("", None)
-        assert await store.forget(LONG, 10) == 0
-        assert await store.forget(-60, 10) == 1
+        assert await store.housekeeping.forget(LONG, 10) == 0
+        assert await store.housekeeping.forget(-60, 10) == 1
         assert await store.get("a") is None
-        assert await store.history("a") == []
         assert {job_id for job_id, _, _ in await told(store)} == {"b"}
         assert await state_of(store, "c") is STARTING

@@ -52,17 +52,6 @@ def test_what_was_put_is_there(store: ObjectStore) -> None:
     asyncio.run(main())
 
 
-def test_a_part_can_be_read(store: ObjectStore) -> None:
-    async def main() -> None:
-        await store.put("checkpoints/job/0", DATA)
-        assert await store.read("checkpoints/job/0", 10, 20) == DATA[10:20]
-        assert await store.read("checkpoints/job/0", 1000) == DATA[1000:]
-        assert await store.read("checkpoints/job/0", 1000, 5000) == DATA[1000:]
-        assert b"".join([part async for part in await store.stream("checkpoints/job/0", 3, 4)]) == DATA[3:4]
-
-    asyncio.run(main())
-
-
 def test_a_large_object_comes_in_parts(store: ObjectStore) -> None:
     async def main() -> None:
         large = os.urandom(1_000_000)

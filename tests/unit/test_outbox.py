@@ -12,12 +12,12 @@ from serve.jobs.store import JobStore
 from tests.job_stores import (
     DEAD,
     LONG,
+    History,
     claim_one,
     describe,
     in_loop,
     new_job,
     opened,
-    states_of,
     told,
     webhook,
 )
@@ -30,11 +30,11 @@ async def test_webhooks_are_told_of_what_they_asked_for(url: str) -> None:
         await store.create(new_job("end", webhook=webhook(WebhookEvent.COMPLETED)))
         await store.create(new_job("none"))
         assert await told(store) == []
-        claims = [Claim.of(job) for job in await store.claim(3, LONG)]
+        claims = [Claim.of(job) for job in await store.queue.claim(6, LONG)]
         assert [(job_id, event) for job_id, event, _ in await told(store)] == [("all", WebhookEvent.START)]
-        await store.record_progress(dict.fromkeys(claims, 5))
+        await store.queue.record_progress(dict.fromkeys(claims, 5))
         for claim in claims:
-            await store.record_image(claim, 0, "a key", 5)
+            await store.queue.record_image(claim, 0, "a key", 5)
         assert await told(store) == [
             ("all", WebhookEvent.LOGS, {"id": "all", "status": "processing", "steps": 5, "output": []}),
             (
@@ -43,13 +43,13 @@ async def test_webhooks_are_told_of_what_they_asked_for(url: str) -> None:
                 {"id": "all", "status": "processing", "steps": 5, "output": ["a key"]},
             ),
         ]
-        assert await store.give_back(claims[0])
-        await store.claim(1, LONG)
+        assert await store.queue.give_back(claims[0])
+        await store.queue.claim(1, LONG)
         assert await told(store) == []  # it had been begun before
         await store.cancel("all")
         await store.cancel("all")
-        await store.fail(claims[1], "error")
-        await store.succeed(claims[2])
+        await store.queue.fail(claims[1], "error")
+        await store.queue.succeed(claims[2])
         assert [(job_id, payload["status"]) for job_id, _, payload in await told(store)] == [
             ("all", "canceled"),
             ("end", "failed"),
@@ -60,7 +60,7 @@ async def test_webhooks_are_told_of_what_they_asked_for(url: str) -> None:
 async def test_the_last_image_is_told_of_with_all_steps_and_before_the_end(url: str) -> None:
     async with opened(url) as store:
         await store.create(new_job("a", webhook=webhook(WebhookEvent.OUTPUT, WebhookEvent.COMPLETED)))
-        await store.succeed(await claim_one(store), {0: "key"})
+        await store.queue.succeed(await claim_one(store), {0: "key"})
         assert [(event, payload["steps"], payload["output"]) for _, event, payload in await told(store)] == [
             (WebhookEvent.OUTPUT, 20, ["key"]),
             (WebhookEvent.COMPLETED, 20, ["key"]),
@@ -73,9 +73,9 @@ async def test_what_comes_often_is_told_of_once_in_an_interval(url: str) -> None
         await store.create(new_job("a", webhook=webhook()))
         claim = await claim_one(store)
         for steps in (1, 2, 3):
-            await store.record_progress({claim: steps})
-            await store.record_image(claim, 0, "key", 5)
-        await store.succeed(claim)
+            await store.queue.record_progress({claim: steps})
+            await store.queue.record_image(claim, 0, "key", 5)
+        await store.queue.succeed(claim)
         events = [event for _, event, _ in await told(store)]
         # That there are logs keeps no output back.
         assert events == [
@@ -87,7 +87,7 @@ async def test_what_comes_often_is_told_of_once_in_an_interval(url: str) -> None
 
 
 @in_loop
-async def test_a_change_and_what_is_told_of_it_are_one(url: str) -> None:
+async def test_a_change_and_what_is_told_of_it_are_one(url: str, history: History) -> None:
     def describe_or_fail(job: Job) -> Mapping[str, Any]:
         if job.state.is_final:
             raise RuntimeError("cannot be told")
@@ -97,11 +97,11 @@ async def test_a_change_and_what_is_told_of_it_are_one(url: str) -> None:
         await store.create(new_job("a", webhook=webhook()))
         claim = await claim_one(store)
         before = await store.get("a")
-        for end in (store.succeed(claim), store.fail(claim, "error"), store.cancel("a")):
+        for end in (store.queue.succeed(claim), store.queue.fail(claim, "error"), store.cancel("a")):
             with pytest.raises(RuntimeError, match="cannot be told"):
                 await end
         assert await store.get("a") == before
-        assert await states_of(store, "a") == [(JobState.STARTING, 0), (JobState.PROCESSING, 1)]
+        assert history.states("a") == [(JobState.STARTING, 0), (JobState.PROCESSING, 1)]
         assert [event for _, event, _ in await told(store)] == [WebhookEvent.START]
 
 

@@ -53,7 +53,7 @@ async def test_a_wait_that_is_over_answers_that_it_is_starting(tmp_path: Path) -
         assert (job["status"], job["output"], job["queue_position"]) == ("starting", None, 0)
         await claim_one(store)
         waiting = asyncio.create_task(created(client, **WAIT))
-        claimed = await first(lambda: store.claim(1, LONG))
+        claimed = await first(lambda: store.queue.claim(1, LONG))
         answered = await waiting
         assert answered["id"] == claimed.id
         assert answered["status"] == "starting"
@@ -65,9 +65,9 @@ async def test_a_wait_that_is_over_answers_that_it_is_starting(tmp_path: Path) -
 async def test_a_wait_ends_with_the_job(tmp_path: Path) -> None:
     async with serving(tmp_path, []) as client, opened(database_in(tmp_path)) as store:
         waiting = asyncio.create_task(created(client, prefer="wait=60"))
-        claim = Claim.of(await first(lambda: store.claim(1, LONG)))
-        await store.record_image(claim, 0, "images/a/0.png", 20)
-        assert await store.succeed(claim)
+        claim = Claim.of(await first(lambda: store.queue.claim(1, LONG)))
+        await store.queue.record_image(claim, 0, "images/a/0.png", 20)
+        assert await store.queue.succeed(claim)
         answered = await waiting
         assert (answered["status"], answered["progress"]) == ("succeeded", 1.0)
         assert answered["output"] == ["http://midstep/v1/files/images/a/0.png"]
@@ -121,8 +121,8 @@ async def test_a_stream_goes_on_after_the_event_that_is_named_and_else_from_the_
     async with serving(tmp_path, []) as client, opened(database_in(tmp_path)) as store:
         job = await created(client)
         claim = await claim_one(store)
-        await store.record_image(claim, 0, "images/a/0.png", 20)
-        assert await store.succeed(claim)
+        await store.queue.record_image(claim, 0, "images/a/0.png", 20)
+        assert await store.queue.succeed(claim)
 
         async def events(last_event_id: str) -> list[str]:
             stream = await client.get(
@@ -148,16 +148,6 @@ async def test_a_stream_goes_on_after_the_event_that_is_named_and_else_from_the_
 
 
 @in_loop
-async def test_a_cancel_is_told_to_runners(tmp_path: Path) -> None:
-    told: list[None] = []
-    async with serving(tmp_path, [], canceled=lambda: told.append(None)) as client:
-        job = await created(client)
-        assert told == []
-        assert (await client.post(f"{JOBS}/{job['id']}/cancel")).json()["status"] == "canceled"
-        assert told == [None]
-
-
-@in_loop
 async def test_a_job_that_waits_has_a_place_in_the_queue_and_a_time(tmp_path: Path) -> None:
     """A call takes 0.1 s by what the test's pipeline says its work costs: twenty steps take about two."""
     async with serving(tmp_path, []) as client, opened(database_in(tmp_path)) as store:
@@ -167,7 +157,7 @@ async def test_a_job_that_waits_has_a_place_in_the_queue_and_a_time(tmp_path: Pa
         assert shown[0]["eta_s"] == pytest.approx(2.0, rel=0.2)
         assert shown[0]["eta_s"] < shown[1]["eta_s"] < shown[2]["eta_s"]
         claim = await claim_one(store)
-        await store.record_progress({claim: 10})
+        await store.queue.record_progress({claim: 10})
         begun = (await client.get(f"{JOBS}/{ids[0]}")).json()
         assert (begun["status"], begun["progress"], begun["queue_position"]) == ("processing", 0.5, None)
         assert begun["eta_s"] == pytest.approx(shown[0]["eta_s"] / 2, abs=0.01)

@@ -8,7 +8,7 @@ import re
 import secrets
 import time
 from collections.abc import AsyncGenerator, Callable
-from contextlib import suppress
+from contextlib import aclosing, suppress
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -51,7 +51,6 @@ _JOB_ID_BYTES = 13
 _JOB_ID = re.compile(f"[0-9a-f]{{{2 * _JOB_ID_BYTES}}}")
 _EVENT_ID = re.compile(r"([0-9]{1,9})-([0-9]{1,9})")
 _UNKNOWN = {"queue_position": None, "eta_s": None}
-_LOOK_INTERVAL_S = 0.1  # how soon a waiting client hears of news: a look costs a millisecond
 
 
 class PredictionsRoutes:
@@ -62,13 +61,10 @@ class PredictionsRoutes:
         config: AppConfig,
         desk: FrontDesk,
         store: JobStore,
-        look_for_canceled: Callable[[], None],
     ) -> None:
-        """look_for_canceled: called when a job was canceled, for runners to stop it"""
         self._config = config
         self._desk = desk
         self._store = store
-        self._look_for_canceled = look_for_canceled
 
     @property
     def routes(self) -> list[Route]:
@@ -121,7 +117,6 @@ class PredictionsRoutes:
     async def _cancel(self, request: Request) -> Response:
         """What is finished stays as it is."""
         job = await self._store.cancel(_job_id(request), client_of(request).name)
-        self._look_for_canceled()
         return JSONResponse(await self._described(_found(job, request)))
 
     async def _stream(self, request: Request) -> Response:
@@ -131,18 +126,15 @@ class PredictionsRoutes:
         return EventStream(self._events(job, seen))
 
     async def _events(self, job: Job, seen: "_Seen") -> AsyncGenerator[ServerSentEvent, None]:
-        while True:
-            urls = output_urls(job)
-            for url in urls[seen.num_outputs :]:
-                seen = _Seen(seen.num_outputs + 1, seen.steps)
-                yield ServerSentEvent(url, event="output", id=str(seen))
-            if job.steps_done > seen.steps:
-                seen = _Seen(seen.num_outputs, job.steps_done)
-                yield ServerSentEvent(logs(job).strip(), event="logs", id=str(seen))
-            if job.state.is_final:
-                break
-            await asyncio.sleep(_LOOK_INTERVAL_S)
-            job = await self._store.get(job.id, job.owner) or job
+        async with aclosing(self._store.follow(job)) as states:
+            async for now in states:
+                job = now
+                for url in output_urls(job)[seen.num_outputs :]:
+                    seen = _Seen(seen.num_outputs + 1, seen.steps)
+                    yield ServerSentEvent(url, event="output", id=str(seen))
+                if job.steps_done > seen.steps:
+                    seen = _Seen(seen.num_outputs, job.steps_done)
+                    yield ServerSentEvent(logs(job).strip(), event="logs", id=str(seen))
         if job.state is JobState.FAILED:
             yield ServerSentEvent(json.dumps({"detail": job.error}), event="error", id=str(seen))
         reason = {JobState.CANCELED: {"reason": "canceled"}, JobState.FAILED: {"reason": "error"}}
@@ -177,8 +169,11 @@ class PredictionsRoutes:
 
     async def _waited_for(self, job: Job, until: float) -> dict[str, Any]:
         """As it is when it is finished, or at that time. until: on the monotonic clock"""
-        while not job.state.is_final and (left_s := until - time.monotonic()) > 0:
-            await asyncio.sleep(min(left_s, _LOOK_INTERVAL_S))
+        try:
+            async with asyncio.timeout(until - time.monotonic()), aclosing(self._store.follow(job)) as states:
+                async for now in states:
+                    job = now
+        except TimeoutError:
             job = await self._store.get(job.id, job.owner) or job
         # As at Replicate: its client takes whatever is not "starting" here for the end.
         unfinished = {} if job.state.is_final else {"status": JobState.STARTING.value}

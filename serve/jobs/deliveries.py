@@ -1,0 +1,71 @@
+"""Sends webhooks: takes from the outbox what is due, and says there what came of it."""
+
+import asyncio
+import logging
+from collections import Counter
+
+from serve.jobs.metrics import JobMetrics
+from serve.jobs.outbox import Delivery, Outbox
+from serve.jobs.rounds import AWAY
+from serve.jobs.webhooks import Delivered, GaveUp, RetryIn, WebhookSender
+
+logger = logging.getLogger("ray.serve")
+
+_MAX_AT_ONCE = 32
+_MAX_AT_ONCE_TO_HOST = 4
+_LEASE_S = 60.0  # longer than a receiver is given to answer
+
+
+class Deliveries:
+    """The webhooks that a runner has under way.
+
+    is_due: set whenever one is over, since there may be others that had no room
+    """
+
+    def __init__(self, outbox: Outbox, sender: WebhookSender, metrics: JobMetrics) -> None:
+        self.is_due = asyncio.Event()
+        self._outbox = outbox
+        self._sender = sender
+        self._metrics = metrics
+        self._under_way: dict[asyncio.Task[None], str] = {}  # and to which host
+
+    async def send_due(self) -> None:
+        """At once and without waiting for the receivers: a slow one holds up nobody."""
+        free = _MAX_AT_ONCE - len(self._under_way)
+        hosts = Counter(self._under_way.values())
+        busy = [host for host, number in hosts.items() if number >= _MAX_AT_ONCE_TO_HOST]
+        if not free or not await self._outbox.is_due(busy):
+            return
+        for delivery in await self._outbox.due_deliveries(free, _LEASE_S, _MAX_AT_ONCE_TO_HOST, busy):
+            task = asyncio.create_task(self._send(delivery))
+            self._under_way[task] = delivery.host
+            task.add_done_callback(self._end)
+
+    async def stop(self) -> None:
+        """Each is sent again when its lease has run out."""
+        tasks = list(self._under_way)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    def _end(self, task: asyncio.Task[None]) -> None:
+        del self._under_way[task]
+        self.is_due.set()
+
+    async def _send(self, delivery: Delivery) -> None:
+        try:
+            outcome = await self._sender.send(delivery.id, delivery.url, delivery.payload, delivery.attempt)
+            self._metrics.count_delivery(outcome)
+            match outcome:
+                case Delivered():
+                    await self._outbox.delivered(delivery)
+                case RetryIn(seconds, reason):
+                    logger.info("webhook %s of job %s: %s", delivery.id, delivery.job_id, reason)
+                    await self._outbox.postpone(delivery, seconds)
+                case GaveUp(reason):
+                    logger.warning("webhook %s of job %s given up: %s", delivery.id, delivery.job_id, reason)
+                    await self._outbox.give_up(delivery, reason)
+        except AWAY as error:
+            logger.warning("webhook %s will be sent again, since %s", delivery.id, error.detail)
+        except Exception:  # the boundary of a delivery: its lease runs out, and it is tried again
+            logger.exception("webhook %s of job %s failed", delivery.id, delivery.job_id)

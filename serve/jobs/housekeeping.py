@@ -1,0 +1,111 @@
+"""What time does to jobs, whoever made them: deadlines, runners that died, keys and data that are old."""
+
+from collections.abc import Collection, Mapping
+
+from sqlalchemy import ColumnElement, and_, delete, func, or_, select, update
+
+from serve.jobs.changes import Changes, Transaction
+from serve.jobs.conditions import deadline_passed, lost, pick, unfinished, waiting
+from serve.jobs.database import Database, uninterrupted
+from serve.jobs.job import Job, JobState
+from serve.jobs.records import Waiting, columns_without_data, read_job
+from serve.jobs.tables import jobs, now_s
+
+# More are ended by the next sweep: others want to write, too.
+MAX_SWEPT = 500
+DAY_S = 24 * 3600.0
+
+_c = jobs.c
+_late = and_(unfinished, deadline_passed)
+
+
+class Housekeeping:
+    """The part of the job store that ends, cleans up and counts. It asks for no model and no owner."""
+
+    def __init__(self, database: Database, changes: Changes, max_attempts: int) -> None:
+        self.database = database
+        self._changes = changes
+        self._max_attempts = max_attempts
+
+    @uninterrupted
+    async def is_needed(self, running: Collection[str] = (), key_age_s: float = DAY_S) -> bool:
+        """Whether a sweep would change anything: one look without a lock."""
+        conditions = (_late, lost(self._max_attempts, running), _has_old_key(key_age_s))
+        found = or_(*(select(_c.seq).where(condition).exists() for condition in conditions))
+        async with self.database.read() as connection:
+            return bool((await connection.execute(select(found))).scalar_one())
+
+    @uninterrupted
+    async def sweep(self, running: Collection[str] = (), key_age_s: float = DAY_S) -> list[Job]:
+        """Ends jobs past their deadline and those whose last runner died; answers with them.
+
+        running: as `JobQueue.claim` has it; key_age_s: idempotency keys older than this are free again
+        """
+        too_late = pick(_late, MAX_SWEPT, _c.deadline)
+        reason = "It was not finished by its deadline."
+        with_old_key = pick(_has_old_key(key_age_s), MAX_SWEPT, _c.created_at)
+        async with self._changes.begin() as transaction:
+            ended = await transaction.transition(
+                JobState.CANCELED, _c.seq.in_(select(too_late.c.seq)), reason=reason, error=reason
+            )
+            ended += await self._fail_lost(transaction, running)
+            await transaction.connection.execute(
+                update(jobs)
+                .where(_c.seq.in_(select(with_old_key.c.seq)))
+                .values(idempotency_key=None, fingerprint=None)
+            )
+        return ended
+
+    @uninterrupted
+    async def waiting(self) -> Mapping[str, Waiting]:
+        """Jobs that no runner has begun, by model: also of such as nobody serves."""
+        oldest_s = now_s() - func.min(_c.created_at)
+        statement = select(_c.model, func.count(), oldest_s).where(waiting).group_by(_c.model)
+        async with self.database.read() as connection:
+            rows = (await connection.execute(statement)).all()
+        return {model: Waiting(number, age_s) for model, number, age_s in rows}
+
+    @uninterrupted
+    async def expired(self, age_s: float, limit: int) -> list[Job]:
+        """Jobs that are over for longer than this and still have their data, oldest first.
+
+        Delete their objects and then call remove_data: in this order a crash between leaves nothing behind.
+        """
+        statement = (
+            select(jobs)
+            .where(_c.data_removed.is_(False), _c.completed_at < now_s() - age_s)
+            .order_by(_c.completed_at)
+            .limit(limit)
+        )
+        async with self.database.read() as connection:
+            return [read_job(row) for row in (await connection.execute(statement)).all()]
+
+    @uninterrupted
+    async def remove_data(self, expired: Collection[Job]) -> None:
+        """Prompts, input and output are gone; what webhooks have not been told yet they still are."""
+        async with self.database.write() as connection:
+            for job in expired:
+                assert job.state.is_final
+                await connection.execute(
+                    update(jobs).where(_c.id == job.id).values(columns_without_data(job))
+                )
+
+    @uninterrupted
+    async def forget(self, age_s: float, limit: int) -> int:
+        """Deletes jobs that are over for longer than this and have no data left. How many there were."""
+        old = and_(_c.data_removed.is_(True), _c.completed_at < now_s() - age_s)
+        picked = pick(old, limit, _c.completed_at)
+        statement = delete(jobs).where(_c.seq.in_(select(picked.c.seq))).returning(_c.id)
+        async with self.database.write() as connection:
+            return len((await connection.execute(statement)).all())
+
+    async def _fail_lost(self, transaction: Transaction, running: Collection[str]) -> list[Job]:
+        picked = pick(lost(self._max_attempts, running), MAX_SWEPT, _c.lease_until)
+        reason = f"It came no further in {self._max_attempts} attempts or more; at the last its runner died."
+        return await transaction.transition(
+            JobState.FAILED, _c.seq.in_(select(picked.c.seq)), reason=reason, error=reason
+        )
+
+
+def _has_old_key(age_s: float) -> ColumnElement[bool]:
+    return and_(_c.idempotency_key.is_not(None), _c.created_at < now_s() - age_s)

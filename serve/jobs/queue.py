@@ -1,0 +1,251 @@
+"""The queue of the job store: what runners ask and what they write."""
+
+from collections.abc import Collection, Mapping
+from dataclasses import replace
+from types import MappingProxyType
+from typing import Any
+
+from sqlalchemy import ColumnElement, Row, and_, bindparam, case, func, not_, or_, select, update
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from serve.jobs.changes import Changes, Transaction
+from serve.jobs.conditions import deadline_passed, died, exhausted, held, lease_ran_out, of, pick, unfinished
+from serve.jobs.database import Database, uninterrupted
+from serve.jobs.job import Job, JobState, WebhookEvent
+from serve.jobs.news import Audience
+from serve.jobs.records import Claim, output_column, read_job
+from serve.jobs.tables import jobs, now_s
+
+_NOTHING: Mapping[int, str] = MappingProxyType({})
+
+_c = jobs.c
+
+
+class JobQueue:
+    """The part of the job store that runners use.
+
+    A runner claims a job under a lease. Its attempt is the fencing token: as soon as the job has another one
+    or is over, what the runner writes is refused, and the methods that take a claim answer False. A lease
+    that ran out takes nothing from its holder until somebody claims the job.
+
+    models, max_attempts, event_interval_s: as in JobStore
+    """
+
+    def __init__(
+        self,
+        database: Database,
+        changes: Changes,
+        models: Collection[str],
+        max_attempts: int,
+        event_interval_s: float,
+    ) -> None:
+        self.database = database
+        self._changes = changes
+        self._models = models
+        self._max_attempts = max_attempts
+        self._event_interval_s = event_interval_s
+
+    @uninterrupted
+    async def is_waiting(self, running: Collection[str] = ()) -> bool:
+        """Whether a claim would be given a job: one look without a lock."""
+        found = select(_c.seq).where(self._claimable(running)).exists()
+        async with self.database.read() as connection:
+            return bool((await connection.execute(select(found))).scalar_one())
+
+    @uninterrupted
+    async def claim(self, max_images: int, lease_s: float, running: Collection[str] = ()) -> list[Job]:
+        """By priority and then by age: jobs that wait, and those whose runner let its lease run out.
+
+        max_images: of all of them; the last one may go over it, or the largest would never have a turn
+        running: the ids of what this runner has already: it is not dead, whatever its leases say
+        """
+        order = (_c.priority.desc(), _c.seq)
+        # Each has an image at least. Rows are locked first, as no statement locks what a window is over.
+        first = (
+            select(_c.seq, _c.priority, _c.num_images)
+            .where(self._claimable(running))
+            .order_by(*order)
+            .limit(max_images)
+            .with_for_update(skip_locked=True)
+            .cte("first")
+        )
+        in_order = (first.c.priority.desc(), first.c.seq)
+        up_to_it = func.sum(first.c.num_images).over(order_by=in_order, rows=(None, 0))
+        fitting = select(first.c.seq, (up_to_it - first.c.num_images).label("before")).cte("fitting")
+        picked = select(fitting.c.seq).where(fitting.c.before < max_images)
+        async with self._changes.begin() as transaction:
+            return await transaction.transition(
+                JobState.PROCESSING,
+                _c.seq.in_(picked),
+                attempt=_c.attempt + 1,
+                failures=_c.failures + case((died, 1), else_=0),
+                deaths=_c.deaths + case((lease_ran_out, 1), else_=0),
+                is_begun=False,
+                lease_until=now_s() + lease_s,
+                started_at=func.coalesce(_c.started_at, now_s()),
+            )
+
+    @uninterrupted
+    async def renew(self, claims: Collection[Claim], lease_s: float) -> set[str]:
+        """The ids of the jobs that are still held; they now are for lease_s more."""
+        if not claims:
+            return set()
+        picked = pick(held(claims), len(claims), _c.seq, skip_locked=False)
+        statement = (
+            update(jobs)
+            .where(_c.seq.in_(select(picked.c.seq)))
+            .values(lease_until=now_s() + lease_s)
+            .returning(_c.id)
+        )
+        async with self.database.write() as connection:
+            return set((await connection.execute(statement)).scalars())
+
+    @uninterrupted
+    async def held(self, claims: Collection[Claim]) -> set[str]:
+        """The ids of the jobs that nobody has taken from these claims: that are held, or have succeeded."""
+        if not claims:
+            return set()
+        is_ours = and_(of(claims), _c.state.in_([JobState.PROCESSING, JobState.SUCCEEDED]))
+        async with self.database.read() as connection:
+            return set((await connection.execute(select(_c.id).where(is_ours))).scalars())
+
+    @uninterrupted
+    async def give_back(self, claim: Claim) -> bool:
+        """Its runner stops: the job waits as if it had not been begun, but this token does not come again."""
+        async with self._changes.begin() as transaction:
+            reason = "Its runner gave it back."
+            return bool(await transaction.transition(JobState.STARTING, held([claim]), reason))
+
+    @uninterrupted
+    async def begin(self, claim: Claim) -> bool:
+        """Something of it comes to this runner; so far it only waited for its turn."""
+        statement = update(jobs).where(held([claim])).values(is_begun=True).returning(_c.id)
+        async with self.database.write() as connection:
+            return bool((await connection.execute(statement)).all())
+
+    @uninterrupted
+    async def record_progress(self, steps_done: Mapping[Claim, int]) -> set[str]:
+        """Of any number of jobs in one transaction. The ids of the jobs that are still held.
+
+        What is recorded never falls: steps that another attempt has to do again are not counted again.
+        """
+        if not steps_done:
+            return set()
+        async with self._changes.begin() as transaction:
+            rows = await _lock(transaction.connection, steps_done)
+            changed = [(row, _advanced(row, steps_done[Claim(row.id, row.attempt)])) for row in rows]
+            await _keep(transaction, changed)
+            await self._notify(transaction, WebhookEvent.LOGS, changed)
+        return {row.id for row in rows}
+
+    @uninterrupted
+    async def record_image(self, claim: Claim, index: int, key: str, steps_done: int) -> bool:
+        """Image `index` of the job is in the object store, under that key.
+
+        steps_done: of all its images
+        """
+        async with self._changes.begin() as transaction:
+            return await self._record_output(transaction, claim, {index: key}, steps_done)
+
+    @uninterrupted
+    async def succeed(self, claim: Claim, output: Mapping[int, str] = _NOTHING) -> bool:
+        """output: images that are in the object store and not recorded yet, by index their keys"""
+        async with self._changes.begin() as transaction:
+            if output:
+                await self._record_output(transaction, claim, output)
+            succeeded = await transaction.transition(
+                JobState.SUCCEEDED, held([claim]), steps_done=_c.num_steps
+            )
+        return bool(succeeded)
+
+    @uninterrupted
+    async def fail(self, claim: Claim, error: str) -> bool:
+        async with self._changes.begin() as transaction:
+            return bool(await transaction.transition(JobState.FAILED, held([claim]), error, error=error))
+
+    @uninterrupted
+    async def retry(self, claim: Claim, error: str) -> bool:
+        """Back to those that wait; failed if that was its last attempt."""
+        async with self._changes.begin() as transaction:
+            is_last = and_(held([claim]), _c.failures + 1 >= self._max_attempts)
+            ended = await transaction.transition(JobState.FAILED, is_last, error, error=error)
+            if not ended:
+                ended = await transaction.transition(
+                    JobState.STARTING, held([claim]), error, failures=_c.failures + 1
+                )
+        return bool(ended)
+
+    def _claimable(self, running: Collection[str]) -> ColumnElement[bool]:
+        is_lost = and_(lease_ran_out, not_(exhausted(self._max_attempts)))
+        is_free = or_(_c.state == JobState.STARTING, is_lost)
+        in_time = or_(_c.deadline.is_(None), not_(deadline_passed))
+        return and_(unfinished, _c.model.in_(self._models), is_free, in_time, _c.id.not_in(running))
+
+    async def _record_output(
+        self,
+        transaction: Transaction,
+        claim: Claim,
+        output: Mapping[int, str],
+        steps_done: int | None = None,
+    ) -> bool:
+        """steps_done: None if that is the last of it"""
+        rows = await _lock(transaction.connection, [claim])
+        changed = [
+            (row, _advanced(row, row.num_steps if steps_done is None else steps_done, output)) for row in rows
+        ]
+        await _keep(transaction, changed)
+        await self._notify(transaction, WebhookEvent.OUTPUT, changed)
+        return bool(rows)
+
+    async def _notify(
+        self, transaction: Transaction, event: WebhookEvent, changed: list[tuple[Row[Any], Job]]
+    ) -> None:
+        """For what comes often: not sooner after the last time than event_interval_s."""
+        column = _c.output_notified_at if event is WebhookEvent.OUTPUT else _c.notified_at
+        due = []
+        for row, job in changed:
+            told_at = getattr(row, column.name)
+            if (
+                job.webhook is not None
+                and event in job.webhook.events
+                and (told_at is None or row.now - told_at >= self._event_interval_s)
+            ):
+                due.append((row.seq, job))
+        if due:
+            seqs = [seq for seq, _ in due]
+            told = update(jobs).where(_c.seq.in_(seqs)).values({column: now_s()})
+            await transaction.connection.execute(told)
+            await transaction.tell(event, [job for _, job in due])
+
+
+def _advanced(row: Row[Any], steps_done: int, output: Mapping[int, str] = _NOTHING) -> Job:
+    """The job of a row, when it has come so far."""
+    job = read_job(row)
+    return replace(job, steps_done=max(job.steps_done, steps_done), output={**job.output, **output})
+
+
+async def _keep(transaction: Transaction, changed: list[tuple[Row[Any], Job]]) -> None:
+    """Of locked rows. Once a job has come further, no earlier failure counts: it was not their cause."""
+    values = []
+    for row, job in changed:
+        was = read_job(row)
+        is_further = job.steps_done > was.steps_done or len(job.output) > len(was.output)
+        values.append(
+            {
+                "of_seq": row.seq,
+                "steps_done": job.steps_done,
+                "output": output_column(job.output),
+                "is_begun": True,
+                "failures": 0 if is_further else row.failures,
+                "deaths": 0 if is_further else row.deaths,
+            }
+        )
+    if values:
+        transaction.audiences.add(Audience.CLIENTS)
+        await transaction.connection.execute(update(jobs).where(_c.seq == bindparam("of_seq")), values)
+
+
+async def _lock(connection: AsyncConnection, claims: Collection[Claim]) -> list[Row[Any]]:
+    """The rows of those still held, each with the time now. All lock in one order, so none waits for ever."""
+    statement = select(jobs, now_s().label("now")).where(held(claims)).order_by(_c.seq).with_for_update()
+    return list((await connection.execute(statement)).all())
