@@ -101,17 +101,17 @@ def run(file: Path) -> None:
     import os
 
     from cluster.config_errors import shown_config_errors
+    from cluster.ray_environment import set_ray_environment
     from cluster.server import StartError, check_nothing_in_the_way, serve_file
     from serve.checks import check as check_file
     from serve.checks import checked_model_info
-    from serve.http.edge import stand_before_the_proxy
 
     with shown_config_errors():
         for config in check_file(file):
             checked_model_info(config)
         check_nothing_in_the_way(Path.cwd())
     try:
-        stand_before_the_proxy(os.environ)
+        set_ray_environment(os.environ)
         serve_file(file)
     except StartError as error:
         raise click.ClickException(str(error)) from error

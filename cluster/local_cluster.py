@@ -10,7 +10,7 @@ from contextlib import contextmanager
 import ray
 from ray.cluster_utils import Cluster
 
-from serve.http.edge import stand_before_the_proxy
+from cluster.ray_environment import set_ray_environment
 from serve.ray_internals import Node, default_temp_folder, drain_node
 
 _HOST = "127.0.0.2"  # not 127.0.0.1, for which Ray takes the address that others reach this machine by
@@ -44,7 +44,7 @@ class LocalCluster:
 def local_cluster(metrics_port: int | None = None) -> Iterator[LocalCluster]:
     """With a head alone at first; this process is connected to it. metrics_port: of the head."""
     os.environ["RAY_AUTH_MODE"] = "disabled"  # everything of it is bound to this machine
-    stand_before_the_proxy(os.environ)
+    set_ray_environment(os.environ)
     os.makedirs(default_temp_folder(), exist_ok=True)  # a Cluster writes its address there
     # Sockets live below it, and their paths must stay short.
     folder = tempfile.mkdtemp(prefix="midstep-", dir="/tmp")

@@ -10,7 +10,7 @@ import asyncio
 import json
 import logging
 import uuid
-from collections.abc import Iterable, MutableMapping
+from collections.abc import Iterable
 from typing import Any
 
 import uvicorn.config
@@ -51,12 +51,6 @@ def middlewares() -> list[Middleware]:
     """Called by Serve where an HTTP server of its is about to start."""
     uvicorn.config.HTTP_PROTOCOLS["auto"] = "serve.http.connections:TimelyProtocol"
     return [Middleware(Edge)]
-
-
-def stand_before_the_proxy(environment: MutableMapping[str, str]) -> None:
-    """Sets ENVIRONMENT, but for what is set already; for the environment that Ray is started in."""
-    for name, value in ENVIRONMENT.items():
-        environment.setdefault(name, value)
 
 
 class Edge:

@@ -13,15 +13,15 @@ import ray
 from ray import serve
 
 from cluster.ports import free_port
+from cluster.ray_environment import set_ray_environment
 from serve.app import build_app
 from serve.config.app import AppConfig
-from serve.http.edge import stand_before_the_proxy
 from tests.integration.conftest import DRAIN
 
 
 def main() -> None:
     port, given = sys.argv[1], json.loads(sys.argv[2])
-    stand_before_the_proxy(os.environ)
+    set_ray_environment(os.environ)
     ray.init(
         address="local",
         num_cpus=4,

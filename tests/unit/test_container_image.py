@@ -2,8 +2,8 @@
 
 import re
 
+from cluster.ray_environment import ENVIRONMENT
 from serve.config.model import PROJECT_FOLDER
-from serve.http.edge import ENVIRONMENT
 
 
 def test_the_image_is_pinned_and_runs_as_nobody_special() -> None:

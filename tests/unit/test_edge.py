@@ -9,7 +9,8 @@ import pytest
 from starlette.responses import PlainTextResponse
 from starlette.types import Message, Receive, Scope, Send
 
-from serve.http.edge import ENVIRONMENT, Edge, middlewares, stand_before_the_proxy
+from cluster.ray_environment import set_ray_environment
+from serve.http.edge import ENVIRONMENT, Edge, middlewares
 from serve.http.limits import MAX_BODY_BYTES
 
 IMAGES, JOBS = "/v1/images/generations", "/v1/predictions"
@@ -293,9 +294,6 @@ def test_serve_finds_it_by_the_environment_unless_something_else_is_there() -> N
     assert (module, function) == (middlewares.__module__, middlewares.__name__)
     [middleware] = middlewares()
     assert middleware.cls is Edge
-    environment: dict[str, str] = {}
-    stand_before_the_proxy(environment)
-    assert environment == ENVIRONMENT
-    theirs = {name: "their.own"}
-    stand_before_the_proxy(theirs)
-    assert theirs == {name: "their.own"}
+    environment = {"OMP_WAIT_POLICY": "ACTIVE"}
+    set_ray_environment(environment)
+    assert environment == {name: path, "OMP_WAIT_POLICY": "ACTIVE"}

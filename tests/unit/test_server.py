@@ -7,7 +7,7 @@ import pytest
 from cluster import server
 from cluster.cli import main
 from cluster.server import check_nothing_in_the_way, last_error
-from serve.config.app import PROJECT_FOLDER
+from serve.config.model import PROJECT_FOLDER
 from serve.config.schema import ConfigError
 
 

@@ -1,0 +1,17 @@
+"""The environment that Ray is started in here; its workers inherit it. The container image sets the same."""
+
+from collections.abc import MutableMapping
+
+from serve.http.edge import ENVIRONMENT as _BEFORE_THE_PROXY
+
+# OpenMP's threads share out an operation and wait for each other at its end. Where they spin, as they do by
+# default, the one that waits keeps the core that the other one needs as soon as a third process wants one
+# too: beside one busy process a picture took ten times as long (benchmarks/busy_neighbour.py). OpenMP reads
+# this once, when a process loads it.
+ENVIRONMENT = {**_BEFORE_THE_PROXY, "OMP_WAIT_POLICY": "PASSIVE"}
+
+
+def set_ray_environment(environment: MutableMapping[str, str]) -> None:
+    """Sets ENVIRONMENT, but for what is set already."""
+    for name, value in ENVIRONMENT.items():
+        environment.setdefault(name, value)
