@@ -10,7 +10,13 @@ from deployments.engine.cost import CostModel
 from deployments.engine.messages import ImageFormat
 from deployments.engine.models import ModelInfo
 from deployments.engine.sampler_table import SamplerTable
-from deployments.engine.samplers import SamplerTables, UnsupportedSamplerError, canonical_sampler
+from deployments.engine.samplers import (
+    SAMPLERS,
+    SamplerTables,
+    UnsupportedSamplerError,
+    canonical_sampler,
+    takes_eta,
+)
 from serve.capacity.estimator import Estimator
 from serve.config.app import AppConfig
 from serve.config.limits import DefaultsConfig, LimitsConfig
@@ -36,6 +42,7 @@ class Wanted:
     num_inference_steps: int | None = None
     guidance_scale: float | None = None
     sampler: str | None = None
+    eta: float | None = None
     seed: int | None = None
     num_images: int | None = None
     deterministic: bool | None = None
@@ -124,6 +131,7 @@ class ServedModel:
             num_calls=table.num_calls,
             guidance_scale=self.defaults.guidance_scale if guidance_scale is None else guidance_scale,
             sampler=sampler,
+            eta=wanted.eta,
             seed=_seed(wanted, num_images),
             num_images=num_images,
             deterministic=bool(wanted.deterministic),
@@ -172,8 +180,11 @@ class ServedModel:
             sampler = canonical_sampler(wanted.sampler or self.defaults.sampler)
         except UnsupportedSamplerError as error:
             raise wanted.refusal("sampler", str(error)) from error
+        if wanted.eta is not None and not takes_eta(sampler):
+            having = ", ".join(filter(takes_eta, SAMPLERS))
+            raise wanted.refusal("eta", f"the sampler {sampler!r} has none; those that have one: {having}")
         try:
-            return sampler, steps, self.tables.table(sampler, steps)
+            return sampler, steps, self.tables.table(sampler, steps, wanted.eta)
         except UnsupportedSamplerError as error:
             raise wanted.refusal("num_inference_steps", str(error)) from error
 

@@ -37,6 +37,7 @@ class ImageParameters:
     height, width: in pixels, multiples of the model's scale factor; latent_shape: of the latents
     num_calls: of the model, for all its steps; some samplers call it more than once a step
     guidance_scale: classifier-free guidance as diffusers counts it; at 1 or below there is none
+    eta: of samplers that have one, from 0, without fresh noise, to 1; None: as the sampler has it
     deadline: in seconds since the epoch, past which nobody wants it any more; None where the client set none
     priority: each level up halves the time that it will wait while others are served
     """
@@ -49,6 +50,7 @@ class ImageParameters:
     num_calls: int
     guidance_scale: float
     seed: int
+    eta: float | None = None
     deterministic: bool = False
     deadline: float | None = None
     priority: int = 0

@@ -4,6 +4,7 @@ import difflib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
+from inspect import signature
 from itertools import islice
 from typing import Any
 
@@ -99,6 +100,11 @@ def canonical_sampler(name: str) -> str:
     return found
 
 
+def takes_eta(sampler: str) -> bool:
+    """Whether the stock scheduler of a sampler, by its canonical name, has a number eta."""
+    return "eta" in signature(getattr(diffusers, SAMPLERS[sampler].scheduler).step).parameters
+
+
 class SamplerTables:
     """The tables of one model's noise schedule, compiled when first asked for and kept.
 
@@ -109,10 +115,13 @@ class SamplerTables:
         self._scheduler_config = dict(scheduler_config)
         self._compile = lru_cache(maxsize=len(SAMPLERS) * 100)(self._compile_uncached)
 
-    def table(self, sampler: str, num_inference_steps: int) -> SamplerTable:
-        """Raises UnsupportedSamplerError, which names what is near and works."""
+    def table(self, sampler: str, num_inference_steps: int, eta: float | None = None) -> SamplerTable:
+        """The table of a sampler at so many steps. eta: in place of the sampler's own, if it has one
+
+        Raises UnsupportedSamplerError, which names what is near and works.
+        """
         name = canonical_sampler(sampler)
-        compiled = self._compile(name, num_inference_steps)
+        compiled = self._compile(name, num_inference_steps, eta)
         if isinstance(compiled, SamplerTable):
             return compiled
         reason = "; ".join([compiled, *self._nearest(name, num_inference_steps)])
@@ -120,20 +129,23 @@ class SamplerTables:
 
     def table_for(self, image: ImageParameters) -> SamplerTable:
         """The table that an image goes by. Raises UnsupportedSamplerError."""
-        return self.table(image.sampler, image.num_inference_steps)
+        return self.table(image.sampler, image.num_inference_steps, image.eta)
 
     def scheduler(self, sampler: str) -> Any:
         """The stock diffusers scheduler that a sampler's table is compiled from."""
         spec = SAMPLERS[canonical_sampler(sampler)]
         return getattr(diffusers, spec.scheduler).from_config(self._scheduler_config, **spec.config)
 
-    def _compile_uncached(self, sampler: str, num_inference_steps: int) -> SamplerTable | str:
+    def _compile_uncached(
+        self, sampler: str, num_inference_steps: int, eta: float | None = None
+    ) -> SamplerTable | str:
         """The table, or why there is none: kept like a table, as finding out takes as long."""
         spec = SAMPLERS[sampler]
+        own_eta = {} if eta is None else {"eta": eta}
         try:
             scheduler = self.scheduler(sampler)
             scheduler.set_timesteps(num_inference_steps)
-            return compile_table(scheduler, spec.step_kwargs)
+            return compile_table(scheduler, {**spec.step_kwargs, **own_eta})
         except ValueError as error:
             return str(error).rstrip(".")
         except (IndexError, ArithmeticError, RuntimeError):  # what they say is about diffusers' own lines

@@ -141,6 +141,16 @@ def test_samplers_go_by_the_names_people_use(name: str, meant: str) -> None:
     assert canonical_sampler(name) == meant
 
 
+def test_eta_is_what_a_stock_scheduler_is_given() -> None:
+    """The table of each was replayed against its scheduler when it was compiled."""
+    tables = SamplerTables(STABLE_DIFFUSION)
+    assert torch.equal(tables.table("DDIM", 10, eta=1.0).weights, tables.table("DDIM eta 1", 10).weights)
+    assert torch.equal(tables.table("DDIM", 10, eta=0.0).weights, tables.table("DDIM", 10).weights)
+    half = tables.table("DDIM", 10, eta=0.5)
+    assert not torch.equal(half.weights, tables.table("DDIM", 10).weights)
+    assert any(half.draws_noise)
+
+
 def test_an_unknown_sampler_is_refused_with_the_known_ones() -> None:
     with pytest.raises(UnsupportedSamplerError, match=r"'Elephant'.*DDIM.*PLMS"):
         canonical_sampler("Elephant")

@@ -48,6 +48,7 @@ class ImagesBody(Body):
     guidance_scale: Annotated[float, Field(ge=0, le=100)] | None = None
 
     sampler: str | None = None
+    eta: Annotated[float, Field(ge=0, le=1)] | None = None
     deterministic: bool | None = None
     deadline_s: Annotated[float, Field(gt=0)] | None = None
     priority: Annotated[int, Field(ge=-2, le=2)] | None = None
@@ -72,6 +73,7 @@ def wanted_of(body: ImagesBody) -> Wanted:
         num_inference_steps=body.num_inference_steps,
         guidance_scale=body.guidance_scale,
         sampler=body.sampler,
+        eta=body.eta,
         seed=body.seed,
         num_images=body.n,
         deterministic=body.deterministic,

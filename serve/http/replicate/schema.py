@@ -33,6 +33,7 @@ class PredictionInput(Body):
     num_inference_steps: Annotated[int, Field(ge=1)] | None = None
     guidance_scale: Annotated[float, Field(ge=0, le=100)] | None = None
     scheduler: str | None = None
+    eta: Annotated[float, Field(ge=0, le=1)] | None = None
     seed: Annotated[int, Field(ge=0, le=MAX_SEED)] | None = None
     output_format: Literal["png", "webp", "jpeg", "jpg"] | None = None
     output_quality: Annotated[int, Field(ge=0, le=100)] | None = None
@@ -80,6 +81,7 @@ def wanted_of(body: PredictionBody, model: str, model_field: str) -> Wanted:
         num_inference_steps=given.num_inference_steps,
         guidance_scale=given.guidance_scale,
         sampler=given.scheduler,
+        eta=given.eta,
         seed=given.seed,
         num_images=given.num_outputs,
         deterministic=given.deterministic,
