@@ -34,7 +34,7 @@ GUIDANCE_SCALE = 5.0
 
 
 def generate(ours: LocalEngine, prompts: Sequence[str], num_inference_steps: int) -> list[Pixels]:
-    """Of the seeds 0, 1, ..."""
+    """Pictures of the seeds 0, 1, ..."""
     ours.add(
         *prompts,
         negative_prompt="",

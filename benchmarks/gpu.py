@@ -217,7 +217,7 @@ def _rate(counted: Any, work: Callable[[], object]) -> float:
 
 
 def fingerprints(family: str, device: str, dtype: torch.dtype, steps: int) -> list[str]:
-    """Of one deterministic request's latents: at every slot, among other neighbours each time."""
+    """Digests of one deterministic request's latents: at every slot, among other neighbours each time."""
     model = RandomModel.build(family, torch.device(device), dtype)
     run_step = step_runner(model.unet, [(model.side, model.side)])
     found = []

@@ -94,7 +94,7 @@ def capacity(url: str) -> float:
 
 
 def misses(validated: Sequence[Validated]) -> list[str]:
-    """Of a load that was validated several times: how far off each figure was, each time and in the median of
+    """How far off each figure of a load was that was validated several times: each time, and in the median of
     those in which the machine did not change."""
     lines = []
     for figure, name in COMPARED.items():

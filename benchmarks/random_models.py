@@ -64,7 +64,7 @@ class RandomModel:
 
     @classmethod
     def build(cls, family: str, device: torch.device, dtype: torch.dtype) -> "RandomModel":
-        """Of U_NETS; its weights come from a fixed seed."""
+        """A model of U_NETS; its weights come from a fixed seed."""
         torch.manual_seed(0)
         config = U_NETS[family]
         with device:
@@ -145,7 +145,7 @@ class RandomModel:
 
 
 def build_vae(family: str, device: torch.device, dtype: torch.dtype) -> AutoencoderKL:
-    """Of Stable Diffusion's shape, which is SDXL's as well, or a tiny one."""
+    """A VAE of Stable Diffusion's shape, which is SDXL's as well, or a tiny one."""
     torch.manual_seed(0)
     channels = (16, 16, 16, 16) if family == "tiny" else (128, 256, 512, 512)
     groups = 8 if family == "tiny" else 32

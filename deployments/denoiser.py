@@ -120,7 +120,7 @@ class Denoiser:
         self._turns.begin(turn)
 
     async def cost(self) -> StageCost:
-        """Of forwards, by rows."""
+        """What forwards cost, by rows."""
         return self._cost
 
     def record_autoscaling_stats(self) -> dict[str, float]:

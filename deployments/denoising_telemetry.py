@@ -16,7 +16,7 @@ _OUTCOMES: dict[type, str] = {DenoisedLatents: "denoised", DenoiseFailed: "faile
 
 
 class DenoisingTelemetry:
-    """Of a replica. Ray exports its metrics with the prefix `ray_`."""
+    """A replica's telemetry. Ray exports its metrics with the prefix `ray_`."""
 
     def __init__(self) -> None:
         self._forwards = Forwards()

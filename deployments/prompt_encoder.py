@@ -82,7 +82,7 @@ class PromptEncoder:
         self._turns.begin(turn)
 
     async def cost(self) -> Curve:
-        """Of text encoding, by texts."""
+        """What text encoding costs, by texts."""
         return self._cost
 
     async def _encode(self, text: str, deterministic: bool) -> EncodedText:

@@ -100,7 +100,7 @@ class VaeDecoder:
         return await asyncio.to_thread(encode_image, pixels, image_format, {})
 
     async def cost(self) -> StageCost:
-        """Of VAE decoding, by images."""
+        """What VAE decoding costs, by images."""
         return self._cost
 
     def record_autoscaling_stats(self) -> dict[str, float]:

@@ -22,7 +22,7 @@ class Tally:
         self._accepted += 1
 
     def finish(self, seconds: float) -> None:
-        """Of a request that was accepted."""
+        """Takes off a request that was accepted."""
         self._held.remove(seconds)
 
     @property

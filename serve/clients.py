@@ -24,7 +24,7 @@ EVERYBODY = Client("")  # where there are no keys
 
 
 class Clients:
-    """Those whose keys the configuration has; where it has none, everybody is one client."""
+    """The clients whose keys the configuration has; where it has none, everybody is one client."""
 
     def __init__(self, api_keys: Sequence[ApiKeyConfig]) -> None:
         self._clients = [

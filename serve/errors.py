@@ -66,7 +66,7 @@ class ClientLeftError(MidstepError):
 
 
 class InvalidInputError(MidstepError):
-    """Of a job that could never be run: said when it is handed in, not when its turn has come."""
+    """A job could never be run: said when it is handed in, not when its turn has come."""
 
     status, code, title = 422, "invalid_input", "Invalid input"
 
@@ -94,7 +94,7 @@ class DeadlineTooEarlyError(MidstepError):
 
 
 class DeadlineTooEarlyNowError(MidstepError):
-    """Likewise, but not for long: at less load it would be in time."""
+    """The request is too late for its deadline, but not for long: at less load it would be in time."""
 
     status, code, title = 429, "deadline_too_early_now", "Deadline too early now"
 

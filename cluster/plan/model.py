@@ -43,7 +43,7 @@ class Model:
 
     @property
     def row_cap(self) -> int:
-        """Of images of the usual size."""
+        """The row cap for images of the usual size."""
         return self.denoising.row_cap(Group(self.engine.latent_shape, deterministic=False))
 
     @cached_property

@@ -26,7 +26,7 @@ _NOTHING = torch.empty(0)
 
 @dataclass(frozen=True, slots=True)
 class Replicas:
-    """Of each stage, from the start to the end."""
+    """How many replicas each stage has, from the start to the end."""
 
     encoder: int
     denoiser: int

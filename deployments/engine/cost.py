@@ -47,7 +47,7 @@ class Curve:
         return self.base_s + self.slope_s * max(0, count - self.flat_count)
 
     def seconds_each(self, count: int) -> float:
-        """Of one among so many."""
+        """Seconds per item in a call of `count` items."""
         return self.seconds(count) / count
 
     def knee(self, counts: Sequence[int]) -> int:
@@ -115,7 +115,7 @@ class StageCost:
         return Curve(curve.base_s * factor, curve.flat_count, curve.slope_s * factor, curve.residuals)
 
     def seconds(self, shape: LatentShape, count: int) -> float:
-        """Of a call, padding included."""
+        """Seconds of a call, padding included."""
         return self.curve(shape).seconds(
             next((padded for padded in self.padded_to if padded >= count), count)
         )
@@ -193,5 +193,5 @@ def measure(
 def measure_shapes(
     work: Callable[[LatentShape, int], None], shapes: Sequence[LatentShape], counts: Sequence[int]
 ) -> StageCost:
-    """Likewise for a stage whose work depends on the latents' shape: `work(shape, count)`."""
+    """Measures a stage whose work depends on the latents' shape: `work(shape, count)`."""
     return StageCost(tuple((shape, measure(partial(work, shape), counts)) for shape in shapes))

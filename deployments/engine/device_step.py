@@ -28,7 +28,7 @@ def denoise_step(unet: UNet | RowParts, inputs: StepInputs) -> torch.Tensor:
 
 
 class Completion(Protocol):
-    """Of all that was launched before it was asked for; as torch.cuda.Event."""
+    """The end of all that was launched before it was asked for; as torch.cuda.Event."""
 
     def query(self) -> bool:
         """Whether it is done, well or not."""
@@ -47,12 +47,12 @@ class StepRunner(Protocol):
         ...
 
     def completion(self) -> Completion:
-        """Of all that was launched until now."""
+        """The completion of all that was launched until now."""
         ...
 
 
 class _Done:
-    """That of a CPU, which has done a step when its launch returns."""
+    """The completion of a CPU, which has done a step when its launch returns."""
 
     def query(self) -> bool:
         return True
@@ -62,7 +62,7 @@ class _Done:
 
 
 class _Recorded:
-    """That of a CUDA stream."""
+    """The completion of a CUDA stream."""
 
     def __init__(self, stream: torch.cuda.Stream) -> None:
         self._event = torch.cuda.Event()  # type: ignore[no-untyped-call]

@@ -138,7 +138,7 @@ class Engine:
 
     @property
     def num_requests(self) -> int:
-        """Those whose last event is still to come."""
+        """How many requests are here whose last event is still to come."""
         return len(self._denoisings)
 
     @property

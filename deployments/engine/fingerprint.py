@@ -57,6 +57,6 @@ def _samples(path: Path) -> Iterator[bytes]:
 
 
 def _hub_commit(source: ModelSource) -> str:
-    """Of the revision as it is now, or as it is in the cache where the hub cannot be reached."""
+    """The commit of the revision as it is now, or as it is in the cache where the hub cannot be reached."""
     index = hf_hub_download(source.path, "model_index.json", revision=source.revision)
     return Path(index).parent.name  # .../snapshots/<commit>/model_index.json

@@ -177,7 +177,7 @@ class StepScheduler:
         self._turns_waited: dict[Group, int] = {}
 
     def admit(self, items: Iterable[Item], now: float) -> list[Item]:
-        """Those of the items, one at least, that share the next forward."""
+        """Chooses the items, one at least, that share the next forward."""
         present: dict[Group, list[Item]] = {}
         present_rows = 0
         for item in items:

@@ -364,7 +364,8 @@ def train_denoiser(
 def guided_loss(
     conditional: torch.Tensor, unconditional: torch.Tensor, target: torch.Tensor, timesteps: torch.Tensor
 ) -> torch.Tensor:
-    """Of what guidance makes of both predictions [n, 8, 16, 16], at random scales, once the scene is decided.
+    """The loss of what guidance makes of both predictions [n, 8, 16, 16], at random scales, once the scene is
+    decided.
 
     There both should say the same. Guidance multiplies what little they differ by, and at scale 7 that gave
     one picture in seven a wrong colour; guidance before that point did no harm.

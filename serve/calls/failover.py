@@ -40,7 +40,7 @@ _REPLICA_ERRORS = (RayActorError, ObjectLostError, RayTaskError)
 
 
 class _Deaths:
-    """Those that one request has met."""
+    """The deaths that one request has met."""
 
     def __init__(self, request_id: str) -> None:
         self._request_id = request_id

@@ -16,7 +16,7 @@ _SECONDS = [0.1, 0.2, 0.5, 1, 2, 3, 5, 8, 12, 20, 30, 45, 60, 90, 120, 300, 600]
 
 
 class Telemetry:
-    """Of a process that drives the stages. Ray exports its metrics with the prefix `ray_`.
+    """The telemetry of a process that drives the stages. Ray exports its metrics with the prefix `ray_`.
 
     tracer: another one than that of the process's OpenTelemetry provider; where none is set up, spans are
         nothing and cost next to nothing

@@ -11,7 +11,7 @@ from serve.config.schema import ConfigError
 
 
 def check_drain(config: AppConfig, info: ModelInfo) -> None:
-    """Where the costs are known from a file. Raises ConfigError."""
+    """Checks `ingress.drain_timeout_s` where the costs are known from a file. Raises ConfigError."""
     cost = config.model.known_cost()
     if cost is not None and (problem := drain_problem(config, info, cost)):
         raise ConfigError(problem)
@@ -48,7 +48,7 @@ def crowding_problem(config: AppConfig, info: ModelInfo, cost: CostModel) -> str
 
 
 def _longest_s(config: AppConfig, info: ModelInfo, cost: CostModel) -> float:
-    """Of the longest request that is allowed, alone and with guidance."""
+    """Seconds that the longest request takes that is allowed, alone and with guidance."""
     limits, factor = config.limits, info.scale_factor
     engine = config.engine_config(info).padded_to(cost.forward.padded_to)
     width = min(limits.max_width, limits.max_pixels)

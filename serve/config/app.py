@@ -36,7 +36,7 @@ class AppConfig(Section):
 
     @property
     def stages(self) -> dict[str, DeviceStage]:
-        """Those that have a device, by their section's key."""
+        """The stages that have a device, by their section's key."""
         return {"encoder": self.encoder, "denoiser": self.denoiser, "decoder": self.decoder}
 
     @model_validator(mode="before")
@@ -111,8 +111,8 @@ class AppConfig(Section):
             raise ConfigError(f"defaults.sampler: {error}") from error
 
     def images_per_runner(self) -> int:
-        """Of jobs, under way at once: with all runners a quarter more than the denoisers take into their
-        forwards, so that whoever scales them sees the queue."""
+        """Images of jobs that a runner has under way at once: with all runners a quarter more than the
+        denoisers take into their forwards, so that whoever scales them sees the queue."""
         if self.jobs.max_running_images != "auto":
             return self.jobs.max_running_images
         images = self.denoiser.autoscaling.max_replicas * self.denoiser.max_rows // 2

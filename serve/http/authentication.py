@@ -36,6 +36,6 @@ class Authentication:
 
 
 def client_of(request: Request) -> Client:
-    """Of a request that came through Authentication, by a route that is not open."""
+    """The client of a request that came through Authentication, by a route that is not open."""
     client: Client = request.state.client
     return client

@@ -79,6 +79,6 @@ class Transaction:
         return changed
 
     async def tell(self, event: WebhookEvent, changed: Sequence[Job]) -> None:
-        """Those webhooks that are for such events."""
+        """Tells the webhooks that are for such events."""
         if await self._outbox.add(self.connection, event, changed):
             self.audiences.add(Audience.RUNNERS)

@@ -44,7 +44,7 @@ def _synchronise(folder: Path) -> None:
 
 
 def unlink_all(root: Path, keys: Sequence[str]) -> None:
-    """Those that there are, and the folders that they leave empty."""
+    """Deletes those that there are, and the folders that they leave empty."""
     for key in keys:
         path = root / key
         path.unlink(missing_ok=True)

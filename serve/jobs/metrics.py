@@ -11,7 +11,7 @@ _OUTCOMES = {Delivered: "delivered", RetryIn: "failed", GaveUp: "given_up"}
 
 
 class JobMetrics:
-    """Of a runner. What waits is the same for all of them: it is the job store's."""
+    """A runner's metrics. What waits is the same for all of them: it is the job store's."""
 
     def __init__(self, models: Collection[str]) -> None:
         """models: that are served here, which are 0 where no job waits for them"""

@@ -125,7 +125,7 @@ class JobQueue:
 
     @uninterrupted
     async def record_progress(self, steps_done: Mapping[Claim, int]) -> set[str]:
-        """Of any number of jobs in one transaction. The ids of the jobs that are still held.
+        """Records any number of jobs in one transaction; the ids of the jobs that are still held.
 
         What is recorded never falls: steps that another attempt has to do again are not counted again.
         """
@@ -225,7 +225,8 @@ def _advanced(row: Row[Any], steps_done: int, output: Mapping[int, str] = _NOTHI
 
 
 async def _keep(transaction: Transaction, changed: list[tuple[Row[Any], Job]]) -> None:
-    """Of locked rows. Once a job has come further, no earlier failure counts: it was not their cause."""
+    """Writes to locked rows. Once a job has come further, no earlier failure counts: it was not their
+    cause."""
     values = []
     for row, job in changed:
         was = read_job(row)

@@ -22,7 +22,7 @@ class Claim:
 
     @classmethod
     def of(cls, job: Job) -> "Claim":
-        """Of a job as it was claimed."""
+        """The claim of a job as it was claimed."""
         return cls(job.id, job.attempt)
 
 
@@ -43,7 +43,7 @@ class UnderWay:
 
 
 def new_row(new: NewJob) -> dict[str, Any]:
-    """Of an insertion that adds the times: with `lifetime_s` for the deadline."""
+    """The values of an insertion that adds the times: with `lifetime_s` for the deadline."""
     return {
         "id": new.request.request_id,
         "owner": new.owner,

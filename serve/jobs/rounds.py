@@ -37,7 +37,8 @@ async def every(interval_s: float, action: Callable[[], Awaitable[object]]) -> N
 async def on_news(
     news: News, event: asyncio.Event, at_most_s: float, action: Callable[[], Awaitable[object]]
 ) -> None:
-    """Likewise, whenever there is news for runners or the event is set, and at the latest after that time."""
+    """Runs an action for ever: whenever there is news for runners or the event is set, and at the latest
+    after that time."""
     with news.listening(Audience.RUNNERS, event):
         while True:
             await _round(action)

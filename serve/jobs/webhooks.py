@@ -225,7 +225,7 @@ def check_webhook_url(url: str, allow_private: bool) -> URL:
 
 
 def new_secret() -> str:
-    """Of 32 bytes, in the standard's form."""
+    """A secret of 32 bytes, in the standard's form."""
     return _SECRET_PREFIX + base64.b64encode(token_bytes(32)).decode()
 
 
