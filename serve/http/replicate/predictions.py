@@ -180,7 +180,7 @@ class PredictionsRoutes:
         return await self._described(job) | unfinished
 
     async def _described(self, job: Job) -> dict[str, Any]:
-        """The prediction, with its place in the queue and how long it will take, which the job does not know."""
+        """The prediction with its place in the queue and how long it will take."""
         if job.state.is_final:
             return describe(job) | _UNKNOWN
         position = await self._store.queue_position(job)
