@@ -129,13 +129,14 @@ def test_what_does_not_fit_into_memory_is_done_in_smaller_parts(
     assert all(process.is_running() for process in processes.values())
 
 
-def test_only_what_does_not_fit_alone_is_refused(url: str, faults: Path) -> None:
-    """Two rows, as guidance takes, of a denoiser that has room for one."""
-    processes = until_all_are_there("denoiser")
-    memory = faults / "denoiser.memory"
-    memory.write_text("1")
+@pytest.mark.parametrize(("stage", "most"), [("encoder", 0), ("denoiser", 1), ("decoder", 0)])
+def test_only_what_does_not_fit_alone_is_refused(url: str, faults: Path, stage: str, most: int) -> None:
+    """The denoiser has room for one row, and guidance takes two."""
+    processes = until_all_are_there(stage)
+    memory = faults / f"{stage}.memory"
+    memory.write_text(str(most))
     try:
-        answers = burst(url, "too large", 2 * MAX_FAILURES)
+        answers = burst(url, f"too large {stage}", 2 * MAX_FAILURES)
     finally:
         memory.unlink()
     for answer in answers:

@@ -1,0 +1,54 @@
+"""What becomes of a call that a stage could not do."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import aclosing
+
+import pytest
+import torch
+from ray import serve
+from ray.serve.handle import DeploymentHandle
+
+from deployments.engine.messages import DenoiseEvent, DenoiseFailed, DenoiseRequest, PromptEmbeds
+from deployments.engine.stage_errors import Fault
+from serve.calls import failover
+from serve.errors import GenerationFailedError, MidstepError
+
+NOTHING = torch.empty(0)
+EMBEDS = PromptEmbeds(NOTHING, None, NOTHING, None, 2, 0, 77)
+
+
+class Failing:
+    """Fails as the request's sampler says."""
+
+    async def denoise(self, request: DenoiseRequest) -> AsyncIterator[DenoiseEvent]:
+        yield DenoiseFailed(request.request_id, "what went wrong", Fault(request.sampler))
+
+
+@pytest.fixture(scope="module")
+def denoiser() -> DeploymentHandle:
+    application = serve.deployment(Failing, name="failing").bind()
+    return serve.run(application, name="failing", _local_testing_mode=True)
+
+
+@pytest.mark.parametrize(
+    ("fault", "status", "code", "detail"),
+    [
+        (Fault.NOT_FINITE, 500, "not_finite", "what went wrong"),
+        (Fault.OUT_OF_MEMORY, 507, "out_of_memory", "what went wrong"),
+        (Fault.BROKEN, 500, "internal_error", "A stage failed: a fault of ours."),
+    ],
+)
+def test_a_client_is_told_what_concerns_it(
+    denoiser: DeploymentHandle, fault: Fault, status: int, code: str, detail: str
+) -> None:
+    async def run() -> None:
+        request = DenoiseRequest("a", EMBEDS, 128, 128, fault.value, 4, 1.0, 0)
+        async with aclosing(failover.denoise(denoiser, request)) as events:
+            async for _ in events:
+                pytest.fail("nothing came of it")
+
+    with pytest.raises(GenerationFailedError) as caught:
+        asyncio.run(run())
+    error: MidstepError = caught.value
+    assert (error.status, error.code, error.detail) == (status, code, detail)
