@@ -12,7 +12,7 @@ from serve.config.jobs import JobsConfig
 from serve.jobs.objects import ObjectStore
 from serve.jobs.resources import job_store, object_store, resolve
 from serve.private_files import make_private_folder
-from tests.job_stores import describe
+from tests.job_stores import MODEL, describe
 
 
 @pytest.fixture(autouse=True, params=[0o000, 0o022], ids=["open umask", "usual umask"])
@@ -34,7 +34,7 @@ def keep_something(folder: Path) -> dict[str, str]:
 
     async def main() -> dict[str, str]:
         jobs = resolve(JobsConfig(data_folder=str(folder)))
-        store = job_store(jobs, describe)
+        store = job_store(jobs, [MODEL], describe)
         await store.open()
         await object_store(jobs).put("images/job/0-x.png", b"picture")
         try:
