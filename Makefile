@@ -14,6 +14,7 @@ $(VENV)/installed: pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
 	touch $@
 
+# SIGTERM is passed on: requests under way are answered first. make itself then exits with 143.
 serve: install
 	$(BIN)/midstep run $(CONFIG)
 

@@ -5,7 +5,7 @@ httpx and rich are imported when a server is asked, so that help is there at onc
 
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import closing
 from functools import wraps
 from pathlib import Path, PurePosixPath
@@ -172,22 +172,24 @@ def _finish(
         first = output or Path(prediction_id + PurePosixPath(urlsplit(urls[0]).path).suffix)
         for index, url in enumerate(urls):
             path = first if len(urls) == 1 else first.with_stem(f"{first.stem}-{index}")
-            _save(predictions, url, path)
+            _save(predictions, url, path, urls[index:])
             if not as_json:
                 print(f"written to {path}", file=sys.stderr)
     return _show(prediction, as_json)
 
 
-def _save(predictions: "Predictions", url: str, path: Path) -> None:
-    """Raises click.ClickException, which says where the image is."""
+def _save(predictions: "Predictions", url: str, path: Path, left: Sequence[str]) -> None:
+    """Raises click.ClickException, which says where the images are that are left to be saved."""
     from cluster.client.predictions import ServerError
 
     try:
         path.write_bytes(predictions.download(url))
     except OSError as error:
-        raise click.ClickException(f"{path}: {error.strerror or error}; the image is at {url}") from error
+        raise click.ClickException(
+            f"{path}: {error.strerror or error}; not saved: {' '.join(left)}"
+        ) from error
     except ServerError as error:
-        raise click.ClickException(f"{error}; the image is at {url}") from error
+        raise click.ClickException(f"{error}; not saved: {' '.join(left)}") from error
 
 
 def _show(prediction: dict[str, Any], as_json: bool) -> int:

@@ -301,7 +301,7 @@ def test_without_a_name_a_picture_is_saved_under_one_that_is_printed(
 def test_a_picture_that_cannot_be_fetched_or_saved_is_shown_by_its_url(
     server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    place = f"the image is at {server.url}/moved.png"
+    place = f"not saved: {server.url}/moved.png"
     server.picture = 410
     assert place in str(generate(server, "-o", str(tmp_path / "x.png")))
     server.picture = b"picture"
