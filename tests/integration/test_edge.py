@@ -15,7 +15,7 @@ import ray
 
 from tests.integration.conftest import Metric, replica, settled, wait_for
 from tests.integration.predictions import ROUTE as PREDICTIONS
-from tests.integration.predictions import begun, body, create
+from tests.integration.predictions import begun, body, create, finished
 
 ROUTE = "/v1/images/generations"
 LONG = {"prompt": "a star", "num_inference_steps": 100, "sampler": "Heun", "size": "256x256"}
@@ -138,3 +138,5 @@ def test_an_ingress_that_dies_loses_nothing_that_can_be_done_again(
     assert lost.headers["content-type"] == "application/problem+json"
     assert lost.headers["retry-after"] == "1"
     assert "once more" in new_lines()
+    [newest, *_] = client.get(PREDICTIONS).json()["results"]
+    assert finished(client, newest["id"])["status"] == "succeeded", "only the answer was lost, and not the job"
