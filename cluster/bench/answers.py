@@ -48,7 +48,7 @@ async def read_answer(response: aiohttp.ClientResponse, asked: int, now_s: Calla
 
 
 def _kind(status: int) -> Kind:
-    """Of a status that is no success."""
+    """Returns the kind of a status that is no success."""
     if status in (429, 503):
         return Kind.BUSY
     return Kind.REJECTED if 400 <= status < 500 else Kind.SERVER_ERROR

@@ -54,7 +54,7 @@ class Summary:
 
 
 def summarize(outcomes: Sequence[RequestOutcome], slo_s: float | None = None) -> Summary:
-    """Of all requests of a run, at least one."""
+    """Sums up all requests of a run, at least one."""
     due = [outcome.request.due_s for outcome in outcomes]
     completed = [outcome for outcome in outcomes if outcome.answer.kind is Kind.COMPLETED]
     latencies = [outcome.latency_s for outcome in completed]

@@ -34,7 +34,7 @@ _FORMAT = TypeAdapter(Results)
 
 
 def new_results(name: str, settings: Mapping[str, Any], summaries: Sequence[Summary]) -> Results:
-    """Of now and of this machine."""
+    """Makes results with the time of now and this machine's hardware."""
     date = datetime.now(UTC).isoformat(timespec="seconds")
     return Results(name, date, _hardware(), _versions(), settings, summaries)
 

@@ -19,7 +19,7 @@ COMPARED = {
 
 
 def title(planned: Sequence[PlannedRequest]) -> str:
-    """Of a load."""
+    """Describes a load in a line."""
     span_s = planned[-1].due_s - planned[0].due_s
     images = sum(request.num_images for request in planned)
     rate = f", {(len(planned) - 1) / span_s:.2f} requests/s" if span_s else ""

@@ -48,7 +48,7 @@ class Upscaling:
 
 
 class Scaler:
-    """Of one stage. Runs as two processes: `report` and `scale`."""
+    """Scales one stage. Runs as two processes: `report` and `scale`."""
 
     def __init__(self, env: Environment, name: str, pool: Pool[Any], section: WorkAutoscalingSection) -> None:
         self._env = env

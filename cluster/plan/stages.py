@@ -21,7 +21,7 @@ Process = Generator[Event, Any, Any]
 
 
 class Replica(Protocol[Call_contra]):
-    """Of any stage."""
+    """A replica of any stage."""
 
     def work_s(self, call: Call_contra) -> float:
         """Device-seconds, as the stage counts them for autoscaling."""

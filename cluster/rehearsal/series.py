@@ -77,7 +77,7 @@ def series_of(rehearsal: Rehearsal, work_s: Callable[[PlannedRequest], float]) -
 
 
 def _means(fine: Sequence[float]) -> list[float]:
-    """Of each window."""
+    """Returns the mean of each window."""
     return [float(mean) for mean in np.reshape(fine, (_NUM_WINDOWS, -1)).mean(axis=1)]
 
 
