@@ -80,7 +80,7 @@ class Predictions:
                 time.sleep(RECONNECTION_PAUSE_S)
 
     def _event_ids(self, prediction_id: str, last: str) -> Iterator[str]:
-        """The ids of the events after `last`, or of all. Raises UnavailableError when there are no more."""
+        """Gives the ids of the events after `last`, or of all. Raises UnavailableError after the last."""
         url = f"{self._url}/v1/predictions/{prediction_id}/stream"
         headers = self._headers | ({"last-event-id": last} if last else {})
         try:
