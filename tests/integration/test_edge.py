@@ -139,4 +139,6 @@ def test_an_ingress_that_dies_loses_nothing_that_can_be_done_again(
     assert lost.headers["retry-after"] == "1"
     assert "once more" in new_lines()
     [newest, *_] = client.get(PREDICTIONS).json()["results"]
-    assert finished(client, newest["id"])["status"] == "succeeded", "only the answer was lost, and not the job"
+    assert finished(client, newest["id"])["status"] == "succeeded", (
+        "only the answer was lost, and not the job"
+    )
