@@ -155,7 +155,7 @@ def test_the_simulated_denoiser_is_the_engine(row_counts: tuple[int, ...]) -> No
                 engine_ended[event.request_id] = now[0]
 
     env = Environment()
-    costs = DenoisingCosts.of(config, cost, tables, 8)
+    costs = DenoisingCosts.of(config, cost)
     replica = DenoiserReplica(env, Device(env), Batching(1, 0.0), costs, NO_OVERHEADS)
     ended = {}
 
@@ -172,15 +172,14 @@ def test_the_simulated_denoiser_is_the_engine(row_counts: tuple[int, ...]) -> No
 def test_one_at_a_time_waits_as_the_formula_says() -> None:
     """With room for one image in a forward it is a queue M/D/1: waiting is rho / (2 (1 - rho)) services."""
     config, service_s, load = EngineConfig(2, 2, 2, SHAPE), 4 * 0.010, 0.6
-    tables = SamplerTables(load_model_info(ModelSource(str(SHAPES_MODEL))).scheduler_config)
     env = Environment()
-    costs = DenoisingCosts.of(config, StageCost(((SHAPE, FORWARD),)), tables, 8)
+    costs = DenoisingCosts.of(config, StageCost(((SHAPE, FORWARD),)))
     replica = DenoiserReplica(env, Device(env), Batching(1, 0.0), costs, NO_OVERHEADS)
     waited = []
 
     def arrive(at: float, index: int) -> Any:
         yield env.timeout(at)
-        yield replica.run(denoise_request(index, 4, 128, guided=True, priority=0))
+        yield replica.run(denoising(index, 4, 128, guided=True, priority=0))
         waited.append(env.now - at - service_s)
 
     times = poisson(load / service_s, 1000.0, seed=5)
