@@ -7,6 +7,7 @@ class MidstepError(Exception):
     status = 500
     code = "internal_error"
     title = "Internal error"
+    is_final = False  # whether the same request would end so again, as by the model or by killing replicas
 
     def __init__(self, detail: str, param: str | None = None, retry_after_s: int | None = None) -> None:
         super().__init__(detail)
@@ -133,7 +134,7 @@ class GenerationFailedError(MidstepError):
 class NotFiniteError(GenerationFailedError):
     """The model has computed NaN or infinity: a picture of that would be black."""
 
-    code, title = "not_finite", "Values that are no numbers"
+    code, title, is_final = "not_finite", "Values that are no numbers", True
 
 
 class OutOfDeviceMemoryError(GenerationFailedError):
@@ -145,4 +146,4 @@ class OutOfDeviceMemoryError(GenerationFailedError):
 class PoisonousRequestError(GenerationFailedError):
     """Replicas die of this request. To send it again would only kill more of them."""
 
-    code, title = "poisonous_request", "Poisonous request"
+    code, title, is_final = "poisonous_request", "Poisonous request", True

@@ -56,7 +56,7 @@ def problem(error: MidstepError, path: str) -> Response:
     headers = {}
     if error.retry_after_s is not None:
         headers["retry-after"] = str(error.retry_after_s)
-    elif error.status < 500 or error.status == 504:
+    elif error.status < 500 or error.status == 504 or error.is_final:
         headers["x-should-retry"] = "false"
     return JSONResponse(body, error.status, headers, media_type="application/problem+json")
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from functools import partial
 
 from deployments.engine.messages import Checkpoint
-from serve.errors import MidstepError, NotFiniteError, ObjectNotFoundError, PoisonousRequestError
+from serve.errors import MidstepError, ObjectNotFoundError
 from serve.generation import GenerationEvent, GenerationRequest, ImageDone, ImageProgress, Resume
 from serve.jobs.checkpoints import UnusableCheckpointError, checkpoint_key, from_bytes, to_bytes
 from serve.jobs.deliveries import Deliveries
@@ -131,10 +131,9 @@ class JobRunner:
         claim = Claim.of(job)
         try:
             await self._make_images(job, claim)
-        except (PoisonousRequestError, NotFiniteError) as error:
-            await until_it_is_done(partial(self._queue.fail, claim, error.detail))
         except MidstepError as error:
-            await until_it_is_done(partial(self._queue.retry, claim, error.detail))
+            end = self._queue.fail if error.is_final else self._queue.retry
+            await until_it_is_done(partial(end, claim, error.detail))
         except Exception:  # the boundary of a job: the others go on
             logger.exception("job %s failed in attempt %d", job.id, job.attempt)
             reason = "A fault of ours; the log has it under the job's id."

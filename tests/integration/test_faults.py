@@ -12,16 +12,19 @@ import ray
 from deployments.engine.cost import CostModel, Curve, StageCost
 from deployments.health import MAX_FAILURES
 from tests.integration.conftest import Metric, wait_for
-from tests.integration.simulated import DENOISER, SHAPE, deployed, simulated_app
+from tests.integration.simulated import SHAPE, deployed, simulated_app
 
 APPLICATION = "faulty"
 DEPLOYMENTS = {"encoder": "PromptEncoder", "denoiser": "Denoiser", "decoder": "VaeDecoder"}
 FAST = CostModel(
     encode=Curve(0.002, 8, 0.0005),
-    forward=StageCost(((SHAPE, Curve(0.01, 4, 0.0025)),)),
+    forward=StageCost(((SHAPE, Curve(0.01, 16, 0.001)),)),
     decode=StageCost(((SHAPE, Curve(0.02, 8, 0.001)),)),
 )
 NUM_REPLICAS = 2
+# A burst's images meet in forwards, and then in batches to decode.
+DENOISER = {"max_rows": 16, "deterministic_rows": 4, "max_batch_size": 8, "max_ongoing_requests": 16}
+DECODER = {"batch_wait_timeout_s": 0.2}
 # Within which a replica that fails everything must be gone.
 GONE_AFTER_S = 5.0
 
@@ -35,7 +38,7 @@ def faults(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def url(base_url: str, faults: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     autoscaling = {"min_replicas": NUM_REPLICAS, "max_replicas": NUM_REPLICAS}
     stage = {"num_cpus": 0.05, "autoscaling": autoscaling}
-    stages = {"encoder": stage, "denoiser": stage | DENOISER, "decoder": stage}
+    stages = {"encoder": stage, "denoiser": stage | DENOISER, "decoder": stage | DECODER}
     app = simulated_app(stages, tmp_path_factory.mktemp(APPLICATION), FAST, faults=faults)
     with deployed(app, APPLICATION, base_url) as started:
         yield started
@@ -141,6 +144,6 @@ def test_only_what_does_not_fit_alone_is_refused(url: str, faults: Path, stage: 
         memory.unlink()
     for answer in answers:
         assert answer.status_code == 507, answer.text
-        assert answer.json()["code"] == "out_of_memory"
+        assert answer.json()["error"]["code"] == "out_of_memory"
         assert "too little memory" in answer.json()["detail"]
     assert all(process.is_running() for process in processes.values()), "the device is not to blame"

@@ -13,6 +13,7 @@ from deployments.engine.messages import DenoiseEvent, DenoiseFailed, DenoiseRequ
 from deployments.engine.stage_errors import Fault
 from serve.calls import failover
 from serve.errors import GenerationFailedError, MidstepError
+from serve.http.problems import problem
 
 NOTHING = torch.empty(0)
 EMBEDS = PromptEmbeds(NOTHING, None, NOTHING, None, 2, 0, 77)
@@ -52,3 +53,6 @@ def test_a_client_is_told_what_concerns_it(
         asyncio.run(run())
     error: MidstepError = caught.value
     assert (error.status, error.code, error.detail) == (status, code, detail)
+    assert error.is_final == (fault is Fault.NOT_FINITE)
+    should_retry = problem(error, "/").headers.get("x-should-retry")
+    assert should_retry == ("false" if error.is_final else None)
