@@ -14,6 +14,7 @@ from deployments.engine.stage_errors import Fault
 from serve.calls import failover
 from serve.errors import GenerationFailedError, MidstepError
 from serve.http.problems import problem
+from tests.generation_requests import denoise_request
 
 NOTHING = torch.empty(0)
 EMBEDS = PromptEmbeds(NOTHING, None, NOTHING, None, 2, 0, 77)
@@ -44,7 +45,7 @@ def test_a_client_is_told_what_concerns_it(
     denoiser: DeploymentHandle, fault: Fault, status: int, code: str, detail: str
 ) -> None:
     async def run() -> None:
-        request = DenoiseRequest("a", EMBEDS, 128, 128, fault.value, 4, 1.0, 0)
+        request = denoise_request("a", EMBEDS, sampler=fault.value)
         async with aclosing(failover.denoise(denoiser, request)) as events:
             async for _ in events:
                 pytest.fail("nothing came of it")
