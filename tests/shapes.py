@@ -21,4 +21,6 @@ def _module(name: str) -> ModuleType:
 
 scenes = _module("scenes")
 evaluate = _module("evaluate")
+_module("architecture")
+_module("pictures")
 train = _module("train")

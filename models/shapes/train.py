@@ -1,6 +1,6 @@
 """Trains the embedded model from nothing and writes it beside this file as a diffusers folder.
 
-    make train          (or: python models/shapes/train.py --output models/shapes)
+    make train          (or: python models/shapes/train.py)
 
 Four stages, each seeded: the VAE learns the pictures, the text encoder learns what stands where, every scene
 is encoded once, then the U-Net learns to denoise the latents (v-prediction). Stages that are done are kept in
@@ -9,153 +9,33 @@ the work folder, so that a run that was cut off goes on from the last checkpoint
 
 import argparse
 import copy
-import json
 import math
 import random
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
-import numpy as np
 import torch
 import torch.nn.functional as F
-from diffusers import (
-    AutoencoderKL,
-    DPMSolverMultistepScheduler,
-    StableDiffusionPipeline,
-    UNet2DConditionModel,
+from architecture import (
+    MAX_TOKENS,
+    TEXT_WIDTH,
+    build_scheduler,
+    build_text_encoder,
+    build_tokenizer,
+    build_unet,
+    build_vae,
 )
-from PIL import Image
-from scenes import COLOURS, IMAGE_SIZE, RELATIONS, SHAPES, SIZES, Scene, draw, place, random_scene
-from tokenizers import Tokenizer, models, pre_tokenizers, trainers
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+from diffusers import AutoencoderKL, StableDiffusionPipeline, UNet2DConditionModel
+from pictures import draw_crops, draw_scenes, to_signal
+from scenes import COLOURS, SHAPES, SIZES, Scene, random_scene
+from transformers import CLIPTextModel, CLIPTokenizer
 
-TEXT_WIDTH = 128
-LATENT_CHANNELS = 8  # with four, as in Stable Diffusion, so small a VAE blurs the corners of small stars
-MAX_TOKENS = 77  # what every Stable Diffusion text encoder takes
-CROP_SIZE = 64
 # Of a batch of 32 rows, 22 are scenes with their prompts and 10 the first of these without, for guidance.
 NUM_SCENES, NUM_UNPROMPTED = 22, 10
 MAX_GUIDANCE_SCALE = 8.0
 DECIDED_TIMESTEP = 600  # below it the noise hides so little that a scene is known without its prompt
 GUIDED_WEIGHT = 0.3  # of the guided prediction's loss beside that of the plain ones
-
-
-def build_tokenizer() -> CLIPTokenizer:
-    """CLIP's byte-level BPE, its vocabulary learned on the scenes' words; any other text still encodes."""
-    words = [*COLOURS, *SHAPES, *SIZES, *RELATIONS, "a an on background"]
-    trainer = trainers.BpeTrainer(
-        vocab_size=1024,
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        end_of_word_suffix="</w>",
-        show_progress=False,
-    )
-    learner = Tokenizer(models.BPE(end_of_word_suffix="</w>"))
-    learner.pre_tokenizer = pre_tokenizers.Whitespace()
-    learner.train_from_iterator(words, trainer)
-    learned = json.loads(learner.to_str())["model"]
-    # A byte that ends a word is a token of its own in CLIP's alphabet.
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    tokens = dict.fromkeys([*alphabet, *(byte + "</w>" for byte in alphabet)])
-    tokens.update(dict.fromkeys(learned["vocab"]))
-    tokens.update(dict.fromkeys(["<|startoftext|>", "<|endoftext|>"]))
-    return CLIPTokenizer(
-        vocab={token: index for index, token in enumerate(tokens)},
-        merges=[tuple(merge) for merge in learned["merges"]],
-        model_max_length=MAX_TOKENS,
-    )
-
-
-def build_vae() -> AutoencoderKL:
-    """Eight pixels to one latent each way, as in Stable Diffusion: 128x128 becomes [8, 16, 16]."""
-    return AutoencoderKL(
-        down_block_types=("DownEncoderBlock2D",) * 4,
-        up_block_types=("UpDecoderBlock2D",) * 4,
-        block_out_channels=(16, 32, 64, 128),
-        layers_per_block=1,
-        latent_channels=LATENT_CHANNELS,
-        norm_num_groups=8,
-        sample_size=IMAGE_SIZE,
-        mid_block_add_attention=False,
-    )
-
-
-def build_text_encoder(tokenizer: CLIPTokenizer) -> CLIPTextModel:
-    return CLIPTextModel(
-        CLIPTextConfig(
-            vocab_size=len(tokenizer),
-            hidden_size=TEXT_WIDTH,
-            intermediate_size=4 * TEXT_WIDTH,
-            num_hidden_layers=3,
-            num_attention_heads=2,
-            max_position_embeddings=MAX_TOKENS,
-            bos_token_id=tokenizer.bos_token_id,
-            eos_token_id=tokenizer.eos_token_id,
-            pad_token_id=tokenizer.pad_token_id,
-        )
-    )
-
-
-def build_unet() -> UNet2DConditionModel:
-    return UNet2DConditionModel(
-        sample_size=IMAGE_SIZE // 8,
-        in_channels=LATENT_CHANNELS,
-        out_channels=LATENT_CHANNELS,
-        block_out_channels=(96, 160),
-        # Attention at 8x8 only: enough to place objects, and a third of the time of attention at 16x16.
-        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
-        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
-        layers_per_block=1,
-        norm_num_groups=16,
-        cross_attention_dim=TEXT_WIDTH,
-        attention_head_dim=4,  # diffusers takes this as the number of heads
-    )
-
-
-def build_scheduler() -> DPMSolverMultistepScheduler:
-    """The noise schedule all samplers share; it ends at so little signal that no background colour leaks."""
-    return DPMSolverMultistepScheduler(
-        num_train_timesteps=1000,
-        beta_start=0.00085,
-        beta_end=0.02,
-        beta_schedule="scaled_linear",
-        prediction_type="v_prediction",
-        timestep_spacing="trailing",
-    )
-
-
-def draw_scenes(count: int, rng: random.Random) -> tuple[torch.Tensor, list[str]]:
-    """Pictures [count, 3, h, w] as bytes and their prompts."""
-    scenes = [random_scene(rng) for _ in range(count)]
-    pictures = [draw(scene.background, place(scene, rng)) for scene in scenes]
-    return to_tensor(pictures), [scene.prompt() for scene in scenes]
-
-
-def draw_crops(count: int, rng: random.Random) -> torch.Tensor:
-    """Squares [count, 3, CROP_SIZE, CROP_SIZE] around objects: four times cheaper, and dense with edges."""
-    crops = []
-    for _ in range(count):
-        scene = random_scene(rng)
-        placed = place(scene, rng)
-        item = rng.choice(placed)
-        left, top = (
-            min(max(int(centre + rng.uniform(-24, 24)) - CROP_SIZE // 2, 0), IMAGE_SIZE - CROP_SIZE)
-            for centre in (item.x, item.y)
-        )
-        crops.append(draw(scene.background, placed).crop((left, top, left + CROP_SIZE, top + CROP_SIZE)))
-    return to_tensor(crops)
-
-
-def to_tensor(pictures: list[Image.Image]) -> torch.Tensor:
-    return (
-        torch.from_numpy(np.stack([np.asarray(picture) for picture in pictures]))
-        .permute(0, 3, 1, 2)
-        .contiguous()
-    )
-
-
-def to_signal(pictures: torch.Tensor) -> torch.Tensor:
-    return pictures.float() / 127.5 - 1
 
 
 def learning_rate(step: int, steps: int, peak: float) -> float:
@@ -267,9 +147,8 @@ def train_text_encoder(tokenizer: CLIPTokenizer, steps: int, batch_size: int, se
         optimizer.step()
         if step % 100 == 99:
             right = torch.stack([logit.argmax(dim=1) for logit in logits], dim=1) == labels
-            print(
-                f"  text loss {loss.item():.3f}, {right.all(dim=1).float().mean():.0%} all right", flush=True
-            )
+            share = right.all(dim=1).float().mean()
+            print(f"  text loss {loss.item():.3f}, {share:.0%} all right", flush=True)
     return text_encoder
 
 
@@ -324,25 +203,9 @@ def train_denoiser(
     losses = []
     for step in training_steps(optimizer, first, steps, 8e-4):
         chosen = torch.randint(len(prompts), (NUM_SCENES,))
-        clean = latents[chosen]
-        # Logit-normal (Esser et al. 2024): most often in the middle, where the scene is decided.
-        timesteps = (len(alphas_cumprod) * torch.sigmoid(0.6 + 1.1 * torch.randn(NUM_SCENES))).long()
-        alpha = alphas_cumprod[timesteps].sqrt().view(-1, 1, 1, 1)
-        sigma = (1 - alpha**2).sqrt()
-        noise = torch.randn_like(clean)
-        noisy = with_unprompted(alpha * clean + sigma * noise).contiguous(memory_format=torch.channels_last)
-        target = alpha * noise - sigma * clean
-        with torch.autocast("cpu", torch.bfloat16):
-            ids = torch.cat([token_ids[chosen], empty_ids.expand(NUM_UNPROMPTED, -1)])
-            prompt_embeds = text_encoder(ids).last_hidden_state
-            prediction = unet(noisy, with_unprompted(timesteps), prompt_embeds).sample.float()
-        plain_loss = F.mse_loss(prediction, with_unprompted(target))
-        loss = plain_loss + GUIDED_WEIGHT * guided_loss(
-            prediction[:NUM_UNPROMPTED],
-            prediction[NUM_SCENES:],
-            target[:NUM_UNPROMPTED],
-            timesteps[:NUM_UNPROMPTED],
-        )
+        ids = torch.cat([token_ids[chosen], empty_ids.expand(NUM_UNPROMPTED, -1)])
+        plain_loss, guided = denoising_losses(unet, text_encoder, alphas_cumprod, latents[chosen], ids)
+        loss = plain_loss + GUIDED_WEIGHT * guided
         optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(unet.parameters(), 1.0)
@@ -359,6 +222,36 @@ def train_denoiser(
             }
             save_whole({**parts, "step": step + 1}, checkpoint)
     return ema.module
+
+
+def denoising_losses(
+    unet: UNet2DConditionModel,
+    text_encoder: CLIPTextModel,
+    alphas_cumprod: torch.Tensor,
+    clean: torch.Tensor,
+    ids: torch.Tensor,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The loss of the plain predictions and of the guided ones, at random timesteps.
+
+    clean: latents [NUM_SCENES, 8, 16, 16]; ids: tokens [NUM_SCENES + NUM_UNPROMPTED, tokens]
+    """
+    # Logit-normal (Esser et al. 2024): most often in the middle, where the scene is decided.
+    timesteps = (len(alphas_cumprod) * torch.sigmoid(0.6 + 1.1 * torch.randn(NUM_SCENES))).long()
+    alpha = alphas_cumprod[timesteps].sqrt().view(-1, 1, 1, 1)
+    sigma = (1 - alpha**2).sqrt()
+    noise = torch.randn_like(clean)
+    noisy = with_unprompted(alpha * clean + sigma * noise).contiguous(memory_format=torch.channels_last)
+    target = alpha * noise - sigma * clean
+    with torch.autocast("cpu", torch.bfloat16):
+        prompt_embeds = text_encoder(ids).last_hidden_state
+        prediction = unet(noisy, with_unprompted(timesteps), prompt_embeds).sample.float()
+    guided = guided_loss(
+        prediction[:NUM_UNPROMPTED],
+        prediction[NUM_SCENES:],
+        target[:NUM_UNPROMPTED],
+        timesteps[:NUM_UNPROMPTED],
+    )
+    return F.mse_loss(prediction, with_unprompted(target)), guided
 
 
 def guided_loss(
