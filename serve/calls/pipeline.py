@@ -205,11 +205,14 @@ def preview_steps(num_inference_steps: int, num_previews: int) -> frozenset[int]
 
 
 def _metadata(request: GenerationRequest, seed: int) -> dict[str, str]:
+    """What it takes to make the picture again."""
+    own_eta = {} if request.eta is None else {"eta": str(request.eta)}
     return {
         "prompt": request.prompt,
         "negative_prompt": request.negative_prompt or "",
         "seed": str(seed),
         "sampler": request.sampler,
+        **own_eta,
         "num_inference_steps": str(request.num_inference_steps),
         "guidance_scale": str(request.guidance_scale),
         "model": request.model,
