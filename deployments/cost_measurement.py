@@ -51,6 +51,9 @@ class CostMeasurement:
         )
         if is_measured:
             logger.info("cost of VAE decoding\n%s", cost.table("images"))
+        elif not self.known:
+            for shape in self.shapes:
+                warm_up(shape, max_batch_size)
         return cost
 
     def encode_cost(self, warm_up: Callable[[int], None], max_batch_size: int) -> Curve:
@@ -65,6 +68,8 @@ class CostMeasurement:
             )
         if is_measured:
             logger.info("cost of text encoding\n%s", curve.table("texts"))
+        else:
+            warm_up(max_batch_size)
         return curve
 
     def _stage_cost(

@@ -67,7 +67,8 @@ class Health:
 
     @contextmanager
     def watching(self) -> Iterator[None]:
-        """Around a call of the model, one at a time; an error that leaves it breaks all of its requests."""
+        """Around a call of the model, on the one thread that makes them: the time of a call that hangs stays,
+        whoever comes or leaves meanwhile. An error that leaves it breaks all of its requests."""
         self._call_began = time.monotonic()
         try:
             yield

@@ -43,6 +43,7 @@ class KeptCosts:
             "stage": stage,
             "counts": list(counts),
             "device": _device(),
+            "wait_policy": os.environ.get("OMP_WAIT_POLICY"),
             "versions": {name: version(name) for name in _VERSIONS if _is_installed(name)},
         }
         digest = sha256(json.dumps(described, sort_keys=True).encode()).hexdigest()[:16]

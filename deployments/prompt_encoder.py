@@ -116,9 +116,11 @@ class PromptEncoder:
         return await self._run(texts)
 
     async def _run(self, texts: Sequence[str]) -> list[EncodedText | StageError]:
-        loop = asyncio.get_running_loop()
+        return await asyncio.get_running_loop().run_in_executor(self._executor, self._encode_that_fits, texts)
+
+    def _encode_that_fits(self, texts: Sequence[str]) -> list[EncodedText | StageError]:
         with self._health.watching():
-            return await loop.run_in_executor(self._executor, self._fitting.run, None, texts, self._forward)
+            return self._fitting.run(None, texts, self._forward)
 
     def _forward(self, texts: Sequence[str]) -> list[EncodedText | StageError]:
         with self._forwards.measured(len(texts), self._cost.seconds(len(texts))):

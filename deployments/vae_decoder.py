@@ -116,9 +116,11 @@ class VaeDecoder:
         return await self._run(latents)
 
     async def _run(self, latents: Sequence[torch.Tensor]) -> list[Pixels | StageError]:
-        loop = asyncio.get_running_loop()
+        return await asyncio.get_running_loop().run_in_executor(self._executor, self._decode_watched, latents)
+
+    def _decode_watched(self, latents: Sequence[torch.Tensor]) -> list[Pixels | StageError]:
         with self._health.watching():
-            return await loop.run_in_executor(self._executor, self._decode_by_shape, latents)
+            return self._decode_by_shape(latents)
 
     def _decode_by_shape(self, latents: Sequence[torch.Tensor]) -> list[Pixels | StageError]:
         decoded: dict[int, Pixels | StageError] = {}

@@ -36,7 +36,8 @@ def build_app(config: AppConfig) -> Application:
     jobs = resolve(config.jobs)
     job_store(jobs, [], describe), object_store(jobs)  # said now rather than by replicas that cannot start
     config = config.model_copy(update={"jobs": jobs})
-    measurement = _cost_measurement(config, info)
+    made_by = fingerprint(source, placement, config.denoiser.deterministic_rows)
+    measurement = _cost_measurement(config, info, made_by)
     encoder, denoiser, decoder = config.encoder, config.denoiser, config.decoder
     encoder_stage = _deployment(PromptEncoder, encoder.deployment_options()).bind(
         source, placement, encoder.batching(), encoder.num_threads, encoder.cache_size, measurement
@@ -48,7 +49,6 @@ def build_app(config: AppConfig) -> Application:
         source, placement, decoder.batching(), decoder.num_threads, decoder.max_hold_s, measurement
     )
     stages = (encoder_stage, denoiser_stage, decoder_stage)
-    made_by = fingerprint(source, placement, denoiser.deterministic_rows)
     runner = _deployment(Runner, config.jobs.runner_options()).bind(config, made_by, *stages)
     ingress = _deployment(Ingress, config.ingress.deployment_options())
     return ingress.bind(config, info, *stages, runner)
@@ -58,10 +58,11 @@ def _deployment(replica: type, options: Mapping[str, Any]) -> Deployment:
     return serve.deployment(replica, health_check_period_s=HEALTH_CHECK_PERIOD_S, **options)
 
 
-def _cost_measurement(config: AppConfig, info: ModelInfo) -> CostMeasurement:
+def _cost_measurement(config: AppConfig, info: ModelInfo, made_by: str) -> CostMeasurement:
     """Raises ConfigError for a cost model file that cannot be read."""
     shapes = config.latent_shapes(info)
     measured_with = {
+        "fingerprint": made_by,
         "model": config.model.model_dump(exclude={"id", "sizes", "cost_model", "compile_cache"}),
         "latent_shapes": shapes,
         "num_threads": {name: stage.num_threads for name, stage in config.stages.items()},

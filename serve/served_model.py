@@ -24,6 +24,7 @@ from serve.errors import InvalidRequestError
 from serve.generation import GenerationRequest
 
 MAX_SEED = 2**53 - 1  # the largest integer that every JSON reader keeps
+_ETA_DIGITS = 2  # each value has tables of its own, which take a while to compile
 MEDIA_TYPES = {"png": "image/png", "webp": "image/webp", "jpeg": "image/jpeg"}
 
 
@@ -117,7 +118,8 @@ class ServedModel:
             wanted.check_at_most("deadline_s", wanted.deadline_s, self.limits.max_deadline_s)
         guidance_scale = wanted.guidance_scale
         height, width = self._size(wanted)
-        sampler, num_inference_steps, table = self._sampler(wanted)
+        eta = None if wanted.eta is None else round(wanted.eta, _ETA_DIGITS)
+        sampler, num_inference_steps, table = self._sampler(wanted, eta)
         factor = self.info.scale_factor
         request = GenerationRequest(
             request_id=request_id,
@@ -131,7 +133,7 @@ class ServedModel:
             num_calls=table.num_calls,
             guidance_scale=self.defaults.guidance_scale if guidance_scale is None else guidance_scale,
             sampler=sampler,
-            eta=wanted.eta,
+            eta=eta,
             seed=_seed(wanted, num_images),
             num_images=num_images,
             deterministic=bool(wanted.deterministic),
@@ -140,8 +142,14 @@ class ServedModel:
             deadline=None if wanted.deadline_s is None else time.time() + wanted.deadline_s,
             priority=wanted.priority or 0,
         )
+        return replace(request, work_s=self.work_s(request))
+
+    def work_s(self, request: GenerationRequest) -> float | None:
+        """Device-seconds of denoising an accepted request; None while costs are not known."""
+        if request.work_s is not None:
+            return request.work_s
         cost = self.known_cost()
-        return replace(request, work_s=self.estimator.work_s(request, cost)) if cost else request
+        return self.estimator.work_s(request, cost) if cost else None
 
     def _check_texts(self, wanted: Wanted) -> None:
         for name, text in (("prompt", wanted.prompt), ("negative_prompt", wanted.negative_prompt or "")):
@@ -172,7 +180,7 @@ class ServedModel:
             )
         return height, width
 
-    def _sampler(self, wanted: Wanted) -> tuple[str, int, SamplerTable]:
+    def _sampler(self, wanted: Wanted, eta: float | None) -> tuple[str, int, SamplerTable]:
         """Its canonical name, the steps and the table of both."""
         steps = wanted.num_inference_steps or self.defaults.num_inference_steps
         wanted.check_at_most("num_inference_steps", steps, self.limits.max_num_inference_steps)
@@ -180,11 +188,11 @@ class ServedModel:
             sampler = canonical_sampler(wanted.sampler or self.defaults.sampler)
         except UnsupportedSamplerError as error:
             raise wanted.refusal("sampler", str(error)) from error
-        if wanted.eta is not None and not takes_eta(sampler):
+        if eta is not None and not takes_eta(sampler):
             having = ", ".join(filter(takes_eta, SAMPLERS))
             raise wanted.refusal("eta", f"the sampler {sampler!r} has none; those that have one: {having}")
         try:
-            return sampler, steps, self.tables.table(sampler, steps, wanted.eta)
+            return sampler, steps, self.tables.table(sampler, steps, eta)
         except UnsupportedSamplerError as error:
             raise wanted.refusal("num_inference_steps", str(error)) from error
 

@@ -8,6 +8,12 @@ import torch
 
 # As cuBLAS and cuDNN say it, whose errors have no type of their own.
 _OUT_OF_MEMORY = ("out of memory", "CUBLAS_STATUS_ALLOC_FAILED", "CUDNN_STATUS_ALLOC_FAILED")
+_LOST = (
+    "CUBLAS_STATUS_EXECUTION_FAILED",
+    "CUBLAS_STATUS_INTERNAL_ERROR",
+    "CUDNN_STATUS_EXECUTION_FAILED",
+    "CUDNN_STATUS_INTERNAL_ERROR",
+)
 
 
 class DeviceFaultError(RuntimeError):
@@ -22,7 +28,10 @@ def is_device_fault(error: BaseException) -> bool:
     """Whether the device is lost: an error of CUDA stays with the process until its end."""
     if isinstance(error, DeviceFaultError):
         return True
-    return isinstance(error, torch.AcceleratorError) and not is_out_of_memory(error)
+    if is_out_of_memory(error):
+        return False
+    says_so = isinstance(error, RuntimeError) and any(words in str(error) for words in _LOST)
+    return says_so or isinstance(error, torch.AcceleratorError)
 
 
 def is_out_of_memory(error: BaseException) -> bool:

@@ -12,8 +12,9 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 
-from deployments.engine.device_faults import is_device_fault
+from deployments.engine.device_faults import is_device_fault, is_out_of_memory
 from deployments.engine.engine import Engine, StepReport
+from deployments.engine.fitting import does_not_fit
 from deployments.engine.messages import DenoiseFailed, DenoiseRequest
 from deployments.engine.stage_errors import Fault
 
@@ -128,5 +129,13 @@ class EngineThread:
             if is_device_fault(error):
                 raise
             logger.exception("request %s could not be taken in", request.request_id)
-            fault = Fault.REFUSED if isinstance(error, ValueError) else Fault.BROKEN
-            self._deliver(StepReport([DenoiseFailed(request.request_id, str(error), fault)], None))
+            failed = DenoiseFailed(request.request_id, *_reason_and_fault(request, error))
+            self._deliver(StepReport([failed], None))
+
+
+def _reason_and_fault(request: DenoiseRequest, error: Exception) -> tuple[str, Fault]:
+    """Why a request could not be taken in."""
+    if is_out_of_memory(error):
+        too_large = does_not_fit("rows", request.latent_shape)
+        return too_large.detail, too_large.fault
+    return str(error), Fault.REFUSED if isinstance(error, ValueError) else Fault.BROKEN

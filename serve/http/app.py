@@ -10,6 +10,7 @@ from ray.serve import metrics
 from starlette.applications import Starlette
 from starlette.middleware import Middleware
 
+from deployments.engine.cost import CostModel
 from deployments.engine.models import ModelInfo
 from serve.calls.fleet import Fleet
 from serve.calls.pipeline import Pipeline
@@ -33,7 +34,6 @@ from serve.http.replicate.predictions import PredictionsRoutes
 from serve.jobs.load import JobLoad
 from serve.jobs.opening import opened
 from serve.jobs.resources import job_store, object_store
-from serve.jobs.store import JobStore
 from serve.served_model import ServedModel
 
 logger = logging.getLogger("ray.serve")
@@ -49,9 +49,13 @@ def build_http_app(
     fleet: Fleet,
 ) -> Starlette:
     store = job_store(config.jobs, [config.model.shown_id], describe)
-    job_load = JobLoad(store, fleet.num_ingresses)
+    model = ServedModel.of(config, info, lambda: pipeline.known_cost_model)
+    job_load = JobLoad(store, fleet.num_ingresses, model.work_s)
     readiness = Readiness(pipeline, fleet, {name: one.autoscaling for name, one in config.stages.items()})
-    desk = _front_desk(config, info, pipeline, fleet, store, job_load)
+    admission = Admission(
+        config.limits.max_queue, config.limits.max_wait_s, fleet.denoisers_per_ingress, job_load.share
+    )
+    desk = FrontDesk({model.id: model}, pipeline, admission, RateLimits(fleet.num_ingresses), store)
     # What knows no keys: browsers and Replicate's client fetch images, by URLs that nobody can guess.
     open_routes = [
         *FilesRoute(object_store(config.jobs), _PRESIGNED_S if config.jobs.presigned_urls else None).routes,
@@ -66,10 +70,7 @@ def build_http_app(
     ]
 
     async def tell_of_problems() -> None:
-        cost = await learned_cost(pipeline, readiness)
-        for problem in (drain_problem(config, info, cost), crowding_problem(config, info, cost)):
-            if problem:
-                logger.warning("%s", problem)
+        _warn_of_problems(config, info, await learned_cost(pipeline, readiness))
 
     @asynccontextmanager
     async def lifespan(_: Starlette) -> AsyncIterator[None]:
@@ -94,13 +95,10 @@ def build_http_app(
     return app
 
 
-def _front_desk(
-    config: AppConfig, info: ModelInfo, pipeline: Pipeline, fleet: Fleet, store: JobStore, job_load: JobLoad
-) -> FrontDesk:
-    model = ServedModel.of(config, info, lambda: pipeline.known_cost_model)
-    limits = config.limits
-    admission = Admission(limits.max_queue, limits.max_wait_s, fleet.denoisers_per_ingress, job_load.share)
-    return FrontDesk({model.id: model}, pipeline, admission, RateLimits(fleet.num_ingresses), store)
+def _warn_of_problems(config: AppConfig, info: ModelInfo, cost: CostModel) -> None:
+    for problem in (drain_problem(config, info, cost), crowding_problem(config, info, cost)):
+        if problem:
+            logger.warning("%s", problem)
 
 
 @asynccontextmanager

@@ -6,7 +6,7 @@ back can do no harm. Nothing here is remembered that is not in the job store: a 
 
 import asyncio
 import logging
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
 from functools import partial
@@ -105,7 +105,13 @@ class JobRunner:
         room, ours = self._settings.max_images - under_way, list(self._running)
         if room <= 0 or not await self._queue.is_waiting(ours):
             return
-        for job in await self._queue.claim(room, self._settings.lease_s, ours):
+        claiming = asyncio.create_task(self._queue.claim(room, self._settings.lease_s, ours))
+        try:
+            jobs = await asyncio.shield(claiming)
+        except asyncio.CancelledError:
+            await self._give_back_claimed(await claiming)  # it went on: what it took nobody else knows of
+            raise
+        for job in jobs:
             self._running[job.id] = _Running(job, asyncio.create_task(self._work(job)))
         self._may_claim.set()  # another runner may have held back what it did not take
 
@@ -229,6 +235,9 @@ class JobRunner:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, self._deliveries.stop(), return_exceptions=True)
+        await self._give_back_claimed(jobs)
+
+    async def _give_back_claimed(self, jobs: Sequence[Job]) -> None:
         for job in jobs:
             try:
                 await self._queue.give_back(Claim.of(job))

@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 from serve.capacity.admission import JobsWork
 from serve.errors import JobStoreUnavailableError
+from serve.generation import GenerationRequest
 from serve.jobs.job import Job
 from serve.jobs.store import JobStore
 
@@ -18,9 +19,16 @@ class JobLoad:
     """The load in the job store, looked up in the background: no request waits for a database here.
 
     num_ingresses: replicas that share the load
+    work_s: device-seconds of a request; None while costs are not known
     """
 
-    def __init__(self, store: JobStore, num_ingresses: Callable[[], int]) -> None:
+    def __init__(
+        self,
+        store: JobStore,
+        num_ingresses: Callable[[], int],
+        work_s: Callable[[GenerationRequest], float | None],
+    ) -> None:
+        self._work_s = work_s
         self._store = store
         self._num_ingresses = num_ingresses
         self._share = JobsWork()
@@ -46,13 +54,12 @@ class JobLoad:
         under_way, parts = await self._store.under_way(), self._num_ingresses()
         self._share = JobsWork(
             rows=sum(map(_rows_left, under_way.jobs)) / parts,
-            work_s=sum(map(_work_left_s, under_way.jobs)) / parts,
+            work_s=sum(map(self._work_left_s, under_way.jobs)) / parts,
             is_refilled=under_way.is_more_waiting,
         )
 
-
-def _work_left_s(job: Job) -> float:
-    return (job.request.work_s or 0.0) * (1 - job.fraction_done)
+    def _work_left_s(self, job: Job) -> float:
+        return (self._work_s(job.request) or 0.0) * (1 - job.fraction_done)
 
 
 def _rows_left(job: Job) -> int:

@@ -20,6 +20,11 @@ ILLEGAL = torch.AcceleratorError("CUDA error: an illegal memory access was encou
             False,
             True,
         ),
+        (
+            RuntimeError("CUDA error: CUBLAS_STATUS_EXECUTION_FAILED when calling `cublasSgemm(handle)`"),
+            True,
+            False,
+        ),
         (RuntimeError("the size of tensor a (3) must match the size of tensor b (4)"), False, False),
         (ValueError("out of memory, says a prompt"), False, False),
     ],

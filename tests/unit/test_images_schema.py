@@ -124,7 +124,7 @@ def test_what_is_no_json_object_is_refused(body: bytes) -> None:
 
 
 def test_eta_is_for_samplers_that_have_one() -> None:
-    assert parse(prompt="a", sampler="DDIM", eta=0.5).eta == 0.5
+    assert parse(prompt="a", sampler="DDIM", eta=0.501).eta == 0.5, "in hundredths"
     with pytest.raises(
         InvalidRequestError, match=r"eta: the sampler 'Euler' has none; .*: DDIM, "
     ) as refusal:

@@ -25,7 +25,7 @@ TIMEOUT_S = 20.0
 
 @asynccontextmanager
 async def watched(store: JobStore, num_ingresses: int = 1) -> AsyncIterator[JobLoad]:
-    load = JobLoad(store, lambda: num_ingresses)
+    load = JobLoad(store, lambda: num_ingresses, lambda request: request.work_s)
     watching = asyncio.create_task(load.watch())
     try:
         yield load

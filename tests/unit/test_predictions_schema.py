@@ -4,9 +4,11 @@ import json
 from typing import Any
 
 import pytest
+from starlette.requests import Request
 
 from serve.errors import InvalidRequestError
 from serve.http.replicate.prediction import describe, logs
+from serve.http.replicate.predictions import model_named
 from serve.http.replicate.schema import (
     given_input,
     idempotency_key,
@@ -102,6 +104,26 @@ def test_idempotency_keys(header: str | None, key: str | None) -> None:
 def test_a_key_that_is_none_is_refused(header: str) -> None:
     with pytest.raises(InvalidRequestError, match="Idempotency-Key"):
         idempotency_key(header)
+
+
+@pytest.mark.parametrize(
+    ("path", "version", "served", "named"),
+    [
+        ({"owner": "any", "name": "shapes"}, None, {"shapes"}, ("shapes", "{owner}/{name}")),
+        ({"owner": "a", "name": "b"}, None, {"a/b"}, ("a/b", "{owner}/{name}")),
+        ({}, "shapes", {"shapes"}, ("shapes", "version")),
+        ({}, "any/shapes:shapes", {"shapes"}, ("shapes", "version")),
+        ({}, "a/b", {"a/b", "b"}, ("a/b", "version")),
+        ({}, "a/b:c", {"a/b"}, ("a/b", "version")),
+        ({}, "any/other", {"shapes"}, ("other", "version")),
+    ],
+)
+def test_a_model_is_named_with_or_without_owner_and_version(
+    path: dict[str, str], version: str | None, served: set[str], named: tuple[str, str]
+) -> None:
+    request = Request({"type": "http", "path_params": path})
+    body = read_body(json.dumps({"input": {"prompt": "a"}, "version": version}).encode())
+    assert model_named(request, body, served) == named
 
 
 def job(state: JobState, output: dict[int, str], steps_done: int) -> Job:

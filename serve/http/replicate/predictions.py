@@ -7,7 +7,7 @@ import logging
 import re
 import secrets
 import time
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Container
 from contextlib import aclosing, suppress
 from dataclasses import dataclass
 from functools import partial
@@ -86,7 +86,7 @@ class PredictionsRoutes:
         try:
             wait = wait_s(request.headers.get("prefer"))
             body = await asyncio.to_thread(read_body, raw)  # in a thread: a large one takes a while
-            wanted = wanted_of(body, *_model_named(request, body))
+            wanted = wanted_of(body, *model_named(request, body, self._desk.models))
             new_job = self._new_job(request, raw, body)
             job = await self._desk.submit_job(wanted, client_of(request), job_id, new_job)
         except InvalidRequestError as error:
@@ -220,16 +220,21 @@ class _Seen:
         return cls(*map(int, match.groups()))
 
 
-def _model_named(request: Request, body: PredictionBody) -> tuple[str, str]:
+def model_named(request: Request, body: PredictionBody, served: Container[str]) -> tuple[str, str]:
     """The model that is asked for, and the field that says so.
 
-    Clients say `owner/name`, `owner/name:version` or `version`. Raises InvalidRequestError.
+    Clients say `owner/name`, `owner/name:version` or `version`, and an id may have a slash itself. Raises
+    InvalidRequestError.
     """
     if "name" in request.path_params:
-        return request.path_params["name"], "{owner}/{name}"
-    if body.version is None:
+        field, given = "{owner}/{name}", "{owner}/{name}".format(**request.path_params)
+    elif body.version is not None:
+        field, given = "version", body.version
+    else:
         raise InvalidRequestError("version: is required; it names the model.", "version")
-    return body.version.partition(":")[0].rpartition("/")[2], "version"
+    without_version = given.partition(":")[0]
+    name = without_version.rpartition("/")[2]
+    return next((one for one in (given, without_version, name) if one in served), name), field
 
 
 def _fingerprint(request: Request, raw: bytes) -> str:
