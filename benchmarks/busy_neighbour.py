@@ -31,7 +31,7 @@ from serve.app import build_app as build_midstep
 from serve.config.app import AppConfig
 
 STEPS = 20
-POLICIES = ("ACTIVE", "PASSIVE")
+POLICIES = ("unset", "ACTIVE", "PASSIVE")  # unset: OpenMP spins for a while and then sleeps
 
 
 def build_app(num_threads: int) -> Application:
@@ -79,7 +79,8 @@ def burst_images_per_s(url: str, num_images: int) -> float:
 def measured(policy: str, num_threads: int, rounds: int, pictures: int, burst: int) -> dict[str, Any]:
     """Medians, and all that they are of."""
     system = on_ray("Midstep", "benchmarks.busy_neighbour", "serve")
-    system = replace(system, variables={**system.variables, "OMP_WAIT_POLICY": policy})
+    if policy != "unset":
+        system = replace(system, variables={**system.variables, "OMP_WAIT_POLICY": policy})
     cases: dict[str, list[float]] = {"alone_s": [], "beside_s": [], "burst_images_per_s": []}
     with running(system, num_threads) as url, httpx.Client(base_url=url, timeout=600) as client:
         for _ in range(2):
@@ -104,7 +105,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
-    results = []
+    results: list[dict[str, Any]] = []
     print("| OMP_WAIT_POLICY | threads | alone, s | beside a busy process, s | burst, images/s |")
     print("|---|---:|---:|---:|---:|", flush=True)
     for num_threads in args.threads:
@@ -113,10 +114,14 @@ def main() -> None:
             results.append(result)
             shown = " | ".join(f"{value:.2f}" for value in result["medians"].values())
             print(f"| {policy} | {num_threads} | {shown} |", flush=True)
-    if args.json:
-        about = new_results("busy_neighbour", {"steps": STEPS, "burst": args.burst}, [])
-        record = {"date": about.date, "hardware": about.hardware, "versions": about.versions}
-        args.json.write_text(json.dumps(record | {"results": results}, indent=2) + "\n")
+            if args.json:  # after each: the next one may take minutes
+                _write(args.json, {"steps": STEPS, "burst": args.burst}, results)
+
+
+def _write(path: Path, settings: dict[str, Any], results: list[dict[str, Any]]) -> None:
+    about = new_results("busy_neighbour", settings, [])
+    record = {"date": about.date, "hardware": about.hardware, "versions": about.versions}
+    path.write_text(json.dumps(record | {"settings": settings, "results": results}, indent=2) + "\n")
 
 
 if __name__ == "__main__":
