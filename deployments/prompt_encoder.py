@@ -119,7 +119,7 @@ class PromptEncoder:
         return await asyncio.get_running_loop().run_in_executor(self._executor, self._encode_that_fits, texts)
 
     def _encode_that_fits(self, texts: Sequence[str]) -> list[EncodedText | StageError]:
-        with self._health.watching():
+        with self._health.watching():  # all texts are padded, or cut, to one length
             return self._fitting.run(None, texts, self._forward)
 
     def _forward(self, texts: Sequence[str]) -> list[EncodedText | StageError]:

@@ -38,7 +38,7 @@ from deployments.engine.messages import (
 )
 from deployments.engine.sampler_table import STATE_SLOTS
 from deployments.engine.samplers import SamplerTables
-from deployments.engine.stage_errors import Fault, StageError, is_finite, not_finite
+from deployments.engine.stage_errors import StageError, broken, is_finite, not_finite
 from deployments.engine.step_inputs import step_inputs
 from deployments.engine.step_scheduler import Group, StepScheduler, group_of, pick_members
 from deployments.engine.transfers import receive
@@ -150,8 +150,8 @@ class Engine:
         """Takes a request in; it joins the next forward that has room for it.
 
         arrival: on the engine's clock, if it was not just now
-        Raises UnsupportedSamplerError for a sampler that this model or step count cannot have, ValueError for
-        an id that is here already.
+        Raises DeviceFaultError, UnsupportedSamplerError for a sampler that this model or step count cannot
+        have, ValueError for an id that is here already.
         """
         if request.request_id in self._denoisings:
             raise ValueError(f"request {request.request_id!r} is being denoised already")
@@ -159,8 +159,11 @@ class Engine:
         group = group_of(request)
         now = self._clock()
         unloaded_s = table.num_calls * self._seconds(group, request.num_rows)
-        self._denoisings[request.request_id] = begin(
-            request, table, group, self._unet, now if arrival is None else arrival, now, unloaded_s
+        arrived = now if arrival is None else arrival
+        self._denoisings[request.request_id] = self._fitting.patiently(
+            _memory_shape(group),
+            request.num_rows,
+            lambda: begin(request, table, group, self._unet, arrived, now, unloaded_s),
         )
 
     def abort(self, request_id: str) -> None:
@@ -187,8 +190,8 @@ class Engine:
     def step(self) -> StepReport:
         """Launches the next forward and finishes the one before it; there must be a request.
 
-        One that is done when its launch returns is finished at once. Raises DeviceFaultError; whatever else
-        breaks a forward ends its requests, which are told.
+        One that is done when its launch returns is finished at once. Raises DeviceFaultError. Where anything
+        else breaks a forward, its requests are tried each alone, and one that breaks alone fails.
         """
         before = self._under_way
         failed: list[DenoiseEvent] = []
@@ -211,32 +214,39 @@ class Engine:
             started = time.perf_counter()
             try:
                 outputs = self._launch(batch)
-            except Exception as error:  # the boundary of a forward: whatever broke it, its requests are told
+            except Exception as error:  # the boundary of a forward: whatever broke it, it is dealt with
                 if is_device_fault(error):
                     raise DeviceFaultError.of(error) from error
                 if not is_out_of_memory(error):
-                    logger.exception("a forward failed")
-                    reason = StageError(Fault.BROKEN, f"{type(error).__name__}: {error}")
-                    return None, [self._fail(item, reason) for item in batch]
+                    logger.exception("a forward for %d requests broke", len(batch))
+                    return None, self._fail_one_or_isolate(batch, error)
             else:
+                self._fitting.fitted(_memory_shape(batch[0].group), self._forward_rows(batch))
                 return self._launched(batch, outputs, started), []
             # Here and not in the handler: what had been allocated lives as long as the error's traceback.
             batch, failed = self._make_smaller(batch)
         return None, failed
 
     def _make_smaller(self, batch: Sequence[Denoising]) -> tuple[Sequence[Denoising], list[DenoiseEvent]]:
-        """As many of a batch that did not fit as may; or, where they were too few already, their failures."""
+        """As many of a batch that did not fit as may; or, where they are too few for less, their failures."""
         shape, rows = _memory_shape(batch[0].group), self._forward_rows(batch)
-        smaller = pick_members(batch, max(1, rows // 2))
-        if self._forward_rows(smaller) < rows:
+        if self._forward_rows(smaller := pick_members(batch, max(1, rows // 2))) < rows:
             self._fitting.halve(shape, rows)
             return smaller, []
-        error = does_not_fit("rows", shape[0])
-        return [], [self._fail(item, error) for item in batch]
+        if self._fitting.wait(shape, rows):
+            return batch, []
+        return [], [self._fail(item, does_not_fit("rows", shape[0])) for item in batch]
+
+    def _fail_one_or_isolate(self, batch: Sequence[Denoising], error: Exception) -> list[DenoiseEvent]:
+        """After a forward that broke: one request has failed; each of several is to be tried alone."""
+        if len(batch) == 1:
+            return [self._fail(batch[0], broken(error))]
+        for item in batch:
+            item.group = replace(item.group, isolated=item.request.request_id)
+        return []
 
     def _forward_rows(self, batch: Sequence[Denoising]) -> int:
-        rows = sum(item.request.num_rows for item in batch)
-        return self._config.forward_rows(batch[0].group, rows)
+        return self._config.forward_rows(batch[0].group, sum(item.request.num_rows for item in batch))
 
     @torch.inference_mode()
     def _launch(self, batch: Sequence[Denoising]) -> torch.Tensor:

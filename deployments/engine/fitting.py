@@ -1,21 +1,42 @@
-"""How much of a shape fits into the device's memory at once, as learned from what did not."""
+"""How much of a shape fits into the device's memory at once, as learned from what did not.
+
+A call that does not fit is made again with half as many. That is remembered; after a thousand full calls, and
+after twice as many each time that was in vain, twice as many are tried: what others had taken may be free
+again. One alone that has never fitted is refused. One alone that had fitted before is no fault of its own:
+somebody else holds the memory. If that does not pass within seconds, the device is lost to this process.
+"""
 
 import logging
+import time
 from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass
 from typing import TypeVar
 
 import torch
 
-from deployments.engine.device_faults import is_out_of_memory
-from deployments.engine.stage_errors import Fault, StageError
+from deployments.engine.device_faults import DeviceFaultError, is_device_fault, is_out_of_memory
+from deployments.engine.stage_errors import Fault, StageError, broken
 
 logger = logging.getLogger("ray.serve")
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
+_FULL_CALLS = 1000
+# Seconds to wait for memory that somebody else may hold for a call only.
+_PATIENCE_S = (0.1, 0.3, 1.0)
+
+
+@dataclass
+class _Limit:
+    """full_calls: how many have fitted since it was set; trial_after: how many must before it is doubled"""
+
+    most: int
+    trial_after: int
+    full_calls: int = 0
+
 
 class Fitting:
-    """Remembers by shape what did not fit.
+    """Remembers by shape what fitted and what did not.
 
     unit: rows, images or texts; halved: called when a call did not fit and is made again with half as many
     """
@@ -23,26 +44,70 @@ class Fitting:
     def __init__(self, unit: str, halved: Callable[[], None] = lambda: None) -> None:
         self._unit = unit
         self._halved = halved
-        self._most: dict[Hashable, int] = {}
+        self._limits: dict[Hashable, _Limit] = {}
+        self._fitted: dict[Hashable, int] = {}
+        self._waits = iter(_PATIENCE_S)
 
     def most(self, shape: Hashable, count: int) -> int:
         """So many, or as many as may fit."""
-        return min(count, self._most.get(shape, count))
+        limit = self._limits.get(shape)
+        return count if limit is None else min(count, limit.most)
+
+    def fitted(self, shape: Hashable, count: int) -> None:
+        """So many did fit."""
+        self._waits = iter(_PATIENCE_S)
+        self._fitted[shape] = max(count, self._fitted.get(shape, 0))
+        limit = self._limits.get(shape)
+        if limit is None or 2 * count <= limit.most:
+            return
+        limit.full_calls += 1
+        if limit.full_calls == limit.trial_after:
+            self._limits[shape] = _Limit(2 * limit.most, 2 * limit.trial_after)
 
     def halve(self, shape: Hashable, count: int) -> int:
         """So many did not fit. How many are to be tried from now on; one at least."""
-        self._most[shape] = max(1, count // 2)
+        limit = self._limits.get(shape)
+        most = max(1, count // 2)
+        self._limits[shape] = _Limit(most, limit.trial_after if limit else _FULL_CALLS)
         logger.warning(
             "%d %s (shape %s) do not fit into the device's memory: from now on %d at most",
             count,
             self._unit,
             shape,
-            self._most[shape],
+            most,
         )
         self._halved()
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()  # what is cached is in pieces of the size that did not fit
-        return self._most[shape]
+        _free_cached()
+        return most
+
+    def wait(self, shape: Hashable, count: int) -> bool:
+        """One request's so many did not fit. Whether to try again: memory that had been there may come back.
+
+        Raises DeviceFaultError where as many had fitted before, and waiting has not helped.
+        """
+        if count > self._fitted.get(shape, 0):
+            return False
+        _free_cached()
+        wait_s = next(self._waits, None)
+        if wait_s is None:
+            raise DeviceFaultError(
+                f"{count} {self._unit} (shape {shape}) had fitted into the device's memory and no longer do: "
+                "somebody else holds it"
+            )
+        time.sleep(wait_s)
+        return True
+
+    def patiently(self, shape: Hashable, count: int, make: Callable[[], Result]) -> Result:
+        """What is made; where there is no memory even for that, though so many had fitted, see `wait`."""
+        while True:
+            try:
+                return make()
+            except Exception as error:
+                if not is_out_of_memory(error):
+                    raise
+                reason = str(error)  # and not the error, whose traceback holds on to what had been allocated
+            if not self.wait(shape, count):
+                raise torch.OutOfMemoryError(reason)
 
     def run(
         self,
@@ -50,22 +115,41 @@ class Fitting:
         items: Sequence[Item],
         call: Callable[[Sequence[Item]], Sequence[Result | StageError]],
     ) -> list[Result | StageError]:
-        """A result for each item, of as few calls as fit; an error for one that does not fit alone."""
+        """A result for each item, of as few calls as fit; an error for one that cannot be done alone.
+
+        Where a call of several breaks, each is tried alone, so that none fails for another's sake. Only an
+        error that says that the device is lost is raised.
+        """
         results: list[Result | StageError] = []
         while left := items[len(results) :]:
-            count = self.most(shape, len(left))
+            part = left[: self.most(shape, len(left))]
+            failure: StageError | None = None
             try:
-                results += call(left[:count])
-                continue
+                results += call(part)
             except Exception as error:
-                if not is_out_of_memory(error):
+                if is_device_fault(error):
                     raise
-            # Here and not in the handler: what had been allocated lives as long as the error's traceback.
-            if count > 1:
-                self.halve(shape, count)
+                if not is_out_of_memory(error):
+                    logger.exception("a call for %d %s broke", len(part), self._unit)
+                    failure = broken(error)
             else:
-                results.append(does_not_fit(self._unit, shape))
+                self.fitted(shape, len(part))
+                continue
+            # Here and not in the handler: what had been allocated lives as long as the error's traceback.
+            if len(part) == 1:
+                if failure or not self.wait(shape, 1):
+                    results.append(failure or does_not_fit(self._unit, shape))
+            elif failure:
+                for item in part:
+                    results += self.run(shape, [item], call)
+            else:
+                self.halve(shape, len(part))
         return results
+
+
+def _free_cached() -> None:
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()  # what is cached is in pieces of the size that did not fit
 
 
 def does_not_fit(unit: str, shape: Hashable) -> StageError:

@@ -4,6 +4,12 @@ from pathlib import Path
 
 import torch
 
+_LASTING = {
+    "lost": torch.AcceleratorError("CUDA error: an illegal memory access was encountered"),
+    "broken": RuntimeError("an illegal memory access was encountered"),
+    "taken": torch.OutOfMemoryError("CUDA out of memory"),
+}
+
 
 class SimulatedFaults:
     """The faults of one stage's device. folder: None for a device that has none
@@ -11,24 +17,24 @@ class SimulatedFaults:
     STAGE.lost: the first device that finds it takes it away and is lost: all that is asked of it then fails,
         as after an error of CUDA
     STAGE.broken: likewise, with an error that does not say that the device is lost
+    STAGE.taken: likewise, and nothing fits into its memory any more
     STAGE.memory: a number; calls with more rows, texts or images do not fit
     """
 
     def __init__(self, folder: str | None, stage: str) -> None:
         self._folder = Path(folder) if folder is not None else None
         self._stage = stage
-        self._error: type[RuntimeError] | None = None
+        self._error: RuntimeError | None = None
 
     def check(self, count: int = 0) -> None:
         """To be called before anything is done on the device. Raises what a device would."""
         if self._folder is None:
             return
-        if self._take("lost"):
-            self._error = torch.AcceleratorError
-        elif self._take("broken"):
-            self._error = RuntimeError
+        for fault, error in _LASTING.items():
+            if self._take(fault):
+                self._error = error
         if self._error is not None:
-            raise self._error("CUDA error: an illegal memory access was encountered")
+            raise self._error
         memory = self._folder / f"{self._stage}.memory"
         if memory.exists() and count > int(memory.read_text()):
             raise torch.OutOfMemoryError(f"CUDA out of memory: {count} do not fit")

@@ -26,6 +26,10 @@ class StageError(Exception):
         return self.detail
 
 
+def broken(error: Exception) -> StageError:
+    return StageError(Fault.BROKEN, f"{type(error).__name__}: {error}")
+
+
 def not_finite(part: str) -> StageError:
     """part: of the model"""
     return StageError(

@@ -6,6 +6,8 @@ from collections.abc import Callable, Iterator
 import pytest
 import torch
 
+from deployments.engine import engine as engine_module
+from deployments.engine import fitting as fitting_module
 from deployments.engine.device_faults import DeviceFaultError
 from deployments.engine.device_step import Completion, EagerSteps
 from deployments.engine.engine import Engine, StepReport
@@ -91,6 +93,76 @@ def test_deterministic_forwards_keep_their_size(model: LoadedModel) -> None:
     assert device.tried == [8]
     engine.add(model.request("plain", num_inference_steps=2))
     assert set(finish(engine)) == {"plain"}
+
+
+def test_memory_that_somebody_else_has_taken_is_the_end_of_the_device(
+    model: LoadedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fitting_module.time, "sleep", lambda seconds: None)
+    device = SmallDevice(model, most=4)
+    engine = model.engine(device)
+    engine.add(model.request("a"))
+    engine.step()
+    device.most = 0
+    with pytest.raises(DeviceFaultError, match=r"2 rows .* had fitted"):
+        engine.step()
+    assert device.tried == 5 * [2]
+
+
+def test_so_it_is_where_there_is_no_memory_for_a_newcomer(
+    model: LoadedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fitting_module.time, "sleep", lambda seconds: None)
+    engine = model.engine()
+
+    def no_room(*_: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(engine_module, "begin", no_room)
+        with pytest.raises(torch.OutOfMemoryError):
+            engine.add(model.request("too large"))
+    engine.add(model.request("a"))
+    engine.step()
+    monkeypatch.setattr(engine_module, "begin", no_room)
+    with pytest.raises(DeviceFaultError, match="had fitted"):
+        engine.add(model.request("b"))
+
+
+class Odd(EagerSteps):
+    """Breaks where the number of rows is odd."""
+
+    def __init__(self, model: LoadedModel) -> None:
+        super().__init__(model.unet)
+        self.tried: list[int] = []
+
+    def launch(self, inputs: StepInputs) -> torch.Tensor:
+        rows = len(inputs.request_of_row)
+        self.tried.append(rows)
+        if rows % 2:
+            raise ZeroDivisionError("why?")
+        return super().launch(inputs)
+
+
+def test_of_a_forward_that_breaks_each_request_is_tried_alone(model: LoadedModel) -> None:
+    """The one that is to blame has one row, and breaks whatever forward has an odd number of them."""
+    device = Odd(model)
+    engine = model.engine(device)
+    for index in range(3):
+        engine.add(model.request(str(index), num_inference_steps=3))
+    engine.add(model.request("poison", guidance_scale=1.0, num_inference_steps=3))
+    events = []
+    while engine.num_requests:
+        events += engine.step().events
+    [failed] = [event for event in events if isinstance(event, DenoiseFailed)]
+    assert (failed.request_id, failed.reason, failed.fault) == (
+        "poison",
+        "ZeroDivisionError: why?",
+        Fault.BROKEN,
+    )
+    assert {event.request_id for event in events if isinstance(event, DenoisedLatents)} == {"0", "1", "2"}
+    assert device.tried[0] == 7
+    assert sorted(device.tried[1:]) == [1, *9 * [2]]
 
 
 class NoRoomForEvents(EagerSteps):
