@@ -13,6 +13,7 @@ import uuid
 from collections.abc import Iterable
 from typing import Any
 
+import httpx
 import uvicorn.config
 from starlette.middleware import Middleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -70,7 +71,16 @@ class Edge:
             if attempt == _MAX_ATTEMPTS or not exchange.may_be_repeated:
                 break
             logger.warning("request %s was lost with its ingress replica; once more", exchange.request_id)
+        if exchange.has_no_route and not await self._serves_anything():
+            exchange.refuse_for_now()
         await exchange.end()
+
+    async def _serves_anything(self) -> bool:
+        """As Serve's proxy knows it: nothing at first, and nothing while `midstep run` ends."""
+        transport = httpx.ASGITransport(self._app)
+        async with httpx.AsyncClient(transport=transport, base_url="http://proxy") as proxy:
+            routes = await proxy.get(f"{_SERVES_OWN_PATHS}routes")
+        return routes.status_code == 200 and bool(routes.json())
 
 
 class _Exchange:
@@ -98,6 +108,13 @@ class _Exchange:
         """Whether it came to nothing and nothing of it can be done twice: a job would be handed in again."""
         is_lost = self._start is None and self._refusal is None and not (self._has_left or self._is_late)
         return is_lost and self._has_all and _leaves_no_trace(self._scope, self._headers)
+
+    @property
+    def has_no_route(self) -> bool:
+        return isinstance(self._refusal, RouteNotFoundError)
+
+    def refuse_for_now(self) -> None:
+        self._refusal = NotReadyError("Nothing is served at the moment.", retry_after_s=_RETRY_AFTER_S)
 
     async def attempt(self, app: ASGIApp) -> None:
         """Until the application has answered or failed."""
@@ -217,7 +234,7 @@ def _in_our_words(start: Message, path: str) -> MidstepError | None:
         return None
     match start["status"]:
         case 404:
-            return RouteNotFoundError(f"There is nothing at {path}, or nothing is served yet.")
+            return RouteNotFoundError(f"There is nothing at {path}.")
         case 408:
             return DeadlineExceededError("A request may not take longer here (http_options).")
         case _:

@@ -13,7 +13,7 @@ import httpx
 import yaml
 
 from cluster.ports import free_port
-from tests.integration.conftest import MIDSTEP
+from tests.integration.conftest import MIDSTEP, wait_for
 from tests.integration.slow_applications import REASON
 
 TIMEOUT_S = 240.0  # of a busy machine
@@ -56,6 +56,8 @@ def test_sigterm_ends_it_once_requests_under_way_are_answered(tmp_path: Path) ->
         slow = threads.submit(httpx.get, f"{url}/slow", timeout=TIMEOUT_S)
         time.sleep(1)  # until it is there
         process.send_signal(signal.SIGTERM)
+        wait_for(lambda: httpx.get(url, timeout=5).status_code == 503)
+        assert not slow.done(), "others are refused meanwhile"
         assert slow.result().text == "finished"
         assert process.wait(TIMEOUT_S) == 0
     log = (tmp_path / "log").read_text()

@@ -6,7 +6,7 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 import pytest
-from starlette.responses import PlainTextResponse
+from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.types import Message, Receive, Scope, Send
 
 from cluster.ray_environment import set_ray_environment
@@ -188,12 +188,26 @@ def test_a_fault_of_the_proxy_is_answered_in_our_form() -> None:
     assert (asked.status, asked.problem["error_type"]) == (503, "not_ready")
 
 
+ROUTES = JSONResponse({"/sd15": "sd15"})
+
+
 @pytest.mark.parametrize(
-    ("status", "answered", "code"),
-    [(404, 404, "route_not_found"), (408, 504, "deadline_exceeded"), (503, 503, "not_ready")],
+    ("status", "routes", "answered", "code"),
+    [
+        (404, ROUTES, 404, "route_not_found"),
+        (404, JSONResponse({}), 503, "not_ready"),
+        (404, PlainTextResponse("NO ROUTES", 503), 503, "not_ready"),
+        (408, ROUTES, 504, "deadline_exceeded"),
+        (503, ROUTES, 503, "not_ready"),
+    ],
 )
-def test_what_the_proxy_says_itself_is_said_in_our_form(status: int, answered: int, code: str) -> None:
+def test_what_the_proxy_says_itself_is_said_in_our_form(
+    status: int, routes: Response, answered: int, code: str
+) -> None:
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["path"] == "/-/routes":
+            await routes(scope, receive, send)
+            return
         await PlainTextResponse("Serve's own words", status)(scope, receive, send)
         raise asyncio.CancelledError  # as a replica behind HAProxy does
 
