@@ -29,7 +29,7 @@ from deployments.engine.models import (
 from deployments.engine.prompts import PromptText, TextEncoder
 from deployments.engine.samplers import SamplerTables, UnsupportedSamplerError
 from tests import tiny_models
-from tests.postgresql import execute
+from tests.postgresql import empty
 
 
 @pytest.fixture(autouse=True)
@@ -67,7 +67,7 @@ def postgresql() -> Iterator[str]:
 @pytest.fixture
 def postgresql_url(postgresql: str) -> str:
     """With nothing in it."""
-    asyncio.run(execute(postgresql, "DROP SCHEMA public CASCADE; CREATE SCHEMA public"))
+    asyncio.run(empty(postgresql))
     return postgresql
 
 

@@ -17,6 +17,10 @@ async def execute(url: str, statement: str) -> None:
         await connection.close()
 
 
+async def empty(url: str) -> None:
+    await execute(url, "DROP SCHEMA public CASCADE; CREATE SCHEMA public")
+
+
 async def disconnect_all(url: str) -> None:
     """But this connection."""
     await execute(

@@ -33,19 +33,20 @@ def whole_application(
     cost_model: Path | None,
     command: Sequence[str | Path] = (),
     api_keys: Sequence[Mapping[str, Any]] = (),
+    environment: Mapping[str, str] = {},
 ) -> Iterator[WholeApplication]:
     """Killed at the end, all of its processes at once.
 
     cost_model: None to measure at its start; command: what runs it, if anything does
     """
     port = free_port()
-    environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
+    inherited = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
     module = [sys.executable, "-m", "tests.integration.whole_application"]
     given = {"jobs": jobs, "api_keys": api_keys, "cost_model": cost_model and str(cost_model)}
     with log.open("w") as output:
         process = subprocess.Popen(
             [*command, *module, str(port), json.dumps(given)],
-            env=environment,
+            env={**inherited, **environment},
             stdout=output,
             stderr=subprocess.STDOUT,
             start_new_session=True,

@@ -6,6 +6,7 @@ from typing import Any
 import httpx
 
 ROUTE = "/v1/predictions"
+SHORT = {"num_inference_steps": 4}
 PROMPT = "a large red star on a blue background"
 FINISH_TIMEOUT_S = 180.0
 
@@ -41,3 +42,22 @@ def finished(client: httpx.Client, job_id: str) -> dict[str, Any]:
         assert time.monotonic() < deadline, prediction
         time.sleep(0.1)
     return prediction
+
+
+def refused(client: httpx.Client, status: int, title: str) -> None:
+    response = client.post(ROUTE, json=body(**SHORT))
+    assert (response.status_code, response.json()["title"]) == (status, title), response.text
+
+
+def still_makes_pictures(client: httpx.Client) -> None:
+    """For those who wait for theirs: they have nothing to do with jobs."""
+    given = {"prompt": "a red star", "num_inference_steps": 4}
+    assert client.post("/v1/images/generations", json=given).status_code == 200
+
+
+def all_succeed(client: httpx.Client, job_ids: list[str]) -> None:
+    for job_id in job_ids:
+        job = finished(client, job_id)
+        assert job["status"] == "succeeded", job
+        for url in job["output"]:
+            assert client.get(httpx.URL(url).path).headers["content-type"] == "image/png"

@@ -1,26 +1,19 @@
-"""What a running application shows: the metrics that the dashboard and the rules read, a request's lines in
-the logs of every stage, and its trace at a collector."""
+"""What a running application shows: the metrics that the dashboard and the rules read, and a request's lines
+in the logs of every stage."""
 
 import json
 import re
-import threading
 import time
-from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
 import httpx
-import pytest
 import ray
-from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
-from opentelemetry.proto.trace.v1.trace_pb2 import Span
 from prometheus_client.parser import text_string_to_metric_families
 from prometheus_client.samples import Sample
 from promql_parser import MatchOp, VectorSelector
 
 from cluster.ports import free_port
-from tests.integration.applications import whole_application
 from tests.integration.conftest import replica, wait_for
 from tests.integration.predictions import PROMPT, begun, body, create, finished
 from tests.integration.predictions import ROUTE as PREDICTIONS
@@ -106,65 +99,3 @@ def test_a_requests_id_is_in_the_logs_of_every_stage(client: httpx.Client, head:
     job = create(client, num_inference_steps=2)["id"]
     finished(client, job)
     wait_for(lambda: stages_of(job, head) == STAGES)
-
-
-@pytest.fixture
-def collector() -> Iterator[tuple[str, list[Span]]]:
-    """An OTLP collector over HTTP: its URL and the spans that it was sent."""
-    spans: list[Span] = []
-
-    class Handler(BaseHTTPRequestHandler):
-        def do_POST(self) -> None:
-            data = self.rfile.read(int(self.headers["content-length"]))
-            for resource in ExportTraceServiceRequest.FromString(data).resource_spans:
-                for scope in resource.scope_spans:
-                    spans.extend(scope.spans)
-            self.send_response(200)
-            self.end_headers()
-
-        def log_message(self, *_: object) -> None:
-            pass
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    thread = threading.Thread(target=server.serve_forever)
-    thread.start()
-    yield f"http://127.0.0.1:{server.server_port}", spans
-    server.shutdown()
-    thread.join()
-    server.server_close()
-
-
-def test_a_trace_goes_on_through_every_stage(
-    collector: tuple[str, list[Span]], cost_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    url, spans = collector
-    settings = {
-        "RAY_SERVE_TRACING_EXPORTER_IMPORT_PATH": "serve.tracing:otlp",
-        "RAY_SERVE_TRACING_SAMPLING_RATIO": "0",  # only of requests that are traced already
-        "OTEL_EXPORTER_OTLP_ENDPOINT": url,
-        "OTEL_BSP_SCHEDULE_DELAY": "200",
-    }
-    for name, value in settings.items():
-        monkeypatch.setenv(name, value)
-    trace_id, client_span = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
-    jobs = {"data_folder": str(tmp_path / "data")}
-    with whole_application(jobs, tmp_path / "log", cost_model) as running:
-        request = {"prompt": PROMPT, "n": 2, "num_inference_steps": 3}
-        assert running.client.post(ROUTE, json=request).status_code == 200
-        headers = {"traceparent": f"00-{trace_id}-{client_span}-01", "x-request-id": "traced"}
-        assert running.client.post(ROUTE, json=request, headers=headers).status_code == 200
-        ours = ["decode", "decode", "denoise", "denoise", "encode", "generate"]
-        known = set(ours)
-        wait_for(lambda: sorted(span.name for span in spans if span.name in known) == ours)
-    assert {span.trace_id.hex() for span in spans} == {trace_id}
-    by_id = {span.span_id: span for span in spans}
-    [generate] = [span for span in spans if span.name == "generate"]
-    for span in spans:
-        if span.name in known - {"generate"}:
-            assert span.parent_span_id == generate.span_id
-            attributes = {entry.key: entry.value for entry in span.attributes}
-            assert attributes["midstep.request_id"].string_value == "traced"
-    root = generate
-    while root.parent_span_id in by_id:
-        root = by_id[root.parent_span_id]
-    assert root.parent_span_id.hex() == client_span
