@@ -1,6 +1,7 @@
 """Bodies and headers of Replicate's dialect: what is accepted is valid, the rest is refused in a sentence."""
 
 import json
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -169,6 +170,10 @@ def test_outputs_are_listed_in_order_and_without_gaps() -> None:
 def test_logs_are_what_replicates_client_reads_progress_from() -> None:
     from replicate.prediction import Prediction  # noqa: PLC0415  (slow to import)
 
-    progress = Prediction.Progress.parse(logs(job(JobState.PROCESSING, {}, 5)))
-    assert progress is not None
-    assert (progress.percentage, progress.current, progress.total) == (0.25, 5, 20)
+    begun = job(JobState.PROCESSING, {}, 5)
+    warned = replace(begun, request=replace(begun.request, prompt="a (red:1.4) star"))
+    assert logs(warned).startswith("Warning: prompt: '(red:1.4)' was taken literally")
+    for one in (begun, warned):
+        progress = Prediction.Progress.parse(logs(one))
+        assert progress is not None
+        assert (progress.percentage, progress.current, progress.total) == (0.25, 5, 20)

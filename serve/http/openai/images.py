@@ -15,7 +15,6 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from deployments.engine.messages import EncodedImage
-from deployments.engine.prompts import literal_syntax
 from serve.calls.pipeline import PREVIEW_FORMAT
 from serve.errors import MidstepError
 from serve.generation import GenerationRequest, ImageDone, ImagePreview, PromptEncoded
@@ -25,7 +24,8 @@ from serve.http.event_stream import EventStream
 from serve.http.front_desk import FrontDesk, Generation
 from serve.http.openai.schema import read_body, wanted_of
 from serve.http.problems import error_object, request_id
-from serve.served_model import MEDIA_TYPES, shown
+from serve.http.warnings import syntax_warnings
+from serve.served_model import MEDIA_TYPES
 
 logger = logging.getLogger("ray.serve")
 _FORMAT_NAMES = {media_type: name for name, media_type in MEDIA_TYPES.items()}
@@ -158,10 +158,5 @@ def _warnings(request: GenerationRequest, encoded: PromptEncoded) -> dict[str, A
         for field, tokens in given.items()
         if tokens > encoded.max_tokens
     ]
-    for field, text in (("prompt", request.prompt), ("negative_prompt", request.negative_prompt)):
-        if syntax := literal_syntax(text or ""):
-            sentences.append(
-                f"{field}: {shown(syntax)} was taken literally; weights like (word:1.4), BREAK and "
-                "<lora:name:1> have no meaning here."
-            )
+    sentences += syntax_warnings(request)
     return {"warnings": sentences} if sentences else {}

@@ -4,6 +4,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from serve.http.files import FILES_PATH
+from serve.http.warnings import syntax_warnings
 from serve.jobs.job import Job
 
 PREDICTIONS_PATH = "/v1/predictions"
@@ -44,12 +45,15 @@ def output_urls(job: Job) -> list[str]:
 
 
 def logs(job: Job) -> str:
-    """The line that tqdm would show, which Replicate's client reads progress from."""
+    """Warnings, and last the line that tqdm would show, which Replicate's client reads progress from."""
     if job.started_at is None:
         return ""
+    warnings = "".join(f"Warning: {sentence}\n" for sentence in syntax_warnings(job.request))
     fraction = job.fraction_done
     bar = "█" * round(_BAR_LENGTH * fraction)
-    return f"{fraction:4.0%}|{bar:<{_BAR_LENGTH}}| {round(fraction * job.num_steps)}/{job.num_steps}\n"
+    return (
+        f"{warnings}{fraction:4.0%}|{bar:<{_BAR_LENGTH}}| {round(fraction * job.num_steps)}/{job.num_steps}\n"
+    )
 
 
 def _metrics(job: Job) -> dict[str, float]:

@@ -1,0 +1,16 @@
+"""What dialects tell a client that was done otherwise than it may have meant."""
+
+from deployments.engine.prompts import literal_syntax
+from serve.generation import GenerationRequest
+from serve.served_model import shown
+
+
+def syntax_warnings(request: GenerationRequest) -> list[str]:
+    """A sentence for each text that has commands to other programs in it."""
+    texts = {"prompt": request.prompt, "negative_prompt": request.negative_prompt or ""}
+    return [
+        f"{field}: {shown(syntax)} was taken literally; weights like (word:1.4), BREAK and <lora:name:1> "
+        "have no meaning here."
+        for field, text in texts.items()
+        if (syntax := literal_syntax(text))
+    ]
