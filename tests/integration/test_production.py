@@ -12,7 +12,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from pathlib import Path
 
 import httpx
 import openai
@@ -86,9 +85,8 @@ class Production:
 
 
 @pytest.fixture(scope="module")
-def production(
-    postgresql: str, cost_model: Path, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Production]:
+def production(postgresql: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Production]:
+    """It measures its costs at its start, as the first of a new installation does."""
     folder = tmp_path_factory.mktemp("production")
     asyncio.run(empty(postgresql))
     way = Way(postgresql, folder)
@@ -101,7 +99,7 @@ def production(
             "OTEL_BSP_SCHEDULE_DELAY": "200",
         }
         with whole_application(
-            jobs, folder / "log", cost_model, api_keys=API_KEYS, environment=environment
+            jobs, folder / "log", cost_model=None, api_keys=API_KEYS, environment=environment
         ) as running:
             yield Production(running.client, way, spans)
 
