@@ -18,8 +18,10 @@ $(VENV)/installed: pyproject.toml constraints.txt
 serve: install
 	$(BIN)/midstep run $(CONFIG)
 
+# Those over real HTTP share one Ray and come one after another.
 test: install
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses logical --maxprocesses 4 tests/unit
+	$(BIN)/python -m pytest tests/gpu tests/integration
 
 check: install
 	$(BIN)/ruff format --check .
