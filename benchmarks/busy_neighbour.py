@@ -10,6 +10,7 @@ import argparse
 import asyncio
 import json
 import multiprocessing
+import os
 import statistics
 import tempfile
 from collections.abc import Iterator
@@ -79,6 +80,7 @@ def burst_images_per_s(url: str, num_images: int) -> float:
 def measured(policy: str, num_threads: int, rounds: int, pictures: int, burst: int) -> dict[str, Any]:
     """Medians, and all that they are of."""
     system = on_ray("Midstep", "benchmarks.busy_neighbour", "serve")
+    os.environ.pop("OMP_WAIT_POLICY", None)  # for the server: this process has read it
     if policy != "unset":
         system = replace(system, variables={**system.variables, "OMP_WAIT_POLICY": policy})
     cases: dict[str, list[float]] = {"alone_s": [], "beside_s": [], "burst_images_per_s": []}

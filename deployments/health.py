@@ -83,8 +83,10 @@ class Health:
             self._call_began = None
 
     def check_result(self, result: Result | StageError) -> Result:
-        """Counts a request of a call that returned. Raises its error, if it is one."""
+        """Counts a request of a call that returned. Raises its error, if it is one, and logs it: to be called
+        by the request, whose id Serve adds."""
         if isinstance(result, StageError):
+            logger.error("the request failed: %s", result)
             self.failed(result.fault, result.detail)
             raise result
         self.worked()
