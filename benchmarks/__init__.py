@@ -1,8 +1,7 @@
-"""Benchmarks. Their processes, and those that they start, wait as the application's do: set before anything loads
-OpenMP."""
+"""Benchmarks. Whatever they run waits as the application does: set before anything loads OpenMP."""
 
 import os
 
-from cluster.ray_environment import set_ray_environment
+from cluster.ray_environment import ENVIRONMENT
 
-set_ray_environment(os.environ)
+os.environ.setdefault("OMP_WAIT_POLICY", ENVIRONMENT["OMP_WAIT_POLICY"])

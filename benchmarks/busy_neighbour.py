@@ -23,7 +23,7 @@ import httpx
 from ray.serve import Application
 
 from benchmarks.engine import GUIDANCE_SCALE, PROMPTS, SAMPLER, seconds
-from benchmarks.peers.systems import on_ray, running
+from benchmarks.peers.systems import midstep, running
 from cluster.bench.load import Target, run_load
 from cluster.bench.mix import Mix, plan
 from cluster.bench.report import summarize
@@ -79,7 +79,7 @@ def burst_images_per_s(url: str, num_images: int) -> float:
 
 def measured(policy: str, num_threads: int, rounds: int, pictures: int, burst: int) -> dict[str, Any]:
     """Medians, and all that they are of."""
-    system = on_ray("Midstep", "benchmarks.busy_neighbour", "serve")
+    system = midstep("benchmarks.busy_neighbour", "serve")
     os.environ.pop("OMP_WAIT_POLICY", None)  # for the server: this process has read it
     if policy != "unset":
         system = replace(system, variables={**system.variables, "OMP_WAIT_POLICY": policy})

@@ -15,7 +15,7 @@ import tempfile
 from ray.serve import Application
 
 from benchmarks.engine import GUIDANCE_SCALE, PROMPTS
-from benchmarks.peers.systems import on_ray, running
+from benchmarks.peers.systems import midstep, running
 from cluster.bench.load import Target, run_load
 from cluster.bench.mix import Mix, plan
 from cluster.bench.report import summarize
@@ -48,7 +48,7 @@ def images_per_s(interval_s: float, num_requests: int, repeats: int, num_threads
     requests = plan([0.0] * num_requests, mix, seed=1)
     with tempfile.TemporaryDirectory() as folder:
         os.environ |= {_INTERVAL: str(interval_s), _FOLDER: folder}
-        with running(on_ray("Midstep", "benchmarks.checkpoints"), num_threads) as url:
+        with running(midstep("benchmarks.checkpoints"), num_threads) as url:
             asyncio.run(run_load(Target(url), requests[:16]))
             runs = [summarize(asyncio.run(run_load(Target(url), requests))) for _ in range(repeats)]
     assert all(run.counts == {"completed": num_requests} for run in runs), [run.counts for run in runs]

@@ -15,7 +15,7 @@ from pathlib import Path
 from ray.serve import Application
 
 from benchmarks.engine import PROMPTS
-from benchmarks.peers.systems import PROXIES, on_ray, running
+from benchmarks.peers.systems import PROXIES, midstep, running
 from cluster.bench.arrivals import constant
 from cluster.bench.load import Target, run_load
 from cluster.bench.mix import Mix, plan
@@ -64,7 +64,7 @@ def submissions(rate: float, duration_s: float, num_threads: int, proxy: str, is
             (Path(folder) / _COST_MODEL).write_text(file.model_dump_json())
         os.environ[_FOLDER] = folder
         mix = Mix(prompts=PROMPTS, num_inference_steps={STEPS: 1.0})
-        with running(on_ray("Midstep", "benchmarks.jobs", proxy), num_threads) as url:
+        with running(midstep("benchmarks.jobs", proxy), num_threads) as url:
             target = Target(url, path="/v1/predictions", body=BODY)
             asyncio.run(run_load(target, plan(constant(rate / 2, 3.0), mix, seed=2)))
             return summarize(asyncio.run(run_load(target, plan(constant(rate, duration_s), mix, seed=1))))

@@ -16,7 +16,7 @@ import numpy as np
 from ray.serve import Application
 
 from benchmarks.engine import GUIDANCE_SCALE, PROMPTS
-from benchmarks.peers.systems import PROXIES, on_ray, running
+from benchmarks.peers.systems import PROXIES, midstep, running
 from benchmarks.saturation import MAX_ROWS, SLEEPING, STEPS
 from cluster.bench.answers import Kind
 from cluster.bench.arrivals import poisson
@@ -96,7 +96,7 @@ def main() -> None:
         print(
             f"a simulated device that does {CAPACITY:.2f} images/s at most; HTTP by {args.proxy}", flush=True
         )
-        with running(on_ray("Midstep", "benchmarks.overload", args.proxy), args.threads) as url:
+        with running(midstep("benchmarks.overload", args.proxy), args.threads) as url:
             calm = load(url, planned(CALM, args.duration))
             print(described(f"{CALM:g} of that", calm), flush=True)
             for multiple in args.multiples:

@@ -20,7 +20,7 @@ import yaml
 from ray.serve import Application
 
 from benchmarks.engine import GUIDANCE_SCALE, PROMPTS
-from benchmarks.peers.systems import PROXIES, on_ray, running
+from benchmarks.peers.systems import PROXIES, midstep, running
 from cluster.bench.load import Target, run_load
 from cluster.bench.mix import Mix, plan
 from cluster.bench.report import summarize
@@ -125,7 +125,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         config = written_config(Path(folder), args.simulated, 1 if args.simulated else args.denoisers)
         os.environ[_CONFIG] = str(config)
-        with running(on_ray("Midstep", "benchmarks.planning", args.proxy), args.denoisers) as url:
+        with running(midstep("benchmarks.planning", args.proxy), args.denoisers) as url:
             most = capacity(url)
             print(f"{most:.2f} images/s at most; HTTP by {args.proxy}", flush=True)
             load = {

@@ -18,7 +18,7 @@ from ray.serve import Application
 from benchmarks.engine import GUIDANCE_SCALE, PROMPTS
 from benchmarks.fleet import CAPACITY, config
 from benchmarks.fleet import STEPS as FLEET_STEPS
-from benchmarks.peers.systems import on_ray, running
+from benchmarks.peers.systems import midstep, running
 from cluster.bench.arrivals import poisson
 from cluster.bench.load import Target, run_load
 from cluster.bench.mix import Mix, plan
@@ -68,7 +68,7 @@ def main() -> None:
         os.environ[_FOLDER] = folder
         for router in ROUTERS:
             os.environ[_ROUTER] = router
-            with running(on_ray("Midstep", "benchmarks.routing"), args.denoisers) as url:
+            with running(midstep("benchmarks.routing"), args.denoisers) as url:
                 summary = summarize(asyncio.run(run_load(Target(url), requests, timeout_s=600.0)))
             assert summary.counts == {"completed": len(requests)}, summary.counts
             measured[router] = summary

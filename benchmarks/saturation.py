@@ -22,7 +22,7 @@ import torch
 from ray.serve import Application
 
 from benchmarks.engine import GUIDANCE_SCALE, PROMPTS, SAMPLER, seconds
-from benchmarks.peers.systems import PROXIES, on_ray, running
+from benchmarks.peers.systems import PROXIES, midstep, running
 from cluster.bench.load import Target, run_load
 from cluster.bench.mix import Mix, PlannedRequest, plan
 from cluster.bench.report import summarize
@@ -177,7 +177,7 @@ def main() -> None:
             os.environ[_COST_MODEL] = str(path)
         bare = BareEngines(denoisers)
         bare.run(requests[:16])  # warms up
-        with running(on_ray("Midstep", "benchmarks.saturation", args.proxy), denoisers) as url:
+        with running(midstep("benchmarks.saturation", args.proxy), denoisers) as url:
             asyncio.run(run_load(Target(url), requests[:16]))
             pairs = []
             for _ in range(args.repeats):

@@ -15,14 +15,16 @@ import psutil
 from benchmarks.peers.environment import ROOT, peers_python, project_python
 from benchmarks.peers.images_api import PATH
 from cluster.ports import free_port
+from serve.http.edge import ENVIRONMENT
 
 START_TIMEOUT_S = 600.0
 STOP_TIMEOUT_S = 60.0
 # What takes HTTP in front of replicas on Ray, and how it is asked for.
-PROXIES: Mapping[str, Mapping[str, str]] = {
+PROXIES = {
     "serve": {"RAY_SERVE_ENABLE_HA_PROXY": "0"},
     "haproxy": {"RAY_SERVE_ENABLE_HA_PROXY": "1"},
 }
+_PROXY = PROXIES["haproxy"]  # what production has, and the better one for all of them
 _FIRST_IMAGE = {"prompt": "a red star on a blue background", "seed": 1, "num_inference_steps": 4}
 
 
@@ -37,19 +39,23 @@ class System:
     variables: Mapping[str, str] = field(default_factory=dict)
 
 
-def on_ray(title: str, module: str, proxy: str = "haproxy") -> System:
-    """proxy: one of PROXIES; HAProxy is what production has, and the better one for all of them"""
+def on_ray(title: str, module: str, variables: Mapping[str, str]) -> System:
     arguments = ("-m", "benchmarks.peers.ray_host", module, "--threads", "{threads}", "--port", "{port}")
-    return System(title, project_python, arguments, PROXIES[proxy])
+    return System(title, project_python, arguments, variables)
+
+
+def midstep(module: str, proxy: str = "haproxy") -> System:
+    """The application of a module, with what stands before Serve's proxy; proxy: one of PROXIES"""
+    return on_ray("Midstep", module, ENVIRONMENT | PROXIES[proxy])
 
 
 _LITSERVE = ("-m", "benchmarks.peers.litserve_server", "--threads", "{threads}", "--port", "{port}")
 _BENTOML = ("-m", "bentoml", "serve", "benchmarks.peers.bentoml_service:Images", "--host", "127.0.0.1")
 
 SYSTEMS: Mapping[str, System] = {
-    "midstep": on_ray("Midstep", "benchmarks.peers.midstep_app"),
-    "ray_serve_pipeline": on_ray("Ray Serve, a pipeline", "benchmarks.peers.ray_serve_pipeline"),
-    "ray_serve_batch": on_ray("Ray Serve, @serve.batch", "benchmarks.peers.ray_serve_batch"),
+    "midstep": midstep("benchmarks.peers.midstep_app"),
+    "ray_serve_pipeline": on_ray("Ray Serve, a pipeline", "benchmarks.peers.ray_serve_pipeline", _PROXY),
+    "ray_serve_batch": on_ray("Ray Serve, @serve.batch", "benchmarks.peers.ray_serve_batch", _PROXY),
     "litserve": System("LitServe", peers_python, _LITSERVE),
     "bentoml": System("BentoML", peers_python, (*_BENTOML, "--port", "{port}")),
 }
