@@ -149,7 +149,7 @@ async def ask_one_after_another(url: str, steps: Sequence[int]) -> list[int]:
     """So that one is with its denoiser when the next one comes. The statuses."""
     async with httpx.AsyncClient(base_url=url, timeout=60) as http:
         return await asyncio.gather(
-            *(ask(http, 0.3 * index, seed=1, steps=number) for index, number in enumerate(steps))
+            *(ask(http, 0.6 * index, seed=1, steps=number) for index, number in enumerate(steps))
         )
 
 
