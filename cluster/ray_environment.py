@@ -5,10 +5,11 @@ from collections.abc import MutableMapping
 from serve.http.edge import ENVIRONMENT as _BEFORE_THE_PROXY
 
 # OpenMP's threads share out an operation and wait for each other at its end. Where they spin, the one that
-# waits keeps the core that the other one needs as soon as a third process wants one too. In one run of
-# benchmarks/busy_neighbour.py on two cores a burst of twelve pictures was made at 0.70 images/s so, and at
-# 1.25 with threads that sleep; one picture alone took 1.44 and 1.92 s. In an earlier sitting a picture beside
-# one busy process took ten times as long. OpenMP reads this once, when a process loads it.
+# waits keeps the core that the other one needs as soon as a third process wants one too. On two cores a
+# picture alone, one beside a busy process, and a burst of twelve took, with two threads (benchmarks/
+# results/busy-neighbour.json): 1.72 s, 2.19 s, 1.31 images/s passive; 1.77, 2.43, 1.29 as OpenMP does it by
+# itself; 1.99, 7.94, 0.65 active. One thread is better for one picture (1.61 s) and worse for a burst (0.93).
+# OpenMP reads this once, when a process loads it.
 ENVIRONMENT = {**_BEFORE_THE_PROXY, "OMP_WAIT_POLICY": "PASSIVE"}
 
 
