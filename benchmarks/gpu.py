@@ -117,7 +117,7 @@ def denoise(model: RandomModel, run_step: StepRunner, requests: Sequence[Any]) -
     engine = model.engine(2 * max(BATCH_SIZES), run_step)
     for request in requests:
         engine.add(request)
-    latents = {}
+    latents: dict[str, torch.Tensor] = {}
     while engine.num_requests:
         events = [event for event in engine.step().events if isinstance(event, DenoisedLatents)]
         latents |= {event.request_id: event.latents for event in events}

@@ -10,6 +10,7 @@ import argparse
 import asyncio
 import os
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ from cluster.bench.report import Summary, summarize
 from serve.app import build_app as build_midstep
 from serve.config.stages import DenoiserConfig
 
-STEPS = {4: 0.2, 20: 0.4, 30: 0.3, 50: 0.1}
+STEPS: Mapping[Any, float] = {4: 0.2, 20: 0.4, 30: 0.3, 50: 0.1}
 MEAN_STEPS = sum(steps * share for steps, share in STEPS.items())
 ROUTERS = ("Serve's own", "least work")
 _FOLDER, _ROUTER = "MIDSTEP_BENCHMARK_FOLDER", "MIDSTEP_BENCHMARK_ROUTER"  # of the server's process
@@ -78,6 +79,10 @@ def main() -> None:
                 flush=True,
             )
     own, least = (measured[router] for router in ROUTERS)
+    assert own.latency_mean_s
+    assert own.latency_p95_s
+    assert least.latency_mean_s
+    assert least.latency_p95_s
     print(
         f"least work: mean {least.latency_mean_s / own.latency_mean_s:.2f} times, "
         f"p95 {least.latency_p95_s / own.latency_p95_s:.2f} times that of Serve's own, simulated"

@@ -26,6 +26,7 @@ from benchmarks.peers.systems import PROXIES, midstep, running
 from cluster.bench.load import Target, run_load
 from cluster.bench.mix import Mix, PlannedRequest, plan
 from cluster.bench.report import summarize
+from deployments.cost_measurement import CostMeasurement
 from deployments.devices import latent_decoder, text_encoder, unet_and_steps
 from deployments.engine.cost import CostModel, Curve, StageCost
 from deployments.engine.engine import Engine
@@ -33,6 +34,7 @@ from deployments.engine.messages import DenoisedLatents, DenoiseRequest, PromptE
 from deployments.engine.models import load_model_info
 from deployments.engine.prompts import PromptText
 from deployments.engine.samplers import SamplerTables
+from deployments.engine.stage_errors import sound
 from serve.app import build_app as build_midstep
 from serve.config.app import AppConfig
 from serve.config.model import CostModelFile
@@ -83,7 +85,7 @@ class BareEngine:
         self._encoder = text_encoder(source, placement, known)
         self._decoder = latent_decoder(source, placement, known)
         self._tables = SamplerTables(info.scheduler_config)
-        measurement = app.cost_measurement(info)
+        measurement = CostMeasurement(app.latent_shapes(info), known)
         unet, run_step, engine = unet_and_steps(source, placement, measurement, app.engine_config(info))
         torch.set_num_threads(1)  # as in the Denoiser
         # Not measured here: rows that cost nothing all share a forward.
@@ -97,9 +99,8 @@ class BareEngine:
         """Encoded once, as the server's cache does."""
         if prompt not in self._encoded:
             text = PromptText(prompt, "", guided=True, deterministic=False)
-            self._encoded[prompt] = self._encoder.assemble(
-                text, self._encoder.encode(self._encoder.texts(text))
-            )
+            encoded = sound(self._encoder.encode(self._encoder.texts(text)))
+            self._encoded[prompt] = self._encoder.assemble(text, encoded)
         return self._encoded[prompt]
 
     def run(self, requests: list[PlannedRequest]) -> None:

@@ -142,7 +142,8 @@ def compare(file: CostModelFile, arguments: argparse.Namespace) -> Table:
     burst = [(0.0, steps) for steps in steps_of(BURST, seed=0)]
     table = Table("", "images/s", *(f"{load:.0%}: mean, p95" for load in arguments.loads))
     table.title = f"{file.device}: {file.path}"
-    capacity, static = 0.0, []
+    capacity = 0.0
+    static: list[tuple[float, float]] = []
     for name, policy in device.policies().items():
         images_per_s = BURST / max(device.latencies_s(policy, burst))
         capacity = capacity or images_per_s

@@ -31,7 +31,7 @@ from cluster.bench.mix import Mix, PlannedRequest, plan
 from cluster.bench.report import Summary, plot, summarize
 from models.shapes.scenes import random_scene
 
-STEPS = {4: 0.2, 20: 0.4, 30: 0.3, 50: 0.1}
+STEPS: Mapping[Any, float] = {4: 0.2, 20: 0.4, 30: 0.3, 50: 0.1}
 GUIDANCE_SCALE = 5.0
 NUM_PROMPTS = 200
 TIMEOUT_S = 1800.0

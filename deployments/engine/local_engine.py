@@ -1,9 +1,8 @@
 """All of a model's stages in one process, for a script: prompts in, pixels out, without Ray."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TypeVar
 
 import torch
 
@@ -23,9 +22,7 @@ from deployments.engine.models import (
 )
 from deployments.engine.prompts import PromptText, TextEncoder
 from deployments.engine.samplers import SamplerTables
-from deployments.engine.stage_errors import StageError
-
-Result = TypeVar("Result")
+from deployments.engine.stage_errors import StageError, sound
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,7 +88,7 @@ class LocalEngine:
             for prompt in prompts
         ]
         needed = [text for prompt in texts for text in self.encoder.texts(prompt)]
-        encoded = iter(_sound(self.encoder.encode(needed)))
+        encoded = iter(sound(self.encoder.encode(needed)))
         for offset, text in enumerate(texts):
             parts = [next(encoded) for _ in self.encoder.texts(text)]
             self.engine.add(
@@ -123,7 +120,7 @@ class LocalEngine:
         done = [event for event in events if isinstance(event, DenoisedLatents)]
         if not done:
             return []
-        pixels = _sound(self.decoder.decode([event.latents for event in done]))
+        pixels = sound(self.decoder.decode([event.latents for event in done]))
         return [Picture(int(event.request_id), image) for event, image in zip(done, pixels, strict=True)]
 
     def finish(self) -> list[Pixels]:
@@ -160,16 +157,6 @@ def load_engine(path: str, device: str = "auto", dtype: str = "float32", max_ima
         width=info.default_width,
         scale_factor=info.scale_factor,
     )
-
-
-def _sound(results: Sequence[Result | StageError]) -> list[Result]:
-    """Raises the first error."""
-    sound: list[Result] = []
-    for result in results:
-        if isinstance(result, StageError):
-            raise result
-        sound.append(result)
-    return sound
 
 
 @contextmanager

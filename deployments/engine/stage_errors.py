@@ -1,8 +1,12 @@
 """Why a stage could not do its work for one request."""
 
+from collections.abc import Sequence
 from enum import StrEnum
+from typing import TypeVar
 
 import torch
+
+Result = TypeVar("Result")
 
 
 class Fault(StrEnum):
@@ -37,6 +41,16 @@ def not_finite(part: str) -> StageError:
         f"The {part} gave values that are no numbers (NaN or infinity). With model.dtype float16 they have "
         "become too large for it; bfloat16 takes them.",
     )
+
+
+def sound(results: Sequence[Result | StageError]) -> list[Result]:
+    """Raises the first error."""
+    found: list[Result] = []
+    for result in results:
+        if isinstance(result, StageError):
+            raise result
+        found.append(result)
+    return found
 
 
 def is_finite(*tensors: torch.Tensor) -> bool:
