@@ -4,10 +4,10 @@ from pathlib import Path
 
 import torch
 
-_LASTING = {
-    "lost": torch.AcceleratorError("CUDA error: an illegal memory access was encountered"),
-    "broken": RuntimeError("an illegal memory access was encountered"),
-    "taken": torch.OutOfMemoryError("CUDA out of memory"),
+_LASTING: dict[str, tuple[type[RuntimeError], str]] = {
+    "lost": (torch.AcceleratorError, "CUDA error: an illegal memory access was encountered"),
+    "broken": (RuntimeError, "an illegal memory access was encountered"),
+    "taken": (torch.OutOfMemoryError, "CUDA out of memory"),
 }
 
 
@@ -24,7 +24,7 @@ class SimulatedFaults:
     def __init__(self, folder: str | None, stage: str) -> None:
         self._folder = Path(folder) if folder is not None else None
         self._stage = stage
-        self._error: RuntimeError | None = None
+        self._error: tuple[type[RuntimeError], str] | None = None
 
     def check(self, count: int = 0) -> None:
         """To be called before anything is done on the device. Raises what a device would."""
@@ -34,7 +34,8 @@ class SimulatedFaults:
             if self._take(fault):
                 self._error = error
         if self._error is not None:
-            raise self._error
+            kind, message = self._error
+            raise kind(message)
         memory = self._folder / f"{self._stage}.memory"
         if memory.exists() and count > int(memory.read_text()):
             raise torch.OutOfMemoryError(f"CUDA out of memory: {count} do not fit")
