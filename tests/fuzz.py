@@ -306,7 +306,11 @@ def _judged(answer: bytes) -> tuple[str, str]:
         return "closed", ""
     status = answer[9:12].decode("latin-1")
     head, _, body = answer.partition(b"\r\n\r\n")
-    if status.startswith("5") and not (status == "503" and b"retry-after:" in head.lower()):
+    come_again = status == "503" and b"retry-after:" in head.lower()
+    too_late = (
+        status == "504" and b"urn:midstep:deadline_exceeded" in body
+    )  # as one of _BODIES asks to be told
+    if status.startswith("5") and not (come_again or too_late):
         return status, repr(answer[:400])
     if status.startswith("4") and body and b"application/problem+json" not in head:
         return status, f"not a problem: {answer[:400]!r}"
