@@ -324,8 +324,8 @@ class Engine:
             case DenoisedLatents(_, values):
                 self.abort(event.request_id)
             case Checkpoint(state=values):
-                # Alone it has by now come at least as far as it had among others when an engine died under
-                # them: what killed that engine was not this request.
+                # Alone it has by now come at least as far as it had among others when an engine died or a
+                # forward broke under them: this request was not the cause.
                 item.group = replace(item.group, isolated=None)
             case StepProgress(preview_latents=values):
                 pass

@@ -1,9 +1,9 @@
 """How much of a shape fits into the device's memory at once, as learned from what did not.
 
 A call that does not fit is made again with half as many. That is remembered; after a thousand full calls, and
-after twice as many each time that was in vain, twice as many are tried: what others had taken may be free
-again. One alone that has never fitted is refused. One alone that had fitted before is no fault of its own:
-somebody else holds the memory. If that does not pass within seconds, the device is lost to this process.
+then ever more rarely, twice as many are tried: what others had taken may be free again. One alone that has
+never fitted is refused. One alone that had fitted before is no fault of its own: somebody else holds the
+memory. If that does not pass within seconds, the device is lost to this process.
 """
 
 import logging
@@ -64,8 +64,8 @@ class Fitting:
         if limit.full_calls == limit.trial_after:
             self._limits[shape] = _Limit(2 * limit.most, 2 * limit.trial_after)
 
-    def halve(self, shape: Hashable, count: int) -> int:
-        """So many did not fit. How many are to be tried from now on; one at least."""
+    def halve(self, shape: Hashable, count: int) -> None:
+        """So many did not fit: half as many are tried from now on, one at least."""
         limit = self._limits.get(shape)
         most = max(1, count // 2)
         self._limits[shape] = _Limit(most, limit.trial_after if limit else _FULL_CALLS)
@@ -78,7 +78,6 @@ class Fitting:
         )
         self._halved()
         _free_cached()
-        return most
 
     def wait(self, shape: Hashable, count: int) -> bool:
         """One request's so many did not fit. Whether to try again: memory that had been there may come back.
