@@ -3,6 +3,7 @@
 import asyncio
 import functools
 import inspect
+import logging
 import sqlite3
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Mapping
@@ -21,6 +22,8 @@ from sqlalchemy.ext.asyncio import AsyncConnection, create_async_engine
 
 from serve.errors import JobStoreUnavailableError, MidstepError, StorageFullError
 from serve.private_files import make_missing_folders, make_private_file, make_private_if_there
+
+logger = logging.getLogger("ray.serve")
 
 Parameters = ParamSpec("Parameters")
 Result = TypeVar("Result")
@@ -121,7 +124,11 @@ class Database:
         task = asyncio.create_task(work)
         self._under_way.add(task)
         task.add_done_callback(self._under_way.discard)
-        return await asyncio.shield(task)
+        try:
+            return await asyncio.shield(task)
+        except asyncio.CancelledError:
+            task.add_done_callback(_log_fault)  # nobody else would look
+            raise
 
     @asynccontextmanager
     async def read(self) -> AsyncIterator[AsyncConnection]:
@@ -182,6 +189,13 @@ def uninterrupted(
         return await owner.database.finish(method(owner, *arguments, **named))
 
     return run
+
+
+def _log_fault(work: asyncio.Task[Any]) -> None:
+    """Of work whose caller has left. MidstepErrors were meant for him."""
+    error = None if work.cancelled() else work.exception()
+    if error is not None and not isinstance(error, MidstepError):
+        logger.error("work on the job store failed after its caller had left", exc_info=error)
 
 
 def _upgrade(connection: Connection) -> None:

@@ -1,8 +1,10 @@
 """The databases under the job store: made once, full, locked or away, and back again."""
 
 import asyncio
+import gc
 import itertools
 import json
+import logging
 import sqlite3
 import tempfile
 from contextlib import closing
@@ -16,7 +18,7 @@ from alembic.config import Config
 from alembic.migration import MigrationContext
 from sqlalchemy import Connection, event, make_url, text
 
-from serve.errors import JobStoreUnavailableError, StorageFullError
+from serve.errors import InvalidRequestError, JobStoreUnavailableError, StorageFullError
 from serve.jobs.database import MIGRATIONS_FOLDER, parse_database_url
 from serve.jobs.job import IdempotencyKey, JobState
 from serve.jobs.store import JobStore
@@ -215,6 +217,31 @@ async def test_what_is_canceled_midway_is_written_whole_or_not_at_all(url: str, 
         assert jobs
         assert [history.states(job.id) for job in jobs] == [[(STARTING, 0)]] * len(jobs)
         assert await counted(store) == {STARTING: len(jobs)}
+
+
+@in_loop
+async def test_errors_are_looked_at_where_the_caller_has_left(
+    sqlite_url: str, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Those that were meant for him say nothing, as asyncio would; a fault of ours is logged."""
+    monkeypatch.setattr(logging.getLogger("ray.serve"), "propagate", True)  # Serve may have turned it off
+
+    async def fail_with(error: Exception) -> None:
+        await asyncio.sleep(0)
+        raise error
+
+    async with opened(sqlite_url) as store:
+        for error in (InvalidRequestError("no cursor"), RuntimeError("a mistake of ours")):
+            call = asyncio.create_task(store.database.finish(fail_with(error)))
+            await asyncio.sleep(0)
+            call.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await call
+    gc.collect()
+    [record] = caplog.records
+    assert "store failed" in record.message
+    assert record.exc_info
+    assert str(record.exc_info[1]) == "a mistake of ours"
 
 
 @in_loop
