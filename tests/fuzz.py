@@ -184,7 +184,8 @@ def fuzzed(index: int) -> FuzzedRequest:
     head = _mutated(random, written, 0.1)
     data = head + framed
     if random.random() < 0.05:
-        return FuzzedRequest(data[: random.randrange(len(data))], _LEAVES_AFTER_S, is_whole=False)
+        # Mutations may have left nothing.
+        return FuzzedRequest(data[: random.randrange(len(data) or 1)], _LEAVES_AFTER_S, is_whole=False)
     if not is_whole or head != written or any(name in _OF_CONNECTIONS for name, _ in others):
         return FuzzedRequest(data, _MAYBE_UNFINISHED_S, is_whole=False)
     return FuzzedRequest(data)
