@@ -28,8 +28,9 @@ from deployments.engine.messages import (
     ImageFormat,
     PromptEmbeds,
 )
-from deployments.engine.models import ModelSource, Placement
-from deployments.engine.prompts import EncodedText, PromptText
+from deployments.engine.model_source import ModelSource, Placement
+from deployments.engine.prompt_text import PromptText
+from deployments.engine.prompts import EncodedText
 from deployments.prompt_encoder import PromptEncoder
 from deployments.vae_decoder import VaeDecoder
 from serve.app import HEALTH_CHECK_PERIOD_S
