@@ -2,8 +2,8 @@
 
     python -m benchmarks.idle PID [--seconds 120] [--output benchmarks/results/idle.json]
 
-PID is the one of `midstep run`. All processes under it are measured: Ray's and Midstep's. CPU time counts only
-what they did themselves, so that other work on the machine hardly disturbs the figures.
+PID is the one of `midstep run`. All processes under it are measured: Ray's and Midstep's. CPU time counts
+only what they did themselves, so that other work on the machine hardly disturbs the figures.
 """
 
 import argparse

@@ -45,20 +45,22 @@ class JobLoad:
         changed = asyncio.Event()
         with self._store.news.listening(Audience.CLIENTS, changed):
             while True:
-                await self._try_to_look()
+                has_looked = await self._try_to_look()
                 await asyncio.sleep(_LOOK_INTERVAL_S)
-                if self._share == JobsWork():
+                if has_looked and self._share == JobsWork():
                     await news_or_timeout(changed, _IDLE_INTERVAL_S - _LOOK_INTERVAL_S)
                 else:
                     changed.clear()
 
-    async def _try_to_look(self) -> None:
+    async def _try_to_look(self) -> bool:
         try:
             await self._look()
+            return True
         except JobStoreUnavailableError as error:
             logger.warning("what jobs are under way could not be read, the last known are kept: %s", error)
         except Exception:  # the boundary of a loop that must not end
             logger.exception("what jobs are under way could not be read; the last known are kept")
+        return False
 
     async def _look(self) -> None:
         under_way, parts = await self._store.under_way(), self._num_ingresses()

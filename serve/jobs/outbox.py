@@ -65,7 +65,10 @@ class Outbox:
         return bool(rows)
 
     def is_due(self, busy_hosts: Collection[str]) -> ColumnElement[bool]:
-        """The condition that anything is to be delivered now, for `JobStore.look`. busy_hosts: but to these"""
+        """The condition that anything is to be delivered now, for `JobStore.look`.
+
+        busy_hosts: what is for these is left out
+        """
         return select(deliveries.c.seq).where(_is_due(busy_hosts)).exists()
 
     @uninterrupted
