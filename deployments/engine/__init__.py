@@ -18,10 +18,15 @@ What whoever asks for pictures needs (messages, model_source, prompt_text, sampl
 imports neither torch nor diffusers, which take seconds, before it compiles a sampler.
 """
 
+import logging
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from deployments.engine.local_engine import LocalEngine
+
+# Where diffusers is imported, xformers tells every process that it has no CUDA here. Where that matters
+# `models` checks it.
+logging.getLogger("xformers").setLevel(logging.ERROR)
 
 
 def load_engine(path: str, **options: Any) -> "LocalEngine":

@@ -6,7 +6,6 @@ start, with the reason.
 
 from __future__ import annotations
 
-import logging
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -31,10 +30,9 @@ from deployments.engine.model_source import (
     refusal,
 )
 
-# Importing diffusers' models makes these libraries tell every process, a replica each, that xformers has no
-# CUDA here and that torchvision is not installed, and draw progress bars into its log. What of it matters is
-# checked below. This comes in time: diffusers imports a model when its name is used.
-logging.getLogger("xformers").setLevel(logging.ERROR)
+# Importing diffusers' models makes transformers tell every process, a replica each, that torchvision is not
+# installed, and draw progress bars into its log. This comes in time: diffusers imports a model when its name
+# is used, as in `diffusers.AutoencoderKL`.
 transformers_logging.set_verbosity_error()
 transformers_logging.disable_progress_bar()
 
