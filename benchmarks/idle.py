@@ -10,7 +10,7 @@ import argparse
 import json
 import re
 import time
-from collections import Counter
+from collections import defaultdict
 from pathlib import Path
 
 import psutil
@@ -50,11 +50,11 @@ def measure(pid: int, seconds: float) -> dict[str, float]:
     before, started = cpu_seconds(pid), time.monotonic()
     time.sleep(seconds)
     after, elapsed_s = cpu_seconds(pid), time.monotonic() - started
-    shares: Counter[str] = Counter()
+    shares: defaultdict[str, float] = defaultdict(float)
     for (number, name), total_s in after.items():
         if (number, name) in before:
             shares[name] += 100 * (total_s - before[number, name]) / elapsed_s
-    return dict(shares.most_common())
+    return dict(sorted(shares.items(), key=lambda item: -item[1]))
 
 
 def main() -> None:

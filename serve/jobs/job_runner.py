@@ -6,6 +6,7 @@ back can do no harm. Nothing here is remembered that is not in the job store: a 
 
 import asyncio
 import logging
+import time
 from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
@@ -29,6 +30,7 @@ logger = logging.getLogger("ray.serve")
 Generate = Callable[[GenerationRequest, Resume], AsyncGenerator[GenerationEvent, None]]
 
 _PROGRESS_INTERVAL_S = 0.5
+_SWEEP_INTERVAL_S = 3.0  # of its own only where looks are further apart
 _WAITING_INTERVAL_S = 5.0
 _EXPIRY_INTERVAL_S = 60.0
 _EXPIRED_AT_ONCE = 100
@@ -77,6 +79,7 @@ class JobRunner:
         self._running: dict[str, _Running] = {}
         self._steps_done: dict[Claim, int] = {}  # what is to be recorded of them
         self._metrics = JobMetrics(store.models)
+        self._looked_at = 0.0  # for something to do, on the monotonic clock
         self._has_room = asyncio.Event()  # for another job or webhook
         self._deliveries = Deliveries(store.outbox, webhooks, self._metrics, self._has_room)
         self._may_have_lost = asyncio.Event()
@@ -91,6 +94,7 @@ class JobRunner:
                 loops.create_task(on_news(news, self._may_have_lost, renewal_s, self._leave_lost))
                 loops.create_task(every(renewal_s, self._renew))
                 loops.create_task(every(_PROGRESS_INTERVAL_S, self._record_progress))
+                loops.create_task(every(_SWEEP_INTERVAL_S, self._sweep))
                 loops.create_task(every(_WAITING_INTERVAL_S, self._count_waiting))
                 loops.create_task(every(_EXPIRY_INTERVAL_S, self._expire))
         finally:
@@ -98,13 +102,24 @@ class JobRunner:
 
     async def _look(self) -> None:
         """One read says whether there is anything to do, which mostly there is not."""
+        self._looked_at = time.monotonic()
         found = await self._store.look(list(self._running), self._deliveries.busy_hosts)
         if found.needs_sweep:
-            await attempt(lambda: self._store.housekeeping.sweep(list(self._running)))
+            await attempt(self._sweep_now)
         if found.may_claim:
             await attempt(self._claim)
         if found.is_due:
             await attempt(self._deliveries.send_due)
+
+    async def _sweep(self) -> None:
+        """Deadlines and deaths make no news: they are seen in time however seldom looks come."""
+        if time.monotonic() - self._looked_at < _SWEEP_INTERVAL_S:
+            return
+        if (await self._store.look(list(self._running))).needs_sweep:
+            await self._sweep_now()
+
+    async def _sweep_now(self) -> None:
+        await self._store.housekeeping.sweep(list(self._running))
 
     async def _claim(self) -> None:
         """As many as there is room for, of which the last one may go over it."""
