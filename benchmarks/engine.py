@@ -23,7 +23,7 @@ from diffusers import DiffusionPipeline
 from deployments.engine import load_engine
 from deployments.engine.images import Pixels
 from deployments.engine.local_engine import LocalEngine
-from deployments.engine.models import Placement
+from deployments.engine.model_source import Placement
 
 PROMPTS = [
     "a large red star on a blue background",

@@ -16,7 +16,8 @@ import torch
 from benchmarks.engine import seconds
 from deployments.engine.cost import counts_to_measure, measure_shapes
 from deployments.engine.device_step import step_runner, warm_up
-from deployments.engine.models import ModelSource, Placement, load_model_info, load_unet
+from deployments.engine.model_source import ModelSource, Placement, load_model_info
+from deployments.engine.models import load_unet
 
 
 def main() -> None:

@@ -31,8 +31,8 @@ from deployments.devices import latent_decoder, text_encoder, unet_and_steps
 from deployments.engine.cost import CostModel, Curve, StageCost
 from deployments.engine.engine import Engine
 from deployments.engine.messages import DenoisedLatents, DenoiseRequest, PromptEmbeds
-from deployments.engine.models import load_model_info
-from deployments.engine.prompts import PromptText
+from deployments.engine.model_source import load_model_info
+from deployments.engine.prompt_text import PromptText
 from deployments.engine.samplers import SamplerTables
 from deployments.engine.stage_errors import sound
 from serve.app import build_app as build_midstep

@@ -5,7 +5,7 @@ from contextlib import contextmanager
 
 import click
 
-from deployments.engine.models import ModelLoadError
+from deployments.engine.model_source import ModelLoadError
 from serve.config.schema import ConfigError
 
 

@@ -10,7 +10,7 @@ from deployments.cost_measurement import CostMeasurement
 from deployments.devices import latent_decoder, text_encoder, unet_and_steps
 from deployments.engine.cost import CostModel
 from deployments.engine.device_step import warm_up
-from deployments.engine.models import load_model_info
+from deployments.engine.model_source import load_model_info
 from serve.config.app import AppConfig
 from serve.config.model import CostModelFile
 from serve.config.schema import ConfigError

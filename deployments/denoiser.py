@@ -31,7 +31,7 @@ from deployments.engine.messages import (
     DenoiseFailed,
     DenoiseRequest,
 )
-from deployments.engine.models import ModelSource, Placement, load_model_info
+from deployments.engine.model_source import ModelSource, Placement, load_model_info
 from deployments.engine.samplers import SamplerTables
 from deployments.engine.step_scheduler import group_of
 from deployments.health import MAX_SILENCE_S, Health

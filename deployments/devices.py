@@ -6,15 +6,8 @@ from deployments.engine.cost import CostModel
 from deployments.engine.device_step import StepRunner, step_runner
 from deployments.engine.engine_config import EngineConfig
 from deployments.engine.images import LatentDecoder
-from deployments.engine.models import (
-    ModelSource,
-    Placement,
-    load_model_info,
-    load_text_pipeline,
-    load_unet,
-    load_unet_config,
-    load_vae,
-)
+from deployments.engine.model_source import ModelSource, Placement, load_model_info, load_unet_config
+from deployments.engine.models import load_text_pipeline, load_unet, load_vae
 from deployments.engine.prompts import TextEncoder
 from deployments.engine.simulated import (
     SimulatedDecoder,

@@ -16,7 +16,6 @@ from pathlib import Path
 from secrets import token_hex
 from typing import Any, TypeVar
 
-import torch
 from pydantic import TypeAdapter, ValidationError
 
 from deployments.engine.cost import Curve, StageCost
@@ -60,6 +59,8 @@ class KeptCosts:
 
 
 def _device() -> str:
+    import torch  # noqa: PLC0415 - whoever only hands the folder on needs none
+
     if torch.cuda.is_available():
         return torch.cuda.get_device_name()
     info = Path("/proc/cpuinfo")

@@ -18,8 +18,9 @@ from deployments.devices import text_encoder
 from deployments.engine.cost import Curve
 from deployments.engine.fitting import Fitting
 from deployments.engine.messages import PromptEmbeds
-from deployments.engine.models import ModelSource, Placement
-from deployments.engine.prompts import EncodedText, PromptText
+from deployments.engine.model_source import ModelSource, Placement
+from deployments.engine.prompt_text import PromptText
+from deployments.engine.prompts import EncodedText
 from deployments.engine.stage_errors import StageError
 from deployments.forwards import Forwards
 from deployments.health import Health

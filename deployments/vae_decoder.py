@@ -18,7 +18,7 @@ from deployments.engine.cost import StageCost
 from deployments.engine.fitting import Fitting
 from deployments.engine.images import Pixels, encode_image
 from deployments.engine.messages import EncodedImage, ImageFormat, LatentShape
-from deployments.engine.models import ModelSource, Placement
+from deployments.engine.model_source import ModelSource, Placement
 from deployments.engine.stage_errors import StageError
 from deployments.forwards import Forwards
 from deployments.health import Health

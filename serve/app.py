@@ -1,29 +1,29 @@
 """`build_app`: from a configuration to a Ray Serve application. The only place that binds deployments."""
 
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from ray import serve
-from ray.serve import Application, Deployment
+from ray.serve import Application
 
 from deployments.cost_measurement import CostMeasurement
-from deployments.denoiser import Denoiser
 from deployments.engine.fingerprint import fingerprint
-from deployments.engine.models import ModelInfo
+from deployments.engine.model_source import ModelInfo
 from deployments.kept_costs import KeptCosts
-from deployments.prompt_encoder import PromptEncoder
-from deployments.vae_decoder import VaeDecoder
 from serve.checks import checked_model_info
 from serve.config.app import AppConfig
 from serve.http.replicate.prediction import describe
 from serve.ingress import Ingress
 from serve.jobs.resources import job_store, object_store, resolve
-from serve.runner import Runner
+from serve.ray_internals import deployment_of
 
 # Serve learns that a replica has died when it asks for its health, and only then begins another: with its own
 # 10 s that is five seconds later, as a rule.
-HEALTH_CHECK_PERIOD_S = 2.0
+HEALTH = {"health_check_period_s": 2.0}
+# Where replicas find their classes, which nobody else imports.
+PROMPT_ENCODER = "deployments.prompt_encoder.PromptEncoder"
+DENOISER = "deployments.denoiser.Denoiser"
+VAE_DECODER = "deployments.vae_decoder.VaeDecoder"
+RUNNER = "serve.runner.Runner"
 
 
 def build_app(config: AppConfig) -> Application:
@@ -39,23 +39,19 @@ def build_app(config: AppConfig) -> Application:
     made_by = fingerprint(source, placement, config.denoiser.deterministic_rows)
     measurement = _cost_measurement(config, info, made_by)
     encoder, denoiser, decoder = config.encoder, config.denoiser, config.decoder
-    encoder_stage = _deployment(PromptEncoder, encoder.deployment_options()).bind(
+    encoder_stage = deployment_of(PROMPT_ENCODER, **HEALTH, **encoder.deployment_options()).bind(
         source, placement, encoder.batching(), encoder.num_threads, encoder.cache_size, measurement
     )
-    denoiser_stage = _deployment(Denoiser, denoiser.deployment_options()).bind(
+    denoiser_stage = deployment_of(DENOISER, **HEALTH, **denoiser.deployment_options()).bind(
         source, placement, config.engine_config(info), denoiser.batching(), denoiser.num_threads, measurement
     )
-    decoder_stage = _deployment(VaeDecoder, decoder.deployment_options()).bind(
+    decoder_stage = deployment_of(VAE_DECODER, **HEALTH, **decoder.deployment_options()).bind(
         source, placement, decoder.batching(), decoder.num_threads, decoder.max_hold_s, measurement
     )
     stages = (encoder_stage, denoiser_stage, decoder_stage)
-    runner = _deployment(Runner, config.jobs.runner_options()).bind(config, made_by, *stages)
-    ingress = _deployment(Ingress, config.ingress.deployment_options())
+    runner = deployment_of(RUNNER, **HEALTH, **config.jobs.runner_options()).bind(config, made_by, *stages)
+    ingress = serve.deployment(Ingress, **HEALTH, **config.ingress.deployment_options())
     return ingress.bind(config, info, *stages, runner)
-
-
-def _deployment(replica: type, options: Mapping[str, Any]) -> Deployment:
-    return serve.deployment(replica, health_check_period_s=HEALTH_CHECK_PERIOD_S, **options)
 
 
 def _cost_measurement(config: AppConfig, info: ModelInfo, made_by: str) -> CostMeasurement:

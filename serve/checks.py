@@ -11,7 +11,7 @@ from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 from ray.serve.schema import ServeDeploySchema
 
-from deployments.engine.models import ModelInfo, ModelLoadError, load_model_info
+from deployments.engine.model_source import ModelInfo, ModelLoadError, load_model_info
 from serve.capacity.config_problems import check_drain
 from serve.config.app import AppConfig
 from serve.config.schema import ConfigError, unknown_keys

@@ -4,7 +4,7 @@ from ray import serve
 from ray.serve.handle import DeploymentHandle
 from starlette.applications import Starlette
 
-from deployments.engine.models import ModelInfo
+from deployments.engine.model_source import ModelInfo
 from serve.calls.fleet import Fleet
 from serve.calls.pipeline import Pipeline
 from serve.calls.telemetry import Telemetry

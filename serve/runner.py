@@ -2,7 +2,8 @@
 
 import asyncio
 from collections.abc import AsyncGenerator
-from contextlib import AsyncExitStack, suppress
+from contextlib import AsyncExitStack, aclosing, suppress
+from importlib import import_module
 
 from ray.serve.handle import DeploymentHandle
 
@@ -63,8 +64,15 @@ class Runner:
             )
             await JobRunner(store, object_store(jobs), webhooks, self._generate, settings).run()
 
-    def _generate(self, request: GenerationRequest, resume: Resume) -> AsyncGenerator[GenerationEvent, None]:
+    async def _generate(
+        self, request: GenerationRequest, resume: Resume
+    ) -> AsyncGenerator[GenerationEvent, None]:
         """Under the job's id, in the logs of every stage: no HTTP request is there whose id Serve would take
         along. Each job is driven by a task of its own, so that it is the id of that job alone."""
+        # The stages send tensors. A runner starts without torch, and the first would import it on the event
+        # loop, where leases are renewed.
+        await asyncio.to_thread(import_module, "torch")
         set_request_id(request.request_id)
-        return self._pipeline.generate(request, resume)
+        async with aclosing(self._pipeline.generate(request, resume)) as events:
+            async for event in events:
+                yield event

@@ -1,5 +1,6 @@
 """A model as it is served: what requests for it may ask for, and what they come to."""
 
+import logging
 import secrets
 import time
 from collections.abc import Callable, Mapping
@@ -8,7 +9,7 @@ from typing import Literal, Self
 
 from deployments.engine.cost import CostModel
 from deployments.engine.messages import ImageFormat
-from deployments.engine.models import ModelInfo
+from deployments.engine.model_source import ModelInfo
 from deployments.engine.sampler_table import SamplerTable
 from deployments.engine.samplers import (
     SAMPLERS,
@@ -22,6 +23,8 @@ from serve.config.app import AppConfig
 from serve.config.limits import DefaultsConfig, LimitsConfig
 from serve.errors import InvalidRequestError
 from serve.generation import GenerationRequest
+
+logger = logging.getLogger("ray.serve")
 
 MAX_SEED = 2**53 - 1  # the largest integer that every JSON reader keeps
 _ETA_DIGITS = 2  # each value has tables of its own, which take a while to compile
@@ -105,6 +108,13 @@ class ServedModel:
             estimator=Estimator(config.engine_config(info)),
             known_cost=known_cost,
         )
+
+    def prepare(self) -> None:
+        """Compiles the default sampler's table, and imports torch and diffusers: the first request would."""
+        try:
+            self.tables.table(self.defaults.sampler, self.defaults.num_inference_steps)
+        except UnsupportedSamplerError as error:
+            logger.warning("requests that name no sampler are refused: %s", error)
 
     def accept(self, wanted: Wanted, request_id: str) -> GenerationRequest:
         """The request that is served. Compiles its sampler's table if there is none yet, which takes a while.

@@ -17,16 +17,10 @@ from deployments.engine.engine import Engine
 from deployments.engine.engine_config import EngineConfig
 from deployments.engine.images import LatentDecoder
 from deployments.engine.messages import DenoisedLatents, DenoiseRequest, PromptEmbeds
-from deployments.engine.models import (
-    ModelInfo,
-    ModelSource,
-    Placement,
-    load_model_info,
-    load_text_pipeline,
-    load_unet,
-    load_vae,
-)
-from deployments.engine.prompts import PromptText, TextEncoder
+from deployments.engine.model_source import ModelInfo, ModelSource, Placement, load_model_info
+from deployments.engine.models import load_text_pipeline, load_unet, load_vae
+from deployments.engine.prompt_text import PromptText
+from deployments.engine.prompts import TextEncoder
 from deployments.engine.samplers import SamplerTables, UnsupportedSamplerError
 from tests import tiny_models
 from tests.postgresql import empty

@@ -27,7 +27,7 @@ from cluster.plan.validation import (
     measured_slowdown,
     sender,
 )
-from deployments.engine.models import load_model_info
+from deployments.engine.model_source import load_model_info
 from serve.checks import only_application
 from serve.config.app import AppConfig
 from serve.config.model import CostModelFile

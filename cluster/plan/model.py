@@ -8,7 +8,7 @@ from cluster.plan.devices import Sharing
 from cluster.plan.stages import DenoisingCosts, Overheads
 from deployments.engine.cost import CostModel
 from deployments.engine.engine_config import EngineConfig
-from deployments.engine.models import ModelInfo
+from deployments.engine.model_source import ModelInfo
 from deployments.engine.step_scheduler import Group
 from serve.config.app import AppConfig
 from serve.generation import GenerationRequest

@@ -26,7 +26,7 @@ from cluster.rehearsal.options import RehearsalOptions, with_rehearsal_options
 from cluster.rehearsal.rehearsal import Rehearsal
 from cluster.rehearsal.rehearsal import rehearse as rehearse_load
 from cluster.rehearsal.series import Series, series_of
-from deployments.engine.models import load_model_info
+from deployments.engine.model_source import load_model_info
 from serve.checks import only_application
 from serve.config.app import AppConfig
 from serve.config.model import CostModelFile

@@ -2,8 +2,9 @@
 
 - messages: what goes in and comes out
 - samplers: the samplers there are; sampler_table, sampler_compiler: diffusers schedulers as tables
+- model_source: which model it is and what its files say of it; model_files: what is wrong with them
 - models: loading a diffusers folder: family, device, dtype, attention
-- prompts: text to embeddings
+- prompts: text to embeddings; prompt_text: what is to be encoded
 - conditions: what a U-Net is given beside latents and timesteps
 - cost: how long a forward takes, measured; engine_config: how an engine batches
 - step_scheduler: which requests share the next forward
@@ -12,24 +13,20 @@
 - engine_thread: the thread that owns a device and runs the engine
 - images: latents to pixels to PNG, WebP or JPEG; previews
 - local_engine: all stages in one process, for a script; README.md has one
+
+What whoever asks for pictures needs (messages, model_source, prompt_text, samplers, cost, engine_config)
+imports neither torch nor diffusers, which take seconds, before it compiles a sampler.
 """
 
 import logging
 from typing import TYPE_CHECKING, Any
 
-from transformers.utils import logging as transformers_logging
-
-# Importing diffusers makes these libraries tell every process, a replica each, that xformers has no CUDA here
-# and that torchvision is not installed, and draw progress bars into its log. What of it matters is checked in
-# `models`. So this stands before diffusers is imported.
-# What the engine uses of diffusers it names where it uses it, as in `diffusers.AutoencoderKL`: that loads no
-# more, and ingress and runner, which use none of its models, start a second earlier.
-logging.getLogger("xformers").setLevel(logging.ERROR)
-transformers_logging.set_verbosity_error()
-transformers_logging.disable_progress_bar()
-
 if TYPE_CHECKING:
     from deployments.engine.local_engine import LocalEngine
+
+# Where diffusers is imported, xformers tells every process that it has no CUDA here. Where that matters
+# `models` checks it.
+logging.getLogger("xformers").setLevel(logging.ERROR)
 
 
 def load_engine(path: str, **options: Any) -> "LocalEngine":

@@ -1,14 +1,18 @@
 """How an engine batches: the row cap, and what forwards are padded to."""
 
+from __future__ import annotations
+
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
-
-import torch
+from typing import TYPE_CHECKING
 
 from deployments.engine.cost import StageCost, counts_to_measure
 from deployments.engine.messages import LatentShape
 from deployments.engine.step_scheduler import Group
+
+if TYPE_CHECKING:
+    import torch
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +35,7 @@ class EngineConfig:
     row_counts: tuple[int, ...] | None = ()
     checkpoint_interval_s: float | None = None
 
-    def for_device(self, device: torch.device) -> "EngineConfig":
+    def for_device(self, device: torch.device) -> EngineConfig:
         """With row_counts filled in: a few on CUDA, where each one captured costs memory and start-up; none
         elsewhere, where nothing is captured and padding would only cost time."""
         if self.row_counts is not None:
@@ -39,7 +43,7 @@ class EngineConfig:
         steps = sorted({*counts_to_measure(self.max_rows), *(3 * 2**power for power in range(1, 6))})
         return self.padded_to(steps if device.type == "cuda" else ())
 
-    def padded_to(self, counts: Iterable[int]) -> "EngineConfig":
+    def padded_to(self, counts: Iterable[int]) -> EngineConfig:
         """With row_counts filled in: those of the counts that max_rows allows."""
         if self.row_counts is not None:
             return self

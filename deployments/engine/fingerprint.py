@@ -5,11 +5,10 @@ Two processes with the same fingerprint can go on with each other's images.
 
 import hashlib
 from collections.abc import Iterator
+from importlib import import_module
 from pathlib import Path
 
-from huggingface_hub import hf_hub_download
-
-from deployments.engine.models import ModelSource, Placement
+from deployments.engine.model_source import ModelSource, Placement
 
 # To be raised whenever the same request would give other bytes, or checkpoints would mean something else.
 ENGINE_VERSION = 1
@@ -58,5 +57,6 @@ def _samples(path: Path) -> Iterator[bytes]:
 
 def _hub_commit(source: ModelSource) -> str:
     """The commit of the revision as it is now, or as it is in the cache where the hub cannot be reached."""
-    index = hf_hub_download(source.path, "model_index.json", revision=source.revision)
+    hub = import_module("huggingface_hub")
+    index = hub.hf_hub_download(source.path, "model_index.json", revision=source.revision)
     return Path(index).parent.name  # .../snapshots/<commit>/model_index.json

@@ -12,15 +12,10 @@ from deployments.engine.engine import Engine
 from deployments.engine.engine_config import EngineConfig
 from deployments.engine.images import LatentDecoder, Pixels
 from deployments.engine.messages import DenoisedLatents, DenoiseFailed, DenoiseRequest
-from deployments.engine.models import (
-    ModelSource,
-    Placement,
-    load_model_info,
-    load_text_pipeline,
-    load_unet,
-    load_vae,
-)
-from deployments.engine.prompts import PromptText, TextEncoder
+from deployments.engine.model_source import ModelSource, Placement, load_model_info
+from deployments.engine.models import load_text_pipeline, load_unet, load_vae
+from deployments.engine.prompt_text import PromptText
+from deployments.engine.prompts import TextEncoder
 from deployments.engine.samplers import SamplerTables
 from deployments.engine.stage_errors import StageError, sound
 

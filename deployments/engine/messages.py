@@ -1,11 +1,14 @@
 """The values that travel between the stages. All are frozen: what is of such a type is valid."""
 
-from dataclasses import dataclass, fields
-from typing import Any
+from __future__ import annotations
 
-import torch
+from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING, Any
 
 from deployments.engine.stage_errors import Fault
+
+if TYPE_CHECKING:
+    import torch
 
 LatentShape = tuple[int, int]  # height and width of the latents
 
@@ -78,7 +81,7 @@ class DenoiseRequest(ImageParameters):
     embeds: PromptEmbeds
     preview_steps: frozenset[int] = frozenset()
     work_s: float | None = None
-    resume_from: "Checkpoint | None" = None
+    resume_from: Checkpoint | None = None
     isolated: bool = False
 
     @property

@@ -9,11 +9,12 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
-from diffusers.schedulers import KarrasDiffusionSchedulers
 from safetensors import SafetensorError, safe_open
+
+if TYPE_CHECKING:
+    import torch
 
 PIPELINES: Mapping[str, tuple[str, ...]] = {  # their text encoders; each has a tokenizer
     "StableDiffusionPipeline": ("text_encoder",),
@@ -23,10 +24,28 @@ SCHEDULER_FILE = "scheduler/scheduler_config.json"
 UNET_FILE = "unet/config.json"
 VAE_FILE = "vae/config.json"
 # Their configuration is a schedule of betas over discrete timesteps, which is what samplers are made of.
+# They are diffusers' KarrasDiffusionSchedulers, LCM and TCD, named here as importing diffusers takes seconds.
 # diffusers counts EDM's among them, whose noise is another: pictures would come out wrong without a word.
-_SCHEDULERS = frozenset({*KarrasDiffusionSchedulers.__members__, "LCMScheduler", "TCDScheduler"}) - {
-    "EDMEulerScheduler"
-}
+SCHEDULERS = frozenset(
+    {
+        "DDIMScheduler",
+        "DDPMScheduler",
+        "DEISMultistepScheduler",
+        "DPMSolverMultistepScheduler",
+        "DPMSolverSDEScheduler",
+        "DPMSolverSinglestepScheduler",
+        "EulerAncestralDiscreteScheduler",
+        "EulerDiscreteScheduler",
+        "HeunDiscreteScheduler",
+        "KDPM2AncestralDiscreteScheduler",
+        "KDPM2DiscreteScheduler",
+        "LCMScheduler",
+        "LMSDiscreteScheduler",
+        "PNDMScheduler",
+        "TCDScheduler",
+        "UniPCMultistepScheduler",
+    }
+)
 _PREDICTION_TYPES = ("epsilon", "v_prediction", "sample")
 
 
@@ -64,7 +83,7 @@ class WeightFiles:
         wrapper = "text_model."  # in the files; in the module it depends on the version of transformers
         stored: set[str] = set()
         for file in _shards(path) if path.suffix == ".json" else [path]:
-            with safe_open(file, framework="pt") as header:
+            with safe_open(file, framework="np") as header:
                 names = header.keys()  # it cannot be iterated itself
             stored.update(name.removeprefix(wrapper) for name in names)
         return [name for name in module.state_dict() if name.removeprefix(wrapper) not in stored]
@@ -103,7 +122,7 @@ def _with_variant(name: str, variant: str | None) -> str:
 
 def _header_problems(path: Path, part: str) -> Iterator[str]:
     try:
-        with safe_open(path, framework="pt"):
+        with safe_open(path, framework="np"):
             return
     except (OSError, SafetensorError) as error:
         yield f"{part}/{path.name} is no whole safetensors file: {error}"
@@ -167,7 +186,7 @@ def scheduler_problems(config: Mapping[str, Any]) -> Iterator[str]:
     name, prediction_type = config.get("_class_name"), config.get("prediction_type", "epsilon")
     if name is None:
         yield f"{SCHEDULER_FILE}: has no _class_name, so that it does not say whose noise schedule it is"
-    elif not isinstance(name, str) or name not in _SCHEDULERS:
+    elif not isinstance(name, str) or name not in SCHEDULERS:
         yield (
             f"{SCHEDULER_FILE}: {name} has another noise schedule than Stable Diffusion's betas, "
             "which is not served"

@@ -1,4 +1,4 @@
-"""Loading a model in diffusers format: which family it is, and its parts on a device, in a dtype.
+"""Loading the parts of a model in diffusers format, on a device, in a dtype.
 
 Stable Diffusion 1.x and 2.x (epsilon or v-prediction) and SDXL. What cannot be served is refused here, at
 start, with the reason.
@@ -7,9 +7,8 @@ start, with the reason.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -17,180 +16,25 @@ from typing import Any
 import diffusers
 import torch
 from safetensors import SafetensorError
+from transformers.utils import logging as transformers_logging
 
 from deployments.engine.conditions import NUM_TIME_IDS, Conditions
-from deployments.engine.model_files import (
-    PIPELINES,
-    SCHEDULER_FILE,
-    UNET_FILE,
-    VAE_FILE,
-    ConfigFileError,
-    WeightFiles,
-    part_problems,
-    read_config,
-    sample_size,
-    scheduler_problems,
-    unet_problems,
-    vae_problems,
+from deployments.engine.model_files import PIPELINES, VAE_FILE, WeightFiles
+from deployments.engine.model_source import (
+    ModelLoadError,
+    ModelSource,
+    Placement,
+    load_unet_config,
+    part_config,
+    pipeline_name,
+    refusal,
 )
 
-DTYPES: Mapping[str, torch.dtype] = {
-    "float32": torch.float32,
-    "bfloat16": torch.bfloat16,
-    "float16": torch.float16,
-}
-
-
-class ModelLoadError(RuntimeError):
-    """The model or the way it is to be run cannot be served; the message has a line for each reason."""
-
-
-@dataclass(frozen=True, slots=True)
-class ModelSource:
-    """A diffusers model: a folder or a hub id.
-
-    variant: as in `from_pretrained`, for example fp16
-    allow_pickle: whether weights may be pickles where there is no safetensors file
-    """
-
-    path: str
-    revision: str | None = None
-    variant: str | None = None
-    allow_pickle: bool = False
-
-    @property
-    def is_folder(self) -> bool:
-        return Path(self.path).is_dir()
-
-    def from_pretrained_kwargs(self) -> dict[str, Any]:
-        given = {"revision": self.revision, "variant": self.variant}
-        # None: safetensors where there are any.
-        return {name: value for name, value in given.items() if value} | {
-            "use_safetensors": None if self.allow_pickle else True
-        }
-
-
-@dataclass(frozen=True, slots=True)
-class Placement:
-    """Where and how a part of a model runs.
-
-    device: auto, cpu, cuda or simulated; attention: sdpa or xformers
-    compile_cache: a folder; where it is given the U-Net is compiled, and what was compiled is kept there
-    faults: a folder, of a simulated device alone (simulated_faults)
-    """
-
-    device: str = "auto"
-    dtype: str = "float32"
-    attention: str = "sdpa"
-    compile_cache: str | None = None
-    faults: str | None = None
-
-    @property
-    def is_simulated(self) -> bool:
-        return self.device == "simulated"
-
-    def torch_device(self) -> torch.device:
-        """Raises ModelLoadError where there is none such."""
-        available = torch.cuda.is_available()
-        if self.device == "cuda" and not available:
-            raise ModelLoadError("device: cuda was asked for, but torch sees no CUDA device here")
-        name = ("cuda" if available else "cpu") if self.device == "auto" else self.device
-        return torch.device(name)
-
-    def torch_dtype(self) -> torch.dtype:
-        return DTYPES[self.dtype]
-
-
-@dataclass(frozen=True, slots=True)
-class ModelInfo:
-    """What the HTTP side must know of a model, read from its configuration files alone."""
-
-    scheduler_config: Mapping[str, Any]
-    scale_factor: int  # image pixels per latent, each way
-    default_height: int  # pixels
-    default_width: int  # pixels
-
-
-def load_model_info(source: ModelSource, with_weights: bool = False) -> ModelInfo:
-    """Reads no weights. Raises ModelLoadError with everything that is wrong.
-
-    with_weights: looks also at what only loading needs, where the model is a folder: that the tokenizers and
-    the weights are there, and of a kind that is taken
-    """
-    name = _pipeline_name(source)
-    configs: dict[str, Mapping[str, Any]] = {}
-    problems: list[str] = []
-    for file, problems_of in (
-        (UNET_FILE, unet_problems),
-        (VAE_FILE, vae_problems),
-        (SCHEDULER_FILE, scheduler_problems),
-    ):
-        try:
-            configs[file] = _read_config(source, file)
-            problems += problems_of(configs[file])
-        except ConfigFileError as error:
-            problems.append(str(error))
-    if with_weights and source.is_folder:
-        weights = WeightFiles(source.variant, source.allow_pickle)
-        problems += part_problems(Path(source.path), PIPELINES[name], weights)
-    if problems:
-        raise _refusal(source, *problems)
-    scale_factor = 2 ** (len(configs[VAE_FILE]["block_out_channels"]) - 1)
-    size = sample_size(configs[UNET_FILE])
-    assert size is not None, "the U-Net's problems are none"
-    return ModelInfo(configs[SCHEDULER_FILE], scale_factor, size[0] * scale_factor, size[1] * scale_factor)
-
-
-def load_unet_config(source: ModelSource) -> Mapping[str, Any]:
-    """Raises ModelLoadError for a U-Net that needs more than a prompt."""
-    _pipeline_name(source)
-    config = _part_config(source, UNET_FILE)
-    if problems := list(unet_problems(config)):
-        raise _refusal(source, *problems)
-    return config
-
-
-def _part_config(source: ModelSource, file: str) -> Mapping[str, Any]:
-    """Raises ModelLoadError where it cannot be read."""
-    try:
-        return _read_config(source, file)
-    except ConfigFileError as error:
-        raise _refusal(source, str(error)) from error
-
-
-def _refusal(source: ModelSource, *problems: str) -> ModelLoadError:
-    return ModelLoadError("\n".join(f"model {source.path!r}: {problem}" for problem in problems))
-
-
-def _read_config(source: ModelSource, file: str) -> Mapping[str, Any]:
-    """A configuration file of the model. Raises ConfigFileError."""
-    if source.is_folder:
-        return read_config(Path(source.path), file)
-    hub = import_module("huggingface_hub")
-    try:
-        found = Path(hub.hf_hub_download(source.path, file, revision=source.revision))
-    except hub.errors.RemoteEntryNotFoundError as error:
-        raise ConfigFileError(f"{file} is not there") from error
-    except (OSError, ValueError) as error:  # no such model, no access, no network
-        reason = str(error).strip().partition("\n")[0]
-        raise ConfigFileError(f"{file} cannot be had from the hub: {reason}") from error
-    return read_config(found.parent, found.name)
-
-
-def _pipeline_name(source: ModelSource) -> str:
-    """The class of its pipeline. Raises ModelLoadError for one that is not served."""
-    try:
-        index = _read_config(source, "model_index.json")
-    except ConfigFileError as error:
-        raise ModelLoadError(f"model {source.path!r} cannot be read: {error}") from error
-    name = index.get("_class_name")
-    if name not in PIPELINES:
-        raise ModelLoadError(f"model {source.path!r} is a {name}; served are {' and '.join(PIPELINES)}")
-    if index.get("requires_aesthetics_score"):
-        raise ModelLoadError(
-            f"model {source.path!r} is an SDXL refiner, which makes no image from a prompt alone"
-        )
-    return str(name)
+# Importing diffusers' models makes transformers tell every process, a replica each, that torchvision is not
+# installed, and draw progress bars into its log. This comes in time: diffusers imports a model when its name
+# is used, as in `diffusers.AutoencoderKL`.
+transformers_logging.set_verbosity_error()
+transformers_logging.disable_progress_bar()
 
 
 @contextmanager
@@ -199,12 +43,12 @@ def _loading(source: ModelSource, part: str) -> Iterator[None]:
     try:
         yield
     except (OSError, ValueError, SafetensorError) as error:
-        raise _refusal(source, f"its {part} cannot be loaded: {error}") from error
+        raise refusal(source, f"its {part} cannot be loaded: {error}") from error
 
 
 def load_text_pipeline(source: ModelSource, placement: Placement) -> diffusers.DiffusionPipeline:
     """The stock pipeline with its tokenizers and text encoders and nothing else: for `encode_prompt`."""
-    name = _pipeline_name(source)
+    name = pipeline_name(source)
     parts: dict[str, Any] = {"unet": None, "vae": None, "feature_extractor": None, "image_encoder": None}
     if name == "StableDiffusionPipeline":
         parts |= {"safety_checker": None, "requires_safety_checker": False}
@@ -221,7 +65,7 @@ def load_text_pipeline(source: ModelSource, placement: Placement) -> diffusers.D
 
 def _refuse_missing(source: ModelSource, part: str, missing: Sequence[str]) -> None:
     if missing:
-        raise _refusal(source, f"the weights of {part} lack {len(missing)} of its tensors, as {missing[0]}")
+        raise refusal(source, f"the weights of {part} lack {len(missing)} of its tensors, as {missing[0]}")
 
 
 def load_vae(source: ModelSource, placement: Placement) -> diffusers.AutoencoderKL:
@@ -248,9 +92,9 @@ def _is_upcast(source: ModelSource) -> bool:
     Only SDXL's pipeline looks at the key, and takes it for true where it is absent. The VAEs of Stable
     Diffusion 1.x and 2.x run in float16, whatever they say.
     """
-    if _pipeline_name(source) != "StableDiffusionXLPipeline":
+    if pipeline_name(source) != "StableDiffusionXLPipeline":
         return False
-    return bool(_part_config(source, VAE_FILE).get("force_upcast", True))
+    return bool(part_config(source, VAE_FILE).get("force_upcast", True))
 
 
 class UNet:

@@ -12,9 +12,13 @@ what the scheduler saves (earlier model outputs, an earlier sample). With the in
 output more, the current estimate of the clean latents (for previews).
 """
 
-from dataclasses import dataclass
+from __future__ import annotations
 
-import torch
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import torch
 
 STATE_SLOTS = 5
 NUM_INPUTS = STATE_SLOTS + 2  # the state, the guided model output, fresh noise

@@ -1,17 +1,18 @@
-"""The samplers there are, and their tables for one model's noise schedule."""
+"""The samplers there are, and their tables for one model's noise schedule.
+
+torch and diffusers are imported when the first table is compiled.
+"""
 
 import difflib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
+from importlib import import_module
 from inspect import signature
 from itertools import islice
 from typing import Any
 
-import diffusers
-
 from deployments.engine.messages import ImageParameters
-from deployments.engine.sampler_compiler import compile_table
 from deployments.engine.sampler_table import SamplerTable
 
 MAX_CALLS_PER_STEP = 2  # of the model: Heun and KDPM2 take two for most steps
@@ -102,7 +103,12 @@ def canonical_sampler(name: str) -> str:
 
 def takes_eta(sampler: str) -> bool:
     """Whether the stock scheduler of a sampler, by its canonical name, has a number eta."""
-    return "eta" in signature(getattr(diffusers, SAMPLERS[sampler].scheduler).step).parameters
+    return "eta" in signature(_scheduler_class(sampler).step).parameters
+
+
+def _scheduler_class(sampler: str) -> Any:
+    """diffusers' class of a sampler by its canonical name."""
+    return getattr(import_module("diffusers"), SAMPLERS[sampler].scheduler)
 
 
 class SamplerTables:
@@ -133,13 +139,15 @@ class SamplerTables:
 
     def scheduler(self, sampler: str) -> Any:
         """The stock diffusers scheduler that a sampler's table is compiled from."""
-        spec = SAMPLERS[canonical_sampler(sampler)]
-        return getattr(diffusers, spec.scheduler).from_config(self._scheduler_config, **spec.config)
+        name = canonical_sampler(sampler)
+        return _scheduler_class(name).from_config(self._scheduler_config, **SAMPLERS[name].config)
 
     def _compile_uncached(
         self, sampler: str, num_inference_steps: int, eta: float | None = None
     ) -> SamplerTable | str:
         """The table, or why there is none: kept like a table, as finding out takes as long."""
+        from deployments.engine.sampler_compiler import compile_table  # noqa: PLC0415
+
         spec = SAMPLERS[sampler]
         own_eta = {} if eta is None else {"eta": eta}
         try:

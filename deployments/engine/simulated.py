@@ -18,7 +18,8 @@ from deployments.engine.cost import Curve, StageCost
 from deployments.engine.device_step import Completion
 from deployments.engine.images import Pixels
 from deployments.engine.messages import LatentShape, PromptEmbeds
-from deployments.engine.prompts import EncodedText, PromptText, join_embeds
+from deployments.engine.prompt_text import PromptText
+from deployments.engine.prompts import EncodedText, join_embeds
 from deployments.engine.sampler_table import NUM_OUTPUTS
 from deployments.engine.simulated_faults import SimulatedFaults
 from deployments.engine.stage_errors import StageError

@@ -1,10 +1,13 @@
 """Why a stage could not do its work for one request."""
 
+from __future__ import annotations
+
 from collections.abc import Sequence
 from enum import StrEnum
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
-import torch
+if TYPE_CHECKING:
+    import torch
 
 Result = TypeVar("Result")
 
@@ -55,4 +58,4 @@ def sound(results: Sequence[Result | StageError]) -> list[Result]:
 
 def is_finite(*tensors: torch.Tensor) -> bool:
     """tensors: on the CPU, where to look does not wait for a device"""
-    return all(bool(torch.isfinite(tensor).all()) for tensor in tensors)
+    return all(bool(tensor.isfinite().all()) for tensor in tensors)

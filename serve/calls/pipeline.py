@@ -22,7 +22,7 @@ from deployments.engine.messages import (
     PromptEmbeds,
     StepProgress,
 )
-from deployments.engine.prompts import PromptText
+from deployments.engine.prompt_text import PromptText
 from serve.calls.failover import call, call_once, denoise, retried
 from serve.calls.telemetry import Telemetry
 from serve.errors import DeadlineExceededError, NotReadyError

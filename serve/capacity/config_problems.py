@@ -3,7 +3,7 @@
 import math
 
 from deployments.engine.cost import CostModel
-from deployments.engine.models import ModelInfo
+from deployments.engine.model_source import ModelInfo
 from deployments.engine.samplers import MAX_CALLS_PER_STEP
 from deployments.engine.step_scheduler import Group
 from serve.config.app import AppConfig

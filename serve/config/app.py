@@ -11,8 +11,8 @@ from pydantic import Field, model_validator
 
 from deployments.engine.engine_config import EngineConfig
 from deployments.engine.messages import LatentShape
-from deployments.engine.models import ModelInfo
-from deployments.engine.samplers import SamplerTables, UnsupportedSamplerError
+from deployments.engine.model_source import ModelInfo
+from deployments.engine.samplers import SamplerTables, UnsupportedSamplerError, canonical_sampler
 from serve.config.api_keys import ApiKeys
 from serve.config.jobs import JobsConfig
 from serve.config.limits import DefaultsConfig, LimitsConfig
@@ -104,9 +104,17 @@ class AppConfig(Section):
                 f"defaults: {width}x{height} has more pixels than limits.max_pixels "
                 f"({self.limits.max_pixels})"
             )
-        tables = SamplerTables(info.scheduler_config)
+        self._check_sampler(info)
+
+    def _check_sampler(self, info: ModelInfo) -> None:
+        """Raises ConfigError."""
+        sampler, num_inference_steps = self.defaults.sampler, self.defaults.num_inference_steps
+        shipped = DefaultsConfig()
         try:
-            tables.table(self.defaults.sampler, self.defaults.num_inference_steps)
+            canonical_sampler(sampler)
+            # The shipped ones suit the models that are served; to find out of others imports torch.
+            if (sampler, num_inference_steps) != (shipped.sampler, shipped.num_inference_steps):
+                SamplerTables(info.scheduler_config).table(sampler, num_inference_steps)
         except UnsupportedSamplerError as error:
             raise ConfigError(f"defaults.sampler: {error}") from error
 

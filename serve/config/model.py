@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 from pydantic import Field, ValidationError, model_validator
 
 from deployments.engine.cost import CostModel
-from deployments.engine.models import ModelSource, Placement
+from deployments.engine.model_source import ModelSource, Placement
 from serve.config.schema import ConfigError, Section, expanded
 
 PROJECT_FOLDER = Path(__file__).parents[2]

@@ -11,7 +11,7 @@ from starlette.applications import Starlette
 from starlette.middleware import Middleware
 
 from deployments.engine.cost import CostModel
-from deployments.engine.models import ModelInfo
+from deployments.engine.model_source import ModelInfo
 from serve.calls.fleet import Fleet
 from serve.calls.pipeline import Pipeline
 from serve.calls.readiness import Readiness
@@ -69,13 +69,15 @@ def build_http_app(
         *open_routes,
     ]
 
-    async def tell_of_problems() -> None:
+    async def prepare() -> None:
         _warn_of_problems(config, info, await learned_cost(pipeline, readiness))
+        # Now that the stages are there, which need the cores more than this does.
+        await asyncio.to_thread(model.prepare)
 
     @asynccontextmanager
     async def lifespan(_: Starlette) -> AsyncIterator[None]:
         limit = _show_limit(config.limits.max_wait_s)
-        async with opened(store), _running(tell_of_problems(), fleet.watch(), job_load.watch(), limit):
+        async with opened(store), _running(prepare(), fleet.watch(), job_load.watch(), limit):
             yield
 
     app = Starlette(

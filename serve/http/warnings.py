@@ -1,6 +1,6 @@
 """What dialects tell a client that was done otherwise than it may have meant."""
 
-from deployments.engine.prompts import literal_syntax
+from deployments.engine.prompt_text import literal_syntax
 from serve.generation import GenerationRequest
 from serve.served_model import shown
 

@@ -1,8 +1,6 @@
 """Checkpoints of jobs in the object store, so that a job outlives its runner in mid-image too."""
 
-import torch
 from safetensors import SafetensorError
-from safetensors.torch import load, save
 
 from deployments.engine.messages import Checkpoint
 
@@ -20,6 +18,9 @@ def to_bytes(checkpoint: Checkpoint, fingerprint: str) -> bytes:
 
     fingerprint: of what made it, in hexadecimal digits: deployments.engine.fingerprint
     """
+    import torch  # noqa: PLC0415 - runners are there sooner without it
+    from safetensors.torch import save  # noqa: PLC0415
+
     progress = torch.tensor([checkpoint.step, checkpoint.call])
     made_by = torch.tensor(list(bytes.fromhex(fingerprint)), dtype=torch.uint8)
     return save({"state": checkpoint.state, "progress": progress, "fingerprint": made_by})
@@ -27,6 +28,8 @@ def to_bytes(checkpoint: Checkpoint, fingerprint: str) -> bytes:
 
 def from_bytes(data: bytes, fingerprint: str) -> Checkpoint:
     """Raises UnusableCheckpointError for what is no checkpoint, or has another fingerprint."""
+    from safetensors.torch import load  # noqa: PLC0415
+
     try:
         tensors = load(data)
     except SafetensorError as error:

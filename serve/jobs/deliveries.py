@@ -19,24 +19,32 @@ _LEASE_S = 60.0  # longer than a receiver is given to answer
 class Deliveries:
     """The webhooks that a runner has under way.
 
-    is_due: set whenever one is over, since there may be others that had no room
+    has_room: set whenever one is over, since there may be others that had no room
     """
 
-    def __init__(self, outbox: Outbox, sender: WebhookSender, metrics: JobMetrics) -> None:
-        self.is_due = asyncio.Event()
+    def __init__(
+        self, outbox: Outbox, sender: WebhookSender, metrics: JobMetrics, has_room: asyncio.Event
+    ) -> None:
+        self._has_room = has_room
         self._outbox = outbox
         self._sender = sender
         self._metrics = metrics
         self._under_way: dict[asyncio.Task[None], str] = {}  # and to which host
 
+    @property
+    def busy_hosts(self) -> list[str]:
+        """The hosts that are sent no more for now."""
+        hosts = Counter(self._under_way.values())
+        return [host for host, number in hosts.items() if number >= _MAX_AT_ONCE_TO_HOST]
+
     async def send_due(self) -> None:
         """At once and without waiting for the receivers: a slow one holds up nobody."""
         free = _MAX_AT_ONCE - len(self._under_way)
-        hosts = Counter(self._under_way.values())
-        busy = [host for host, number in hosts.items() if number >= _MAX_AT_ONCE_TO_HOST]
-        if not free or not await self._outbox.is_due(busy):
+        if not free:
             return
-        for delivery in await self._outbox.due_deliveries(free, _LEASE_S, _MAX_AT_ONCE_TO_HOST, busy):
+        for delivery in await self._outbox.due_deliveries(
+            free, _LEASE_S, _MAX_AT_ONCE_TO_HOST, self.busy_hosts
+        ):
             task = asyncio.create_task(self._send(delivery))
             self._under_way[task] = delivery.host
             task.add_done_callback(self._end)
@@ -50,7 +58,7 @@ class Deliveries:
 
     def _end(self, task: asyncio.Task[None]) -> None:
         del self._under_way[task]
-        self.is_due.set()
+        self._has_room.set()
 
     async def _send(self, delivery: Delivery) -> None:
         try:

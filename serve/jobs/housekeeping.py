@@ -27,13 +27,10 @@ class Housekeeping:
         self._changes = changes
         self._max_attempts = max_attempts
 
-    @uninterrupted
-    async def is_needed(self, running: Collection[str] = (), key_age_s: float = DAY_S) -> bool:
-        """Whether a sweep would change anything: one look without a lock."""
-        conditions = (_late, lost(self._max_attempts, running), _has_old_key(key_age_s))
-        found = or_(*(select(_c.seq).where(condition).exists() for condition in conditions))
-        async with self.database.read() as connection:
-            return bool((await connection.execute(select(found))).scalar_one())
+    def is_needed(self, running: Collection[str]) -> ColumnElement[bool]:
+        """The condition that a sweep would change anything, for `JobStore.look`."""
+        conditions = (_late, lost(self._max_attempts, running), _has_old_key(DAY_S))
+        return or_(*(select(_c.seq).where(condition).exists() for condition in conditions))
 
     @uninterrupted
     async def sweep(self, running: Collection[str] = (), key_age_s: float = DAY_S) -> list[Job]:

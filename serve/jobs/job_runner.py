@@ -6,6 +6,7 @@ back can do no harm. Nothing here is remembered that is not in the job store: a 
 
 import asyncio
 import logging
+import time
 from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
@@ -20,7 +21,7 @@ from serve.jobs.job import Job
 from serve.jobs.metrics import JobMetrics
 from serve.jobs.objects import ObjectStore, image_key
 from serve.jobs.records import Claim
-from serve.jobs.rounds import AWAY, every, on_news, until_it_is_done
+from serve.jobs.rounds import AWAY, attempt, every, on_news, until_it_is_done
 from serve.jobs.store import JobStore
 from serve.jobs.webhooks import WebhookSender
 
@@ -29,7 +30,7 @@ logger = logging.getLogger("ray.serve")
 Generate = Callable[[GenerationRequest, Resume], AsyncGenerator[GenerationEvent, None]]
 
 _PROGRESS_INTERVAL_S = 0.5
-_SWEEP_INTERVAL_S = 1.0
+_SWEEP_INTERVAL_S = 3.0  # of its own only where looks are further apart
 _WAITING_INTERVAL_S = 5.0
 _EXPIRY_INTERVAL_S = 60.0
 _EXPIRED_AT_ONCE = 100
@@ -78,8 +79,9 @@ class JobRunner:
         self._running: dict[str, _Running] = {}
         self._steps_done: dict[Claim, int] = {}  # what is to be recorded of them
         self._metrics = JobMetrics(store.models)
-        self._deliveries = Deliveries(store.outbox, webhooks, self._metrics)
-        self._may_claim = asyncio.Event()
+        self._looked_at = 0.0  # for something to do, on the monotonic clock
+        self._has_room = asyncio.Event()  # for another job or webhook
+        self._deliveries = Deliveries(store.outbox, webhooks, self._metrics, self._has_room)
         self._may_have_lost = asyncio.Event()
 
     async def run(self) -> None:
@@ -88,9 +90,8 @@ class JobRunner:
         renewal_s = min(1.0, self._settings.lease_s / 3)
         try:
             async with asyncio.TaskGroup() as loops:
-                loops.create_task(on_news(news, self._may_claim, poll_s, self._claim))
+                loops.create_task(on_news(news, self._has_room, poll_s, self._look))
                 loops.create_task(on_news(news, self._may_have_lost, renewal_s, self._leave_lost))
-                loops.create_task(on_news(news, self._deliveries.is_due, poll_s, self._deliveries.send_due))
                 loops.create_task(every(renewal_s, self._renew))
                 loops.create_task(every(_PROGRESS_INTERVAL_S, self._record_progress))
                 loops.create_task(every(_SWEEP_INTERVAL_S, self._sweep))
@@ -99,11 +100,32 @@ class JobRunner:
         finally:
             await self._give_back()
 
+    async def _look(self) -> None:
+        """One read says whether there is anything to do, which mostly there is not."""
+        self._looked_at = time.monotonic()
+        found = await self._store.look(list(self._running), self._deliveries.busy_hosts)
+        if found.needs_sweep:
+            await attempt(self._sweep_now)
+        if found.may_claim:
+            await attempt(self._claim)
+        if found.is_due:
+            await attempt(self._deliveries.send_due)
+
+    async def _sweep(self) -> None:
+        """Deadlines and deaths make no news: they are seen in time however seldom looks come."""
+        if time.monotonic() - self._looked_at < _SWEEP_INTERVAL_S:
+            return
+        if (await self._store.look(list(self._running))).needs_sweep:
+            await self._sweep_now()
+
+    async def _sweep_now(self) -> None:
+        await self._store.housekeeping.sweep(list(self._running))
+
     async def _claim(self) -> None:
         """As many as there is room for, of which the last one may go over it."""
         under_way = sum(running.job.request.num_images for running in self._running.values())
         room, ours = self._settings.max_images - under_way, list(self._running)
-        if room <= 0 or not await self._queue.is_waiting(ours):
+        if room <= 0:
             return
         claiming = asyncio.create_task(self._queue.claim(room, self._settings.lease_s, ours))
         try:
@@ -113,16 +135,11 @@ class JobRunner:
             raise
         for job in jobs:
             self._running[job.id] = _Running(job, asyncio.create_task(self._work(job)))
-        self._may_claim.set()  # another runner may have held back what it did not take
+        self._has_room.set()  # another runner may have held back what it did not take
 
     async def _renew(self) -> None:
         claims = [Claim.of(running.job) for running in self._running.values()]
         await self._queue.renew(claims, self._settings.lease_s)
-
-    async def _sweep(self) -> None:
-        running = list(self._running)
-        if await self._store.housekeeping.is_needed(running):
-            await self._store.housekeeping.sweep(running)
 
     async def _leave_lost(self) -> None:
         """Stops work on jobs that are no longer ours: canceled by their clients, or taken for lost."""
@@ -146,7 +163,7 @@ class JobRunner:
             await until_it_is_done(partial(self._queue.retry, claim, reason))
         finally:
             del self._running[job.id]
-            self._may_claim.set()
+            self._has_room.set()
 
     async def _make_images(self, job: Job, claim: Claim) -> None:
         steps_done = dict.fromkeys(job.output, job.request.num_inference_steps)

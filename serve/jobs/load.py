@@ -8,11 +8,14 @@ from serve.capacity.admission import JobsWork
 from serve.errors import JobStoreUnavailableError
 from serve.generation import GenerationRequest
 from serve.jobs.job import Job
+from serve.jobs.news import Audience, news_or_timeout
 from serve.jobs.store import JobStore
 
 logger = logging.getLogger("ray.serve")
 
 _LOOK_INTERVAL_S = 1.0
+# While no job waits or is under way news wakes: this is for news that was lost.
+_IDLE_INTERVAL_S = 10.0
 
 
 class JobLoad:
@@ -39,16 +42,25 @@ class JobLoad:
 
     async def watch(self) -> None:
         """Until it is cancelled."""
-        while True:
-            try:
-                await self._look()
-            except JobStoreUnavailableError as error:
-                logger.warning(
-                    "what jobs are under way could not be read, the last known are kept: %s", error
-                )
-            except Exception:  # the boundary of a loop that must not end
-                logger.exception("what jobs are under way could not be read; the last known are kept")
-            await asyncio.sleep(_LOOK_INTERVAL_S)
+        changed = asyncio.Event()
+        with self._store.news.listening(Audience.CLIENTS, changed):
+            while True:
+                has_looked = await self._try_to_look()
+                await asyncio.sleep(_LOOK_INTERVAL_S)
+                if has_looked and self._share == JobsWork():
+                    await news_or_timeout(changed, _IDLE_INTERVAL_S - _LOOK_INTERVAL_S)
+                else:
+                    changed.clear()
+
+    async def _try_to_look(self) -> bool:
+        try:
+            await self._look()
+            return True
+        except JobStoreUnavailableError as error:
+            logger.warning("what jobs are under way could not be read, the last known are kept: %s", error)
+        except Exception:  # the boundary of a loop that must not end
+            logger.exception("what jobs are under way could not be read; the last known are kept")
+        return False
 
     async def _look(self) -> None:
         under_way, parts = await self._store.under_way(), self._num_ingresses()

@@ -64,12 +64,12 @@ class Outbox:
             await connection.execute(insert(deliveries).values(created_at=now_s(), due=now_s()), rows)
         return bool(rows)
 
-    @uninterrupted
-    async def is_due(self, busy_hosts: Collection[str] = ()) -> bool:
-        """Whether anything is to be delivered now: one look without a lock. busy_hosts: but to these"""
-        found = select(deliveries.c.seq).where(_is_due(busy_hosts)).exists()
-        async with self.database.read() as connection:
-            return bool((await connection.execute(select(found))).scalar_one())
+    def is_due(self, busy_hosts: Collection[str]) -> ColumnElement[bool]:
+        """The condition that anything is to be delivered now, for `JobStore.look`.
+
+        busy_hosts: what is for these is left out
+        """
+        return select(deliveries.c.seq).where(_is_due(busy_hosts)).exists()
 
     @uninterrupted
     async def due_deliveries(

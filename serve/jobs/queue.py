@@ -45,12 +45,9 @@ class JobQueue:
         self._max_attempts = max_attempts
         self._event_interval_s = event_interval_s
 
-    @uninterrupted
-    async def is_waiting(self, running: Collection[str] = ()) -> bool:
-        """Whether a claim would be given a job: one look without a lock."""
-        found = select(_c.seq).where(self._claimable(running)).exists()
-        async with self.database.read() as connection:
-            return bool((await connection.execute(select(found))).scalar_one())
+    def is_waiting(self, running: Collection[str]) -> ColumnElement[bool]:
+        """The condition that a claim would be given a job, for `JobStore.look`."""
+        return select(_c.seq).where(self._claimable(running)).exists()
 
     @uninterrupted
     async def claim(self, max_images: int, lease_s: float, running: Collection[str] = ()) -> list[Job]:

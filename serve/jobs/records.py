@@ -35,6 +35,18 @@ class Waiting:
 
 
 @dataclass(frozen=True, slots=True)
+class Look:
+    """What there is to do for a runner.
+
+    may_claim: jobs wait; needs_sweep: jobs or keys are over; is_due: a webhook is to be told something
+    """
+
+    may_claim: bool
+    needs_sweep: bool
+    is_due: bool
+
+
+@dataclass(frozen=True, slots=True)
 class UnderWay:
     """Jobs that runners hold. is_more_waiting: others, those of dead runners too, take their places."""
 

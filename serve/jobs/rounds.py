@@ -30,7 +30,7 @@ async def until_it_is_done(action: Callable[[], Awaitable[Result]]) -> Result:
 async def every(interval_s: float, action: Callable[[], Awaitable[object]]) -> None:
     """For ever: what is away comes back, and a fault of ours must not end the others' work."""
     while True:
-        await _round(action)
+        await attempt(action)
         await asyncio.sleep(interval_s)
 
 
@@ -41,11 +41,12 @@ async def on_news(
     after that time."""
     with news.listening(Audience.RUNNERS, event):
         while True:
-            await _round(action)
+            await attempt(action)
             await news_or_timeout(event, at_most_s)
 
 
-async def _round(action: Callable[[], Awaitable[object]]) -> None:
+async def attempt(action: Callable[[], Awaitable[object]]) -> None:
+    """Logs what goes wrong with an action: the next round tries again."""
     try:
         await action()
     except AWAY as error:

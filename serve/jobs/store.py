@@ -16,7 +16,7 @@ from serve.jobs.news import Audience, News, news_or_timeout
 from serve.jobs.outbox import Outbox
 from serve.jobs.pages import Page, read_page
 from serve.jobs.queue import JobQueue
-from serve.jobs.records import UnderWay, read_job
+from serve.jobs.records import Look, UnderWay, read_job
 from serve.jobs.tables import jobs, now_s
 
 _FOLLOW_INTERVAL_S = 1.0  # how long a change may be missed of which no news came
@@ -113,6 +113,20 @@ class JobStore:
         statement = select(func.count()).where(waiting, _c.model == job.model, is_before)
         async with self.database.read() as connection:
             return (await connection.execute(statement)).scalar_one()
+
+    @uninterrupted
+    async def look(self, running: Collection[str] = (), busy_hosts: Collection[str] = ()) -> Look:
+        """What there is to do for a runner, in one read without a lock.
+
+        running: the ids of what the runner has already; busy_hosts: webhooks of these are left for later
+        """
+        statement = select(
+            self.queue.is_waiting(running),
+            self.housekeeping.is_needed(running),
+            self.outbox.is_due(busy_hosts),
+        )
+        async with self.database.read() as connection:
+            return Look(*map(bool, (await connection.execute(statement)).one()))
 
     @uninterrupted
     async def under_way(self) -> UnderWay:

@@ -28,11 +28,12 @@ from deployments.engine.messages import (
     ImageFormat,
     PromptEmbeds,
 )
-from deployments.engine.models import ModelSource, Placement
-from deployments.engine.prompts import EncodedText, PromptText
+from deployments.engine.model_source import ModelSource, Placement
+from deployments.engine.prompt_text import PromptText
+from deployments.engine.prompts import EncodedText
 from deployments.prompt_encoder import PromptEncoder
 from deployments.vae_decoder import VaeDecoder
-from serve.app import HEALTH_CHECK_PERIOD_S
+from serve.app import HEALTH
 from serve.calls import failover
 from serve.errors import PoisonousRequestError
 from tests.conftest import FORWARD_COST, LoadedModel
@@ -45,7 +46,7 @@ PNG = ImageFormat("image/png")
 OPTIONS = {
     "ray_actor_options": {"num_cpus": 0.25},
     "max_ongoing_requests": 32,
-    "health_check_period_s": HEALTH_CHECK_PERIOD_S,
+    **HEALTH,
 }
 COST = CostModel(Curve(0.01, 1, 0.0), FORWARD_COST, FORWARD_COST)
 

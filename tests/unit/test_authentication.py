@@ -16,7 +16,7 @@ from starlette.types import Receive, Scope, Send
 
 from deployments.engine.cost import CostModel
 from deployments.engine.messages import EncodedImage
-from deployments.engine.models import load_model_info
+from deployments.engine.model_source import load_model_info
 from serve.calls.fleet import Fleet
 from serve.calls.pipeline import FROM_THE_START, Pipeline
 from serve.calls.telemetry import Telemetry

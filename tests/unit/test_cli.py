@@ -9,6 +9,7 @@ import pytest
 from cluster.cli import main
 
 HEAVY = {"torch", "ray", "pydantic", "numpy", "matplotlib", "aiohttp", "yaml", "httpx", "rich"}
+MODELS = {"torch", "diffusers", "transformers", "huggingface_hub", "sympy"}
 # httpx imports rich for a command line of its own, where that is installed.
 ASKING = {"httpx", "rich"}
 NOWHERE = ["--url", "http://127.0.0.1:1"]
@@ -43,6 +44,22 @@ print(json.dumps(sorted(name for name in sys.modules if "." not in name)))
 )
 def test_a_command_imports_what_it_needs(arguments: list[str], needed: set[str]) -> None:
     assert imported(arguments) <= needed
+
+
+@pytest.mark.parametrize(
+    "what_is_run",
+    [
+        "import cluster.server, cluster.cli; cluster.cli.main(['check', 'serve_config.yaml'])",
+        "import serve.app; serve.app.app",
+        "import serve.ingress",
+        "import serve.runner",
+        "import serve.calls.routing, serve.capacity.autoscaling",  # in Serve's controller
+    ],
+)
+def test_what_runs_no_model_imports_none(what_is_run: str) -> None:
+    code = f"import json, sys\n{what_is_run}\nprint(json.dumps(list(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert not MODELS & set(json.loads(done.stdout.splitlines()[-1]))
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ import pytest
 from pydantic import ValidationError
 
 from deployments.engine.cost import CostModel, Curve, StageCost
-from deployments.engine.models import ModelSource, load_model_info
+from deployments.engine.model_source import ModelSource, load_model_info
 from serve.config.app import AppConfig, ConfigError
 from serve.config.model import PROJECT_FOLDER, CostModelFile
 from serve.config.schema import keys_table

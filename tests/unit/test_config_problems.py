@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import yaml
 
-from deployments.engine.models import load_model_info
+from deployments.engine.model_source import load_model_info
 from serve.app import build_app
 from serve.capacity.config_problems import check_drain, drain_problem
 from serve.config.app import AppConfig, ConfigError

@@ -10,7 +10,7 @@ import pytest
 
 from deployments.engine import fingerprint as module
 from deployments.engine.fingerprint import fingerprint
-from deployments.engine.models import ModelSource, Placement
+from deployments.engine.model_source import ModelSource, Placement
 
 MB = 1 << 20
 

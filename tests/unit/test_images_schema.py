@@ -6,7 +6,7 @@ from typing import Any, cast
 import pytest
 
 from deployments.engine.messages import ImageFormat
-from deployments.engine.models import ModelInfo
+from deployments.engine.model_source import ModelInfo
 from serve.config.app import AppConfig
 from serve.errors import InvalidRequestError, MidstepError, ModelNotFoundError
 from serve.generation import GenerationRequest

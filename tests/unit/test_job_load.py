@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from deployments.engine.models import load_model_info
+from deployments.engine.model_source import load_model_info
 from serve.capacity.admission import JobsWork
 from serve.capacity.config_problems import crowding_problem
 from serve.config.app import AppConfig

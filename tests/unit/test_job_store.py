@@ -260,11 +260,11 @@ async def test_a_claim_takes_as_many_as_its_images_allow_and_the_last_may_go_ove
         for job_id, num_images in [("a", 1), ("b", 3), ("c", 10), ("d", 1), ("e", 1)]:
             new = new_job(job_id)
             await store.create(replace(new, request=replace(new.request, num_images=num_images)))
-        assert await store.queue.is_waiting()
+        assert (await store.look()).may_claim
         assert [job.id for job in await store.queue.claim(5, LONG)] == ["a", "b", "c"]
         assert [job.id for job in await store.queue.claim(1, LONG)] == ["d"]
         assert [job.id for job in await store.queue.claim(5, LONG)] == ["e"]
-        assert not await store.queue.is_waiting()
+        assert not (await store.look()).may_claim
 
 
 @in_loop
@@ -279,7 +279,7 @@ async def test_two_applications_on_one_database_run_their_own_models_jobs(url: s
         assert [job.id for job in await dogs.queue.claim(20, LONG)] == ["1", "4"]
         assert {job.id for job in (await dogs.under_way()).jobs} == {"1", "4"}
         assert not (await dogs.under_way()).is_more_waiting
-        assert not await dogs.queue.is_waiting()
+        assert not (await dogs.look()).may_claim
         assert (await cats.under_way()).jobs == []
         assert await state_of(cats, "3") is STARTING, "nobody serves it"
         assert {model: one.jobs for model, one in (await cats.housekeeping.waiting()).items()} == {"bears": 1}
@@ -436,7 +436,7 @@ async def test_a_job_whose_runners_die_is_failed_with_the_reason(url: str, histo
             assert await store.queue.begin(claim)
         await store.create(new_job("b"))
         assert [job.id for job in await store.queue.claim(10, LONG)] == ["b"]
-        assert await store.housekeeping.is_needed()
+        assert (await store.look()).needs_sweep
         [job] = await store.housekeeping.sweep()
         assert (job.id, job.state) == ("a", FAILED)
         assert "in 3 attempts" in (job.error or "")

@@ -11,7 +11,7 @@ from deployments.engine.cost import Curve, StageCost
 from deployments.engine.engine import Engine
 from deployments.engine.engine_config import EngineConfig
 from deployments.engine.messages import DenoisedLatents
-from deployments.engine.prompts import PromptText
+from deployments.engine.prompt_text import PromptText
 from deployments.engine.samplers import SamplerTables
 from deployments.engine.simulated import SimulatedSteps, SimulatedTextEncoder, SimulatedUNet
 from deployments.engine.step_scheduler import PROMPTNESS

@@ -7,16 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from diffusers.schedulers import KarrasDiffusionSchedulers
 
-from deployments.engine.models import (
-    ModelLoadError,
-    ModelSource,
-    Placement,
-    load_model_info,
-    load_text_pipeline,
-    load_unet,
-    load_vae,
-)
+from deployments.engine.model_files import SCHEDULERS
+from deployments.engine.model_source import ModelLoadError, ModelSource, Placement, load_model_info
+from deployments.engine.models import load_text_pipeline, load_unet, load_vae
 from tests import tiny_models
 from tests.conftest import LoadedModel, finish
 
@@ -232,3 +227,8 @@ def test_weights_that_lack_a_tensor_are_not_drawn_at_random(
     tiny_models.drop_tensor(folder, part, end)
     with pytest.raises(ModelLoadError, match=rf"the weights of {part} lack 1 of its tensors, as .*{end}$"):
         load(ModelSource(str(folder)), Placement(device="cpu"))
+
+
+def test_the_schedulers_that_are_named_are_those_of_diffusers() -> None:
+    known = {*KarrasDiffusionSchedulers.__members__, "LCMScheduler", "TCDScheduler"}
+    assert known - {"EDMEulerScheduler"} == SCHEDULERS

@@ -8,7 +8,7 @@ import pytest
 from cluster.devices.h200 import FILES, FOLDER
 from deployments.cost_measurement import CostMeasurement
 from deployments.devices import unet_and_steps
-from deployments.engine.models import load_model_info
+from deployments.engine.model_source import load_model_info
 from serve.config.app import AppConfig
 from serve.config.model import CostModelFile
 

@@ -10,14 +10,8 @@ import diffusers
 import pytest
 import torch
 
-from deployments.engine.models import (
-    ModelLoadError,
-    ModelSource,
-    Placement,
-    load_model_info,
-    load_unet,
-    load_vae,
-)
+from deployments.engine.model_source import ModelLoadError, ModelSource, Placement, load_model_info
+from deployments.engine.models import load_unet, load_vae
 from tests import tiny_models
 from tests.conftest import LoadedModel, finish
 

@@ -9,7 +9,8 @@ import torch
 
 from deployments.engine.images import LatentDecoder
 from deployments.engine.messages import DenoiseFailed
-from deployments.engine.models import ModelSource, Placement, load_text_pipeline, load_unet, load_vae
+from deployments.engine.model_source import ModelSource, Placement
+from deployments.engine.models import load_text_pipeline, load_unet, load_vae
 from deployments.engine.prompts import TextEncoder
 from deployments.engine.stage_errors import Fault, StageError
 from tests.conftest import LoadedModel

@@ -26,7 +26,7 @@ from deployments.engine.cost import CostModel, Curve, StageCost
 from deployments.engine.engine import Engine
 from deployments.engine.engine_config import EngineConfig
 from deployments.engine.messages import DenoisedLatents, DenoiseRequest, PromptEmbeds
-from deployments.engine.models import ModelSource, load_model_info
+from deployments.engine.model_source import ModelSource, load_model_info
 from deployments.engine.samplers import SamplerTables
 from deployments.engine.simulated import SimulatedSteps, SimulatedUNet
 from serve.config.app import AppConfig

@@ -10,7 +10,7 @@ from cluster.cli import main
 from deployments.batching import Batching
 from deployments.cost_measurement import CostMeasurement
 from deployments.engine.cost import CostModel, Curve, StageCost
-from deployments.engine.models import ModelSource, Placement
+from deployments.engine.model_source import ModelSource, Placement
 from deployments.vae_decoder import VaeDecoder
 from serve.config.app import AppConfig
 from tests.tiny_models import SHAPES_MODEL

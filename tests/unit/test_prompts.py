@@ -2,7 +2,7 @@
 
 import pytest
 
-from deployments.engine.prompts import literal_syntax
+from deployments.engine.prompt_text import literal_syntax
 
 
 @pytest.mark.parametrize(

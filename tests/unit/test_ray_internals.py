@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from serve import app
+
 INTERNALS = "serve/ray_internals.py"
 USED = {
     "ray._common.utils.get_default_ray_temp_dir",
@@ -54,3 +56,16 @@ def test_one_module_touches_private_parts_of_ray(folder: str) -> None:
 def test_the_installed_ray_has_them(name: str) -> None:
     module, _, attribute = name.rpartition(".")
     assert hasattr(importlib.import_module(module), attribute)
+
+
+@pytest.mark.parametrize("path", [app.PROMPT_ENCODER, app.DENOISER, app.VAE_DECODER, app.RUNNER])
+def test_replicas_find_their_classes(path: str) -> None:
+    module, _, name = path.rpartition(".")
+    assert isinstance(getattr(importlib.import_module(module), name), type)
+
+
+def test_the_application_names_its_deployments_after_their_classes() -> None:
+    application = app.app
+    assert application._bound_deployment.name == "Ingress"
+    names = {argument._bound_deployment.name for argument in application._bound_deployment.init_args[2:]}
+    assert names == {"PromptEncoder", "Denoiser", "VaeDecoder", "Runner"}

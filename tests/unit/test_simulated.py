@@ -10,7 +10,7 @@ from deployments.engine.device_step import warm_up
 from deployments.engine.engine import Engine
 from deployments.engine.engine_config import EngineConfig
 from deployments.engine.messages import Checkpoint, DenoisedLatents, StepProgress
-from deployments.engine.prompts import PromptText
+from deployments.engine.prompt_text import PromptText
 from deployments.engine.samplers import SamplerTables
 from deployments.engine.simulated import (
     SimulatedDecoder,

@@ -1,0 +1,188 @@
+"""Which model is served and how: what is known of it before any of its parts is loaded.
+
+What cannot be served is refused here, with the reason. Nothing here needs torch or diffusers, so that whoever
+only reads a configuration is done in a moment.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from deployments.engine.model_files import (
+    PIPELINES,
+    SCHEDULER_FILE,
+    UNET_FILE,
+    VAE_FILE,
+    ConfigFileError,
+    WeightFiles,
+    part_problems,
+    read_config,
+    sample_size,
+    scheduler_problems,
+    unet_problems,
+    vae_problems,
+)
+
+if TYPE_CHECKING:
+    import torch
+
+
+class ModelLoadError(RuntimeError):
+    """The model or the way it is to be run cannot be served; the message has a line for each reason."""
+
+
+@dataclass(frozen=True, slots=True)
+class ModelSource:
+    """A diffusers model: a folder or a hub id.
+
+    variant: as in `from_pretrained`, for example fp16
+    allow_pickle: whether weights may be pickles where there is no safetensors file
+    """
+
+    path: str
+    revision: str | None = None
+    variant: str | None = None
+    allow_pickle: bool = False
+
+    @property
+    def is_folder(self) -> bool:
+        return Path(self.path).is_dir()
+
+    def from_pretrained_kwargs(self) -> dict[str, Any]:
+        given = {"revision": self.revision, "variant": self.variant}
+        # None: safetensors where there are any.
+        return {name: value for name, value in given.items() if value} | {
+            "use_safetensors": None if self.allow_pickle else True
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class Placement:
+    """Where and how a part of a model runs.
+
+    device: auto, cpu, cuda or simulated; dtype: float32, bfloat16 or float16; attention: sdpa or xformers
+    compile_cache: a folder; where it is given the U-Net is compiled, and what was compiled is kept there
+    faults: a folder, of a simulated device alone (simulated_faults)
+    """
+
+    device: str = "auto"
+    dtype: str = "float32"
+    attention: str = "sdpa"
+    compile_cache: str | None = None
+    faults: str | None = None
+
+    @property
+    def is_simulated(self) -> bool:
+        return self.device == "simulated"
+
+    def torch_device(self) -> torch.device:
+        """Raises ModelLoadError where there is none such."""
+        import torch  # noqa: PLC0415
+
+        available = torch.cuda.is_available()
+        if self.device == "cuda" and not available:
+            raise ModelLoadError("device: cuda was asked for, but torch sees no CUDA device here")
+        name = ("cuda" if available else "cpu") if self.device == "auto" else self.device
+        return torch.device(name)
+
+    def torch_dtype(self) -> torch.dtype:
+        import torch  # noqa: PLC0415
+
+        dtype: torch.dtype = getattr(torch, self.dtype)
+        return dtype
+
+
+@dataclass(frozen=True, slots=True)
+class ModelInfo:
+    """What the HTTP side must know of a model, read from its configuration files alone."""
+
+    scheduler_config: Mapping[str, Any]
+    scale_factor: int  # image pixels per latent, each way
+    default_height: int  # pixels
+    default_width: int  # pixels
+
+
+def load_model_info(source: ModelSource, with_weights: bool = False) -> ModelInfo:
+    """Reads no weights. Raises ModelLoadError with everything that is wrong.
+
+    with_weights: looks also at what only loading needs, where the model is a folder: that the tokenizers and
+    the weights are there, and of a kind that is taken
+    """
+    name = pipeline_name(source)
+    configs: dict[str, Mapping[str, Any]] = {}
+    problems: list[str] = []
+    for file, problems_of in (
+        (UNET_FILE, unet_problems),
+        (VAE_FILE, vae_problems),
+        (SCHEDULER_FILE, scheduler_problems),
+    ):
+        try:
+            configs[file] = _read_config(source, file)
+            problems += problems_of(configs[file])
+        except ConfigFileError as error:
+            problems.append(str(error))
+    if with_weights and source.is_folder:
+        weights = WeightFiles(source.variant, source.allow_pickle)
+        problems += part_problems(Path(source.path), PIPELINES[name], weights)
+    if problems:
+        raise refusal(source, *problems)
+    scale_factor = 2 ** (len(configs[VAE_FILE]["block_out_channels"]) - 1)
+    size = sample_size(configs[UNET_FILE])
+    assert size is not None, "the U-Net's problems are none"
+    return ModelInfo(configs[SCHEDULER_FILE], scale_factor, size[0] * scale_factor, size[1] * scale_factor)
+
+
+def load_unet_config(source: ModelSource) -> Mapping[str, Any]:
+    """Raises ModelLoadError for a U-Net that needs more than a prompt."""
+    pipeline_name(source)
+    config = part_config(source, UNET_FILE)
+    if problems := list(unet_problems(config)):
+        raise refusal(source, *problems)
+    return config
+
+
+def part_config(source: ModelSource, file: str) -> Mapping[str, Any]:
+    """Raises ModelLoadError where it cannot be read."""
+    try:
+        return _read_config(source, file)
+    except ConfigFileError as error:
+        raise refusal(source, str(error)) from error
+
+
+def refusal(source: ModelSource, *problems: str) -> ModelLoadError:
+    return ModelLoadError("\n".join(f"model {source.path!r}: {problem}" for problem in problems))
+
+
+def _read_config(source: ModelSource, file: str) -> Mapping[str, Any]:
+    """A configuration file of the model. Raises ConfigFileError."""
+    if source.is_folder:
+        return read_config(Path(source.path), file)
+    hub = import_module("huggingface_hub")
+    try:
+        found = Path(hub.hf_hub_download(source.path, file, revision=source.revision))
+    except hub.errors.RemoteEntryNotFoundError as error:
+        raise ConfigFileError(f"{file} is not there") from error
+    except (OSError, ValueError) as error:  # no such model, no access, no network
+        reason = str(error).strip().partition("\n")[0]
+        raise ConfigFileError(f"{file} cannot be had from the hub: {reason}") from error
+    return read_config(found.parent, found.name)
+
+
+def pipeline_name(source: ModelSource) -> str:
+    """The class of its pipeline. Raises ModelLoadError for one that is not served."""
+    try:
+        index = _read_config(source, "model_index.json")
+    except ConfigFileError as error:
+        raise ModelLoadError(f"model {source.path!r} cannot be read: {error}") from error
+    name = index.get("_class_name")
+    if name not in PIPELINES:
+        raise ModelLoadError(f"model {source.path!r} is a {name}; served are {' and '.join(PIPELINES)}")
+    if index.get("requires_aesthetics_score"):
+        raise ModelLoadError(
+            f"model {source.path!r} is an SDXL refiner, which makes no image from a prompt alone"
+        )
+    return str(name)
