@@ -6,6 +6,7 @@ from contextlib import AsyncExitStack, suppress
 
 from ray.serve.handle import DeploymentHandle
 
+from deployments.engine.models import ModelInfo
 from serve.calls.pipeline import Pipeline
 from serve.calls.telemetry import Telemetry
 from serve.config.app import AppConfig
@@ -24,12 +25,14 @@ class Runner:
     def __init__(
         self,
         config: AppConfig,
+        info: ModelInfo,
         fingerprint: str,
         encoder: DeploymentHandle,
         denoiser: DeploymentHandle,
         decoder: DeploymentHandle,
     ) -> None:
         self._config = config
+        self._info = info
         self._fingerprint = fingerprint
         self._pipeline = Pipeline(encoder, denoiser, decoder, Telemetry())
         # Serve calls constructors on the replica's event loop; what is started here is stopped in __del__.
@@ -46,18 +49,20 @@ class Runner:
             await self._task
 
     async def _run(self) -> None:
-        jobs = self._config.jobs
+        jobs, internal = self._config.jobs, self._config.internal
         settings = RunnerSettings(
-            max_images=self._config.images_per_runner(),
-            lease_s=jobs.lease_s,
-            poll_interval_s=jobs.poll_interval_s,
+            max_images=self._config.images_per_runner(self._info),
+            lease_s=internal.lease_s,
+            poll_interval_s=internal.poll_interval_s,
             retention_s=jobs.retention_s,
             forget_after_s=jobs.forget_after_s,
             fingerprint=self._fingerprint,
         )
         models = [self._config.model.shown_id]
         async with AsyncExitStack() as stack:
-            store = await stack.enter_async_context(opened(job_store(jobs, models, describe)))
+            store = await stack.enter_async_context(
+                opened(job_store(jobs, models, describe, internal.max_attempts))
+            )
             webhooks = await stack.enter_async_context(
                 WebhookSender(jobs.webhook_secrets, jobs.allow_private_webhooks)
             )

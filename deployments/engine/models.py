@@ -75,6 +75,7 @@ class Placement:
     """Where and how a part of a model runs.
 
     device: auto, cpu, cuda or simulated; attention: sdpa or xformers
+    dtype: auto takes bfloat16 on CUDA, or float16 where the GPU has none, and float32 elsewhere
     compile_cache: a folder; where it is given the U-Net is compiled, and what was compiled is kept there
     faults: a folder, of a simulated device alone (simulated_faults)
     """
@@ -98,7 +99,12 @@ class Placement:
         return torch.device(name)
 
     def torch_dtype(self) -> torch.dtype:
-        return DTYPES[self.dtype]
+        """Raises ModelLoadError where there is no such device."""
+        if self.dtype != "auto":
+            return DTYPES[self.dtype]
+        if self.torch_device().type != "cuda":
+            return torch.float32
+        return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
 
 
 @dataclass(frozen=True, slots=True)
