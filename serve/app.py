@@ -38,7 +38,7 @@ def build_app(config: AppConfig) -> Application:
     info = checked_model_info(config)
     jobs = resolve(config.jobs)
     (
-        job_store(jobs, [], describe, config.internal.max_attempts),
+        job_store(jobs, [], describe),
         object_store(jobs),
     )  # said now rather than by replicas that cannot start
     config = config.model_copy(update={"jobs": jobs})

@@ -60,9 +60,7 @@ class Runner:
         )
         models = [self._config.model.shown_id]
         async with AsyncExitStack() as stack:
-            store = await stack.enter_async_context(
-                opened(job_store(jobs, models, describe, internal.max_attempts))
-            )
+            store = await stack.enter_async_context(opened(job_store(jobs, models, describe)))
             webhooks = await stack.enter_async_context(
                 WebhookSender(jobs.webhook_secrets, jobs.allow_private_webhooks)
             )

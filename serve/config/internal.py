@@ -34,9 +34,6 @@ class InternalConfig(Section):
     checkpoint_interval_s: Annotated[float, Field(ge=0)] = Field(
         2.0, description="Seconds between an image's checkpoints: what it loses when its replica dies"
     )
-    max_attempts: PositiveInt = Field(
-        3, description="How often in a row a job may fail, or its runner die, without it coming further"
-    )
     lease_s: PositiveFloat = Field(15.0, description="Seconds until a silent runner is taken for dead")
     poll_interval_s: PositiveFloat = Field(
         2.0, description="Seconds between looks for jobs and webhooks of which no news came"

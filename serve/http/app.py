@@ -48,7 +48,7 @@ def build_http_app(
     pipeline: Pipeline,
     fleet: Fleet,
 ) -> Starlette:
-    store = job_store(config.jobs, [config.model.shown_id], describe, config.internal.max_attempts)
+    store = job_store(config.jobs, [config.model.shown_id], describe)
     model = ServedModel.of(config, info, lambda: pipeline.known_cost_model)
     job_load = JobLoad(store, fleet.num_ingresses, model.work_s)
     readiness = Readiness(pipeline, fleet, {name: one.min_replicas for name, one in config.stages.items()})

@@ -45,18 +45,14 @@ def resolve(config: JobsConfig) -> JobsConfig:
 
 
 def job_store(
-    config: JobsConfig,
-    models: Collection[str],
-    describe: Callable[[Job], Mapping[str, Any]],
-    max_attempts: int,
+    config: JobsConfig, models: Collection[str], describe: Callable[[Job], Mapping[str, Any]]
 ) -> JobStore:
     """The job store of a resolved configuration, not open. Raises ConfigError.
 
     models: that are served, as they are shown; describe: what a webhook is told of a job
-    max_attempts: as in JobStore
     """
     try:
-        return JobStore(str(config.database_url), describe, models, max_attempts)
+        return JobStore(str(config.database_url), describe, models)
     except ValueError as error:
         raise ConfigError(f"jobs.database_url: {error}") from error
 
