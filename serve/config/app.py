@@ -24,7 +24,14 @@ from serve.config.model import ModelConfig
 from serve.config.old_keys import OLD_KEYS
 from serve.config.schema import HIDDEN, MAIN, ConfigError, Section, expanded, unknown_keys
 from serve.config.shares import gpu_shares
-from serve.config.stages import DecoderConfig, DenoiserConfig, DeviceStage, EncoderConfig, IngressConfig
+from serve.config.stages import (
+    DecoderConfig,
+    DenoiserConfig,
+    DeviceStage,
+    EncoderConfig,
+    IngressConfig,
+    Stage,
+)
 
 _ROWS, _LARGE_MODEL_ROWS = 32, 16
 _LARGE_MODEL_PIXELS = 768 * 768
@@ -143,13 +150,13 @@ class AppConfig(Section):
 
     def autoscaling_of(self, stage: str) -> Autoscaling:
         """How many replicas a stage has, by `autoscaling` and what the stage has otherwise."""
+        section: Stage = self.ingress
         if stage == "ingress":
-            section, common = self.ingress, self.autoscaling
-            update = {"policy": "requests", "target_ongoing_requests": INGRESS_TARGET_ONGOING_REQUESTS}
-            common = common.model_copy(update=update)
+            by_requests = {"policy": "requests", "target_ongoing_requests": INGRESS_TARGET_ONGOING_REQUESTS}
+            common = self.autoscaling.model_copy(update=by_requests)
         else:
             section = self.stages[stage]
-            common = section.autoscaling.applied_to(self.autoscaling)
+            common = self.stages[stage].autoscaling.applied_to(self.autoscaling)
         return Autoscaling(
             **common.model_dump(),
             min_replicas=section.min_replicas,

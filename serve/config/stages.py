@@ -10,7 +10,8 @@ from serve.config.schema import MAIN
 
 
 def _as_min_replicas(given: dict[str, Any]) -> int:
-    return max(1, given.get("min_replicas", 1))
+    """The default of max_replicas. given: the fields before it, as far as they are valid"""
+    return max(1, int(given.get("min_replicas", 1)))
 
 
 class Stage(Reservation):

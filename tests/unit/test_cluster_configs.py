@@ -12,6 +12,7 @@ from serve.config.app import AppConfig
 from serve.config.model import PROJECT_FOLDER
 
 MULTI_GPU = sorted((PROJECT_FOLDER / "cluster").glob("serve_config.*.yaml"))
+REHEARSALS = sorted((PROJECT_FOLDER / "cluster" / "rehearsal").glob("*.yaml"))
 OVERLAYS = sorted((PROJECT_FOLDER / "cluster" / "kuberay" / "overlays").glob("*/serve_config.yaml"))
 [PRODUCTION] = (path for path in OVERLAYS if path.parent.name == "production")
 # TFLOP of a U-Net row and of a decoded image at the model's own size, by torch's flop counter.
@@ -73,7 +74,9 @@ def test_what_cannot_be_placed_in_every_order_is_noticed() -> None:
     assert not all_find_a_place(8, split, anywhere)
 
 
-@pytest.mark.parametrize("path", [*MULTI_GPU, *OVERLAYS], ids=lambda path: f"{path.parent.name}/{path.name}")
+@pytest.mark.parametrize(
+    "path", [*MULTI_GPU, *OVERLAYS, *REHEARSALS], ids=lambda path: f"{path.parent.name}/{path.name}"
+)
 def test_every_key_is_right(path: Path) -> None:
     [config] = check(path)
     assert config.limits.max_queue >= config.denoiser.max_replicas * ROWS[config.model.id] // 2
@@ -87,6 +90,7 @@ def test_one_ingress_goes_on_when_another_dies(path: Path) -> None:
 
 def test_there_are_configurations() -> None:
     assert {num_gpus_of(path) for path in MULTI_GPU} == {4, 8}
+    assert len(REHEARSALS) == 2
     assert {path.parent.name for path in OVERLAYS} == {"dev", "gpu", "production"}
 
 

@@ -1,11 +1,13 @@
 """The configuration: what is misspelt or cannot be is an error that says so."""
 
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import pytest
+import yaml
 from pydantic import ValidationError
 
 from deployments.engine.cost import CostModel, Curve, StageCost
@@ -17,6 +19,7 @@ from serve.config.keys import keys_of, keys_tables, main_keys_table, type_name
 from serve.config.limits import MAX_DEADLINE_S, MAX_PROMPT_LENGTH, MIN_SIZE
 from serve.config.model import PROJECT_FOLDER, CostModelFile
 from serve.config.old_keys import OLD_KEYS
+from serve.config.schema import unknown_keys
 from serve.jobs.resources import resolve
 from tests import tiny_models
 
@@ -198,6 +201,40 @@ def test_the_documentation_has_all_keys_and_the_readme_those_that_most_people_ne
     assert keys_tables(AppConfig) in (PROJECT_FOLDER / "docs" / "configuration.md").read_text()
     readme = (PROJECT_FOLDER / "README.md").read_text()
     assert f"<!-- keys -->\n{main_keys_table(AppConfig)}\n<!-- /keys -->" in readme
+
+
+DOCUMENTS = [
+    *PROJECT_FOLDER.glob("*.md"),
+    *PROJECT_FOLDER.glob("docs/*.md"),
+    *PROJECT_FOLDER.glob("cluster/**/*.md"),
+]
+SECTIONS = "|".join(AppConfig.model_fields)
+
+
+def args_of(block: Any) -> Any:
+    """What a YAML block has of an application's `args`; nothing where it is about something else."""
+    if not isinstance(block, dict):
+        return {}
+    if "applications" in block:
+        return block["applications"][0]["args"]
+    return block.get("args", block if block.keys() <= AppConfig.model_fields.keys() else {})
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+def test_documents_show_and_name_only_keys_that_there_are(document: Path) -> None:
+    text = document.read_text()
+    for block in re.findall(r"```yaml\n(.*?)```", text, re.DOTALL):
+        assert list(unknown_keys(AppConfig, args_of(yaml.safe_load(block)), old_keys=OLD_KEYS)) == []
+    if document.name != "CHANGELOG.md":  # which tells of earlier versions
+        names = {name for key in keys_of(AppConfig) for name in key.names}
+        sections = {name.rpartition(".")[0] for name in names}
+        named = {name.rstrip(".") for name in re.findall(rf"`((?:{SECTIONS})\.[a-z_.]+)[`:]", text)}
+        assert named <= names | sections | modules()
+
+
+def modules() -> set[str]:
+    """Names that look like keys and are files of the project or of a model."""
+    return {path.name for folder in ("serve", "models") for path in (PROJECT_FOLDER / folder).rglob("*.py")}
 
 
 def test_every_key_is_in_one_row_with_its_meaning_and_no_hidden_one_is() -> None:
