@@ -21,7 +21,7 @@ from cluster.bench.mix import Mix, plan
 from cluster.bench.report import summarize
 from serve.app import build_app as build_midstep
 from serve.config.app import AppConfig
-from serve.config.stages import DenoiserConfig
+from serve.config.internal import InternalConfig
 
 STEPS = 20
 SELDOM_S, OFTEN_S = 3600.0, 0.1
@@ -35,8 +35,8 @@ def build_app(num_threads: int) -> Application:
         "denoiser": {
             "num_threads": num_threads,
             "rows_per_forward": 16,
-            "checkpoint_interval_s": float(os.environ[_INTERVAL]),
         },
+        "internal": {"checkpoint_interval_s": float(os.environ[_INTERVAL])},
         "limits": {"max_queue": 4096},
         "jobs": {"data_folder": os.environ[_FOLDER]},
     }
@@ -68,7 +68,7 @@ def main() -> None:
         for interval_s in (SELDOM_S, OFTEN_S, OFTEN_S, SELDOM_S)
     ]
     seldom, often = statistics.mean(measured[::3]), statistics.mean(measured[1:3])
-    usual_s = DenoiserConfig().checkpoint_interval_s
+    usual_s = InternalConfig().checkpoint_interval_s
     cost = (seldom / often - 1) * OFTEN_S / usual_s
     print(
         f"{seldom:.2f} images/s without checkpoints, {often:.2f} with one every {OFTEN_S:g} s: "

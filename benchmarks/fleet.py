@@ -37,8 +37,7 @@ OFFERED = 1.2  # of CAPACITY: enough that none is ever idle
 
 def config(num_denoisers: int, folder: Path) -> AppConfig:
     def stage(num_gpus: float, num_replicas: int) -> dict[str, Any]:
-        replicas = {"min_replicas": num_replicas, "max_replicas": num_replicas}
-        return {"num_gpus": num_gpus, "autoscaling": replicas}
+        return {"num_gpus": num_gpus, "min_replicas": num_replicas}
 
     cost_model = folder / "cost_model.json"
     file = CostModelFile(path="models/shapes", dtype="float32", device="modelled", cost_model=COST)
@@ -50,7 +49,6 @@ def config(num_denoisers: int, folder: Path) -> AppConfig:
             "denoiser": stage(0.8, num_denoisers) | {"max_rows": ROWS, "max_ongoing_requests": 16},
             "decoder": stage(0.1, 1),
             "limits": {"max_queue": 10_000, "max_wait_s": 1000, "max_width": 128, "max_height": 128},
-            "ingress": {"drain_timeout_s": 2000},
         }
     )
 

@@ -51,7 +51,6 @@ def build_app(num_threads: int) -> Application:
         "model": simulated if (folder / _COST_MODEL).exists() else {"device": "cpu"},
         "denoiser": {"num_threads": num_threads},
         "limits": {"max_width": 128, "max_height": 128},
-        "ingress": {"drain_timeout_s": 800},
         "jobs": {"data_folder": str(folder / "data")},
     }
     return build_midstep(AppConfig.model_validate(config))

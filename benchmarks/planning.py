@@ -61,10 +61,9 @@ def written_config(folder: Path, is_simulated: bool, num_denoisers: int) -> Path
             "num_threads": 1,
             "max_rows": MAX_ROWS,
             "rows_per_forward": MAX_ROWS,
-            "autoscaling": {"min_replicas": num_denoisers, "max_replicas": num_denoisers},
+            "min_replicas": num_denoisers,
         },
         "limits": {"max_queue": 4096, "max_width": 128, "max_height": 128},
-        "ingress": {"drain_timeout_s": 3600},
         "jobs": {"data_folder": str(folder / "data")},
     }
     if is_simulated:

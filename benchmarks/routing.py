@@ -13,6 +13,7 @@ import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 from ray.serve import Application
 
@@ -25,7 +26,7 @@ from cluster.bench.load import Target, run_load
 from cluster.bench.mix import Mix, plan
 from cluster.bench.report import Summary, summarize
 from serve.app import build_app as build_midstep
-from serve.config.stages import DenoiserConfig
+from serve.config.deployment_options import stage_options
 
 STEPS: Mapping[Any, float] = {4: 0.2, 20: 0.4, 30: 0.3, 50: 0.1}
 MEAN_STEPS = sum(steps * share for steps, share in STEPS.items())
@@ -33,11 +34,11 @@ ROUTERS = ("Serve's own", "least work")
 _FOLDER, _ROUTER = "MIDSTEP_BENCHMARK_FOLDER", "MIDSTEP_BENCHMARK_ROUTER"  # of the server's process
 
 
-class _ServesOwn(DenoiserConfig):
-    def deployment_options(self) -> dict[str, Any]:
-        options = super().deployment_options()
-        del options["request_router_config"]
-        return options
+def _with_serves_own(*of: Any) -> dict[str, Any]:
+    """The options of a stage, with Serve's own router."""
+    options = stage_options(*of)
+    options.pop("request_router_config", None)
+    return options
 
 
 def build_app(num_denoisers: int) -> Application:
@@ -47,10 +48,10 @@ def build_app(num_denoisers: int) -> Application:
         for name in ("encoder", "denoiser", "decoder")
     }
     # As many as a denoiser has by default: none waits outside.
-    denoiser = stages["denoiser"].model_copy(update={"max_ongoing_requests": 64})
+    stages["denoiser"] = stages["denoiser"].model_copy(update={"max_ongoing_requests": 64})
     own = os.environ[_ROUTER] == ROUTERS[0]
-    stages["denoiser"] = (_ServesOwn if own else DenoiserConfig).model_validate(denoiser.model_dump())
-    return build_midstep(app.model_copy(update=stages))
+    with patch("serve.app.stage_options", _with_serves_own if own else stage_options):
+        return build_midstep(app.model_copy(update=stages))
 
 
 def main() -> None:

@@ -61,10 +61,9 @@ def config(num_denoisers: int) -> AppConfig:
                 "num_threads": 1,
                 "max_rows": MAX_ROWS,
                 "rows_per_forward": MAX_ROWS,
-                "autoscaling": {"min_replicas": num_denoisers, "max_replicas": num_denoisers},
+                "min_replicas": num_denoisers,
             },
             "limits": {"max_queue": 4096, "max_wait_s": 600, "max_width": 128, "max_height": 128},
-            "ingress": {"drain_timeout_s": 3600},
         }
     )
 
@@ -79,7 +78,7 @@ class BareEngine:
 
     def __init__(self) -> None:
         app = config(1)
-        source, placement, known = app.model.source(), app.model.placement(), app.model.known_cost()
+        source, placement, known = app.model.source(), app.placement(), app.model.known_cost()
         info = load_model_info(source)
         self._decodes = not placement.is_simulated
         self._encoder = text_encoder(source, placement, known)

@@ -54,12 +54,13 @@ def midstep() -> None:
 
 
 @midstep.command()
-def keys() -> None:
-    """Print the table of all configuration keys."""
+@click.option("--main", "is_main", is_flag=True, help="Only the keys that most people need.")
+def keys(is_main: bool) -> None:
+    """Print the tables of all configuration keys."""
     from serve.config.app import AppConfig
-    from serve.config.schema import keys_table
+    from serve.config.keys import keys_tables, main_keys_table
 
-    print(keys_table(AppConfig))
+    print(main_keys_table(AppConfig) if is_main else keys_tables(AppConfig))
 
 
 @midstep.command()

@@ -21,7 +21,7 @@ def profile(config: AppConfig) -> CostModelFile:
 
     Raises ModelLoadError and ConfigError.
     """
-    source, placement = config.model.source(), config.model.placement()
+    source, placement = config.model.source(), config.placement()
     if placement.is_simulated:
         raise ConfigError("model.device: there is nothing to measure on a simulated device")
     info = load_model_info(source)
@@ -30,7 +30,7 @@ def profile(config: AppConfig) -> CostModelFile:
 
     torch.set_num_threads(config.encoder.num_threads)
     encoder = text_encoder(source, placement, None)
-    encode = measurement.encode_cost(encoder.warm_up, config.encoder.max_batch_size)
+    encode = measurement.encode_cost(encoder.warm_up, config.batching("encoder", info).max_batch_size)
 
     torch.set_num_threads(config.denoiser.num_threads)
     unet, run_step, engine = unet_and_steps(source, placement, measurement, config.engine_config(info))
@@ -44,7 +44,7 @@ def profile(config: AppConfig) -> CostModelFile:
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"
     return CostModelFile(
         path=config.model.path,
-        dtype=config.model.dtype,
+        dtype=str(placement.torch_dtype()).removeprefix("torch."),
         device=name,
         cost_model=CostModel(encode, forward, decode),
     )

@@ -3,14 +3,17 @@
 from pathlib import Path
 
 from ray import serve
-from ray.serve import Application
+from ray.serve import Application, Deployment
 
+from deployments.batching import Batching
 from deployments.cost_measurement import CostMeasurement
 from deployments.engine.fingerprint import fingerprint
 from deployments.engine.model_source import ModelInfo
 from deployments.kept_costs import KeptCosts
+from serve.capacity.config_problems import drain_timeout_s
 from serve.checks import checked_model_info
 from serve.config.app import AppConfig
+from serve.config.deployment_options import ingress_options, stage_options
 from serve.http.replicate.prediction import describe
 from serve.ingress import Ingress
 from serve.jobs.resources import job_store, object_store, resolve
@@ -31,27 +34,38 @@ def build_app(config: AppConfig) -> Application:
 
     Raises ConfigError and ModelLoadError, naming the key or the model, before anything is deployed.
     """
-    source, placement = config.model.source(), config.model.placement()
+    source, placement = config.model.source(), config.placement()
     info = checked_model_info(config)
     jobs = resolve(config.jobs)
-    job_store(jobs, [], describe), object_store(jobs)  # said now rather than by replicas that cannot start
+    # What is wrong with them is said now rather than by replicas that cannot start.
+    job_store(jobs, [], describe)
+    object_store(jobs)
     config = config.model_copy(update={"jobs": jobs})
-    made_by = fingerprint(source, placement, config.denoiser.deterministic_rows)
+    made_by = fingerprint(source, placement, config.engine_config(info).deterministic_rows)
     measurement = _cost_measurement(config, info, made_by)
-    encoder, denoiser, decoder = config.encoder, config.denoiser, config.decoder
-    encoder_stage = deployment_of(PROMPT_ENCODER, **HEALTH, **encoder.deployment_options()).bind(
-        source, placement, encoder.batching(), encoder.num_threads, encoder.cache_size, measurement
+    engine, internal = config.engine_config(info), config.internal
+
+    def deployment(path: str, stage: str) -> Deployment:
+        return deployment_of(path, **HEALTH, **stage_options(config, stage, info))
+
+    def gathered(stage: str) -> tuple[Batching, int]:
+        return config.batching(stage, info), config.stages[stage].num_threads
+
+    encoder = deployment(PROMPT_ENCODER, "encoder").bind(
+        source, placement, *gathered("encoder"), internal.encoder_cache_size, measurement
     )
-    denoiser_stage = deployment_of(DENOISER, **HEALTH, **denoiser.deployment_options()).bind(
-        source, placement, config.engine_config(info), denoiser.batching(), denoiser.num_threads, measurement
+    denoiser = deployment(DENOISER, "denoiser").bind(
+        source, placement, engine, *gathered("denoiser"), measurement
     )
-    decoder_stage = deployment_of(VAE_DECODER, **HEALTH, **decoder.deployment_options()).bind(
-        source, placement, decoder.batching(), decoder.num_threads, decoder.max_hold_s, measurement
+    decoder = deployment(VAE_DECODER, "decoder").bind(
+        source, placement, *gathered("decoder"), internal.max_hold_s, measurement
     )
-    stages = (encoder_stage, denoiser_stage, decoder_stage)
-    runner = deployment_of(RUNNER, **HEALTH, **config.jobs.runner_options()).bind(config, made_by, *stages)
-    ingress = serve.deployment(Ingress, **HEALTH, **config.ingress.deployment_options())
-    return ingress.bind(config, info, *stages, runner)
+    stages = (encoder, denoiser, decoder)
+    runner = deployment_of(RUNNER, **HEALTH, **config.jobs.runner_options())
+    ingress = serve.deployment(
+        Ingress, **HEALTH, **ingress_options(config, info, drain_timeout_s(config, info))
+    )
+    return ingress.bind(config, info, *stages, runner.bind(config, info, made_by, *stages))
 
 
 def _cost_measurement(config: AppConfig, info: ModelInfo, made_by: str) -> CostMeasurement:
@@ -59,7 +73,7 @@ def _cost_measurement(config: AppConfig, info: ModelInfo, made_by: str) -> CostM
     shapes = config.latent_shapes(info)
     measured_with = {
         "fingerprint": made_by,
-        "model": config.model.model_dump(exclude={"id", "sizes", "cost_model", "compile_cache"}),
+        "model": config.model.model_dump(exclude={"id", "sizes", "cost_model"}),
         "latent_shapes": shapes,
         "num_threads": {name: stage.num_threads for name, stage in config.stages.items()},
     }

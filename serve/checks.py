@@ -14,6 +14,7 @@ from ray.serve.schema import ServeDeploySchema
 from deployments.engine.model_source import ModelInfo, ModelLoadError, load_model_info
 from serve.capacity.config_problems import check_drain
 from serve.config.app import AppConfig
+from serve.config.old_keys import OLD_KEYS
 from serve.config.schema import ConfigError, unknown_keys
 
 IMPORT_PATH = "serve.app:build_app"
@@ -59,14 +60,14 @@ def checked_model_info(config: AppConfig) -> ModelInfo:
 
     Reads no weights. Raises ConfigError and ModelLoadError.
     """
-    info = load_model_info(config.model.source(), with_weights=not config.model.placement().is_simulated)
+    info = load_model_info(config.model.source(), with_weights=config.model.device != "simulated")
     config.check_for(info)
     check_drain(config, info)
     return info
 
 
 def _problems_of_args(args: Any, place: str) -> list[str]:
-    if unknown := list(unknown_keys(AppConfig, args, f"{place}.")):
+    if unknown := list(unknown_keys(AppConfig, args, f"{place}.", OLD_KEYS)):
         return unknown
     try:
         config = AppConfig.model_validate(args)

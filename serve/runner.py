@@ -7,6 +7,7 @@ from importlib import import_module
 
 from ray.serve.handle import DeploymentHandle
 
+from deployments.engine.model_source import ModelInfo
 from serve.calls.pipeline import Pipeline
 from serve.calls.telemetry import Telemetry
 from serve.config.app import AppConfig
@@ -25,12 +26,14 @@ class Runner:
     def __init__(
         self,
         config: AppConfig,
+        info: ModelInfo,
         fingerprint: str,
         encoder: DeploymentHandle,
         denoiser: DeploymentHandle,
         decoder: DeploymentHandle,
     ) -> None:
         self._config = config
+        self._info = info
         self._fingerprint = fingerprint
         self._pipeline = Pipeline(encoder, denoiser, decoder, Telemetry())
         # Serve calls constructors on the replica's event loop; what is started here is stopped in __del__.
@@ -47,11 +50,11 @@ class Runner:
             await self._task
 
     async def _run(self) -> None:
-        jobs = self._config.jobs
+        jobs, internal = self._config.jobs, self._config.internal
         settings = RunnerSettings(
-            max_images=self._config.images_per_runner(),
-            lease_s=jobs.lease_s,
-            poll_interval_s=jobs.poll_interval_s,
+            max_images=self._config.images_per_runner(self._info),
+            lease_s=internal.lease_s,
+            poll_interval_s=internal.poll_interval_s,
             retention_s=jobs.retention_s,
             forget_after_s=jobs.forget_after_s,
             fingerprint=self._fingerprint,

@@ -20,7 +20,7 @@ from deployments.engine.samplers import (
 )
 from serve.capacity.estimator import Estimator
 from serve.config.app import AppConfig
-from serve.config.limits import DefaultsConfig, LimitsConfig
+from serve.config.limits import DefaultsConfig, Limits
 from serve.errors import InvalidRequestError
 from serve.generation import GenerationRequest
 
@@ -89,7 +89,7 @@ class ServedModel:
     tables: SamplerTables
     default_size: tuple[int, int]
     defaults: DefaultsConfig
-    limits: LimitsConfig
+    limits: Limits
     estimator: Estimator
     known_cost: Callable[[], CostModel | None]
 
@@ -104,7 +104,7 @@ class ServedModel:
             tables=SamplerTables(info.scheduler_config),
             default_size=config.default_size(info),
             defaults=config.defaults,
-            limits=config.limits,
+            limits=config.limits_for(info),
             estimator=Estimator(config.engine_config(info)),
             known_cost=known_cost,
         )

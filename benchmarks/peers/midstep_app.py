@@ -19,11 +19,10 @@ _MAX_QUEUE = 4096
 def build_app(num_threads: int) -> Application:
     denoiser: dict[str, Any] = {
         "num_threads": 1,
-        "autoscaling": {"min_replicas": num_threads, "max_replicas": num_threads},
+        "min_replicas": num_threads,
     }
     config: dict[str, Any] = {
         "denoiser": denoiser,
-        "ingress": {"max_ongoing_requests": _MAX_QUEUE, "drain_timeout_s": 3600},
         "limits": {"max_queue": _MAX_QUEUE, "max_wait_s": 1800},
     }
     if cost_model := os.environ.get(COST_MODEL_VARIABLE):

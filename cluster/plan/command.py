@@ -94,7 +94,7 @@ def _sharing(config: AppConfig) -> Sharing:
     """As the application itself has it on such a device."""
     if config.model.device == "simulated":
         return Sharing.NOTHING
-    return Sharing.STAGES if config.denoiser.num_gpus else Sharing.MACHINE
+    return Sharing.STAGES if config.num_gpus()["denoiser"] else Sharing.MACHINE
 
 
 def _plan(options: PlanOptions, model: Model, file: CostModelFile, console: Console) -> Written:
@@ -122,7 +122,7 @@ def _validate(options: PlanOptions, model: Model, file: CostModelFile, console: 
     known = options.known
     send = sender(options.validate, options.timeout_s)
     # Where replicas may come, what is sent to measure it would bring more.
-    is_measured = not known.has_pace and not model.config.denoiser.autoscaling.is_on
+    is_measured = not known.has_pace and not model.config.autoscaling_of("denoiser").is_on
     if known.request_s is None:
         with console.status("measuring single requests"):
             request_s = measured_request_s(replace(model, overheads=Overheads()), options.plans[0][0], send)

@@ -64,7 +64,7 @@ def plan_load(model: Model, planned: Sequence[PlannedRequest], goal: Goal, watch
     enough = [option for option in fixed if option.meets_goal]
     best = min(enough, key=lambda option: (option.gpus, -option.within_slo, _latency(option)), default=None)
     options = sorted(fixed, key=lambda option: (option.gpus, option.row_cap))
-    if model.config.denoiser.autoscaling.is_on:
+    if model.config.autoscaling_of("denoiser").is_on:
         check_autoscaling(model)
         options.append(_simulated(model, None, planned, goal, watch))
     return LoadPlan(options, best)
@@ -72,10 +72,12 @@ def plan_load(model: Model, planned: Sequence[PlannedRequest], goal: Goal, watch
 
 def check_autoscaling(model: Model) -> None:
     """Raises ConfigError for a policy that is not simulated."""
-    for name, stage in model.config.stages.items():
-        if stage.autoscaling.is_on and stage.autoscaling.policy != "work":
+    for name in model.config.stages:
+        autoscaling = model.config.autoscaling_of(name)
+        if autoscaling.is_on and autoscaling.policy != "work":
             raise ConfigError(
-                f"{name}.autoscaling.policy: {stage.autoscaling.policy!r} is not simulated, only 'work' is"
+                f"autoscaling.policy: {autoscaling.policy!r}, which the {name} has, is not simulated, only "
+                "'work' is"
             )
 
 
@@ -128,20 +130,18 @@ def _fewest(
         curve = cost.decode.curve(request.latent_shape)
         return request.num_images * curve.seconds_each(config.decoder.max_batch_size)
 
-    encode_s = cost.encode.seconds_each(config.encoder.max_batch_size)
+    encode_s = cost.encode.seconds_each(config.batching("encoder", model.info).max_batch_size)
     num_texts = len({request.prompt for request in requests})
     return Replicas(
-        needed(num_texts * encode_s, config.encoder.autoscaling.utilization),
+        needed(num_texts * encode_s, config.autoscaling_of("encoder").utilization),
         needed(sum(request.work_s or 0.0 for request in requests), 1.0),
-        needed(sum(map(decode_s, requests)), config.decoder.autoscaling.utilization),
+        needed(sum(map(decode_s, requests)), config.autoscaling_of("decoder").utilization),
     )
 
 
 def _other_row_caps(model: Model) -> list[Model]:
     """Half of the cap and the most there may be, as far as these come to others."""
-    capped = [
-        model.with_row_cap(rows) for rows in (model.row_cap // 2, model.config.denoiser.max_rows) if rows >= 2
-    ]
+    capped = [model.with_row_cap(rows) for rows in (model.row_cap // 2, model.engine.max_rows) if rows >= 2]
     return list({other.row_cap: other for other in capped if other.row_cap != model.row_cap}.values())
 
 

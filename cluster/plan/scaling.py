@@ -9,7 +9,7 @@ from simpy import Environment
 
 from cluster.plan.pool import Member, Pool
 from cluster.plan.stages import Process
-from serve.config.autoscaling import WorkAutoscalingSection
+from serve.config.autoscaling import Autoscaling
 
 # Serve's controller looks ten times a second, and at reports that come every metrics_interval_s.
 LOOK_INTERVAL_S = 1.0
@@ -50,12 +50,12 @@ class Upscaling:
 class Scaler:
     """Scales one stage. Runs as two processes: `report` and `scale`."""
 
-    def __init__(self, env: Environment, name: str, pool: Pool[Any], section: WorkAutoscalingSection) -> None:
+    def __init__(self, env: Environment, name: str, pool: Pool[Any], autoscaling: Autoscaling) -> None:
         self._env = env
         self._name = name
         self._pool = pool
-        self._cold_start_s = section.cold_start_s
-        self._config = AutoscalingConfig(**section.autoscaling_config())
+        self._cold_start_s = autoscaling.cold_start_s
+        self._config = AutoscalingConfig(**autoscaling.autoscaling_config())
         self._policy: Callable[[AutoscalingContext], tuple[int, Mapping[str, Any]]]
         self._policy = self._config.policy.get_policy()(**self._config.policy.policy_kwargs)
         self._notes: dict[Member[Any], list[tuple[float, dict[str, float]]]] = {}

@@ -57,16 +57,17 @@ class Simulation:
         self._model = model
         self._env = env = Environment()
         self._devices = Devices(env, model.sharing)
-        config, cost = model.config, model.cost
+        config, info, cost = model.config, model.info, model.cost
+        shares = config.num_gpus()
         # The denoisers first: they have the large shares, and the others fill up what is left.
         self._denoisers: Pool[DenoiseRequest] = Pool(
             env,
             self._devices,
             lambda device: DenoiserReplica(
-                env, device, config.denoiser.batching(), model.denoising, model.overheads
+                env, device, config.batching("denoiser", info), model.denoising, model.overheads
             ),
-            config.denoiser.num_gpus or 1.0,
-            config.denoiser.max_ongoing_requests,
+            shares["denoiser"] or 1.0,
+            config.max_ongoing_requests("denoiser", info),
             seed,
             work_s,
         )
@@ -74,20 +75,20 @@ class Simulation:
             env,
             self._devices,
             lambda device: DecoderReplica(
-                env, device, config.decoder.batching(), cost.decode, config.decoder.max_hold_s
+                env, device, config.batching("decoder", info), cost.decode, config.internal.max_hold_s
             ),
-            config.decoder.num_gpus,
-            config.decoder.max_ongoing_requests,
+            shares["decoder"],
+            config.max_ongoing_requests("decoder", info),
             seed,
         )
         self._encoders: Pool[Sequence[str]] = Pool(
             env,
             self._devices,
             lambda device: EncoderReplica(
-                env, device, config.encoder.batching(), cost.encode, config.encoder.cache_size
+                env, device, config.batching("encoder", info), cost.encode, config.internal.encoder_cache_size
             ),
-            config.encoder.num_gpus,
-            config.encoder.max_ongoing_requests,
+            shares["encoder"],
+            config.max_ongoing_requests("encoder", info),
             seed,
         )
         limits = config.limits
@@ -100,15 +101,16 @@ class Simulation:
 
     def _begin(self, replicas: Replicas | None) -> None:
         config = self._model.config
-        for name, pool, stage in (
-            ("denoiser", self._denoisers, config.denoiser),
-            ("decoder", self._decoders, config.decoder),
-            ("encoder", self._encoders, config.encoder),
+        for name, pool in (
+            ("denoiser", self._denoisers),
+            ("decoder", self._decoders),
+            ("encoder", self._encoders),
         ):
-            number = stage.autoscaling.min_replicas if replicas is None else getattr(replicas, name)
+            autoscaling = config.autoscaling_of(name)
+            number = autoscaling.min_replicas if replicas is None else getattr(replicas, name)
             pool.resize(number, cold_start_s=0.0)
-            if replicas is None and stage.autoscaling.is_on:
-                scaler = Scaler(self._env, name, pool, stage.autoscaling)
+            if replicas is None and autoscaling.is_on:
+                scaler = Scaler(self._env, name, pool, autoscaling)
                 self._env.process(scaler.report())
                 self._env.process(scaler.scale())
 

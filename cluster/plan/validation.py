@@ -133,7 +133,7 @@ def evenly(model: Model, planned: Sequence[PlannedRequest]) -> list[PlannedReque
     Steps take the longer the busier a machine is with all else that requests bring, so the rate matters.
     It is no higher than what a machine somewhat slower than its costs can keep up with.
     """
-    num_denoisers = model.config.denoiser.autoscaling.min_replicas
+    num_denoisers = model.config.denoiser.min_replicas
     chosen = list(islice(cycle(reversed(planned)), NUM_EVEN * num_denoisers))
     work_s = statistics.mean(map(model.work_s, chosen))
     between_s = max(one.due_s for one in planned) / len(planned)

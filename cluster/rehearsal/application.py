@@ -11,6 +11,7 @@ from cluster.ports import free_port
 from serve.app import build_app
 from serve.config.app import AppConfig
 from serve.config.schema import ConfigError, Section
+from serve.config.shares import gpu_shares
 
 NAME = "rehearsal"
 _HOST = "127.0.0.1"
@@ -19,15 +20,26 @@ _HEAD_STAGE_CPUS = 0.01
 Changed = TypeVar("Changed", bound=Section)
 
 
+def on_gpus(config: AppConfig) -> AppConfig:
+    """The configuration with shares of GPUs: worked out as for real ones, where it has none for denoisers."""
+    if config.num_gpus()["denoiser"]:
+        return config
+    shares = gpu_shares(config.encoder.max_replicas, config.decoder.max_replicas)
+    return _changed(
+        config, **{name: _changed(stage, num_gpus=shares[name]) for name, stage in config.stages.items()}
+    )
+
+
 def rehearsed(config: AppConfig, data_folder: str) -> AppConfig:
     """What a local cluster can run of it, with as many replicas and by the same policy. Raises ConfigError.
 
     Nodes there have GPUs and no CPUs, as simulated devices need none.
     """
-    if config.denoiser.num_gpus == 0:
-        raise ConfigError("denoiser.num_gpus: is 0, so nothing would be on the GPUs")
+    shares = config.num_gpus()
     stages = {
-        name: _changed(stage, num_cpus=0 if stage.num_gpus else _HEAD_STAGE_CPUS, resources={})
+        name: _changed(
+            stage, num_gpus=shares[name], num_cpus=0 if shares[name] else _HEAD_STAGE_CPUS, resources={}
+        )
         for name, stage in config.stages.items()
     }
     jobs = _changed(
@@ -46,14 +58,15 @@ def rehearsed(config: AppConfig, data_folder: str) -> AppConfig:
 
 def check_room(config: AppConfig, nodes: Sequence[int]) -> None:
     """nodes: the GPUs of each. Raises ConfigError where Serve would wait for ever for what it starts with."""
-    for name, stage in config.stages.items():
-        if stage.num_gpus > max(nodes):
-            raise ConfigError(f"{name}.num_gpus: {stage.num_gpus:g} is more than a node has, {max(nodes)}")
-    shares = {name: stage.autoscaling.min_replicas * stage.num_gpus for name, stage in config.stages.items()}
+    share = config.num_gpus()
+    for name in config.stages:
+        if share[name] > max(nodes):
+            raise ConfigError(f"{name}.num_gpus: {share[name]:g} is more than a node has, {max(nodes)}")
+    shares = {name: stage.min_replicas * share[name] for name, stage in config.stages.items()}
     if sum(shares.values()) > sum(nodes):
         shown = ", ".join(f"{name} {share:g}" for name, share in shares.items())
         raise ConfigError(
-            f"autoscaling.min_replicas: what the stages start with needs {sum(shares.values()):g} GPUs "
+            f"min_replicas: what the stages start with needs {sum(shares.values()):g} GPUs "
             f"({shown}), and there are {sum(nodes)} (--gpus)"
         )
 

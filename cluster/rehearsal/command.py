@@ -20,7 +20,7 @@ from cluster.local_cluster import local_cluster
 from cluster.plan.devices import Sharing
 from cluster.plan.model import Model
 from cluster.plan.stages import Overheads
-from cluster.rehearsal.application import check_room
+from cluster.rehearsal.application import check_room, on_gpus
 from cluster.rehearsal.chart import chart
 from cluster.rehearsal.options import RehearsalOptions, with_rehearsal_options
 from cluster.rehearsal.rehearsal import Rehearsal
@@ -55,7 +55,7 @@ def rehearse(options: RehearsalOptions) -> None:
     CONFIG is a Serve configuration file with one application of Midstep. It runs as it is, its autoscaling
     included, on simulated devices.
     """
-    config = only_application(options.config)
+    config = on_gpus(only_application(options.config))
     check_room(config, options.nodes)
     work_s = _work_s(config)
     console = Console()

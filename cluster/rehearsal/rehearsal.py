@@ -46,7 +46,7 @@ def rehearse(
     config: AppConfig, planned: Sequence[PlannedRequest], timeout_s: float, on_outcome: OnOutcome
 ) -> Rehearsal:
     """On the Ray that this process is connected to. Raises ConfigError."""
-    gpus = {name: stage.num_gpus for name, stage in config.stages.items()}
+    gpus = config.num_gpus()
     sightings: list[Sighting] = []
     with running(config) as url:
         outcomes = asyncio.run(_loaded(Target(url), planned, timeout_s, on_outcome, sightings))

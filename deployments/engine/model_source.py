@@ -64,7 +64,9 @@ class ModelSource:
 class Placement:
     """Where and how a part of a model runs.
 
-    device: auto, cpu, cuda or simulated; dtype: float32, bfloat16 or float16; attention: sdpa or xformers
+    device: auto, cpu, cuda or simulated; attention: sdpa or xformers
+    dtype: float32, bfloat16 or float16; auto takes bfloat16 on CUDA, or float16 where the GPU has none, and
+        float32 elsewhere
     compile_cache: a folder; where it is given the U-Net is compiled, and what was compiled is kept there
     faults: a folder, of a simulated device alone (simulated_faults)
     """
@@ -90,10 +92,15 @@ class Placement:
         return torch.device(name)
 
     def torch_dtype(self) -> torch.dtype:
+        """Raises ModelLoadError where there is no such device."""
         import torch  # noqa: PLC0415
 
-        dtype: torch.dtype = getattr(torch, self.dtype)
-        return dtype
+        if self.dtype != "auto":
+            dtype: torch.dtype = getattr(torch, self.dtype)
+            return dtype
+        if self.torch_device().type != "cuda":
+            return torch.float32
+        return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,24 +4,21 @@ from collections.abc import Mapping
 
 from serve.calls.fleet import Fleet
 from serve.calls.pipeline import Pipeline
-from serve.config.autoscaling import AutoscalingSection
 from serve.errors import NotReadyError
 
 
 class Readiness:
-    """autoscaling: of each stage
+    """min_replicas: the fewest replicas of each stage
 
     A stage that may have no replicas is called until it has answered once, and then no more, as a call would
     bring one. Not while it has some either: the last may go in that moment.
     """
 
-    def __init__(
-        self, pipeline: Pipeline, fleet: Fleet, autoscaling: Mapping[str, AutoscalingSection]
-    ) -> None:
+    def __init__(self, pipeline: Pipeline, fleet: Fleet, min_replicas: Mapping[str, int]) -> None:
         self._pipeline = pipeline
         self._fleet = fleet
-        self._may_sleep = frozenset(name for name, of in autoscaling.items() if of.min_replicas == 0)
-        self._always_there = autoscaling.keys() - self._may_sleep
+        self._may_sleep = frozenset(name for name, fewest in min_replicas.items() if fewest == 0)
+        self._always_there = min_replicas.keys() - self._may_sleep
 
     async def check(self, timeout_s: float) -> None:
         """Returns when every stage has answered or may sleep. Raises NotReadyError."""

@@ -9,6 +9,9 @@ from deployments.engine.step_scheduler import Group
 from serve.config.app import AppConfig
 from serve.config.schema import ConfigError
 
+# What the longest request is taken to need at most before its costs are known.
+_UNKNOWN_LONGEST_S = 600.0
+
 
 def check_drain(config: AppConfig, info: ModelInfo) -> None:
     """Checks `ingress.drain_timeout_s` where the costs are known from a file. Raises ConfigError."""
@@ -17,9 +20,21 @@ def check_drain(config: AppConfig, info: ModelInfo) -> None:
         raise ConfigError(problem)
 
 
+def drain_timeout_s(config: AppConfig, info: ModelInfo) -> float:
+    """Seconds that an ingress replica which is to go has to answer its requests.
+
+    Raises ConfigError for a file of costs that cannot be read.
+    """
+    given, wait_s = config.ingress.drain_timeout_s, config.limits.max_wait_s
+    if given != "auto":
+        return given
+    cost = config.model.known_cost()
+    return math.ceil(wait_s + (_UNKNOWN_LONGEST_S if cost is None else _longest_s(config, info, cost)))
+
+
 def drain_problem(config: AppConfig, info: ModelInfo, cost: CostModel) -> str | None:
     """What is wrong with `ingress.drain_timeout_s`; None where it is long enough."""
-    drain_s, wait_s = config.ingress.drain_timeout_s, config.limits.max_wait_s
+    drain_s, wait_s = drain_timeout_s(config, info), config.limits.max_wait_s
     longest_s = _longest_s(config, info, cost)
     if drain_s >= wait_s + longest_s:
         return None
@@ -36,8 +51,8 @@ def crowding_problem(config: AppConfig, info: ModelInfo, cost: CostModel) -> str
     engine = config.engine_config(info).padded_to(cost.forward.padded_to)
     group = Group(config.latent_shapes(info)[0], deterministic=False)
     image_s = engine.work_s(group, cost.forward, config.defaults.num_inference_steps, num_rows=2)
-    num_images = config.images_per_runner() * config.jobs.num_runners
-    wait_s = num_images * image_s / config.denoiser.autoscaling.max_replicas
+    num_images = config.images_per_runner(info) * config.jobs.num_runners
+    wait_s = num_images * image_s / config.denoiser.max_replicas
     if wait_s < config.limits.max_wait_s:
         return None
     return (
@@ -49,7 +64,7 @@ def crowding_problem(config: AppConfig, info: ModelInfo, cost: CostModel) -> str
 
 def _longest_s(config: AppConfig, info: ModelInfo, cost: CostModel) -> float:
     """Seconds that the longest request takes that is allowed, alone and with guidance."""
-    limits, factor = config.limits, info.scale_factor
+    limits, factor = config.limits_for(info), info.scale_factor
     engine = config.engine_config(info).padded_to(cost.forward.padded_to)
     width = min(limits.max_width, limits.max_pixels)
     height = min(limits.max_height, limits.max_pixels // width)

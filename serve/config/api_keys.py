@@ -21,7 +21,7 @@ def new_key() -> str:
 
 
 def key_sha256(key: str) -> str:
-    """In hexadecimal, as the configuration has it."""
+    """The SHA-256 of a key in hexadecimal, as the configuration has it."""
     return sha256(key.encode()).hexdigest()
 
 
@@ -35,13 +35,13 @@ class ApiKeyConfig(Section):
     """A key that requests may come with."""
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]{1,64}$")] = Field(
-        description="the client's; keys of one name are of one client, so that it can change them"
+        description="Name of the client; several keys of one name are one client, so that it can change them"
     )
     key_sha256: Annotated[str, AfterValidator(_no_key), Field(pattern=r"^[0-9a-fA-F]{64}$")] = Field(
-        description="64 hexadecimal digits, as `midstep key NAME` prints them"
+        description="SHA-256 of the key in hexadecimal, as `midstep key NAME` prints it"
     )
     device_seconds_per_minute: PositiveFloat | None = Field(
-        None, description="of denoising that the client may ask for; `null`: as much as there is"
+        None, description="Seconds of denoising that the client may ask for in a minute; `null`: no limit"
     )
 
 

@@ -1,30 +1,49 @@
 """The configuration: the `args` of an application in Serve's YAML.
 
 Every key has a default, so that `args: {}` serves the embedded model; unknown keys are errors that name the
-nearest key there is.
+nearest key there is. What a key leaves open (`auto`) is decided by the methods here.
 """
 
 import math
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, Self
 
 from pydantic import Field, model_validator
 
+from deployments.batching import Batching
 from deployments.engine.engine_config import EngineConfig
 from deployments.engine.messages import LatentShape
-from deployments.engine.model_source import ModelInfo
+from deployments.engine.model_source import ModelInfo, Placement
 from deployments.engine.samplers import SamplerTables, UnsupportedSamplerError, canonical_sampler
 from serve.config.api_keys import ApiKeys
+from serve.config.autoscaling import Autoscaling, AutoscalingConfig
+from serve.config.internal import INGRESS_TARGET_ONGOING_REQUESTS, InternalConfig
 from serve.config.jobs import JobsConfig
-from serve.config.limits import DefaultsConfig, LimitsConfig
+from serve.config.limits import DefaultsConfig, Limits, LimitsConfig
 from serve.config.model import ModelConfig
-from serve.config.schema import ConfigError, Section, unknown_keys
-from serve.config.stages import DecoderConfig, DenoiserConfig, DeviceStage, EncoderConfig, IngressConfig
+from serve.config.old_keys import OLD_KEYS
+from serve.config.schema import HIDDEN, MAIN, ConfigError, Section, expanded, unknown_keys
+from serve.config.shares import gpu_shares
+from serve.config.stages import (
+    DecoderConfig,
+    DenoiserConfig,
+    DeviceStage,
+    EncoderConfig,
+    IngressConfig,
+    Stage,
+)
+
+_ROWS, _LARGE_MODEL_ROWS = 32, 16
+_LARGE_MODEL_PIXELS = 768 * 768
+_DETERMINISTIC_ROWS = 8
+_ADMITTED_TOGETHER = 8
 
 
 class AppConfig(Section):
     """An application: one model, its stages and its limits."""
 
     model: ModelConfig = Field(default_factory=ModelConfig)
+    autoscaling: AutoscalingConfig = Field(default_factory=AutoscalingConfig)
     encoder: EncoderConfig = Field(default_factory=EncoderConfig)
     denoiser: DenoiserConfig = Field(default_factory=DenoiserConfig)
     decoder: DecoderConfig = Field(default_factory=DecoderConfig)
@@ -32,7 +51,10 @@ class AppConfig(Section):
     defaults: DefaultsConfig = Field(default_factory=DefaultsConfig)
     limits: LimitsConfig = Field(default_factory=LimitsConfig)
     jobs: JobsConfig = Field(default_factory=JobsConfig)
-    api_keys: ApiKeys = Field((), description="the keys that requests must come with; none: all may come")
+    api_keys: ApiKeys = Field(
+        (), description="Keys that requests must come with; `[]`: none is needed", json_schema_extra=MAIN
+    )
+    internal: InternalConfig = Field(default_factory=InternalConfig, json_schema_extra=HIDDEN)
 
     @property
     def stages(self) -> dict[str, DeviceStage]:
@@ -42,24 +64,33 @@ class AppConfig(Section):
     @model_validator(mode="before")
     @classmethod
     def _name_unknown_keys(cls, data: Any) -> Any:
-        if unknown := list(unknown_keys(cls, data)):
+        if unknown := list(unknown_keys(cls, data, old_keys=OLD_KEYS)):
             raise ValueError("; ".join(unknown))
         return data
 
     @model_validator(mode="after")
-    def _check_gpus(self) -> "AppConfig":
-        without = [name for name, stage in self.stages.items() if stage.num_gpus == 0]
+    def _check_gpus(self) -> Self:
+        without = [name for name, share in self.num_gpus().items() if share == 0]
         if self.model.device == "cuda" and without:
             raise ValueError(
                 f"model.device: cuda needs a share of a GPU for each stage, else all would be on one; "
-                f"set {', '.join(f'{name}.num_gpus' for name in without)}"
+                f"{', '.join(f'{name}.num_gpus' for name in without)} must not be 0"
             )
         return self
 
     @model_validator(mode="after")
-    def _check_drain(self) -> "AppConfig":
+    def _check_autoscaling(self) -> Self:
+        for name in self.stages:
+            try:
+                self.autoscaling_of(name).check()
+            except ConfigError as error:
+                raise ValueError(f"{name}.{error}") from error
+        return self
+
+    @model_validator(mode="after")
+    def _check_drain(self) -> Self:
         drain_s, wait_s = self.ingress.drain_timeout_s, self.limits.max_wait_s
-        if drain_s <= wait_s:
+        if drain_s != "auto" and drain_s <= wait_s:
             raise ValueError(
                 f"ingress.drain_timeout_s ({drain_s:g}) is not more than limits.max_wait_s ({wait_s:g}), so "
                 "requests that were accepted would be cut off when a replica goes"
@@ -67,7 +98,7 @@ class AppConfig(Section):
         return self
 
     @model_validator(mode="after")
-    def _check_defaults(self) -> "AppConfig":
+    def _check_defaults(self) -> Self:
         steps, most = self.defaults.num_inference_steps, self.limits.max_num_inference_steps
         if steps > most:
             raise ValueError(
@@ -77,33 +108,34 @@ class AppConfig(Section):
 
     def check_for(self, info: ModelInfo) -> None:
         """Raises ConfigError for defaults that this model or the limits do not allow."""
+        limits = self.limits_for(info)
         sizes = zip(
-            ("height", "width"),
-            self.default_size(info),
-            (self.limits.max_height, self.limits.max_width),
-            strict=True,
+            ("height", "width"), self.default_size(info), (limits.max_height, limits.max_width), strict=True
         )
         for name, pixels, limit in sizes:
-            if pixels % info.scale_factor or not self.limits.min_size <= pixels <= limit:
+            if pixels % info.scale_factor or not limits.min_size <= pixels <= limit:
                 raise ConfigError(
                     f"defaults.{name}: {pixels} is not a multiple of {info.scale_factor} "
-                    f"from limits.min_size ({self.limits.min_size}) to limits.max_{name} ({limit})"
+                    f"from {limits.min_size} to limits.max_{name} ({limit})"
                 )
         for size in self.model.sizes:
             width, height = map(int, size.split("x"))
             if width % info.scale_factor or height % info.scale_factor:
                 raise ConfigError(f"model.sizes: {size} is not of multiples of {info.scale_factor}")
-            if width > self.limits.max_width or height > self.limits.max_height:
+            if width > limits.max_width or height > limits.max_height:
                 raise ConfigError(
-                    f"model.sizes: {size} is larger than limits.max_width ({self.limits.max_width}) "
-                    f"and limits.max_height ({self.limits.max_height}) allow"
+                    f"model.sizes: {size} is larger than limits.max_width ({limits.max_width}) "
+                    f"and limits.max_height ({limits.max_height}) allow"
                 )
         height, width = self.default_size(info)
-        if height * width > self.limits.max_pixels:
+        if height * width > limits.max_pixels:
             raise ConfigError(
-                f"defaults: {width}x{height} has more pixels than limits.max_pixels "
-                f"({self.limits.max_pixels})"
+                f"defaults: {width}x{height} has more pixels than limits.max_pixels ({limits.max_pixels})"
             )
+        try:
+            self.denoiser.check_row_cap(self.max_rows(info))
+        except ValueError as error:
+            raise ConfigError(f"denoiser.rows_per_forward: {error}") from error
         self._check_sampler(info)
 
     def _check_sampler(self, info: ModelInfo) -> None:
@@ -118,27 +150,90 @@ class AppConfig(Section):
         except UnsupportedSamplerError as error:
             raise ConfigError(f"defaults.sampler: {error}") from error
 
-    def images_per_runner(self) -> int:
+    def placement(self) -> Placement:
+        """Raises ConfigError for a data folder that cannot be."""
+        cache = expanded("jobs.data_folder", self.jobs.data_folder).absolute() / "compiled"
+        model = self.model
+        return Placement(model.device, model.dtype, model.attention, str(cache) if model.compile else None)
+
+    def autoscaling_of(self, stage: str) -> Autoscaling:
+        """How many replicas a stage has, by `autoscaling` and what the stage has otherwise."""
+        section: Stage = self.ingress
+        if stage == "ingress":
+            by_requests = {"policy": "requests", "target_ongoing_requests": INGRESS_TARGET_ONGOING_REQUESTS}
+            common = self.autoscaling.model_copy(update=by_requests)
+        else:
+            section = self.stages[stage]
+            common = self.stages[stage].autoscaling.applied_to(self.autoscaling)
+        return Autoscaling(
+            **common.model_dump(),
+            min_replicas=section.min_replicas,
+            max_replicas=section.max_replicas,
+            metrics_interval_s=self.internal.metrics_interval_s,
+            look_back_period_s=self.internal.look_back_period_s,
+            upscale_delay_s=self.internal.upscale_delay_s,
+        )
+
+    def num_gpus(self) -> Mapping[str, float]:
+        """The share of a GPU that a replica of each stage reserves."""
+        worked_out = gpu_shares(self.encoder.max_replicas, self.decoder.max_replicas)
+        if self.model.device != "cuda":
+            worked_out = dict.fromkeys(worked_out, 0.0)
+        return {
+            name: worked_out[name] if stage.num_gpus == "auto" else stage.num_gpus
+            for name, stage in self.stages.items()
+        }
+
+    def batching(self, stage: str, info: ModelInfo) -> Batching:
+        """How a stage gathers what arrives: of the denoiser only what it admits at once."""
+        wait_s = self.internal.batch_wait_timeout_s
+        if stage == "encoder":
+            return Batching(self.internal.encoder_max_batch_size, wait_s)
+        if stage == "decoder":
+            return Batching(self.decoder.max_batch_size, wait_s)
+        together = min(_ADMITTED_TOGETHER, self.max_ongoing_requests(stage, info))
+        return Batching(together, self.denoiser.batch_wait_timeout_s)
+
+    def max_ongoing_requests(self, stage: str, info: ModelInfo) -> int:
+        """Requests that a replica of a stage has at once; more wait outside."""
+        if stage == "ingress":  # those that follow a job included
+            return max(2048, 2 * self.limits.max_queue)
+        if stage == "denoiser":
+            images = self.denoiser.max_ongoing_requests
+            return 2 * self.max_rows(info) if images == "auto" else images
+        return max(32, 4 * self.batching(stage, info).max_batch_size)
+
+    def max_rows(self, info: ModelInfo) -> int:
+        """Most U-Net rows in a forward."""
+        if self.denoiser.max_rows != "auto":
+            return self.denoiser.max_rows
+        is_large = info.default_height * info.default_width > _LARGE_MODEL_PIXELS
+        return _LARGE_MODEL_ROWS if is_large else _ROWS
+
+    def images_per_runner(self, info: ModelInfo) -> int:
         """Images of jobs that a runner has under way at once: with all runners a quarter more than the
         denoisers take into their forwards, so that whoever scales them sees the queue."""
         if self.jobs.max_running_images != "auto":
             return self.jobs.max_running_images
-        images = self.denoiser.autoscaling.max_replicas * self.denoiser.max_rows // 2
+        images = self.denoiser.max_replicas * self.max_rows(info) // 2
         return math.ceil(1.25 * images / self.jobs.num_runners)
 
     def engine_config(self, info: ModelInfo) -> EngineConfig:
-        rows, row_counts = self.denoiser.rows_per_forward, self.denoiser.row_counts
+        rows, max_rows = self.denoiser.rows_per_forward, self.max_rows(info)
         return EngineConfig(
-            max_rows=self.denoiser.max_rows,
+            max_rows=max_rows,
             rows_per_forward=None if rows == "auto" else rows,
-            deterministic_rows=self.denoiser.deterministic_rows,
+            deterministic_rows=min(_DETERMINISTIC_ROWS, max_rows),
             latent_shape=self.latent_shapes(info)[0],
-            row_counts=None if row_counts == "auto" else tuple(sorted(row_counts)),
-            checkpoint_interval_s=self.denoiser.checkpoint_interval_s,
+            row_counts=None,
+            checkpoint_interval_s=self.internal.checkpoint_interval_s,
         )
 
+    def limits_for(self, info: ModelInfo) -> Limits:
+        return self.limits.for_model(info.default_height, info.default_width)
+
     def latent_shapes(self, info: ModelInfo) -> tuple[LatentShape, ...]:
-        """That are measured and warmed up: of the size that requests get by default, and of `model.sizes`."""
+        """Shapes that are measured and warmed up: of the default size, and of `model.sizes`."""
         sizes = [self.default_size(info)]
         for size in self.model.sizes:
             width, height = map(int, size.split("x"))

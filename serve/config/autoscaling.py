@@ -1,71 +1,97 @@
-"""The `autoscaling` sections of the configuration."""
+"""The section `autoscaling` of the configuration, and what comes of it for each stage."""
 
+from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
+from pydantic import Field, NonNegativeFloat, PositiveFloat
 
-from serve.config.schema import Section
+from serve.config.schema import ConfigError, Section
+
+Policy = Literal["work", "requests"]
+Share = Annotated[float, Field(gt=0, le=1)]
 
 
-class AutoscalingSection(Section):
-    """How many replicas a stage has, by Serve's own policy: so many requests for each."""
+class AutoscalingConfig(Section):
+    """How the number of replicas follows the load, in all stages that may have more or fewer."""
 
-    min_replicas: NonNegativeInt = Field(1, description="never fewer replicas; 0 lets go of all when idle")
-    max_replicas: PositiveInt = Field(1, description="never more replicas")
-    target_ongoing_requests: PositiveFloat = Field(64, description="requests per replica")
-    metrics_interval_s: PositiveFloat = Field(5, description="how often the load is reported")
-    look_back_period_s: PositiveFloat = Field(15, description="over how long the load is averaged")
-    upscale_delay_s: NonNegativeFloat = Field(5, description="how long the load must be high")
-    downscale_delay_s: NonNegativeFloat = Field(300, description="how long the load must be low")
+    policy: Policy = Field(
+        "work",
+        description="`work`: by device-seconds that arrive and wait; `requests`: Serve's own, by requests. "
+        "The ingress is always scaled by requests",
+    )
+    utilization: Share = Field(
+        0.7, description="Largest share of its time that a device should be busy (`work`)"
+    )
+    drain_s: PositiveFloat = Field(60, description="Seconds within which waiting work is to be done (`work`)")
+    cold_start_s: NonNegativeFloat = Field(30, description="Seconds until a new replica works (`work`)")
+    downscale_delay_s: NonNegativeFloat = Field(
+        300, description="Seconds for which the load must be low before replicas go"
+    )
+    target_ongoing_requests: PositiveFloat = Field(8, description="Requests per replica (`requests`)")
 
-    @model_validator(mode="after")
-    def _check_order(self) -> "AutoscalingSection":
-        if self.min_replicas > self.max_replicas:
-            raise ValueError(
-                f"min_replicas ({self.min_replicas}) is more than max_replicas ({self.max_replicas})"
-            )
-        return self
+
+class AutoscalingOverrides(Section):
+    """What a stage has otherwise than the section `autoscaling`."""
+
+    policy: Policy | None = None
+    utilization: Share | None = None
+    drain_s: PositiveFloat | None = None
+    cold_start_s: NonNegativeFloat | None = None
+    downscale_delay_s: NonNegativeFloat | None = None
+    target_ongoing_requests: PositiveFloat | None = None
+
+    def applied_to(self, common: AutoscalingConfig) -> AutoscalingConfig:
+        return common.model_copy(update=self.model_dump(exclude_none=True))
+
+
+@dataclass(frozen=True, slots=True)
+class Autoscaling:
+    """How many replicas a stage has, with everything decided."""
+
+    min_replicas: int
+    max_replicas: int
+    policy: Policy
+    utilization: float
+    drain_s: float
+    cold_start_s: float
+    downscale_delay_s: float
+    target_ongoing_requests: float
+    metrics_interval_s: float
+    look_back_period_s: float
+    upscale_delay_s: float
 
     @property
     def is_on(self) -> bool:
         """Whether the number of replicas may change."""
         return self.min_replicas < self.max_replicas
 
-    def autoscaling_config(self) -> dict[str, Any]:
-        """As Serve's AutoscalingConfig."""
-        return self.model_dump(include=set(AutoscalingSection.model_fields))
-
-
-class WorkAutoscalingSection(AutoscalingSection):
-    """How many replicas a stage has, by the work that arrives and waits."""
-
-    policy: Literal["work", "requests"] = Field(
-        "work", description="`work`: by device-seconds that arrive and wait; `requests`: as Serve does it"
-    )
-    utilization: Annotated[float, Field(gt=0, le=1)] = Field(
-        0.7, description="share of its time that a device should be busy, at most (`work`)"
-    )
-    drain_s: PositiveFloat = Field(60, description="seconds within which what waits is to be done (`work`)")
-    cold_start_s: NonNegativeFloat = Field(
-        30, description="seconds that a new replica needs before it works (`work`)"
-    )
-    target_ongoing_requests: PositiveFloat = Field(8, description="requests per replica (`requests`)")
-
-    @model_validator(mode="after")
-    def _check_cold_start(self) -> "WorkAutoscalingSection":
-        if self.cold_start_s >= self.drain_s:
-            raise ValueError(
-                f"cold_start_s ({self.cold_start_s:g}) is not less than drain_s ({self.drain_s:g}), "
-                "so no new replica could help in time"
+    def check(self) -> None:
+        """Raises ConfigError for replicas that come too late to be of use."""
+        if self.policy == "work" and self.cold_start_s >= self.drain_s:
+            raise ConfigError(
+                f"autoscaling.cold_start_s ({self.cold_start_s:g}) is not less than drain_s "
+                f"({self.drain_s:g}), so no new replica could help in time"
             )
-        return self
 
     def autoscaling_config(self) -> dict[str, Any]:
         """As Serve's AutoscalingConfig."""
-        config = super().autoscaling_config()
+        config = {
+            "min_replicas": self.min_replicas,
+            "max_replicas": self.max_replicas,
+            "target_ongoing_requests": self.target_ongoing_requests,
+            "metrics_interval_s": self.metrics_interval_s,
+            "look_back_period_s": self.look_back_period_s,
+            "upscale_delay_s": self.upscale_delay_s,
+            "downscale_delay_s": self.downscale_delay_s,
+        }
         if self.policy == "requests":
             return config
-        aim = self.model_dump(include={"utilization", "drain_s", "cold_start_s", "downscale_delay_s"})
+        aim = {
+            "utilization": self.utilization,
+            "drain_s": self.drain_s,
+            "cold_start_s": self.cold_start_s,
+            "downscale_delay_s": self.downscale_delay_s,
+        }
         policy = {"policy_function": "serve.capacity.autoscaling:WorkPolicy", "policy_kwargs": aim}
         # The delay is the policy's own: at its end Serve's would go by the last look and not by the highest.
         return config | {"downscale_delay_s": 0, "policy": policy}

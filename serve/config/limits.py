@@ -1,43 +1,65 @@
 """The sections `defaults` and `limits` of the configuration."""
 
-from typing import Annotated
+from dataclasses import dataclass
+from typing import Annotated, Literal
 
 from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, model_validator
 
-from serve.config.schema import Section
+from serve.config.schema import MAIN, Section
+
+MIN_SIZE = 64  # pixels, each way
+MAX_PROMPT_LENGTH = 4000  # characters, of either prompt
+MAX_DEADLINE_S = 3600.0
+_TIMES_OWN_SIZE = 2
+
+Pixels = PositiveInt | Literal["auto"]
 
 
 class DefaultsConfig(Section):
     """What a request that does not say gets."""
 
-    width: PositiveInt | None = Field(None, description="pixels; the model's own size if not set")
-    height: PositiveInt | None = Field(None, description="pixels; the model's own size if not set")
-    sampler: str = Field("DPM++ 2M", description="see Samplers")
-    num_inference_steps: PositiveInt = Field(20, description="denoising steps")
-    guidance_scale: NonNegativeFloat = Field(5.0, description="classifier-free guidance; 1 and less is none")
+    width: PositiveInt | None = Field(None, description="Width in pixels; `null`: the model's own")
+    height: PositiveInt | None = Field(None, description="Height in pixels; `null`: the model's own")
+    sampler: str = Field("DPM++ 2M", description="Name of the sampler", json_schema_extra=MAIN)
+    num_inference_steps: PositiveInt = Field(20, description="Denoising steps", json_schema_extra=MAIN)
+    guidance_scale: NonNegativeFloat = Field(5.0, description="Classifier-free guidance; up to 1 is none")
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What a request for one model may ask for, with everything decided."""
+
+    min_size: int
+    max_width: int
+    max_height: int
+    max_pixels: int
+    max_num_inference_steps: int
+    max_num_images: int
+    max_prompt_length: int
+    max_deadline_s: float
 
 
 class LimitsConfig(Section):
-    """What a request may ask for."""
+    """What a request may ask for, and how many may wait."""
 
-    min_size: PositiveInt = Field(64, description="pixels, each way")
-    max_width: PositiveInt = Field(1024, description="pixels")
-    max_height: PositiveInt = Field(1024, description="pixels")
-    max_pixels: PositiveInt = Field(1024 * 1024, description="width times height")
-    max_num_inference_steps: PositiveInt = Field(100, description="denoising steps")
-    max_num_images: Annotated[int, Field(ge=1, le=10)] = Field(10, description="images of a request (`n`)")
-    max_prompt_length: Annotated[int, Field(ge=1, le=32000)] = Field(
-        4000, description="characters, of either prompt"
+    max_width: Pixels = Field("auto", description="Largest width in pixels; `auto`: twice the model's own")
+    max_height: Pixels = Field("auto", description="Largest height in pixels; `auto`: twice the model's own")
+    max_pixels: PositiveInt = Field(1024 * 1024, description="Largest width times height, in pixels")
+    max_num_inference_steps: PositiveInt = Field(
+        100, description="Most denoising steps", json_schema_extra=MAIN
     )
+    max_num_images: Annotated[int, Field(ge=1, le=10)] = Field(10, description="Most images of a request")
     max_queue: PositiveInt = Field(
-        64, description="images that an ingress replica has accepted and not finished"
+        64,
+        description="Most images that an ingress replica has accepted and not finished",
+        json_schema_extra=MAIN,
     )
     max_wait_s: PositiveFloat = Field(
         60,
-        description="seconds of work for each denoiser, accepted and not finished, past which requests are "
-        "refused; jobs under way count, those that wait do not",
+        description="Seconds of accepted work for each denoiser, past which requests are refused; jobs under "
+        "way count, waiting jobs do not",
+        json_schema_extra=MAIN,
     )
-    max_deadline_s: PositiveFloat = Field(3600, description="seconds, the largest `deadline_s`")
 
     @model_validator(mode="after")
     def _check_queue(self) -> "LimitsConfig":
@@ -47,3 +69,16 @@ class LimitsConfig(Section):
                 "so the largest request could never be accepted"
             )
         return self
+
+    def for_model(self, height: int, width: int) -> Limits:
+        """The limits for a model of this size of its own, in pixels."""
+        return Limits(
+            min_size=MIN_SIZE,
+            max_width=_TIMES_OWN_SIZE * width if self.max_width == "auto" else self.max_width,
+            max_height=_TIMES_OWN_SIZE * height if self.max_height == "auto" else self.max_height,
+            max_pixels=self.max_pixels,
+            max_num_inference_steps=self.max_num_inference_steps,
+            max_num_images=self.max_num_images,
+            max_prompt_length=MAX_PROMPT_LENGTH,
+            max_deadline_s=MAX_DEADLINE_S,
+        )

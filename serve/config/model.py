@@ -7,8 +7,8 @@ from typing import Annotated, Literal
 from pydantic import Field, ValidationError, model_validator
 
 from deployments.engine.cost import CostModel
-from deployments.engine.model_source import ModelSource, Placement
-from serve.config.schema import ConfigError, Section, expanded
+from deployments.engine.model_source import ModelSource
+from serve.config.schema import MAIN, ConfigError, Section, expanded
 
 PROJECT_FOLDER = Path(__file__).parents[2]
 _HUB_ID = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
@@ -29,31 +29,44 @@ class CostModelFile(Section):
 class ModelConfig(Section):
     """What is served."""
 
-    id: str = Field("shapes", min_length=1, description="the name that clients use")
-    path: str = Field("models/shapes", description="a folder in diffusers format, or a hub id")
-    revision: str | None = Field(None, description="a hub revision")
-    variant: str | None = Field(None, description="a weight variant, for example `fp16`")
+    id: str = Field("shapes", min_length=1, description="Name that clients use", json_schema_extra=MAIN)
+    path: str = Field(
+        "models/shapes", description="Folder in diffusers format, or hub id", json_schema_extra=MAIN
+    )
+    revision: str | None = Field(None, description="Hub revision")
+    variant: str | None = Field(
+        None, description="Weight variant, for example `fp16`", json_schema_extra=MAIN
+    )
     allow_pickle: bool = Field(
         False,
-        description="take weights from pickles (`.bin`) where there is no safetensors file; a pickle can run "
-        "any code when it is loaded",
+        description="Whether weights may be pickles (`.bin`) where there is no safetensors file; a pickle "
+        "can run any code when it is loaded",
     )
     device: Literal["auto", "cpu", "cuda", "simulated"] = Field(
         "auto",
-        description="`auto` takes CUDA where there is one; `simulated` makes grey pictures in the time that "
+        description="Device; `auto`: CUDA where there is one; `simulated`: grey pictures in the time that "
         "`model.cost_model` says",
+        json_schema_extra=MAIN,
     )
-    dtype: Literal["float32", "bfloat16", "float16"] = Field(
-        "float32", description="what the model computes in"
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
+        "auto",
+        description="Precision; `auto`: `bfloat16` on CUDA (`float16` where the GPU has none), `float32` "
+        "elsewhere",
+        json_schema_extra=MAIN,
     )
-    attention: Literal["sdpa", "xformers"] = Field("sdpa", description="the attention implementation")
-    compile: bool = Field(False, description="`torch.compile` the U-Net: starts slower, runs faster")
-    compile_cache: str = Field("build/compile", description="a folder that keeps what was compiled")
+    attention: Literal["sdpa", "xformers"] = Field("sdpa", description="Attention implementation")
+    compile: bool = Field(
+        False,
+        description="Whether `torch.compile` compiles the U-Net, which starts slower and runs faster; what "
+        "is compiled is kept in the data folder",
+    )
     sizes: tuple[Size, ...] = Field(
-        (), description="sizes like `512x768` that are warmed up and measured at start, beside the default"
+        (), description="Sizes like `512x768` that are warmed up and measured at start beside the default"
     )
     cost_model: str | None = Field(
-        None, description="a file of `midstep profile`, so that nothing is measured at start"
+        None,
+        description="File of `midstep profile`, with which nothing is measured at start",
+        json_schema_extra=MAIN,
     )
 
     @model_validator(mode="after")
@@ -70,11 +83,6 @@ class ModelConfig(Section):
     def source(self) -> ModelSource:
         """Raises ConfigError for a path that is neither a folder in diffusers format nor a hub id."""
         return ModelSource(_model_path(self.path), self.revision, self.variant, self.allow_pickle)
-
-    def placement(self) -> Placement:
-        """Raises ConfigError."""
-        cache = expanded("model.compile_cache", self.compile_cache).absolute()
-        return Placement(self.device, self.dtype, self.attention, str(cache) if self.compile else None)
 
     def known_cost(self) -> CostModel | None:
         """Raises ConfigError for a file that cannot be read."""
@@ -95,12 +103,18 @@ class ModelConfig(Section):
             raise ConfigError(
                 f"model.cost_model: {self.cost_model!r} is no file of `midstep profile`: {error}"
             ) from error
-        if self.device != "simulated" and (file.path, file.dtype) != (self.path, self.dtype):
+        if self.device != "simulated" and (file.path != self.path or not self._may_compute_in(file.dtype)):
             raise ConfigError(
                 f"model.cost_model: {self.cost_model!r} was measured with {file.path!r} in {file.dtype}, "
                 f"and {self.path!r} in {self.dtype} is to be served"
             )
         return file
+
+    def _may_compute_in(self, dtype: str) -> bool:
+        """Whether replicas may turn out to compute in this precision."""
+        if self.dtype == "auto":
+            return self.device != "cpu" or dtype == "float32"
+        return self.dtype == dtype
 
 
 def _project_path(key: str, path: str) -> Path:

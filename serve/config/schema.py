@@ -1,12 +1,16 @@
 """What the sections of the configuration have in common: they are frozen, and unknown keys are errors."""
 
 import difflib
-import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, get_args
 
 from pydantic import BaseModel, ConfigDict
+
+# Marks of fields, as their json_schema_extra: a key that most people need to know, and one that is nobody's
+# to turn. `shown_default` is what the table of keys has as the default.
+MAIN: dict[str, Any] = {"main": True}
+HIDDEN: dict[str, Any] = {"hidden": True}
 
 
 class ConfigError(ValueError):
@@ -25,20 +29,44 @@ def expanded(key: str, path: str) -> Path:
         raise ConfigError(f"{key}: {path!r} names no home folder") from error
 
 
-def unknown_keys(schema: type[BaseModel], data: Any, path: str = "") -> Iterator[str]:
-    """A sentence for each key of `data`, at any depth, that `schema` does not know."""
+def unknown_keys(
+    schema: type[BaseModel], data: Any, path: str = "", old_keys: Mapping[str, str] = {}
+) -> Iterator[str]:
+    """A sentence for each key of `data`, at any depth, that `schema` does not know.
+
+    path: of `data`, before every key that is named; old_keys: what became of keys that there were
+    """
+    return (f"{path}{key}: {sentence}" for key, sentence in _unknown_keys(schema, data, "", old_keys))
+
+
+def _unknown_keys(
+    schema: type[BaseModel], data: Any, path: str, old_keys: Mapping[str, str]
+) -> Iterator[tuple[str, str]]:
+    """(key, what is wrong with it)."""
     if not isinstance(data, Mapping):
         return
     names = {field.alias or name: field.annotation for name, field in schema.model_fields.items()}
     for key, value in data.items():
         if key not in names:
+            if old := list(_old_keys(f"{path}{key}", value, old_keys)):
+                yield from old
+                continue
             nearest = difflib.get_close_matches(str(key), names, n=1, cutoff=0.0)
-            yield f"{path}{key}: unknown key; the nearest one is {nearest[0]!r}"
+            yield f"{path}{key}", f"unknown key; the nearest one is {nearest[0]!r}"
             continue
         for nested in models_in(names[key]):
             for index, item in enumerate(value if isinstance(value, list) else [value]):
                 place = f"{path}{key}[{index}]." if isinstance(value, list) else f"{path}{key}."
-                yield from unknown_keys(nested, item, place)
+                yield from _unknown_keys(nested, item, place, old_keys)
+
+
+def _old_keys(key: str, value: Any, old_keys: Mapping[str, str]) -> Iterator[tuple[str, str]]:
+    """(key, what became of it), of the key itself or of those below it."""
+    if key in old_keys:
+        yield key, old_keys[key]
+    elif isinstance(value, Mapping):
+        for name, nested in value.items():
+            yield from _old_keys(f"{key}.{name}", nested, old_keys)
 
 
 def models_in(annotation: Any) -> list[type[BaseModel]]:
@@ -46,21 +74,3 @@ def models_in(annotation: Any) -> list[type[BaseModel]]:
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return [annotation]
     return [model for argument in get_args(annotation) for model in models_in(argument)]
-
-
-def keys_table(schema: type[BaseModel]) -> str:
-    """Every key of it with its default and meaning, as a Markdown table."""
-    rows = [f"| `{key}` | {default} | {text} |" for key, default, text in _keys(schema)]
-    return "\n".join(["| key | default | meaning |", "|---|---|---|", *rows])
-
-
-def _keys(section: type[BaseModel], path: str = "") -> Iterator[tuple[str, str, str]]:
-    for name, field in section.model_fields.items():
-        default = field.get_default(call_default_factory=True)
-        if isinstance(default, BaseModel):
-            yield from _keys(type(default), f"{path}{name}.")
-            continue
-        shown = "required" if field.is_required() else f"`{json.dumps(default)}`"
-        yield f"{path}{name}", shown, field.description or ""
-        for item in models_in(field.annotation):
-            yield from _keys(item, f"{path}{name}[].")

@@ -51,7 +51,7 @@ def build_http_app(
     store = job_store(config.jobs, [config.model.shown_id], describe)
     model = ServedModel.of(config, info, lambda: pipeline.known_cost_model)
     job_load = JobLoad(store, fleet.num_ingresses, model.work_s)
-    readiness = Readiness(pipeline, fleet, {name: one.autoscaling for name, one in config.stages.items()})
+    readiness = Readiness(pipeline, fleet, {name: one.min_replicas for name, one in config.stages.items()})
     admission = Admission(
         config.limits.max_queue, config.limits.max_wait_s, fleet.denoisers_per_ingress, job_load.share
     )
@@ -65,7 +65,9 @@ def build_http_app(
         *ImagesRoute(desk).routes,
         *ModelsRoutes(desk).routes,
         *ReplicateModelsRoutes(desk).routes,
-        *PredictionsRoutes(config, desk, store).routes,
+        *PredictionsRoutes(
+            config, desk, store, config.images_per_runner(info) * config.jobs.num_runners
+        ).routes,
         *open_routes,
     ]
 

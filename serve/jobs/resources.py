@@ -52,7 +52,7 @@ def job_store(
     models: that are served, as they are shown; describe: what a webhook is told of a job
     """
     try:
-        return JobStore(str(config.database_url), describe, models, config.max_attempts)
+        return JobStore(str(config.database_url), describe, models)
     except ValueError as error:
         raise ConfigError(f"jobs.database_url: {error}") from error
 

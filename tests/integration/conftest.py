@@ -20,8 +20,6 @@ from cluster.ports import free_port
 START_TIMEOUT_S = 240.0
 MAX_QUEUE = 24
 LEASE_S = 4.0
-# Longer than any machine takes for the largest request that is allowed, for which an ingress is checked.
-DRAIN = {"drain_timeout_s": 86400}
 MIDSTEP = Path(sys.executable).with_name("midstep")
 Metric = Callable[[str], float]
 
@@ -57,10 +55,10 @@ def base_url(cluster: LocalCluster, cost_model: Path, data_folder: Path) -> Iter
     # The row cap is set, since what a busy machine measures would differ from run to run.
     settings["applications"][0]["args"] |= {
         "model": {"device": "cpu", "cost_model": str(cost_model)},
-        "ingress": DRAIN,
         "denoiser": {"rows_per_forward": 16},
         "limits": {"max_queue": MAX_QUEUE},
-        "jobs": {"data_folder": str(data_folder), "allow_private_webhooks": True, "lease_s": LEASE_S},
+        "jobs": {"data_folder": str(data_folder), "allow_private_webhooks": True},
+        "internal": {"lease_s": LEASE_S},
     }
     config = folder / "serve_config.yaml"
     config.write_text(yaml.safe_dump(settings))

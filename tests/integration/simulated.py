@@ -15,7 +15,7 @@ from ray.serve import Application
 from deployments.engine.cost import CostModel, Curve, StageCost
 from serve.app import build_app
 from serve.config.app import AppConfig
-from serve.config.model import CostModelFile, ModelConfig
+from serve.config.model import CostModelFile
 
 Stages = Mapping[str, Mapping[str, Any]]
 
@@ -27,7 +27,7 @@ COST = CostModel(
     decode=StageCost(((SHAPE, Curve(0.3, 1, 0.3)),)),
 )
 # Two images at once, and two that wait for their turn.
-DENOISER = {"max_rows": 4, "deterministic_rows": 4, "max_batch_size": 2, "max_ongoing_requests": 4}
+DENOISER = {"max_rows": 4, "max_ongoing_requests": 4}
 
 
 def simulated_app(
@@ -37,7 +37,8 @@ def simulated_app(
     cost_model: str = "cost_model.json",
     faults: Path | None = None,
 ) -> Application:
-    """stages: their sections of the configuration; folder: for its jobs and its cost model, by that name
+    """stages: their sections of the configuration, and others; folder: for its jobs and its cost model, by
+    that name
 
     faults: the devices' (deployments.engine.simulated_faults), which no configuration can ask for
     """
@@ -47,13 +48,14 @@ def simulated_app(
         "model": {"device": "simulated", "cost_model": str(folder / cost_model)},
         "ingress": {"num_cpus": 0.05},
         "limits": {"max_queue": 1000, "max_width": 128, "max_height": 128},
-        "jobs": {"data_folder": str(folder), "num_cpus": 0.05, "lease_s": 4.0},
+        "jobs": {"data_folder": str(folder), "num_cpus": 0.05},
         **stages,
+        "internal": {"lease_s": 4.0, **stages.get("internal", {})},
     }
-    placement = ModelConfig.placement
+    placement = AppConfig.placement
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(
-            ModelConfig, "placement", lambda self: replace(placement(self), faults=faults and str(faults))
+            AppConfig, "placement", lambda self: replace(placement(self), faults=faults and str(faults))
         )
         return build_app(AppConfig.model_validate(config))
 

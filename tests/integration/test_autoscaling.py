@@ -4,6 +4,7 @@ import asyncio
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import httpx
 import pytest
@@ -22,20 +23,23 @@ BASE_RATE, STEP_S = 0.4, 30.0  # images/s; how long it is ten times that
 @pytest.fixture(scope="module")
 def url(base_url: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     autoscaling = {
-        "max_replicas": 3,
         "utilization": 0.7,
         "drain_s": DRAIN_S,
         "cold_start_s": COLD_START_S,
-        "metrics_interval_s": 1.0,
-        "look_back_period_s": 3.0,
-        "upscale_delay_s": 0.0,
         "downscale_delay_s": DOWNSCALE_DELAY_S,
     }
-    stage = {"num_cpus": 0.05, "autoscaling": autoscaling}
-    stages = {
-        "encoder": stage | {"max_batch_size": 1, "autoscaling": autoscaling | {"utilization": 0.4}},
-        "denoiser": stage | DENOISER | {"autoscaling": autoscaling | {"min_replicas": 0}},
+    stage = {"num_cpus": 0.05, "max_replicas": 3}
+    stages: dict[str, dict[str, Any]] = {
+        "autoscaling": autoscaling,
+        "encoder": stage | {"autoscaling": {"utilization": 0.4}},
+        "denoiser": stage | DENOISER | {"min_replicas": 0},
         "decoder": stage | {"max_batch_size": 1},
+        "internal": {
+            "encoder_max_batch_size": 1,
+            "metrics_interval_s": 1.0,
+            "look_back_period_s": 3.0,
+            "upscale_delay_s": 0.0,
+        },
     }
     # No stage hides the step from the next while its replicas start: one encoder passes on 4 texts a second
     # (and is helped at 1.6, as a machine that starts others sends it fewer), and what one denoiser does,

@@ -23,8 +23,8 @@ FAST = CostModel(
 )
 NUM_REPLICAS = 2
 # A burst's images meet in forwards, and then in batches to decode.
-DENOISER = {"max_rows": 16, "deterministic_rows": 4, "max_batch_size": 8, "max_ongoing_requests": 16}
-DECODER = {"batch_wait_timeout_s": 0.2}
+DENOISER = {"max_rows": 16, "max_ongoing_requests": 16}
+INTERNAL = {"batch_wait_timeout_s": 0.2}
 # Within which a replica that fails everything must be gone.
 GONE_AFTER_S = 5.0
 
@@ -36,9 +36,8 @@ def faults(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def url(base_url: str, faults: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    autoscaling = {"min_replicas": NUM_REPLICAS, "max_replicas": NUM_REPLICAS}
-    stage = {"num_cpus": 0.05, "autoscaling": autoscaling}
-    stages = {"encoder": stage, "denoiser": stage | DENOISER, "decoder": stage | DECODER}
+    stage = {"num_cpus": 0.05, "min_replicas": NUM_REPLICAS}
+    stages = {"encoder": stage, "denoiser": stage | DENOISER, "decoder": stage, "internal": INTERNAL}
     app = simulated_app(stages, tmp_path_factory.mktemp(APPLICATION), FAST, faults=faults)
     with deployed(app, APPLICATION, base_url) as started:
         yield started

@@ -52,7 +52,7 @@ def sections(encoder_gpus: float = 0.1, decoder_gpus: float = 0.3) -> Stages:
         return {
             "num_cpus": 0,
             "num_gpus": num_gpus,
-            "autoscaling": {"min_replicas": 2, "max_replicas": 2},
+            "min_replicas": 2,
         }
 
     return {

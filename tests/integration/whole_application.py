@@ -16,7 +16,6 @@ from cluster.ports import free_port
 from cluster.ray_environment import set_ray_environment
 from serve.app import build_app
 from serve.config.app import AppConfig
-from tests.integration.conftest import DRAIN
 
 
 def main() -> None:
@@ -34,9 +33,9 @@ def main() -> None:
     serve.start(http_options={"host": "127.0.0.1", "port": int(port)})
     config = {
         "model": {"device": "cpu", "cost_model": given["cost_model"]},
-        "ingress": DRAIN,
-        "denoiser": {"rows_per_forward": 16, "checkpoint_interval_s": 0.5},
-        "jobs": {"lease_s": 4.0} | given["jobs"],
+        "denoiser": {"rows_per_forward": 16},
+        "jobs": given["jobs"],
+        "internal": {"lease_s": 4.0, "checkpoint_interval_s": 0.5},
         "api_keys": given["api_keys"],
     }
     serve.run(build_app(AppConfig.model_validate(config)))

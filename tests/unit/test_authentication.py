@@ -90,6 +90,7 @@ async def serving(
     config = AppConfig.model_validate(
         {
             "denoiser": {"rows_per_forward": 16},
+            "ingress": {"drain_timeout_s": 61},
             "jobs": {"data_folder": str(folder)} | jobs,
             "api_keys": api_keys,
         }
@@ -172,7 +173,7 @@ async def test_costs_that_are_learned_are_held_against_the_time_to_drain(
     monkeypatch.setattr(logging.getLogger("ray.serve"), "propagate", True)  # Serve may have turned it off
     async with serving(tmp_path, []):
         await asyncio.sleep(0)  # to what it does besides its routes
-    assert "ingress.drain_timeout_s: 120 s are too few" in caplog.text
+    assert "ingress.drain_timeout_s: 61 s are too few" in caplog.text
 
 
 @in_loop

@@ -159,15 +159,15 @@ def test_steady_random_load_changes_little() -> None:
 
 def test_the_configuration_is_one_that_serve_takes() -> None:
     config = AppConfig.model_validate(
-        {"denoiser": {"autoscaling": {"min_replicas": 0, "max_replicas": 8, "downscale_delay_s": 77}}}
+        {"denoiser": {"min_replicas": 0, "max_replicas": 8, "autoscaling": {"downscale_delay_s": 77}}}
     )
-    work = AutoscalingConfig(**config.denoiser.autoscaling.autoscaling_config())
+    work = AutoscalingConfig(**config.autoscaling_of("denoiser").autoscaling_config())
     policy = work.policy.get_policy()(**work.policy.policy_kwargs)
     assert policy(context([], target=3))[0] == 3
     assert (work.min_replicas, work.max_replicas, work.downscale_delay_s) == (0, 8, 0)
     assert work.policy.policy_kwargs["downscale_delay_s"] == 77
 
-    requests = AutoscalingConfig(**config.ingress.autoscaling.autoscaling_config())
+    requests = AutoscalingConfig(**config.autoscaling_of("ingress").autoscaling_config())
     assert requests.policy.is_default_policy_function()
     assert requests.target_ongoing_requests == 64
 

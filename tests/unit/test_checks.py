@@ -119,7 +119,7 @@ def test_a_simulated_device_needs_no_weights(tmp_path: Path, model_folder: Calla
         write(
             tmp_path,
             {},
-            {"model": {"path": str(folder)} | simulated, "ingress": {"drain_timeout_s": 2000}},
+            {"model": {"path": str(folder)} | simulated},
         )
     )
     with pytest.raises(ConfigError, match=r"unet/diffusion_pytorch_model\.safetensors is not there"):

@@ -12,10 +12,13 @@ from serve.config.app import AppConfig
 from serve.config.model import PROJECT_FOLDER
 
 MULTI_GPU = sorted((PROJECT_FOLDER / "cluster").glob("serve_config.*.yaml"))
+REHEARSALS = sorted((PROJECT_FOLDER / "cluster" / "rehearsal").glob("*.yaml"))
 OVERLAYS = sorted((PROJECT_FOLDER / "cluster" / "kuberay" / "overlays").glob("*/serve_config.yaml"))
 [PRODUCTION] = (path for path in OVERLAYS if path.parent.name == "production")
 # TFLOP of a U-Net row and of a decoded image at the model's own size, by torch's flop counter.
 TFLOP = {"sdxl": (6.761, 10.470), "sd15": (0.803, 2.515)}
+# What denoiser.max_rows comes to.
+ROWS = {"sdxl": 16, "sd15": 32, "shapes": 32}
 
 Free = tuple[int, ...]  # of each GPU, in Ray's unit, a ten-thousandth
 WHOLE = 10_000
@@ -52,9 +55,9 @@ def all_find_a_place(
 
 def shares_of(config: AppConfig) -> dict[float, int]:
     """How many replicas of each share there are at most."""
-    stages = (config.encoder, config.denoiser, config.decoder)
-    assert len({stage.num_gpus for stage in stages}) == len(stages)
-    return {stage.num_gpus: stage.autoscaling.max_replicas for stage in stages}
+    shares = config.num_gpus()
+    assert len(set(shares.values())) == len(shares)
+    return {shares[name]: stage.max_replicas for name, stage in config.stages.items()}
 
 
 def num_gpus_of(path: Path) -> int:
@@ -71,20 +74,23 @@ def test_what_cannot_be_placed_in_every_order_is_noticed() -> None:
     assert not all_find_a_place(8, split, anywhere)
 
 
-@pytest.mark.parametrize("path", [*MULTI_GPU, *OVERLAYS], ids=lambda path: f"{path.parent.name}/{path.name}")
+@pytest.mark.parametrize(
+    "path", [*MULTI_GPU, *OVERLAYS, *REHEARSALS], ids=lambda path: f"{path.parent.name}/{path.name}"
+)
 def test_every_key_is_right(path: Path) -> None:
     [config] = check(path)
-    assert config.limits.max_queue >= config.denoiser.autoscaling.max_replicas * config.denoiser.max_rows // 2
+    assert config.limits.max_queue >= config.denoiser.max_replicas * ROWS[config.model.id] // 2
 
 
 @pytest.mark.parametrize("path", [*MULTI_GPU, PRODUCTION], ids=lambda path: f"{path.parent.name}/{path.name}")
 def test_one_ingress_goes_on_when_another_dies(path: Path) -> None:
     [config] = check(path)
-    assert config.ingress.autoscaling.min_replicas >= 2
+    assert config.ingress.min_replicas >= 2
 
 
 def test_there_are_configurations() -> None:
     assert {num_gpus_of(path) for path in MULTI_GPU} == {4, 8}
+    assert len(REHEARSALS) == 2
     assert {path.parent.name for path in OVERLAYS} == {"dev", "gpu", "production"}
 
 
@@ -95,9 +101,9 @@ def test_all_replicas_find_a_place_and_no_gpu_is_idle(path: Path) -> None:
     assert all_find_a_place(num_gpus, shares, best_fit)
     assert not all_find_a_place(num_gpus - 1, shares, best_fit)
     for stage in (config.encoder, config.denoiser, config.decoder):
-        assert stage.autoscaling.min_replicas == stage.autoscaling.max_replicas
+        assert stage.min_replicas == stage.max_replicas
     total = sum(share * count for share, count in shares.items())
-    if config.denoiser.num_gpus == 1:  # what denoisers leave is whole GPUs, and the others fill them
+    if config.num_gpus()["denoiser"] == 1:  # what denoisers leave is whole GPUs, and the others fill them
         assert total == pytest.approx(num_gpus)
     assert f"= {total:g}" in path.read_text()
 
@@ -108,8 +114,8 @@ def test_the_decoders_keep_up_and_the_comments_say_by_how_much(path: Path) -> No
     forward, decode = TFLOP[config.model.id]
     rows = config.defaults.num_inference_steps * 2
     denoisers_per_decoder = rows * forward / decode
-    busy = config.denoiser.autoscaling.max_replicas / denoisers_per_decoder
-    assert busy < config.decoder.autoscaling.max_replicas
+    busy = config.denoiser.max_replicas / denoisers_per_decoder
+    assert busy < config.decoder.max_replicas
     text = " ".join(line.removeprefix("# ") for line in path.read_text().splitlines())
     assert f"{rows * forward:.1f} TFLOP of U-Net and {decode:.1f} of VAE decoding" in text
     assert f"busy with {denoisers_per_decoder:.1f} denoisers" in text
@@ -130,4 +136,4 @@ def test_the_documentation_has_the_same_arithmetic() -> None:
 
 def test_denoisers_on_machines_of_their_own_find_a_place_too() -> None:
     [config] = check(PROJECT_FOLDER / "cluster" / "kuberay" / "overlays" / "production" / "serve_config.yaml")
-    assert all_find_a_place(config.denoiser.autoscaling.max_replicas, shares_of(config), anywhere)
+    assert all_find_a_place(config.denoiser.max_replicas, shares_of(config), anywhere)

@@ -4,13 +4,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 
 from deployments.engine.model_source import load_model_info
 from serve.app import build_app
-from serve.capacity.config_problems import check_drain, drain_problem
+from serve.capacity.config_problems import check_drain, drain_problem, drain_timeout_s
 from serve.config.app import AppConfig, ConfigError
-from serve.config.model import PROJECT_FOLDER, CostModelFile
+from serve.config.model import CostModelFile
 from tests.unit.test_admission import COST
 
 # Of ten images of 128x128, 16 rows and then 4 share a forward: 0.8 s each, 40 calls for 20 steps.
@@ -56,9 +55,17 @@ def test_with_known_costs_the_application_does_not_start(tmp_path: Path) -> None
         build_app(config(model=model, ingress={"drain_timeout_s": 70}))
 
 
-def test_the_shipped_configuration_with_known_costs_has_time() -> None:
-    path = PROJECT_FOLDER / "cluster" / "rehearsal" / "sdxl-16gpu.yaml"
-    [application] = yaml.safe_load(path.read_text())["applications"]
-    shipped = AppConfig.model_validate(application["args"])
-    assert shipped.model.known_cost() is not None
-    check_drain(shipped, load_model_info(shipped.model.source()))
+def test_nobody_has_to_say_how_long_an_ingress_has(tmp_path: Path) -> None:
+    """With known costs it is as long as is needed, and before they are known ten minutes after the wait."""
+    file = CostModelFile(path="models/shapes", dtype="float32", device="CPU", cost_model=COST)
+    (tmp_path / "cost_model.json").write_text(file.model_dump_json())
+    known = config(model={"cost_model": str(tmp_path / "cost_model.json")})
+    info = load_model_info(known.model.source())
+    check_drain(known, info)
+    assert 124 <= drain_timeout_s(known, info) <= 125, "60 s of waiting and 64 s that the longest takes"
+    assert drain_timeout_s(config(), info) == 60 + 600
+    assert drain_problem(config(), info, COST) is None
+    slow = config(limits={"max_num_inference_steps": 1000})
+    told = drain_problem(slow, info, COST)
+    assert told is not None
+    assert "660 s are too few" in told

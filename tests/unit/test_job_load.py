@@ -101,7 +101,7 @@ def test_jobs_that_leave_no_room_for_requests_are_told_of(
             "denoiser": {
                 "max_rows": 16,
                 "rows_per_forward": 16,
-                "autoscaling": {"max_replicas": max_replicas},
+                "max_replicas": max_replicas,
             },
             "defaults": {"num_inference_steps": 10},
             "limits": {"max_wait_s": 40},

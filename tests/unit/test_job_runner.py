@@ -18,7 +18,7 @@ from safetensors.torch import save
 from sqlalchemy import event, make_url, select
 
 from deployments.engine.messages import Checkpoint, EncodedImage
-from serve.config.jobs import JobsConfig
+from serve.config.internal import InternalConfig
 from serve.errors import (
     GenerationFailedError,
     ObjectStoreUnavailableError,
@@ -256,7 +256,7 @@ async def test_an_idle_runner_asks_the_database_for_little(url: str, tmp_path: P
     def keep(_c: object, _u: object, statement: str, *_: object) -> None:
         statements.append(statement)
 
-    settings = replace(SETTINGS, poll_interval_s=JobsConfig().poll_interval_s)
+    settings = replace(SETTINGS, poll_interval_s=InternalConfig().poll_interval_s)
     async with opened(url) as store:
         for engine in {store.database.reader.sync_engine, store.database.writer.sync_engine}:
             event.listen(engine, "before_cursor_execute", keep)

@@ -12,6 +12,8 @@ from click.testing import CliRunner
 from ray.autoscaler._private.kuberay.autoscaling_config import _get_custom_resources
 from ray.scripts.scripts import drain_node
 
+from serve.config.internal import STAGE_DRAIN_TIMEOUT_S
+from serve.config.limits import MAX_DEADLINE_S
 from serve.config.model import PROJECT_FOLDER
 from tests.overlays import OVERLAYS, Manifest, container, of_kind, pod_groups, ray_service, selected, served
 from tests.promql import RULES
@@ -50,11 +52,10 @@ def test_every_pod_is_confined_and_probed_and_its_image_pinned(overlay: str) -> 
 
 
 @pytest.mark.parametrize("overlay", OVERLAYS)
-def test_a_stream_may_outlive_a_change_of_replicas(overlay: str, tmp_path: Path) -> None:
-    limit_s = served(overlay, tmp_path).limits.max_deadline_s
+def test_a_stream_may_outlive_a_change_of_replicas(overlay: str) -> None:
     for group in pod_groups(overlay).values():
         environment = {item["name"]: item["value"] for item in container(group)["env"]}
-        assert int(environment["RAY_SERVE_HAPROXY_HARD_STOP_AFTER_S"]) >= limit_s
+        assert int(environment["RAY_SERVE_HAPROXY_HARD_STOP_AFTER_S"]) >= MAX_DEADLINE_S
 
 
 @pytest.mark.parametrize("overlay", OVERLAYS)
@@ -87,10 +88,10 @@ def test_kuberay_finds_the_port_of_http_on_the_head(overlay: str) -> None:
 @pytest.mark.parametrize("overlay", OVERLAYS)
 def test_the_replicas_fit_on_the_workers(overlay: str, tmp_path: Path) -> None:
     config = served(overlay, tmp_path)
-    stages = (config.encoder, config.denoiser, config.decoder)
+    shares = config.num_gpus()
     cpus = config.jobs.num_cpus * config.jobs.num_runners
-    cpus += sum(stage.num_cpus * stage.autoscaling.max_replicas for stage in (*stages, config.ingress))
-    gpus = sum(stage.num_gpus * stage.autoscaling.max_replicas for stage in stages)
+    cpus += sum(stage.num_cpus * stage.max_replicas for stage in (*config.stages.values(), config.ingress))
+    gpus = sum(shares[name] * stage.max_replicas for name, stage in config.stages.items())
     have = {"cpu": 0, "nvidia.com/gpu": 0}
     for name, group in pod_groups(overlay).items():
         limits = container(group)["resources"]["limits"]
@@ -112,7 +113,7 @@ def test_what_needs_no_gpu_keeps_no_pod_with_one(tmp_path: Path) -> None:
         name: _get_custom_resources({}, group["rayStartParams"], name) for name, group in groups.items()
     }
     assert [name for name in groups if "cpu_worker" in resources[name]] == ["cpu"]
-    reserved = config.ingress.resources["cpu_worker"] * config.ingress.autoscaling.max_replicas
+    reserved = config.ingress.resources["cpu_worker"] * config.ingress.max_replicas
     reserved += config.jobs.resources["cpu_worker"] * config.jobs.num_runners
     assert reserved <= resources["cpu"]["cpu_worker"]
 
@@ -158,8 +159,8 @@ def pre_stop(group: Manifest) -> list[str]:
 
 @pytest.mark.parametrize("overlay", OVERLAYS)
 def test_a_pod_that_goes_gives_its_work_away_first(overlay: str, tmp_path: Path) -> None:
-    config = served(overlay, tmp_path)
-    stages = (config.encoder, config.denoiser, config.decoder, config.ingress)
+    ingress_s = served(overlay, tmp_path).ingress.drain_timeout_s
+    assert ingress_s != "auto", "it must not be longer than the pods have"
     margin_s = 10
     groups = pod_groups(overlay)
     *_, head_sleep_s = pre_stop(groups["head"])
@@ -172,7 +173,7 @@ def test_a_pod_that_goes_gives_its_work_away_first(overlay: str, tmp_path: Path)
         drain, sleep = script.split("; ")
         command, reason = drain.split(" ray drain-node ")
         answer_s, deadline_s, sleep_s = (int(part.split()[-1]) for part in (command, reason, sleep))
-        assert max(stage.drain_timeout_s for stage in stages) + margin_s <= deadline_s < sleep_s
+        assert max(ingress_s, STAGE_DRAIN_TIMEOUT_S) + margin_s <= deadline_s < sleep_s
         assert answer_s + sleep_s <= int(head_sleep_s)  # a cluster goes all at once, the head last
         assert "ray stop" not in script
 

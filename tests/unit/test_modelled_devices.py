@@ -46,9 +46,7 @@ def test_a_model_without_weights_can_be_served_simulated(family: str, size: int,
     config.check_for(info)
     assert (info.default_height, info.default_width) == (size, size)
     measurement = CostMeasurement(config.latent_shapes(info), config.model.known_cost())
-    unet, _, engine = unet_and_steps(
-        source, config.model.placement(), measurement, config.engine_config(info)
-    )
+    unet, _, engine = unet_and_steps(source, config.placement(), measurement, config.engine_config(info))
     assert (unet.time_ids_width > 0) == (family == "sdxl")
     assert engine.row_counts == (1, 2, 4, 6, 8, cap), "padded as on CUDA, as far as max_rows allows"
     assert not list(Path(source.path).rglob("*.safetensors"))

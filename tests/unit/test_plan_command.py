@@ -28,8 +28,7 @@ def config(tmp_path: Path) -> Path:
         "dtype": "bfloat16",
         "cost_model": "cluster/devices/h200-sd15.json",
     }
-    scaled = {"autoscaling": {"max_replicas": 2}}
-    args = {"model": model, "denoiser": scaled}
+    args = {"model": model, "denoiser": {"max_replicas": 2}}
     application = {"name": "midstep", "import_path": "serve.app:build_app", "args": args}
     path = tmp_path / "config.yaml"
     path.write_text(yaml.safe_dump({"applications": [application]}))

@@ -291,21 +291,9 @@ def test_every_arrival_leaves_once() -> None:
 
 
 SCALED = {
-    "denoiser": {
-        "max_rows": 4,
-        "deterministic_rows": 4,
-        "max_batch_size": 2,
-        "max_ongoing_requests": 4,
-        "autoscaling": {
-            "max_replicas": 5,
-            "drain_s": 20.0,
-            "cold_start_s": 5.0,
-            "downscale_delay_s": 30.0,
-            "metrics_interval_s": 1.0,
-            "look_back_period_s": 3.0,
-            "upscale_delay_s": 0.0,
-        },
-    },
+    "denoiser": {"max_rows": 4, "max_ongoing_requests": 4, "max_replicas": 5},
+    "autoscaling": {"drain_s": 20.0, "cold_start_s": 5.0, "downscale_delay_s": 30.0},
+    "internal": {"metrics_interval_s": 1.0, "look_back_period_s": 3.0, "upscale_delay_s": 0.0},
     "limits": {"max_queue": 1000},
 }
 
@@ -328,16 +316,10 @@ def test_replicas_come_with_a_step_in_load_and_go_after_it() -> None:
 def test_a_tenfold_step_is_met_within_seconds_and_drained_in_time() -> None:
     """As in tests/integration/test_autoscaling.py, where time is not to be relied on: an image takes half a
     second of a denoiser, and for 40 s there are four a second."""
-    autoscaling = SCALED["denoiser"]["autoscaling"] | {
-        "utilization": 0.8,
-        "drain_s": 40.0,
-        "cold_start_s": 20.0,
-        "downscale_delay_s": 15.0,
-    }
-    denoiser = SCALED["denoiser"] | {"autoscaling": autoscaling}
+    autoscaling = {"utilization": 0.8, "drain_s": 40.0, "cold_start_s": 20.0, "downscale_delay_s": 15.0}
     cost = replace(COST, forward=StageCost(((SHAPE, Curve(0.05, 4, 0.0125)),)))
     load = plan(steps([(0.4, 60.0), (4.0, 40.0), (0.4, 120.0)], seed=1), Mix(), seed=1)
-    simulated = Simulation(model(cost=cost, **SCALED | {"denoiser": denoiser}), None).run(load)
+    simulated = Simulation(model(cost=cost, **SCALED | {"autoscaling": autoscaling}), None).run(load)
     changes = simulated.denoisers
     assert not [number for second, number in changes if second <= 60 and number > 1]
     asked_at = next(second for second, number in changes if number > 1)
@@ -349,7 +331,7 @@ def test_a_tenfold_step_is_met_within_seconds_and_drained_in_time() -> None:
 
 
 def test_the_first_replica_comes_when_it_is_asked_for() -> None:
-    sections = {"denoiser": {"autoscaling": {"min_replicas": 0, "max_replicas": 1, "cold_start_s": 5.0}}}
+    sections = {"denoiser": {"min_replicas": 0, "autoscaling": {"cold_start_s": 5.0}}}
     [ended] = ends(Simulation(model(**sections), None).run([request(0.5)]))
     assert ended == pytest.approx(1.0 + 5.0 + 0.200 + WAIT_S + WAIT_S + 0.020), "looked at every second"
 
@@ -391,9 +373,11 @@ def test_no_plan_is_made_up_where_none_does() -> None:
 
 
 def test_another_policy_is_not_passed_off_as_simulated() -> None:
-    sections = {"denoiser": {"autoscaling": {"max_replicas": 2, "policy": "requests"}}}
+    sections = {"denoiser": {"max_replicas": 2, "autoscaling": {"policy": "requests"}}}
     goal = Goal(slo_s=9.0, percentile=95, price=4.0, max_gpus=1)
-    with pytest.raises(ConfigError, match=r"denoiser\.autoscaling\.policy: 'requests' is not simulated"):
+    with pytest.raises(
+        ConfigError, match=r"autoscaling\.policy: 'requests', which the denoiser has, is not simulated"
+    ):
         plan_load(model(**sections), [request(0.0)], goal, quiet)
 
 

@@ -10,13 +10,12 @@ from serve.calls.fleet import Fleet
 from serve.calls.pipeline import Pipeline
 from serve.calls.readiness import Readiness
 from serve.calls.telemetry import Telemetry
-from serve.config.autoscaling import AutoscalingSection
 from serve.errors import NotReadyError
 from tests.unit.test_admission import COST
 
 STAGES = ("encoder", "denoiser", "decoder")
 COSTS = dict(zip(STAGES, (COST.encode, COST.forward, COST.decode), strict=True))
-AUTOSCALING = {stage: AutoscalingSection(min_replicas=int(stage != "denoiser")) for stage in STAGES}
+MIN_REPLICAS = {stage: int(stage != "denoiser") for stage in STAGES}
 
 
 class Call:
@@ -70,7 +69,7 @@ class Scripted:
         handles: list[Any] = [Stage(name, self.calls, self.late) for name in STAGES]
         self.fleet = StillFleet()
         self.pipeline = Pipeline(*handles, telemetry=Telemetry())
-        self.readiness = Readiness(self.pipeline, self.fleet, AUTOSCALING)
+        self.readiness = Readiness(self.pipeline, self.fleet, MIN_REPLICAS)
 
     def check(self, times: int = 1) -> None:
         async def check() -> None:

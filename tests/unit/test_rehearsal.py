@@ -9,7 +9,7 @@ import pytest
 from cluster.bench.answers import Answer, Kind
 from cluster.bench.load import RequestOutcome
 from cluster.bench.mix import PlannedRequest
-from cluster.rehearsal.application import check_room, rehearsed
+from cluster.rehearsal.application import check_room, on_gpus, rehearsed
 from cluster.rehearsal.chart import chart
 from cluster.rehearsal.options import RehearsalOptions, with_rehearsal_options
 from cluster.rehearsal.rehearsal import Rehearsal
@@ -25,23 +25,25 @@ def test_devices_are_simulated_and_nothing_of_the_real_jobs_is_touched() -> None
     config = AppConfig.model_validate(
         {
             "model": MODEL | {"device": "cuda"},
-            "encoder": {"num_gpus": 0.1},
-            "denoiser": {"num_gpus": 0.8, "autoscaling": {"max_replicas": 16}},
-            "decoder": {"num_gpus": 0.1},
+            "denoiser": {"max_replicas": 16, "autoscaling": {"utilization": 0.5}},
             "jobs": {"database_url": "postgresql://jobs", "object_store_url": "s3://bucket"},
         }
     )
     changed = rehearsed(config, "a folder")
     assert changed.model.device == "simulated"
-    assert changed.denoiser.autoscaling == config.denoiser.autoscaling
-    assert (changed.denoiser.num_gpus, changed.denoiser.num_cpus) == (0.8, 0)
+    assert changed.autoscaling_of("denoiser") == config.autoscaling_of("denoiser")
+    assert (changed.num_gpus(), changed.denoiser.num_cpus) == (config.num_gpus(), 0)
+    assert changed.num_gpus()["denoiser"] == 0.8
     assert (changed.jobs.database_url, changed.jobs.object_store_url) == (None, None)
     assert changed.jobs.data_folder == "a folder"
 
 
-def test_denoisers_without_gpus_are_refused() -> None:
-    with pytest.raises(ConfigError, match=r"denoiser\.num_gpus: is 0"):
-        rehearsed(AppConfig.model_validate({"model": MODEL | {"device": "simulated"}}), "a folder")
+def test_what_has_no_gpus_gets_the_shares_that_it_would_have_on_real_ones() -> None:
+    sections = {"encoder": {"min_replicas": 2}, "denoiser": {"num_gpus": 0}}
+    config = AppConfig.model_validate({"model": MODEL | {"device": "simulated"}} | sections)
+    assert on_gpus(config).num_gpus() == {"encoder": 0.02, "denoiser": 0.8, "decoder": 0.16}
+    given = AppConfig.model_validate({"model": MODEL, "denoiser": {"num_gpus": 0.5}})
+    assert on_gpus(given) == given
 
 
 @pytest.mark.parametrize(
@@ -56,7 +58,7 @@ def test_what_would_wait_for_gpus_for_ever_is_refused(
 ) -> None:
     shares = (("encoder", 0.1, 2), ("denoiser", 1, 6), ("decoder", decoder_gpus, 2))
     stages = {
-        name: {"num_gpus": num_gpus, "autoscaling": {"min_replicas": replicas, "max_replicas": 9}}
+        name: {"num_gpus": num_gpus, "min_replicas": replicas, "max_replicas": 9}
         for name, num_gpus, replicas in shares
     }
     config = AppConfig.model_validate({"model": MODEL | {"device": "simulated"}} | stages)

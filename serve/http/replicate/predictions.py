@@ -61,10 +61,13 @@ class PredictionsRoutes:
         config: AppConfig,
         desk: FrontDesk,
         store: JobStore,
+        images_at_once: int,
     ) -> None:
+        """images_at_once: of jobs, in all runners"""
         self._config = config
         self._desk = desk
         self._store = store
+        self._images_at_once = images_at_once
 
     @property
     def routes(self) -> list[Route]:
@@ -191,7 +194,7 @@ class PredictionsRoutes:
         alone_s = self._alone_s(job)
         if alone_s is None:
             return None
-        rounds = position / (self._config.images_per_runner() * self._config.jobs.num_runners)
+        rounds = position / self._images_at_once
         return round(alone_s * (1 - job.fraction_done + rounds), 2)
 
     def _alone_s(self, job: Job) -> float | None:
