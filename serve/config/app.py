@@ -14,6 +14,7 @@ from deployments.engine.messages import LatentShape
 from deployments.engine.models import ModelInfo
 from deployments.engine.samplers import SamplerTables, UnsupportedSamplerError
 from serve.config.api_keys import ApiKeys
+from serve.config.http import HttpConfig
 from serve.config.jobs import JobsConfig
 from serve.config.limits import DefaultsConfig, LimitsConfig
 from serve.config.model import ModelConfig
@@ -32,6 +33,7 @@ class AppConfig(Section):
     defaults: DefaultsConfig = Field(default_factory=DefaultsConfig)
     limits: LimitsConfig = Field(default_factory=LimitsConfig)
     jobs: JobsConfig = Field(default_factory=JobsConfig)
+    http: HttpConfig = Field(default_factory=HttpConfig)
     api_keys: ApiKeys = Field((), description="the keys that requests must come with; none: all may come")
 
     @property

@@ -223,7 +223,7 @@ def _leaves_no_trace(scope: Scope, headers: dict[bytes, bytes]) -> bool:
     path: str = scope["path"]
     return (
         scope["method"] in ("GET", "HEAD")
-        or path.endswith(("/v1/images/generations", "/cancel"))
+        or path.endswith(("/images/generations", "/cancel"))
         or b"idempotency-key" in headers
     )
 
