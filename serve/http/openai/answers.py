@@ -8,7 +8,6 @@ from typing_extensions import TypedDict
 OutputFormat = Literal["png", "webp", "jpeg"]
 Timestamp = Annotated[int, Field(description="Seconds since the epoch.")]
 Base64 = Annotated[str, Field(description="The image file, in base64.")]
-Warnings = Annotated[list[str], Field(description="What was done otherwise than asked, in sentences.")]
 
 
 class Description(TypedDict):
@@ -22,6 +21,9 @@ class Description(TypedDict):
     sampler: str
     num_inference_steps: int
     guidance_scale: float
+    warnings: NotRequired[
+        Annotated[list[str], Field(description="What was done otherwise than asked, in sentences.")]
+    ]
 
 
 class TokenDetails(TypedDict):
@@ -49,7 +51,6 @@ class Images(Description):
     created: Timestamp
     data: list[Image]
     usage: Usage
-    warnings: NotRequired[Warnings]
 
 
 class PartialImage(Description):
@@ -72,7 +73,6 @@ class CompletedImage(Description):
     image_index: int
     seed: int
     usage: Usage
-    warnings: NotRequired[Warnings]
 
 
 class Model(TypedDict):
