@@ -22,10 +22,7 @@ Every answer has an `x-request-id`: the request's own, or one that was made for 
 whichever the dialect: `error_type` is stable, `detail` is a sentence for people, and `x-should-retry: false`
 says that the same request would end so again.
 """
-_DESCRIPTIONS_OF_HEADERS = {
-    "retry-after": "Seconds after which to try again.",
-    "allow": "The path's methods.",
-}
+_RETRY_AFTER = {"description": "Seconds after which to try again.", "schema": {"type": "string"}}
 Json = dict[str, Any]
 
 
@@ -161,11 +158,24 @@ def _content(answer: Answer, media_type: str, schemas: _Schemas) -> Json:
     content: Json = {}
     if answer.type is not None:
         content["schema"] = schemas.of(answer.type, "serialization")
+    elif media_type == EVENT_STREAM:
+        content["schema"] = {"oneOf": [_event(name, one, schemas) for name, one in answer.events.items()]}
     elif media_type.startswith("text/"):
         content["schema"] = {"type": "string"}
-    if media_type == EVENT_STREAM:
-        content["x-events"] = {name: schemas.of(one, "serialization") for name, one in answer.events.items()}
     return content | ({} if answer.example is None else {"example": answer.example})
+
+
+def _event(name: str, type_of_data: Any, schemas: _Schemas) -> Json:
+    """An event of a stream, whose schema is that of each of its events, as OpenAPI 3.1 has no other place."""
+    data: Json = {"type": "string"}
+    if type_of_data is not str:
+        schema = schemas.of(type_of_data, "serialization")
+        data |= {"contentMediaType": "application/json", "contentSchema": schema}
+    return {
+        "type": "object",
+        "properties": {"event": {"const": name}, "data": data},
+        "required": ["event", "data"],
+    }
 
 
 def _errors(errors: Sequence[type[MidstepError]], schemas: _Schemas) -> Json:
@@ -179,8 +189,7 @@ def _errors(errors: Sequence[type[MidstepError]], schemas: _Schemas) -> Json:
             "content": {PROBLEM_MEDIA_TYPE: {"schema": schemas.of(Problem, "serialization")}},
         }
         if status in (429, 503):
-            text = _DESCRIPTIONS_OF_HEADERS["retry-after"]
-            this["headers"] = {"retry-after": {"description": text, "schema": {"type": "string"}}}
+            this["headers"] = {"retry-after": _RETRY_AFTER}
     return described
 
 

@@ -1,5 +1,5 @@
-"""schemathesis against the running application: whatever fits its OpenAPI document, or nearly does, is answered
-as that says."""
+"""schemathesis against the running application: what fits its OpenAPI document is answered as that says, and so
+is what nearly fits it."""
 
 import os
 import subprocess
@@ -7,8 +7,8 @@ import sys
 from pathlib import Path
 
 SCHEMATHESIS = Path(sys.executable).with_name("schemathesis")
-# Not asked of it: positive_data_acceptance, since limits of the configuration and what fields have to do with one
-# another are in no schema.
+# Without positive_data_acceptance: the limits of the configuration, and what fields have to do with one another,
+# are in no schema.
 CHECKS = (
     "not_a_server_error",
     "status_code_conformance",

@@ -93,13 +93,15 @@ async def test_events_of_streams_fit_their_schemas(tmp_path: Path) -> None:
     async with serving(tmp_path, []) as client:
         document = await document_of(client)
         content = document["paths"][IMAGES]["post"]["responses"]["200"]["content"]["text/event-stream"]
+        events = {one["properties"]["event"]["const"]: one for one in content["schema"]["oneOf"]}
         for prompt, last in (("a red star", "image_generation.completed"), ("a fault", "error")):
             answer = await client.post(IMAGES, json={"prompt": prompt, "stream": True})
             assert answer.headers["content-type"].startswith("text/event-stream")
-            events = re.findall(r"event: (\S+)\ndata: (.+)\n", answer.text)
-            assert [name for name, _ in events] == [last]
-            for name, data in events:
-                check(document, content["x-events"][name], json.loads(data))
+            sent = re.findall(r"event: (\S+)\r?\ndata: (.+)\r?\n", answer.text)
+            assert [name for name, _ in sent] == [last]
+            for name, data in sent:
+                check(document, events[name], {"event": name, "data": data})
+                check(document, events[name]["properties"]["data"]["contentSchema"], json.loads(data))
 
 
 @in_loop
@@ -128,7 +130,7 @@ async def test_without_keys_nothing_is_said_of_them(tmp_path: Path) -> None:
         )
 
 
-ONE = JOBS + "/{job_id}"
+ONE, OF_A_MODEL = JOBS + "/{job_id}", "/v1/models/{owner}/{name}/predictions"
 TOO_LARGE = {"content": b" " * (1 << 20), "headers": by(ALICE)}
 COMPRESSED = {"content": b"{}", "headers": by(ALICE) | {"content-encoding": "gzip"}}
 
@@ -153,8 +155,11 @@ CLIENT_ERRORS: list[tuple[int, str, str, Mapping[str, Any]]] = [
     (404, "GET", "/v1/models/{owner}/{name}", {}),
     (404, "GET", "/v1/models/{owner}/{name}/versions", {}),
     (404, "GET", "/v1/models/{owner}/{name}/versions/{version}", {}),
-    (404, "POST", "/v1/models/{owner}/{name}/predictions", {"json": JOB}),
-    (422, "POST", "/v1/models/{owner}/{name}/predictions", {"json": {}}),
+    (404, "POST", OF_A_MODEL, {"json": JOB}),
+    (422, "POST", OF_A_MODEL, {"json": {}}),
+    (413, "POST", OF_A_MODEL, TOO_LARGE),
+    (415, "POST", OF_A_MODEL, COMPRESSED),
+    (429, "POST", OF_A_MODEL, {"json": JOB, "headers": by(POOR)}),
     (404, "GET", "/v1/files/{key}", {}),
     (404, "GET", "/metrics", {}),
 ]

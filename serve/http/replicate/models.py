@@ -2,6 +2,7 @@
 
 import time
 from datetime import UTC, datetime
+from urllib.parse import quote
 
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
@@ -36,10 +37,10 @@ class ReplicateModelsRoutes:
 
     @described(operations.MODEL)
     async def _model(self, request: Request) -> Response:
-        model = self._named(request, "name")
+        model, owner = self._named(request, "name"), request.path_params["owner"]
         shown: ReplicateModel = {
-            "url": str(request.url),
-            "owner": request.path_params["owner"],
+            "url": f"{request.base_url}v1/models/{quote(owner, safe='')}/{quote(model.id, safe='')}",
+            "owner": owner,
             "name": model.id,
             "description": None,
             "visibility": "public",
