@@ -221,7 +221,7 @@ class _Cors:
                 self._headers[value] = found
 
     def headers_for(self, origin: bytes | None) -> Headers:
-        """None for an origin that the application has not allowed since this process began."""
+        """Nothing for an origin that the application has not allowed since this process began."""
         if origin is None:
             return []
         return self._headers.get(origin) or self._headers.get(b"*") or []
