@@ -15,8 +15,7 @@ from tests.integration.conftest import wait_for
 from tests.integration.predictions import PROMPT, create
 
 SCHEMATHESIS = Path(sys.executable).with_name("schemathesis")
-# Without positive_data_acceptance: the schemas have neither the limits of the configuration nor what fields have
-# to do with one another.
+# Without positive_data_acceptance: the schemas do not have the configured limits, nor rules between fields.
 CHECKS = (
     "not_a_server_error",
     "status_code_conformance",
