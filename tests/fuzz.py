@@ -46,6 +46,9 @@ _PATHS = [
     "/v1/models/midstep/shapes/versions/1",
     "/v1/files/images/a/0-aaaaaaaaaaaaaaaaaaaaaa.png",
     "/livez",
+    "/predictions/0123456789abcdef0123456789",
+    "/openapi.json",
+    "/docs/start.js",
     "/-/routes",
     "/",
 ]

@@ -17,6 +17,7 @@ from deployments.engine.model_source import ModelInfo, Placement
 from deployments.engine.samplers import SamplerTables, UnsupportedSamplerError, canonical_sampler
 from serve.config.api_keys import ApiKeys
 from serve.config.autoscaling import Autoscaling, AutoscalingConfig
+from serve.config.http import HttpConfig
 from serve.config.internal import INGRESS_TARGET_ONGOING_REQUESTS, InternalConfig
 from serve.config.jobs import JobsConfig
 from serve.config.limits import DefaultsConfig, Limits, LimitsConfig
@@ -51,6 +52,7 @@ class AppConfig(Section):
     defaults: DefaultsConfig = Field(default_factory=DefaultsConfig)
     limits: LimitsConfig = Field(default_factory=LimitsConfig)
     jobs: JobsConfig = Field(default_factory=JobsConfig)
+    http: HttpConfig = Field(default_factory=HttpConfig)
     api_keys: ApiKeys = Field(
         (), description="Keys that requests must come with; `[]`: none is needed", json_schema_extra=MAIN
     )

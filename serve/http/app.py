@@ -2,13 +2,14 @@
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Coroutine
+from collections.abc import AsyncIterator, Coroutine, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
 from ray.serve import metrics
 from starlette.applications import Starlette
 from starlette.middleware import Middleware
+from starlette.types import ASGIApp
 
 from deployments.engine.cost import CostModel
 from deployments.engine.model_source import ModelInfo
@@ -21,16 +22,22 @@ from serve.capacity.rate_limits import RateLimits
 from serve.clients import Clients
 from serve.config.app import AppConfig
 from serve.http.authentication import Authentication
+from serve.http.cors import Cors
 from serve.http.departures import Departures
+from serve.http.docs import DocsRoutes
 from serve.http.files import FilesRoute
 from serve.http.front_desk import FrontDesk
 from serve.http.health import HealthRoutes, learned_cost
+from serve.http.methods import Options
+from serve.http.metrics import MetricsRoute
 from serve.http.openai.images import ImagesRoute
 from serve.http.openai.models import ModelsRoutes
+from serve.http.openapi import openapi_document
 from serve.http.problems import EXCEPTION_HANDLERS
 from serve.http.replicate.models import ReplicateModelsRoutes
 from serve.http.replicate.prediction import describe
 from serve.http.replicate.predictions import PredictionsRoutes
+from serve.http.versionless import with_versionless
 from serve.jobs.load import JobLoad
 from serve.jobs.opening import opened
 from serve.jobs.resources import job_store, object_store
@@ -40,6 +47,18 @@ logger = logging.getLogger("ray.serve")
 
 _PRESIGNED_S = 3600.0
 _SHOW_INTERVAL_S = 5.0
+
+
+class _Application(Starlette):
+    """Starlette's, with CORS around all of it, the answers to faults of ours included."""
+
+    def __init__(self, cors_origins: Sequence[str], **options: Any) -> None:
+        super().__init__(**options)
+        self._cors_origins = cors_origins
+
+    def build_middleware_stack(self) -> ASGIApp:
+        stack = super().build_middleware_stack()
+        return Cors(stack, self._cors_origins) if self._cors_origins else stack
 
 
 def build_http_app(
@@ -57,17 +76,27 @@ def build_http_app(
     )
     desk = FrontDesk({model.id: model}, pipeline, admission, RateLimits(fleet.num_ingresses), store)
     # What knows no keys: browsers and Replicate's client fetch images, by URLs that nobody can guess.
-    open_routes = [
-        *FilesRoute(object_store(config.jobs), _PRESIGNED_S if config.jobs.presigned_urls else None).routes,
-        *HealthRoutes(readiness).routes,
-    ]
+    open_routes = with_versionless(
+        [
+            *FilesRoute(
+                object_store(config.jobs), _PRESIGNED_S if config.jobs.presigned_urls else None
+            ).routes,
+            *HealthRoutes(readiness).routes,
+            *DocsRoutes(lambda: openapi_document(routes, open_routes, bool(config.api_keys))).routes,
+        ]
+    )
     routes = [
-        *ImagesRoute(desk).routes,
-        *ModelsRoutes(desk).routes,
-        *ReplicateModelsRoutes(desk).routes,
-        *PredictionsRoutes(
-            config, desk, store, config.images_per_runner(info) * config.jobs.num_runners
-        ).routes,
+        *with_versionless(
+            [
+                *ImagesRoute(desk).routes,
+                *ModelsRoutes(desk).routes,
+                *ReplicateModelsRoutes(desk).routes,
+                *PredictionsRoutes(
+                    config, desk, store, config.images_per_runner(info) * config.jobs.num_runners
+                ).routes,
+                *MetricsRoute(config.http.metrics).routes,
+            ]
+        ),
         *open_routes,
     ]
 
@@ -82,17 +111,19 @@ def build_http_app(
         async with opened(store), _running(prepare(), fleet.watch(), job_load.watch(), limit):
             yield
 
-    app = Starlette(
+    app = _Application(
+        config.http.cors_origins,
         routes=routes,
         lifespan=lifespan,
         middleware=[
             Middleware(Departures),
             Middleware(Authentication, clients=Clients(config.api_keys), open_routes=open_routes),
+            Middleware(Options),
         ],
         exception_handlers=EXCEPTION_HANDLERS,
     )
+    app.router.redirect_slashes = False  # to a path that ends without an id, an error says more
     # For serve.http.problems.
-    app.state.route_paths = list(dict.fromkeys(route.path for route in routes))
     app.state.refused = metrics.Counter(
         "midstep_refused_requests_total", "HTTP requests answered with an error, by its code.", ("code",)
     )

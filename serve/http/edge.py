@@ -44,6 +44,7 @@ _ORDERS = {
 }
 _TRACING = {b"traceparent", b"tracestate"}
 _REQUEST_ID = b"x-request-id"
+_OF_CORS, _ALLOWED_ORIGIN = b"access-control-", b"access-control-allow-origin"
 
 Headers = list[tuple[bytes, bytes]]
 
@@ -60,12 +61,13 @@ class Edge:
     def __init__(self, app: ASGIApp, body_timeout_s: float = BODY_TIMEOUT_S) -> None:
         self._app = app
         self._body_timeout_s = body_timeout_s
+        self._cors = _Cors()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http" or scope["path"].startswith(_SERVES_OWN_PATHS):
             await self._app(_cleaned(scope), receive, send)
             return
-        exchange = _Exchange(_cleaned(scope), receive, send, self._body_timeout_s)
+        exchange = _Exchange(_cleaned(scope), receive, send, self._body_timeout_s, self._cors)
         for attempt in range(1, _MAX_ATTEMPTS + 1):
             await exchange.attempt(self._app)
             if attempt == _MAX_ATTEMPTS or not exchange.may_be_repeated:
@@ -86,8 +88,11 @@ class Edge:
 class _Exchange:
     """A request and its answer, as far as they have come."""
 
-    def __init__(self, scope: Scope, receive: Receive, send: Send, body_timeout_s: float) -> None:
+    def __init__(
+        self, scope: Scope, receive: Receive, send: Send, body_timeout_s: float, cors: "_Cors"
+    ) -> None:
         self._scope = scope
+        self._cors = cors
         self._receive = receive
         self._send = send
         self._headers: dict[bytes, bytes] = dict(scope["headers"])
@@ -180,6 +185,7 @@ class _Exchange:
                 return
             self._start = message
             self._received.clear()
+            self._cors.learn(message["headers"])
         elif not message.get("more_body", False):
             self._is_complete = True
         await self._send(message)
@@ -195,9 +201,30 @@ class _Exchange:
     async def _refuse(self, error: MidstepError) -> None:
         response = problem(error, self._scope["path"])
         response.headers["x-request-id"] = self.request_id
+        response.raw_headers += self._cors.headers_for(self._headers.get(b"origin"))
         if not self._has_all:
             response.headers["connection"] = "close"
         await response(self._scope, self._receive, self._send)
+
+
+class _Cors:
+    """The headers that let pages of other origins read an answer, as the application has last sent them: its
+    configuration is not known here, and a page that cannot read a 503 does not know to try again."""
+
+    def __init__(self) -> None:
+        self._headers: dict[bytes, Headers] = {}  # by what of the origins that the application knows
+
+    def learn(self, headers: Iterable[tuple[bytes, bytes]]) -> None:
+        found = [(name, value) for name, value in headers if name == b"vary" or name.startswith(_OF_CORS)]
+        for name, value in found:
+            if name == _ALLOWED_ORIGIN:
+                self._headers[value] = found
+
+    def headers_for(self, origin: bytes | None) -> Headers:
+        """Nothing for an origin that the application has not allowed since this process began."""
+        if origin is None:
+            return []
+        return self._headers.get(origin) or self._headers.get(b"*") or []
 
 
 def _cleaned(scope: Scope) -> Scope:
@@ -223,7 +250,7 @@ def _leaves_no_trace(scope: Scope, headers: dict[bytes, bytes]) -> bool:
     path: str = scope["path"]
     return (
         scope["method"] in ("GET", "HEAD")
-        or path.endswith(("/v1/images/generations", "/cancel"))
+        or path.endswith(("/images/generations", "/cancel"))
         or b"idempotency-key" in headers
     )
 

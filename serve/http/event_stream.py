@@ -5,6 +5,7 @@ from contextlib import AsyncExitStack
 from typing import Any, Protocol
 
 from sse_starlette import EventSourceResponse, ServerSentEvent
+from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 _PING_INTERVAL_S = 15
@@ -25,4 +26,7 @@ class EventStream(EventSourceResponse):
         async with AsyncExitStack() as stack:
             for closable in self._closed_at_the_end:
                 stack.push_async_callback(closable.aclose)
-            await super().__call__(scope, receive, send)
+            if scope["method"] == "HEAD":
+                await Response(headers=self.headers)(scope, receive, send)
+            else:
+                await super().__call__(scope, receive, send)

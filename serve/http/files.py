@@ -7,10 +7,32 @@ from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response, StreamingResponse
 from starlette.routing import Route
 
-from serve.errors import ObjectNotFoundError
+from serve.errors import ObjectNotFoundError, ObjectStoreUnavailableError
+from serve.http.operations import Answer, Operation, Parameter, described
 from serve.jobs.objects import IMAGE_CACHE_CONTROL, ObjectStore, StoredObject, is_image_key
+from serve.served_model import MEDIA_TYPES
 
 FILES_PATH = "/v1/files"
+_GET = Operation(
+    tag="Files",
+    summary="Get an image",
+    description="Who has the URL may have the image: it needs no key.",
+    parameters=(
+        Parameter(name="key", place="path", description="As in the URLs of a prediction's `output`."),
+        Parameter(name="If-None-Match", place="header", description="The `etag` of what is there already."),
+    ),
+    answers=(
+        Answer(description="The image.", media_types=tuple(MEDIA_TYPES.values())),
+        Answer(
+            status=302,
+            description="It is in the object store, at that URL (`jobs.presigned_urls`).",
+            media_types=(),
+            headers={"location": "A URL that is good for an hour."},
+        ),
+        Answer(status=304, description="It is what the client has already.", media_types=()),
+    ),
+    errors=(ObjectNotFoundError, ObjectStoreUnavailableError),
+)
 
 
 class FilesRoute:
@@ -27,6 +49,7 @@ class FilesRoute:
     def routes(self) -> list[Route]:
         return [Route(FILES_PATH + "/{key:path}", self._get)]
 
+    @described(_GET)
     async def _get(self, request: Request) -> Response:
         key = request.path_params["key"]
         if not is_image_key(key):

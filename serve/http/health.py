@@ -1,4 +1,4 @@
-"""`/livez` and `/readyz`."""
+"""`/livez`, `/readyz` and `/health`."""
 
 import asyncio
 from contextlib import suppress
@@ -11,9 +11,19 @@ from deployments.engine.cost import CostModel
 from serve.calls.pipeline import Pipeline
 from serve.calls.readiness import Readiness
 from serve.errors import NotReadyError
+from serve.http.operations import PLAIN_TEXT, Answer, Operation, described
 
 _READY_TIMEOUT_S = 2.0
 _LEARNING_PAUSE_S = 1.0
+_TAG = "Operation"
+_OK = Answer(description="It is.", media_types=(PLAIN_TEXT,), example="ok")
+_LIVEZ = Operation(tag=_TAG, summary="Whether this replica lives", answers=(_OK,))
+_READYZ = Operation(
+    tag=_TAG,
+    summary="Whether requests can be served",
+    description="503 while a stage has no replica. `/health` and `/readyz` are the same.",
+    answers=(_OK,),
+)
 
 
 class HealthRoutes:
@@ -24,11 +34,17 @@ class HealthRoutes:
 
     @property
     def routes(self) -> list[Route]:
-        return [Route("/livez", self._livez), Route("/readyz", self._readyz)]
+        return [
+            Route("/livez", self._livez),
+            Route("/readyz", self._readyz),
+            Route("/health", self._readyz),  # where load balancers and SGLang's benchmark look
+        ]
 
+    @described(_LIVEZ)
     async def _livez(self, _: Request) -> Response:
         return PlainTextResponse("ok")
 
+    @described(_READYZ)
     async def _readyz(self, _: Request) -> Response:
         await self._readiness.check(_READY_TIMEOUT_S)
         return PlainTextResponse("ok")

@@ -1,24 +1,54 @@
 """Errors on the wire: one body, RFC 9457 and what the OpenAI, Replicate and fal clients read."""
 
+import difflib
 import logging
 import re
 import uuid
 from collections.abc import Awaitable, Callable, Mapping
-from typing import Any
+from typing import Any, Literal
 
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
+from typing_extensions import TypedDict
 
-from serve.errors import (
-    InvalidRequestError,
-    MethodNotAllowedError,
-    MidstepError,
-    RouteNotFoundError,
-)
+from serve.errors import InvalidRequestError, MethodNotAllowedError, MidstepError, RouteNotFoundError
+from serve.http.methods import allowed_methods
 
 logger = logging.getLogger("ray.serve")
+PROBLEM_MEDIA_TYPE = "application/problem+json"
+_MAX_PATH_LENGTH = 200  # in an answer
+_NEAR = 0.7  # of 1, where paths are the same
 USABLE_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
+
+
+class ErrorObject(TypedDict):
+    """An error as OpenAI's client reads it."""
+
+    message: str
+    type: Literal["invalid_request_error", "server_error"]
+    param: str | None
+    code: str
+
+
+class ErrorEvent(TypedDict):
+    """The end of a stream that has failed."""
+
+    type: Literal["error"]
+    error: ErrorObject
+
+
+class Problem(TypedDict):
+    """An error: RFC 9457, and what the clients of the dialects read."""
+
+    type: str
+    title: str
+    status: int
+    detail: str
+    instance: str
+    error: ErrorObject
+    error_type: str
 
 
 def request_id(request: Request) -> str:
@@ -30,10 +60,19 @@ def request_id(request: Request) -> str:
     return identifier
 
 
-def error_object(error: MidstepError) -> dict[str, Any]:
+def error_object(error: MidstepError) -> ErrorObject:
     """What the OpenAI client reads, in a body and in the middle of a stream."""
-    kind = "invalid_request_error" if error.status < 500 else "server_error"
-    return {"message": error.detail, "type": kind, "param": error.param, "code": error.code}
+    return {
+        "message": error.detail,
+        "type": "invalid_request_error" if error.status < 500 else "server_error",
+        "param": error.param,
+        "code": error.code,
+    }
+
+
+def error_event(error: MidstepError) -> ErrorEvent:
+    """The data of a stream's last event."""
+    return {"type": "error", "error": error_object(error)}
 
 
 def problem_response(error: MidstepError, request: Request) -> Response:
@@ -44,7 +83,7 @@ def problem_response(error: MidstepError, request: Request) -> Response:
 
 def problem(error: MidstepError, path: str) -> Response:
     """The answer that an error is. path: what was asked for"""
-    body = {
+    body: Problem = {
         "type": f"urn:midstep:{error.code}",
         "title": error.title,
         "status": error.status,
@@ -58,7 +97,7 @@ def problem(error: MidstepError, path: str) -> Response:
         headers["retry-after"] = str(error.retry_after_s)
     elif error.status < 500 or error.status == 504 or error.is_final:
         headers["x-should-retry"] = "false"
-    return JSONResponse(body, error.status, headers, media_type="application/problem+json")
+    return JSONResponse(body, error.status, headers, media_type=PROBLEM_MEDIA_TYPE)
 
 
 async def on_midstep_error(request: Request, error: Exception) -> Response:
@@ -71,15 +110,36 @@ async def on_midstep_error(request: Request, error: Exception) -> Response:
 async def on_http_exception(request: Request, error: Exception) -> Response:
     """Starlette's own refusals, in our words."""
     assert isinstance(error, HTTPException)
-    path, routes = request.url.path, ", ".join(request.app.state.route_paths)
-    known: dict[int, MidstepError] = {
-        404: RouteNotFoundError(f"There is nothing at {path}. Routes: {routes}."),
-        405: MethodNotAllowedError(f"{request.method} is not possible at {path}."),
-    }
-    response = problem_response(known.get(error.status_code, InvalidRequestError(error.detail)), request)
-    for name, value in (error.headers or {}).items():
-        response.headers[name] = value
-    return response
+    match error.status_code:
+        case 404:
+            return problem_response(_nothing_there(request), request)
+        case 405:
+            methods = ", ".join(allowed_methods(request.scope))
+            sentence = f"{request.method} is not possible at {request.url.path}; {methods} are."
+            response = problem_response(MethodNotAllowedError(sentence), request)
+            response.headers["allow"] = methods
+            return response
+        case _:
+            return problem_response(InvalidRequestError(error.detail), request)
+
+
+def _nothing_there(request: Request) -> RouteNotFoundError:
+    path = request.url.path
+    if len(path) > _MAX_PATH_LENGTH:
+        path = path[: _MAX_PATH_LENGTH - 3] + "..."
+    routes = [one for one in request.app.routes if isinstance(one, Route) and one.include_in_schema]
+    filled = {_with_parts_of(path, route.path_format): route.path_format for route in routes}
+    nearest = difflib.get_close_matches(path, filled, n=1, cutoff=_NEAR)
+    hint = f"; the nearest route is {filled[nearest[0]]}" if nearest else ""
+    return RouteNotFoundError(f"There is nothing at {path}{hint}. /docs lists all routes.")
+
+
+def _with_parts_of(path: str, template: str) -> str:
+    """The template with a path's parts in place of its parameters, where it has as many."""
+    given, parts = path.split("/"), template.split("/")
+    if len(given) != len(parts):
+        return template
+    return "/".join(one if part.startswith("{") else part for one, part in zip(given, parts, strict=True))
 
 
 async def on_fault(request: Request, error: Exception) -> Response:

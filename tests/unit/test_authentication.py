@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, cast
 
 import httpx
@@ -84,14 +85,16 @@ async def serving(
     folder: Path,
     api_keys: list[dict[str, Any]],
     refused: Refused | None = None,
+    http: Mapping[str, Any] = MappingProxyType({}),
     **jobs: Any,
 ) -> AsyncIterator[httpx.AsyncClient]:
-    """refused: counts in place of the metric; jobs: of that section of the configuration"""
+    """refused: counts in place of the metric; http, jobs: sections of the configuration"""
     config = AppConfig.model_validate(
         {
             "denoiser": {"rows_per_forward": 16},
             "ingress": {"drain_timeout_s": 61},
             "jobs": {"data_folder": str(folder)} | jobs,
+            "http": http,
             "api_keys": api_keys,
         }
     )

@@ -311,3 +311,32 @@ def test_serve_finds_it_by_the_environment_unless_something_else_is_there() -> N
     environment = {"OMP_WAIT_POLICY": "ACTIVE"}
     set_ray_environment(environment)
     assert environment.items() >= {name: path, "OMP_WAIT_POLICY": "ACTIVE"}.items()
+
+
+def test_pages_that_the_application_lets_read_its_answers_can_read_refusals_too() -> None:
+    allowed = {"access-control-allow-origin": "https://page.example", "vary": "Origin"}
+    answers = iter([PlainTextResponse("fine", headers=allowed), PlainTextResponse("not for pages")])
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        if answer := next(answers, None):
+            await answer(scope, receive, send)
+
+    async def receive() -> Any:
+        return {"type": "http.request", "body": b"", "more_body": False}
+
+    async def starts() -> list[dict[str, str]]:
+        edge, sent = Edge(app), []
+
+        async def send(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                sent.append({name.decode(): value.decode() for name, value in message["headers"]})
+
+        for origin in (b"https://page.example", b"https://other.example") * 2:
+            scope = {"type": "http", "method": "GET", "path": "/x", "headers": [(b"origin", origin)]}
+            await edge(scope, receive, send)
+        return sent
+
+    _, _, refused, refused_other = asyncio.run(starts())
+    assert refused["content-type"] == refused_other["content-type"] == "application/problem+json"
+    assert allowed.items() <= refused.items()
+    assert "access-control-allow-origin" not in refused_other

@@ -38,14 +38,12 @@ def client(store: ObjectStore) -> Iterator[TestClient]:
 
 
 def client_of(files: FilesRoute) -> TestClient:
-    routes = files.routes
     handlers: dict[Any, Any] = {
         MidstepError: on_midstep_error,
         HTTPException: on_http_exception,
         Exception: on_fault,
     }
-    app = Starlette(routes=routes, exception_handlers=handlers)
-    app.state.route_paths = [route.path for route in routes]
+    app = Starlette(routes=files.routes, exception_handlers=handlers)
     app.state.refused = Counter("refused", "Errors.", ("code",))
     return TestClient(app, follow_redirects=False)
 

@@ -7,7 +7,7 @@ import logging
 import time
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
-from typing import Any
+from typing import cast
 
 from sse_starlette import ServerSentEvent
 from starlette.requests import Request
@@ -16,19 +16,74 @@ from starlette.routing import Route
 
 from deployments.engine.messages import EncodedImage
 from serve.calls.pipeline import PREVIEW_FORMAT
-from serve.errors import MidstepError
+from serve.errors import (
+    DeadlineTooEarlyError,
+    DeadlineTooEarlyNowError,
+    InvalidRequestError,
+    MidstepError,
+    ModelNotFoundError,
+    NotFiniteError,
+    OutOfDeviceMemoryError,
+    PoisonousRequestError,
+    QueueFullError,
+    RateLimitError,
+)
 from serve.generation import GenerationRequest, ImageDone, ImagePreview, PromptEncoded
 from serve.http.authentication import client_of
 from serve.http.body import bounded_body
 from serve.http.event_stream import EventStream
 from serve.http.front_desk import FrontDesk, Generation
-from serve.http.openai.schema import read_body, wanted_of
-from serve.http.problems import error_object, request_id
+from serve.http.openai.answers import (
+    CompletedImage,
+    Description,
+    Image,
+    Images,
+    OutputFormat,
+    PartialImage,
+    Usage,
+)
+from serve.http.openai.schema import ImagesBody, read_body, wanted_of
+from serve.http.operations import EVENT_STREAM, Answer, Operation, described
+from serve.http.problems import ErrorEvent, error_event, request_id
 from serve.http.warnings import syntax_warnings
 from serve.served_model import MEDIA_TYPES
 
 logger = logging.getLogger("ray.serve")
-_FORMAT_NAMES = {media_type: name for name, media_type in MEDIA_TYPES.items()}
+_FORMAT_NAMES = {media_type: cast(OutputFormat, name) for name, media_type in MEDIA_TYPES.items()}
+_GENERATE = Operation(
+    tag="Images (OpenAI)",
+    summary="Make images",
+    description="Waits for all images, or streams them and previews of them with `stream`. A stream that "
+    "fails ends with an `error` event.",
+    body=ImagesBody,
+    examples={
+        "plain": {"prompt": "a red star on a blue background", "num_inference_steps": 8, "seed": 1},
+        "streamed": {"prompt": "a green circle", "n": 2, "stream": True, "partial_images": 1},
+    },
+    answers=(
+        Answer(description="All images.", type=Images),
+        Answer(
+            description="With `stream`, each image as soon as it is there, and its previews before it.",
+            media_types=(EVENT_STREAM,),
+            events={
+                "image_generation.partial_image": PartialImage,
+                "image_generation.completed": CompletedImage,
+                "error": ErrorEvent,
+            },
+        ),
+    ),
+    errors=(
+        InvalidRequestError,
+        ModelNotFoundError,
+        DeadlineTooEarlyError,
+        DeadlineTooEarlyNowError,
+        QueueFullError,
+        RateLimitError,
+        NotFiniteError,
+        PoisonousRequestError,
+        OutOfDeviceMemoryError,
+    ),
+)
 
 
 class ImagesRoute:
@@ -41,6 +96,7 @@ class ImagesRoute:
     def routes(self) -> list[Route]:
         return [Route("/v1/images/generations", self._generate, methods=["POST"])]
 
+    @described(_GENERATE)
     async def _generate(self, http_request: Request) -> Response:
         # In a thread, since a large body takes a while.
         body = await asyncio.to_thread(read_body, await bounded_body(http_request))
@@ -53,9 +109,9 @@ class ImagesRoute:
             return JSONResponse(await _collected(generation))
 
 
-async def _collected(generation: Generation) -> dict[str, Any]:
+async def _collected(generation: Generation) -> Images:
     """The answer with all images, in the order of their seeds."""
-    images: dict[int, dict[str, Any]] = {}
+    images: dict[int, Image] = {}
     encoded = PromptEncoded(0, 0, 0)
     async for event in generation:
         match event:
@@ -63,9 +119,15 @@ async def _collected(generation: Generation) -> dict[str, Any]:
                 encoded = event
             case ImageDone(index, seed, image):
                 images[index] = {"b64_json": _base64(image), "seed": seed}
-    data = [images[index] for index in sorted(images)]
-    created = {"created": int(time.time()), "data": data}
-    return created | _described(generation.request) | _usage(encoded) | _warnings(generation.request, encoded)
+    answer: Images = {
+        "created": int(time.time()),
+        "data": [images[index] for index in sorted(images)],
+        **_described(generation.request),
+        "usage": _usage(encoded),
+    }
+    if warnings := _warnings(generation.request, encoded):
+        answer["warnings"] = warnings
+    return answer
 
 
 async def _streamed(generation: Generation) -> AsyncGenerator[ServerSentEvent, None]:
@@ -82,13 +144,13 @@ async def _streamed(generation: Generation) -> AsyncGenerator[ServerSentEvent, N
     except MidstepError as error:
         # The status is sent already; the clients look for this object.
         logger.warning("request %s ended in mid-stream: %s", request.request_id, error.detail, exc_info=error)
-        yield _server_sent({"type": "error", "error": error_object(error)})
+        yield _server_sent(error_event(error))
     except Exception:  # the boundary of a stream: one that just stopped would look complete
         logger.exception("request %s failed in mid-stream", request.request_id)
-        yield _server_sent({"type": "error", "error": error_object(MidstepError("A fault of ours."))})
+        yield _server_sent(error_event(MidstepError("A fault of ours.")))
 
 
-def _partial(request: GenerationRequest, event: ImagePreview) -> dict[str, Any]:
+def _partial(request: GenerationRequest, event: ImagePreview) -> PartialImage:
     return {
         "type": "image_generation.partial_image",
         "b64_json": _base64(event.image),
@@ -101,20 +163,22 @@ def _partial(request: GenerationRequest, event: ImagePreview) -> dict[str, Any]:
     }
 
 
-def _completed(request: GenerationRequest, event: ImageDone, encoded: PromptEncoded) -> dict[str, Any]:
-    return {
+def _completed(request: GenerationRequest, event: ImageDone, encoded: PromptEncoded) -> CompletedImage:
+    completed: CompletedImage = {
         "type": "image_generation.completed",
         "b64_json": _base64(event.image),
         "image_index": event.image_index,
         "created_at": int(time.time()),
         "seed": event.seed,
         **_described(request),
-        **_usage(encoded),
-        **_warnings(request, encoded),
+        "usage": _usage(encoded),
     }
+    if warnings := _warnings(request, encoded):
+        completed["warnings"] = warnings
+    return completed
 
 
-def _described(request: GenerationRequest) -> dict[str, Any]:
+def _described(request: GenerationRequest) -> Description:
     """What OpenAI's objects say of an image, and how it was made."""
     return {
         "model": request.model,
@@ -132,25 +196,23 @@ def _base64(image: EncodedImage) -> str:
     return base64.b64encode(image.data).decode("ascii")
 
 
-def _server_sent(data: dict[str, Any]) -> ServerSentEvent:
+def _server_sent(data: PartialImage | CompletedImage | ErrorEvent) -> ServerSentEvent:
     return ServerSentEvent(json.dumps(data), event=data["type"])
 
 
-def _usage(encoded: PromptEncoded) -> dict[str, Any]:
+def _usage(encoded: PromptEncoded) -> Usage:
     """Images are not counted in tokens here."""
     tokens = min(encoded.num_tokens, encoded.max_tokens)
-    details = {"text_tokens": tokens, "image_tokens": 0}
-    usage = {
+    return {
         "input_tokens": tokens,
         "output_tokens": 0,
         "total_tokens": tokens,
-        "input_tokens_details": details,
+        "input_tokens_details": {"text_tokens": tokens, "image_tokens": 0},
     }
-    return {"usage": usage}
 
 
-def _warnings(request: GenerationRequest, encoded: PromptEncoded) -> dict[str, Any]:
-    """What was done otherwise than asked; no key where there is nothing to say."""
+def _warnings(request: GenerationRequest, encoded: PromptEncoded) -> list[str]:
+    """What was done otherwise than asked."""
     given = {"prompt": encoded.num_tokens, "negative_prompt": encoded.negative_num_tokens}
     sentences = [
         f"{field}: has {tokens} tokens, of which the model reads the first {encoded.max_tokens}; "
@@ -158,5 +220,4 @@ def _warnings(request: GenerationRequest, encoded: PromptEncoded) -> dict[str, A
         for field, tokens in given.items()
         if tokens > encoded.max_tokens
     ]
-    sentences += syntax_warnings(request)
-    return {"warnings": sentences} if sentences else {}
+    return sentences + syntax_warnings(request)

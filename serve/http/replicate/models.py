@@ -2,13 +2,16 @@
 
 import time
 from datetime import UTC, datetime
-from typing import Any
+from urllib.parse import quote
 
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from serve.http.front_desk import FrontDesk
+from serve.http.operations import described
+from serve.http.replicate import operations
+from serve.http.replicate.answers import ModelVersion, ModelVersions, ReplicateModel
 from serve.http.replicate.schema import PredictionInput
 from serve.served_model import ServedModel
 
@@ -32,29 +35,32 @@ class ReplicateModelsRoutes:
             Route(f"{path}/versions/{{version}}", self._one_version),
         ]
 
+    @described(operations.MODEL)
     async def _model(self, request: Request) -> Response:
-        model = self._named(request, "name")
-        return JSONResponse(
-            {
-                "url": str(request.url),
-                "owner": request.path_params["owner"],
-                "name": model.id,
-                "description": None,
-                "visibility": "public",
-                "github_url": None,
-                "paper_url": None,
-                "license_url": None,
-                "run_count": 0,
-                "cover_image_url": None,
-                "default_example": None,
-                "latest_version": self._version(model),
-            }
-        )
+        model, owner = self._named(request, "name"), request.path_params["owner"]
+        shown: ReplicateModel = {
+            "url": f"{request.base_url}v1/models/{quote(owner, safe='')}/{quote(model.id, safe='')}",
+            "owner": owner,
+            "name": model.id,
+            "description": None,
+            "visibility": "public",
+            "github_url": None,
+            "paper_url": None,
+            "license_url": None,
+            "run_count": 0,
+            "cover_image_url": None,
+            "default_example": None,
+            "latest_version": self._version(model),
+        }
+        return JSONResponse(shown)
 
+    @described(operations.VERSIONS)
     async def _versions(self, request: Request) -> Response:
         version = self._version(self._named(request, "name"))
-        return JSONResponse({"next": None, "previous": None, "results": [version]})
+        page: ModelVersions = {"next": None, "previous": None, "results": [version]}
+        return JSONResponse(page)
 
+    @described(operations.VERSION)
     async def _one_version(self, request: Request) -> Response:
         self._named(request, "name")
         return JSONResponse(self._version(self._named(request, "version")))
@@ -63,7 +69,7 @@ class ReplicateModelsRoutes:
         """Raises ModelNotFoundError."""
         return self._desk.model(request.path_params[field], field)
 
-    def _version(self, model: ServedModel) -> dict[str, Any]:
+    def _version(self, model: ServedModel) -> ModelVersion:
         schemas = {"Input": PredictionInput.model_json_schema(), "Output": _OUTPUT_SCHEMA}
         return {
             "id": model.id,

@@ -1,9 +1,9 @@
 """A job as its client sees it: Replicate's prediction object, in answers and in webhooks alike."""
 
 from datetime import UTC, datetime
-from typing import Any
 
 from serve.http.files import FILES_PATH
+from serve.http.replicate.answers import KnownPrediction, PredictionMetrics
 from serve.http.warnings import syntax_warnings
 from serve.jobs.job import Job
 
@@ -11,7 +11,7 @@ PREDICTIONS_PATH = "/v1/predictions"
 _BAR_LENGTH = 10
 
 
-def describe(job: Job) -> dict[str, Any]:
+def describe(job: Job) -> KnownPrediction:
     """What of it is known from the job alone; the place in the queue and the time left are not."""
     url = f"{job.base_url}{PREDICTIONS_PATH}/{job.id}"
     return {
@@ -56,7 +56,7 @@ def logs(job: Job) -> str:
     )
 
 
-def _metrics(job: Job) -> dict[str, float]:
+def _metrics(job: Job) -> PredictionMetrics:
     if job.started_at is None or job.completed_at is None:
         return {}
     return {

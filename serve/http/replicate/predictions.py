@@ -11,7 +11,6 @@ from collections.abc import AsyncGenerator, Callable, Container
 from contextlib import aclosing, suppress
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
 from sse_starlette import ServerSentEvent
 from starlette.requests import Request
@@ -19,17 +18,15 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from serve.config.app import AppConfig
-from serve.errors import (
-    InvalidInputError,
-    InvalidRequestError,
-    JobNotFoundError,
-    JobStoreUnavailableError,
-)
+from serve.errors import InvalidInputError, InvalidRequestError, JobNotFoundError, JobStoreUnavailableError
 from serve.generation import GenerationRequest
 from serve.http.authentication import client_of
 from serve.http.body import bounded_body
 from serve.http.event_stream import EventStream
 from serve.http.front_desk import FrontDesk
+from serve.http.operations import described
+from serve.http.replicate import operations
+from serve.http.replicate.answers import Forecast, Prediction, Predictions
 from serve.http.replicate.prediction import PREDICTIONS_PATH, describe, logs, output_urls
 from serve.http.replicate.schema import (
     PredictionBody,
@@ -50,7 +47,7 @@ PAGE_SIZE = 100
 _JOB_ID_BYTES = 13
 _JOB_ID = re.compile(f"[0-9a-f]{{{2 * _JOB_ID_BYTES}}}")
 _EVENT_ID = re.compile(r"([0-9]{1,9})-([0-9]{1,9})")
-_UNKNOWN = {"queue_position": None, "eta_s": None}
+_UNKNOWN: Forecast = {"queue_position": None, "eta_s": None}
 
 
 class PredictionsRoutes:
@@ -81,6 +78,7 @@ class PredictionsRoutes:
             Route(f"{one}/stream", self._stream),
         ]
 
+    @described(operations.CREATE)
     async def _create(self, request: Request) -> Response:
         """201 once the job is on disk; with `Prefer: wait` when it is finished or that time is over."""
         came_at = time.monotonic()
@@ -96,32 +94,35 @@ class PredictionsRoutes:
             raise InvalidInputError(error.detail, error.param) from error
         location = f"{job.base_url}{PREDICTIONS_PATH}/{job.id}"
         # Its place in the queue would take another look into the database; whoever asks after it is told.
-        shown = describe(job) | _UNKNOWN
+        shown: Prediction = {**describe(job), **_UNKNOWN}
         if wait is not None:
             with suppress(JobStoreUnavailableError):  # it is on disk, and whoever made it must be told
                 shown = await self._waited_for(job, came_at + wait)
         return JSONResponse(shown, 201, {"location": location})
 
+    @described(operations.GET)
     async def _get(self, request: Request) -> Response:
         return JSONResponse(await self._described(await self._job(request)))
 
+    @described(operations.PAGE)
     async def _page(self, request: Request) -> Response:
         """The client's own, newest first. `cursor` is what `next` or `previous` of another page has."""
         page = await self._store.page(PAGE_SIZE, request.query_params.get("cursor"), client_of(request).name)
         url = f"{self._base_url(request)}{PREDICTIONS_PATH}?cursor="
-        return JSONResponse(
-            {
-                "next": page.next and url + page.next,
-                "previous": page.previous and url + page.previous,
-                "results": [describe(job) for job in page.jobs],
-            }
-        )
+        shown: Predictions = {
+            "next": page.next and url + page.next,
+            "previous": page.previous and url + page.previous,
+            "results": [describe(job) for job in page.jobs],
+        }
+        return JSONResponse(shown)
 
+    @described(operations.CANCEL)
     async def _cancel(self, request: Request) -> Response:
         """What is finished stays as it is."""
         job = await self._store.cancel(_job_id(request), client_of(request).name)
         return JSONResponse(await self._described(_found(job, request)))
 
+    @described(operations.STREAM)
     async def _stream(self, request: Request) -> Response:
         """Server-sent events; `Last-Event-ID` goes on where another connection ended."""
         job = await self._job(request)
@@ -170,7 +171,7 @@ class PredictionsRoutes:
     async def _job(self, request: Request) -> Job:
         return _found(await self._store.get(_job_id(request), client_of(request).name), request)
 
-    async def _waited_for(self, job: Job, until: float) -> dict[str, Any]:
+    async def _waited_for(self, job: Job, until: float) -> Prediction:
         """As it is when it is finished, or at that time. until: on the monotonic clock"""
         try:
             async with asyncio.timeout(until - time.monotonic()), aclosing(self._store.follow(job)) as states:
@@ -179,15 +180,15 @@ class PredictionsRoutes:
         except TimeoutError:
             job = await self._store.get(job.id, job.owner) or job
         # As at Replicate: its client takes whatever is not "starting" here for the end.
-        unfinished = {} if job.state.is_final else {"status": JobState.STARTING.value}
-        return await self._described(job) | unfinished
+        shown = await self._described(job)
+        return shown if job.state.is_final else {**shown, "status": JobState.STARTING.value}
 
-    async def _described(self, job: Job) -> dict[str, Any]:
+    async def _described(self, job: Job) -> Prediction:
         """The prediction with its place in the queue and how long it will take."""
         if job.state.is_final:
-            return describe(job) | _UNKNOWN
+            return {**describe(job), **_UNKNOWN}
         position = await self._store.queue_position(job)
-        return describe(job) | {"queue_position": position, "eta_s": self._eta_s(job, position or 0)}
+        return {**describe(job), "queue_position": position, "eta_s": self._eta_s(job, position or 0)}
 
     def _eta_s(self, job: Job, position: int) -> float | None:
         """Roughly: what the rest of it takes alone, and as long again for each round of jobs before it."""

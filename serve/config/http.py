@@ -1,0 +1,27 @@
+"""The section `http` of the configuration."""
+
+import re
+from typing import Annotated
+
+from pydantic import AfterValidator, Field
+
+from serve.config.schema import Section
+
+_ORIGIN = re.compile(r"\*|[a-z][a-z0-9+.-]*://[^/?#\s]+")
+
+
+def _checked(origin: str) -> str:
+    if not _ORIGIN.fullmatch(origin):
+        raise ValueError(f'{origin!r} is neither "*" nor an origin such as "https://example.com"')
+    return origin
+
+
+class HttpConfig(Section):
+    """What the server's HTTP port offers besides the API."""
+
+    cors_origins: tuple[Annotated[str, AfterValidator(_checked)], ...] = Field(
+        (), description='origins whose pages may call the server from a browser; `["*"]`: all'
+    )
+    metrics: bool = Field(
+        True, description="`/metrics` has what Ray exports; turn it off where Ray's own ports are scraped"
+    )

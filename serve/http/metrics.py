@@ -1,0 +1,99 @@
+"""`GET /metrics`: what Ray exports on the metrics port of each node, at the server's own port as well."""
+
+import asyncio
+import logging
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+import aiohttp
+import ray
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+from serve.errors import NotReadyError, RouteNotFoundError
+from serve.http.operations import PLAIN_TEXT, Answer, Operation, described
+
+logger = logging.getLogger("ray.serve")
+
+_TIMEOUT = aiohttp.ClientTimeout(total=5.0)
+_RETRY_AFTER_S = 1
+_CONTENT_TYPE = f"{PLAIN_TEXT}; version=0.0.4"
+_OPERATION = Operation(
+    tag="Operation",
+    summary="Metrics",
+    description="What Ray exports of all its nodes, in Prometheus' text format.",
+    answers=(Answer(description="The metrics.", media_types=(PLAIN_TEXT,)),),
+    errors=(RouteNotFoundError,),
+)
+
+
+class MetricsRoute:
+    """The handler of the route.
+
+    is_on: `http.metrics`; find_nodes: as `ray.nodes`, to which it is a call
+    """
+
+    def __init__(
+        self, is_on: bool, find_nodes: Callable[[], Sequence[Mapping[str, Any]]] = ray.nodes
+    ) -> None:
+        self._is_on = is_on
+        self._find_nodes = find_nodes
+
+    @property
+    def routes(self) -> list[Route]:
+        return [Route("/metrics", self._get)]
+
+    @described(_OPERATION)
+    async def _get(self, _: Request) -> Response:
+        if not self._is_on:
+            raise RouteNotFoundError(
+                "There are no metrics here (http.metrics: false). Ray exports them on the metrics port of "
+                "each node."
+            )
+        nodes = await asyncio.to_thread(self._find_nodes)
+        urls = [
+            f"http://{node['NodeManagerAddress']}:{node['MetricsExportPort']}/metrics"
+            for node in nodes
+            if node["Alive"] and node["MetricsExportPort"] > 0
+        ]
+        expositions = await _exported(urls)
+        if not expositions:
+            raise NotReadyError("Ray exports no metrics at the moment.", retry_after_s=_RETRY_AFTER_S)
+        text = await asyncio.to_thread(merged, expositions)  # in a thread: there may be megabytes of it
+        return Response(text, media_type=_CONTENT_TYPE)
+
+
+async def _exported(urls: Sequence[str]) -> list[str]:
+    """What those of them export that answer."""
+    async with aiohttp.ClientSession(timeout=_TIMEOUT) as session:
+
+        async def fetch(url: str) -> str:
+            async with session.get(url, raise_for_status=True) as response:
+                return await response.text()
+
+        found = await asyncio.gather(*map(fetch, urls), return_exceptions=True)
+    texts = []
+    for url, result in zip(urls, found, strict=True):
+        match result:
+            case str():
+                texts.append(result)
+            case aiohttp.ClientError() | TimeoutError():
+                logger.warning("%s has not answered: %r", url, result)
+            case _:
+                raise result
+    return texts
+
+
+def merged(expositions: Iterable[str]) -> str:
+    """One exposition of what several say: each metric's header once, and each series as it comes first."""
+    families: dict[str, dict[str, str]] = {}
+    family: dict[str, str] = {}
+    for exposition in expositions:
+        for line in exposition.splitlines():
+            if line.startswith(("# HELP ", "# TYPE ")):
+                family = families.setdefault(line.split(" ", 3)[2], {})
+                family.setdefault(line[:6], line)
+            elif line and not line.startswith("#"):
+                family.setdefault(line.rpartition(" ")[0], line)
+    return "".join(f"{line}\n" for family in families.values() for line in family.values())

@@ -1,0 +1,92 @@
+"""The types of what OpenAI's dialect answers, for the code that makes it and for the OpenAPI document."""
+
+from typing import Annotated, Literal, NotRequired
+
+from pydantic import Field
+from typing_extensions import TypedDict
+
+OutputFormat = Literal["png", "webp", "jpeg"]
+Timestamp = Annotated[int, Field(description="Seconds since the epoch.")]
+Base64 = Annotated[str, Field(description="The image file, in base64.")]
+
+
+class Description(TypedDict):
+    """How an image was made."""
+
+    model: str
+    size: Annotated[str, Field(examples=["128x128"])]
+    quality: str
+    background: str
+    output_format: OutputFormat
+    sampler: str
+    num_inference_steps: int
+    guidance_scale: float
+    warnings: NotRequired[
+        Annotated[list[str], Field(description="What was done otherwise than asked, in sentences.")]
+    ]
+
+
+class TokenDetails(TypedDict):
+    text_tokens: int
+    image_tokens: int
+
+
+class Usage(TypedDict):
+    """The prompt's tokens that the model has read. Images are not counted in tokens."""
+
+    input_tokens: int
+    output_tokens: int
+    total_tokens: int
+    input_tokens_details: TokenDetails
+
+
+class Image(TypedDict):
+    b64_json: Base64
+    seed: Annotated[int, Field(description="The seed that makes this image again.")]
+
+
+class Images(Description):
+    """All images of a request, in the order of their seeds."""
+
+    created: Timestamp
+    data: list[Image]
+    usage: Usage
+
+
+class PartialImage(Description):
+    """A preview of an image on its way."""
+
+    type: Literal["image_generation.partial_image"]
+    b64_json: Base64
+    created_at: Timestamp
+    partial_image_index: int
+    image_index: int
+    step: Annotated[int, Field(description="Denoising steps that are done.")]
+
+
+class CompletedImage(Description):
+    """A finished image."""
+
+    type: Literal["image_generation.completed"]
+    b64_json: Base64
+    created_at: Timestamp
+    image_index: int
+    seed: int
+    usage: Usage
+
+
+class Model(TypedDict):
+    """A model that is served."""
+
+    id: str
+    object: Literal["model"]
+    created: Timestamp
+    owned_by: str
+    device: Annotated[str, Field(description="What it runs on.", examples=["cpu", "cuda"])]
+
+
+class Models(TypedDict):
+    """All models that are served."""
+
+    object: Literal["list"]
+    data: list[Model]

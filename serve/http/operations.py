@@ -1,0 +1,98 @@
+"""How a route is described, beside its handler. `serve.http.openapi` makes the document of it.
+
+A handler is decorated with its `Operation`: the types that it parses and makes, and the errors it raises.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, TypeVar
+
+from serve.errors import (
+    BodyTooLargeError,
+    DeadlineExceededError,
+    MidstepError,
+    NotReadyError,
+    RequestTimeoutError,
+    UnsupportedEncodingError,
+)
+
+Handler = TypeVar("Handler", bound=Callable[..., Any])
+Errors = Sequence[type[MidstepError]]
+
+JSON = "application/json"
+EVENT_STREAM = "text/event-stream"
+PLAIN_TEXT = "text/plain"
+# What any request may get, and what one with a body may get besides.
+ANYWHERE: Errors = (MidstepError, NotReadyError, DeadlineExceededError)
+OF_A_BODY: Errors = (RequestTimeoutError, BodyTooLargeError, UnsupportedEncodingError)
+_ATTRIBUTE = "described_operation"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Parameter:
+    """A header, a query parameter or a part of the path. type: as pydantic takes it"""
+
+    name: str
+    place: Literal["header", "query", "path"]
+    description: str
+    type: Any = str
+    example: Any = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Answer:
+    """An answer that is no error.
+
+    type: of the body, as pydantic takes it; None for a body that is no JSON, or none at all
+    media_types: none of them: there is no body
+    events: of an event stream, the type of each event's data by the event's name
+    headers: the description of each header
+    """
+
+    description: str
+    status: int = 200
+    type: Any = None
+    media_types: Sequence[str] = (JSON,)
+    events: Mapping[str, Any] = field(default_factory=dict)
+    headers: Mapping[str, str] = field(default_factory=dict)
+    example: Any = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Operation:
+    """What a handler does.
+
+    body: the type of the request's body, as pydantic takes it; body_media_types: how that may be encoded
+    examples: of bodies, by what each of them shows
+    errors: what the handler raises, besides ANYWHERE and, with a body, OF_A_BODY
+    """
+
+    tag: str
+    summary: str
+    answers: Sequence[Answer]
+    description: str = ""
+    parameters: Sequence[Parameter] = ()
+    body: Any = None
+    body_media_types: Sequence[str] = (JSON,)
+    examples: Mapping[str, Any] = field(default_factory=dict)
+    errors: Errors = ()
+
+    @property
+    def all_errors(self) -> Errors:
+        return (*self.errors, *(() if self.body is None else OF_A_BODY), *ANYWHERE)
+
+
+def described(operation: Operation) -> Callable[[Handler], Handler]:
+    """Decorates a handler with what it does."""
+
+    def decorate(handler: Handler) -> Handler:
+        setattr(handler, _ATTRIBUTE, operation)
+        return handler
+
+    return decorate
+
+
+def operation_of(handler: Callable[..., Any]) -> Operation | None:
+    """What the handler does; None where nobody has described it."""
+    found: Operation | None = getattr(handler, _ATTRIBUTE, None)
+    return found
