@@ -1,7 +1,7 @@
 """What other programs call samplers: A1111, k-diffusion, ComfyUI, InvokeAI, Replicate and diffusers.
 
-A name means a sampler here only where that is the same update rule with the same noise levels. Names of rules that
-are not offered are listed with what comes nearest, for the refusal.
+A name means a sampler here only where that is the same update rule with the same noise levels. Names of rules
+that are not offered are listed with what comes nearest, for the refusal.
 """
 
 import re
@@ -57,8 +57,8 @@ _NOISE_LEVELS = ("karras", "polyexponential", "exponential", "k")
 
 
 def plain(name: str) -> str:
-    """A name without what does not tell samplers apart: case, spaces, `_` and `-`, k-diffusion's prefixes, and
-    diffusers' word for what samplers are."""
+    """A name without what does not tell samplers apart: case, spaces, `_` and `-`, k-diffusion's prefixes,
+    and diffusers' word for what samplers are."""
     kept = _SEPARATORS.sub("", _PREFIXES.sub("", name.strip().lower()))
     return kept.replace("+", "p").removesuffix("scheduler")
 
@@ -67,8 +67,8 @@ _NEAREST_BY_NAME = {plain(name): nearest for names, nearest in NEAREST.items() f
 
 
 def nearest_offered(name: str, known: Mapping[str, str]) -> tuple[str, ...]:
-    """The samplers that come nearest to one that is in use elsewhere and not offered; none for a name that nobody
-    uses.
+    """The samplers that come nearest to one that is in use elsewhere and not offered; none for a name that
+    nobody uses.
 
     known: the samplers that are offered, by their plain names
     """

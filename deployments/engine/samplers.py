@@ -70,7 +70,6 @@ SAMPLERS: Mapping[str, SamplerSpec] = {
 }
 
 
-
 def _by_plain_name() -> dict[str, str]:
     """Every name that a sampler goes by, plain. A diffusers class means the first sampler that is made of it,
     which is the one with the class's own settings."""
@@ -92,11 +91,12 @@ def canonical_sampler(name: str) -> str:
     found = _BY_PLAIN_NAME.get(plain(name))
     if found is not None:
         return found
+    given, offered = repr(name[:60]), ", ".join(SAMPLERS)
     if nearest := nearest_offered(name, _BY_PLAIN_NAME):
         raise UnsupportedSamplerError(
-            f"sampler {name[:60]!r} is not offered; the nearest: {', '.join(nearest)}; all: {', '.join(SAMPLERS)}"
+            f"sampler {given} is not offered; the nearest: {', '.join(nearest)}; all: {offered}"
         )
-    raise UnsupportedSamplerError(f"unknown sampler {name[:60]!r}; known: {', '.join(SAMPLERS)}")
+    raise UnsupportedSamplerError(f"unknown sampler {given}; known: {offered}")
 
 
 def takes_eta(sampler: str) -> bool:

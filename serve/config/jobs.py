@@ -50,6 +50,9 @@ class JobsConfig(Section):
     forget_after_s: PositiveFloat = Field(
         30 * 24 * 3600.0, description="seconds until it is no longer known that there was such a job"
     )
+    answer_retention_s: NonNegativeFloat = Field(
+        3600.0, description="seconds that images of plain answers are kept for their URLs; 0: they have none"
+    )
     num_runners: PositiveInt = Field(1, description="replicas of the runner")
     num_cpus: NonNegativeFloat = Field(0.25, description="CPUs that Ray reserves for a runner")
     resources: dict[str, PositiveFloat] = Field(

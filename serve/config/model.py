@@ -30,6 +30,9 @@ class ModelConfig(Section):
     """What is served."""
 
     id: str = Field("shapes", min_length=1, description="the name that clients use")
+    aliases: tuple[Annotated[str, Field(min_length=1)], ...] = Field(
+        (), description="other names that clients may use, such as those that their software insists on"
+    )
     path: str = Field("models/shapes", description="a folder in diffusers format, or a hub id")
     revision: str | None = Field(None, description="a hub revision")
     variant: str | None = Field(None, description="a weight variant, for example `fp16`")

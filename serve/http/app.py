@@ -25,6 +25,7 @@ from serve.http.departures import Departures
 from serve.http.files import FilesRoute
 from serve.http.front_desk import FrontDesk
 from serve.http.health import HealthRoutes, learned_cost
+from serve.http.openai.answer_images import AnswerImages
 from serve.http.openai.images import ImagesRoute
 from serve.http.openai.models import ModelsRoutes
 from serve.http.problems import EXCEPTION_HANDLERS
@@ -56,13 +57,14 @@ def build_http_app(
         config.limits.max_queue, config.limits.max_wait_s, fleet.denoisers_per_ingress, job_load.share
     )
     desk = FrontDesk({model.id: model}, pipeline, admission, RateLimits(fleet.num_ingresses), store)
+    objects = object_store(config.jobs)
     # What knows no keys: browsers and Replicate's client fetch images, by URLs that nobody can guess.
     open_routes = [
-        *FilesRoute(object_store(config.jobs), _PRESIGNED_S if config.jobs.presigned_urls else None).routes,
+        *FilesRoute(objects, _PRESIGNED_S if config.jobs.presigned_urls else None).routes,
         *HealthRoutes(readiness).routes,
     ]
     routes = [
-        *ImagesRoute(desk).routes,
+        *ImagesRoute(desk, AnswerImages(objects, config.jobs)).routes,
         *ModelsRoutes(desk).routes,
         *ReplicateModelsRoutes(desk).routes,
         *PredictionsRoutes(config, desk, store).routes,

@@ -53,6 +53,7 @@ SETTINGS = RunnerSettings(
     poll_interval_s=LONG,
     retention_s=LONG,
     forget_after_s=LONG,
+    answer_retention_s=LONG,
     fingerprint=FINGERPRINT,
 )
 TIMEOUT_S = 60.0

@@ -1,12 +1,13 @@
-"""OpenAI's images dialect: `POST /v1/images/generations`, plain and streamed."""
+"""OpenAI's images dialect: `POST /v1/images/generations`, and what the routes beside it answer."""
 
 import asyncio
 import base64
 import json
 import logging
 import time
-from collections.abc import AsyncGenerator
-from contextlib import aclosing
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import aclosing, suppress
+from dataclasses import dataclass
 from typing import Any
 
 from sse_starlette import ServerSentEvent
@@ -16,59 +17,101 @@ from starlette.routing import Route
 
 from deployments.engine.messages import EncodedImage
 from serve.calls.pipeline import PREVIEW_FORMAT
-from serve.errors import MidstepError
+from serve.errors import BodyTooLargeError, InvalidRequestError, MidstepError
 from serve.generation import GenerationRequest, ImageDone, ImagePreview, PromptEncoded
 from serve.http.authentication import client_of
 from serve.http.body import bounded_body
 from serve.http.event_stream import EventStream
 from serve.http.front_desk import FrontDesk, Generation
-from serve.http.openai.schema import read_body, wanted_of
+from serve.http.openai.answer_images import AnswerImages
+from serve.http.openai.schema import hint_warnings, read_body, wanted_of
 from serve.http.problems import error_object, request_id
 from serve.http.warnings import syntax_warnings
 from serve.served_model import MEDIA_TYPES
 
 logger = logging.getLogger("ray.serve")
+_PATH = "/v1/images"
 _FORMAT_NAMES = {media_type: name for name, media_type in MEDIA_TYPES.items()}
 
 
-class ImagesRoute:
-    """The handler of the route."""
+@dataclass(frozen=True, slots=True)
+class _Made:
+    """What came of a request. images: in the order of their seeds"""
 
-    def __init__(self, desk: FrontDesk) -> None:
+    images: list[ImageDone]
+    encoded: PromptEncoded
+
+
+class ImagesRoute:
+    """The handlers of the routes."""
+
+    def __init__(self, desk: FrontDesk, answer_images: AnswerImages) -> None:
         self._desk = desk
+        self._answer_images = answer_images
 
     @property
     def routes(self) -> list[Route]:
-        return [Route("/v1/images/generations", self._generate, methods=["POST"])]
+        return [
+            Route(f"{_PATH}/generations", self._generate, methods=["POST"]),
+            Route(f"{_PATH}/edits", self._refuse, methods=["POST"]),
+            Route(f"{_PATH}/variations", self._refuse, methods=["POST"]),
+        ]
 
     async def _generate(self, http_request: Request) -> Response:
         # In a thread, since a large body takes a while.
         body = await asyncio.to_thread(read_body, await bounded_body(http_request))
-        generation = await self._desk.submit(
-            wanted_of(body), client_of(http_request), request_id(http_request)
-        )
+        wanted = wanted_of(body)
+        if body.response_format == "url" and not body.stream:
+            self._answer_images.check()
+        generation = await self._desk.submit(wanted, client_of(http_request), request_id(http_request))
+        hints = hint_warnings(body)
         if body.stream:
-            return EventStream(_streamed(generation), generation)
+            return EventStream(_streamed(generation, hints), generation)
         async with aclosing(generation):
-            return JSONResponse(await _collected(generation))
+            made = await _collected(generation)
+        images = [done.image for done in made.images]
+        match body.response_format:  # stored when the generation has given back its places
+            case "url":
+                urls: list[str] | None = await self._answer_images.urls(images, http_request)
+            case "b64_json":
+                urls = None
+            case None:
+                urls = await self._answer_images.urls_if_possible(images, http_request)
+        data = _data(made, urls, with_images=body.response_format != "url")
+        request = generation.request
+        described = _described(request) | _usage(made.encoded) | _warnings(request, made.encoded, hints)
+        return JSONResponse({"created": int(time.time()), "data": data} | described)
+
+    async def _refuse(self, http_request: Request) -> Response:
+        with suppress(BodyTooLargeError):  # it is read since a client that still sends may not see the answer
+            await bounded_body(http_request)
+        raise InvalidRequestError(
+            f"Images cannot be edited or varied here yet; POST {_PATH}/generations makes them from a prompt."
+        )
 
 
-async def _collected(generation: Generation) -> dict[str, Any]:
-    """The answer with all images, in the order of their seeds."""
-    images: dict[int, dict[str, Any]] = {}
+async def _collected(generation: Generation) -> _Made:
+    images: dict[int, ImageDone] = {}
     encoded = PromptEncoded(0, 0, 0)
     async for event in generation:
         match event:
             case PromptEncoded():
                 encoded = event
-            case ImageDone(index, seed, image):
-                images[index] = {"b64_json": _base64(image), "seed": seed}
-    data = [images[index] for index in sorted(images)]
-    created = {"created": int(time.time()), "data": data}
-    return created | _described(generation.request) | _usage(encoded) | _warnings(generation.request, encoded)
+            case ImageDone():
+                images[event.image_index] = event
+    return _Made([images[index] for index in sorted(images)], encoded)
 
 
-async def _streamed(generation: Generation) -> AsyncGenerator[ServerSentEvent, None]:
+def _data(made: _Made, urls: Sequence[str] | None, with_images: bool) -> list[dict[str, Any]]:
+    data: list[dict[str, Any]] = [{"seed": done.seed} for done in made.images]
+    if with_images:
+        data = [{"b64_json": _base64(done.image)} | one for done, one in zip(made.images, data, strict=True)]
+    if urls is not None:
+        data = [{"url": url} | one for url, one in zip(urls, data, strict=True)]
+    return data
+
+
+async def _streamed(generation: Generation, hints: Sequence[str]) -> AsyncGenerator[ServerSentEvent, None]:
     request, encoded = generation.request, PromptEncoded(0, 0, 0)
     try:
         async for event in generation:
@@ -78,7 +121,7 @@ async def _streamed(generation: Generation) -> AsyncGenerator[ServerSentEvent, N
                 case ImagePreview():
                     yield _server_sent(_partial(request, event))
                 case ImageDone():
-                    yield _server_sent(_completed(request, event, encoded))
+                    yield _server_sent(_completed(request, event, encoded, hints))
     except MidstepError as error:
         # The status is sent already; the clients look for this object.
         logger.warning("request %s ended in mid-stream: %s", request.request_id, error.detail, exc_info=error)
@@ -101,7 +144,9 @@ def _partial(request: GenerationRequest, event: ImagePreview) -> dict[str, Any]:
     }
 
 
-def _completed(request: GenerationRequest, event: ImageDone, encoded: PromptEncoded) -> dict[str, Any]:
+def _completed(
+    request: GenerationRequest, event: ImageDone, encoded: PromptEncoded, hints: Sequence[str]
+) -> dict[str, Any]:
     return {
         "type": "image_generation.completed",
         "b64_json": _base64(event.image),
@@ -110,7 +155,7 @@ def _completed(request: GenerationRequest, event: ImageDone, encoded: PromptEnco
         "seed": event.seed,
         **_described(request),
         **_usage(encoded),
-        **_warnings(request, encoded),
+        **_warnings(request, encoded, hints),
     }
 
 
@@ -119,7 +164,6 @@ def _described(request: GenerationRequest) -> dict[str, Any]:
     return {
         "model": request.model,
         "size": f"{request.width}x{request.height}",
-        "quality": "auto",
         "background": "opaque",
         "output_format": _FORMAT_NAMES[request.image_format.media_type],
         "sampler": request.sampler,
@@ -149,8 +193,8 @@ def _usage(encoded: PromptEncoded) -> dict[str, Any]:
     return {"usage": usage}
 
 
-def _warnings(request: GenerationRequest, encoded: PromptEncoded) -> dict[str, Any]:
-    """What was done otherwise than asked; no key where there is nothing to say."""
+def _warnings(request: GenerationRequest, encoded: PromptEncoded, hints: Sequence[str]) -> dict[str, Any]:
+    """What was done otherwise than asked; no key where there is nothing to say. hints: that change nothing"""
     given = {"prompt": encoded.num_tokens, "negative_prompt": encoded.negative_num_tokens}
     sentences = [
         f"{field}: has {tokens} tokens, of which the model reads the first {encoded.max_tokens}; "
@@ -158,5 +202,5 @@ def _warnings(request: GenerationRequest, encoded: PromptEncoded) -> dict[str, A
         for field, tokens in given.items()
         if tokens > encoded.max_tokens
     ]
-    sentences += syntax_warnings(request)
+    sentences += [*syntax_warnings(request), *hints]
     return {"warnings": sentences} if sentences else {}
