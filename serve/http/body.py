@@ -69,10 +69,11 @@ class Body(BaseModel):
         for field, names in _names(cls).items():
             for name in filter(given.__contains__, names):
                 first = written.setdefault(field, name)
+                if name == first:
+                    continue
                 if given[name] != given[first]:
                     raise _given_twice(name, given[name], first, given[first])
-                if name != first:
-                    del given[name]
+                del given[name]
         body = handler(given)
         body._written = written
         return body
@@ -95,7 +96,7 @@ def _names(schema: type[BaseModel]) -> Mapping[str, Sequence[str]]:
 def _given_twice(name: str, given: Any, other: str, other_given: Any) -> ValidationError:
     shown_values = {"given": shown(given), "other": other, "other_given": shown(other_given)}
     problem = PydanticCustomError(
-        "given_twice", "{given} was given, and {other_given} as {other}, which means the same", shown_values
+        "given_twice", "{given} was given, and {other_given} as {other}; the two are one field", shown_values
     )
     return ValidationError.from_exception_data(name, [{"type": problem, "loc": (name,), "input": given}])
 

@@ -1,4 +1,4 @@
-"""What other programs call the fields of a request, in either dialect: other names, and what is not offered."""
+"""What other programs call the fields of a request, and which of theirs are not offered."""
 
 from pydantic import AliasChoices
 

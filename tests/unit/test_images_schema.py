@@ -184,6 +184,7 @@ def test_the_schema_has_one_name_a_field_and_its_range() -> None:
         ({"prompt": None}, "prompt", "required"),
         ({"prompt": "a", "unknown": None}, "unknown", "unknown field"),
         ({"prompt": "a", "n": 2.5}, "n", "valid integer"),
+        ({"prompt": "a", "n": float("nan")}, "n", "valid integer, but nan was given"),
         ({"prompt": "a", "quality": "best"}, "quality", "'hd'"),
         ({"prompt": "a", "width": 0}, "width", "greater than or equal to 1"),
         ({"prompt": "a", "width": 130}, "width", "a width of 130 was given"),
@@ -196,7 +197,7 @@ def test_the_schema_has_one_name_a_field_and_its_range() -> None:
         (
             {"prompt": "a", "num_inference_steps": 6, "num_steps": 5},
             "num_steps",
-            "num_steps: 5 was given, and 6 as num_inference_steps, which means the same",
+            "num_steps: 5 was given, and 6 as num_inference_steps; the two are one field",
         ),
         (
             {"prompt": "a", "sampler_name": "Euler", "scheduler": "Karras"},

@@ -94,7 +94,7 @@ def test_fields_of_replicates_models_without_a_meaning_are_taken_with_a_warning(
         (
             {"num_outputs": 1, "num_images": 2},
             "input.num_images",
-            "input.num_images: 2 was given, and 1 as num_outputs, which means the same",
+            "input.num_images: 2 was given, and 1 as num_outputs; the two are one field",
         ),
         ({"elephant": 1}, "input.elephant", "input.elephant: unknown field."),
         ({"num_outputs": 0}, "input.num_outputs", "greater than or equal to 1"),
