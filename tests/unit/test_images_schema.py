@@ -180,7 +180,7 @@ def test_the_schema_has_one_name_a_field_and_its_range() -> None:
         ({"prompt": "a", "output_format": "gif"}, "output_format", "'png', 'webp', 'jpeg' or 'jpg'"),
         ({"prompt": "a", "output_compression": 50}, "output_compression", "choose webp or jpeg"),
         ({"prompt": "a", "response_format": "png"}, "response_format", "'url' or 'b64_json'"),
-        ({"prompt": "a", "background": "transparent"}, "background", "Allowed are 'auto' and 'opaque'"),
+        ({"prompt": "a", "background": "transparent"}, "background", "'auto' or 'opaque'"),
         ({"prompt": None}, "prompt", "required"),
         ({"prompt": "a", "unknown": None}, "unknown", "unknown field"),
         ({"prompt": "a", "n": 2.5}, "n", "valid integer"),

@@ -24,13 +24,14 @@ from serve.http.body import bounded_body
 from serve.http.event_stream import EventStream
 from serve.http.front_desk import FrontDesk, Generation
 from serve.http.openai.answer_images import AnswerImages
-from serve.http.openai.schema import hint_warnings, read_body, wanted_of
+from serve.http.openai.schema import ImagesBody, hint_warnings, read_body, wanted_of
 from serve.http.problems import error_object, request_id
 from serve.http.warnings import syntax_warnings
 from serve.served_model import MEDIA_TYPES
 
 logger = logging.getLogger("ray.serve")
 _PATH = "/v1/images"
+# OpenAI's names: of two for one format the last, which is jpeg.
 _FORMAT_NAMES = {media_type: name for name, media_type in MEDIA_TYPES.items()}
 
 
@@ -69,18 +70,21 @@ class ImagesRoute:
             return EventStream(_streamed(generation, hints), generation)
         async with aclosing(generation):
             made = await _collected(generation)
-        images = [done.image for done in made.images]
-        match body.response_format:  # stored when the generation has given back its places
-            case "url":
-                urls: list[str] | None = await self._answer_images.urls(images, http_request)
-            case "b64_json":
-                urls = None
-            case None:
-                urls = await self._answer_images.urls_if_possible(images, http_request)
+        # Stored when the generation has given back its places.
+        urls = await self._urls(body, [done.image for done in made.images], http_request)
         data = _data(made, urls, with_images=body.response_format != "url")
         request = generation.request
         described = _described(request) | _usage(made.encoded) | _warnings(request, made.encoded, hints)
         return JSONResponse({"created": int(time.time()), "data": data} | described)
+
+    async def _urls(
+        self, body: ImagesBody, images: Sequence[EncodedImage], http_request: Request
+    ) -> list[str] | None:
+        if body.response_format == "b64_json":
+            return None
+        if body.response_format == "url":
+            return await self._answer_images.urls(images, http_request)
+        return await self._answer_images.urls_if_possible(images, http_request)
 
     async def _refuse(self, http_request: Request) -> Response:
         with suppress(BodyTooLargeError):  # it is read since a client that still sends may not see the answer

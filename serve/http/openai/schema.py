@@ -46,7 +46,7 @@ class ImagesBody(Body):
     output_format: Literal["png", "webp", "jpeg", "jpg"] | None = None
     output_compression: Annotated[int, Field(ge=0, le=100), Whole] | None = None
     response_format: Literal["url", "b64_json"] | None = None
-    background: Literal["auto", "opaque", "transparent"] | None = None
+    background: Literal["auto", "opaque"] | None = None
     stream: bool | None = None
     partial_images: Annotated[int, Field(ge=0, le=3), Whole] | None = None
 
@@ -83,12 +83,6 @@ def wanted_of(body: ImagesBody) -> Wanted:
     """Raises InvalidRequestError, which names the field."""
     if body.partial_images and not body.stream:
         raise InvalidRequestError('partial_images: needs "stream": true.', "partial_images")
-    if body.background == "transparent":
-        raise InvalidRequestError(
-            "background: 'transparent' was given; pictures have no transparent parts here. Allowed are "
-            "'auto' and 'opaque'.",
-            "background",
-        )
     names = {field.name: body.written(_RENAMED.get(field.name, field.name)) for field in fields(Wanted)}
     width, height = _size(body.size)
     if body.size is not None and width is not None:
