@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import struct
 from collections.abc import Mapping, Sequence
 
 import diffusers
@@ -118,8 +119,10 @@ def _exif(comment: str) -> bytes:
     """EXIF with a comment as A1111 writes it; nothing where there is none, or more than JPEG takes."""
     if not comment:
         return b""
-    exif = Image.Exif()
     encoded = b"UNICODE\0" + comment.encode("utf-16-be")
-    exif.get_ifd(ExifTags.IFD.Exif)[ExifTags.Base.UserComment] = encoded
-    written = exif.tobytes()
-    return written if len(written) <= _MAX_EXIF_BYTES else b""
+    # By hand, since Pillow writes it as bytes (1), where EXIF has it undefined (7) and readers insist on that.
+    header = struct.pack(">2sHI", b"MM", 42, 8)
+    main_ifd = struct.pack(">HHHIII", 1, ExifTags.IFD.Exif, 4, 1, 26, 0)
+    exif_ifd = struct.pack(">HHHIII", 1, ExifTags.Base.UserComment, 7, len(encoded), 44, 0)
+    exif = b"Exif\0\0" + header + main_ifd + exif_ifd + encoded
+    return exif if len(exif) <= _MAX_EXIF_BYTES else b""

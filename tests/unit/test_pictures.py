@@ -1,6 +1,7 @@
 """Pixels, previews and files."""
 
 import io
+import struct
 from collections.abc import Callable
 
 import numpy as np
@@ -40,6 +41,8 @@ def test_other_formats_have_the_parameters_in_exif(media_type: str) -> None:
     exif = Image.open(io.BytesIO(first.data)).getexif()
     comment = exif.get_ifd(ExifTags.IFD.Exif)[ExifTags.Base.UserComment]
     assert comment == b"UNICODE\0" + text.encode("utf-16-be")
+    undefined = struct.pack(">HH", ExifTags.Base.UserComment, 7)
+    assert undefined in first.data, "the type that A1111 reads it by"
     too_long = encode_image(PIXELS, ImageFormat(media_type), {"parameters": "a" * 40_000})
     assert len(Image.open(io.BytesIO(too_long.data)).getexif()) == 0
 
