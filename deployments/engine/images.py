@@ -120,7 +120,7 @@ def _exif(comment: str) -> bytes:
     if not comment:
         return b""
     encoded = b"UNICODE\0" + comment.encode("utf-16-be")
-    # By hand, since Pillow writes it as bytes (1), where EXIF has it undefined (7) and readers insist on that.
+    # By hand: Pillow writes it as bytes (1), where EXIF has it undefined (7), and readers insist on that.
     header = struct.pack(">2sHI", b"MM", 42, 8)
     main_ifd = struct.pack(">HHHIII", 1, ExifTags.IFD.Exif, 4, 1, 26, 0)
     exif_ifd = struct.pack(">HHHIII", 1, ExifTags.Base.UserComment, 7, len(encoded), 44, 0)
