@@ -57,6 +57,7 @@ class Runner:
             poll_interval_s=internal.poll_interval_s,
             retention_s=jobs.retention_s,
             forget_after_s=jobs.forget_after_s,
+            answer_retention_s=jobs.answer_retention_s,
             fingerprint=self._fingerprint,
         )
         models = [self._config.model.shown_id]

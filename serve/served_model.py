@@ -28,7 +28,8 @@ logger = logging.getLogger("ray.serve")
 
 MAX_SEED = 2**53 - 1  # the largest integer that every JSON reader keeps
 _ETA_DIGITS = 2  # each value has tables of its own, which take a while to compile
-MEDIA_TYPES = {"png": "image/png", "webp": "image/webp", "jpeg": "image/jpeg"}
+MEDIA_TYPES = {"png": "image/png", "webp": "image/webp", "jpg": "image/jpeg", "jpeg": "image/jpeg"}
+RANDOM_SEED = -1  # as other programs say that any will do
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +51,7 @@ class Wanted:
     seed: int | None = None
     num_images: int | None = None
     deterministic: bool | None = None
-    output_format: Literal["png", "webp", "jpeg"] | None = None
+    output_format: Literal["png", "webp", "jpeg", "jpg"] | None = None
     output_quality: int | None = None
     num_previews: int | None = None
     deadline_s: float | None = None
@@ -76,7 +77,8 @@ class Wanted:
 class ServedModel:
     """A model, its limits and its costs.
 
-    id: the name that clients use; shown_id: the name in pictures and jobs, which says if they are simulated
+    id: the name that clients use; aliases: other such names
+    shown_id: the name in pictures and jobs, which says if they are simulated
     device: as the configuration names it
     default_size: height and width in pixels
     known_cost: what its work costs at the moment; None before that is known
@@ -92,6 +94,7 @@ class ServedModel:
     limits: Limits
     estimator: Estimator
     known_cost: Callable[[], CostModel | None]
+    aliases: tuple[str, ...] = ()
 
     @classmethod
     def of(cls, config: AppConfig, info: ModelInfo, known_cost: Callable[[], CostModel | None]) -> Self:
@@ -107,6 +110,7 @@ class ServedModel:
             limits=config.limits_for(info),
             estimator=Estimator(config.engine_config(info)),
             known_cost=known_cost,
+            aliases=config.model.aliases,
         )
 
     def prepare(self) -> None:
@@ -209,7 +213,7 @@ class ServedModel:
 
 def _seed(wanted: Wanted, num_images: int) -> int:
     """The first image's; the last one's is a legal one too."""
-    if wanted.seed is None:
+    if wanted.seed is None or wanted.seed == RANDOM_SEED:
         return secrets.randbelow(2**32)
     if wanted.seed + num_images - 1 > MAX_SEED:
         raise wanted.refusal(

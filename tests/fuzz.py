@@ -73,6 +73,8 @@ _VALUES: list[Any] = [
     "a\u2028b\x1b[31m\r\nforged",
     "1024x1024",
     "-1x0",
+    "url",
+    7.0,
     [],
     {},
     [[[[]]]],
@@ -207,7 +209,9 @@ def _content(random: Random) -> tuple[str, bytes]:
 
 def _mutate_field(random: Random, body: dict[str, Any]) -> None:
     inner = body["input"] if isinstance(body.get("input"), dict) and random.random() < 0.7 else body
-    name = random.choice([*inner, "unknown", "", "model", "response_format", "image"])
+    name = random.choice(
+        [*inner, "unknown", "", "model", "response_format", "image", "steps", "width", "user"]
+    )
     if random.random() < 0.15:
         inner.pop(name, None)
     else:

@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import io
+import struct
 from collections.abc import Mapping, Sequence
 
 import diffusers
 import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image, PngImagePlugin
+from PIL import ExifTags, Image, PngImagePlugin
 
 from deployments.engine.messages import EncodedImage, ImageFormat, LatentShape
 from deployments.engine.stage_errors import StageError, not_finite
 
 Pixels = np.ndarray  # [height, width, 3] uint8
 DEFAULT_QUALITY = 95
+_MAX_EXIF_BYTES = 65533  # of a segment of a JPEG file
 _LOSSY = {"image/webp": "WEBP", "image/jpeg": "JPEG"}
 
 
@@ -91,7 +93,10 @@ def _fit_rgb_map(vae: diffusers.AutoencoderKL, scale_factor: int) -> torch.Tenso
 
 
 def encode_image(pixels: Pixels, image_format: ImageFormat, metadata: Mapping[str, str]) -> EncodedImage:
-    """A file of the wanted format. metadata: written as text chunks where the format is PNG."""
+    """A file of the wanted format.
+
+    metadata: text chunks where the format is PNG; JPEG and WebP take `parameters` of it, as a comment in EXIF
+    """
     file = io.BytesIO()
     image = Image.fromarray(pixels)
     if image_format.media_type == "image/png":
@@ -102,8 +107,22 @@ def encode_image(pixels: Pixels, image_format: ImageFormat, metadata: Mapping[st
         image.save(file, "PNG", compress_level=1, pnginfo=text)
     elif image_format.media_type in _LOSSY:
         quality = DEFAULT_QUALITY if image_format.quality is None else image_format.quality
-        image.save(file, _LOSSY[image_format.media_type], quality=quality)
+        exif = _exif(metadata.get("parameters", ""))
+        image.save(file, _LOSSY[image_format.media_type], quality=quality, exif=exif)
     else:
         raise ValueError(f"unknown media type {image_format.media_type!r}")
     height, width = pixels.shape[:2]
     return EncodedImage(file.getvalue(), image_format.media_type, height, width)
+
+
+def _exif(comment: str) -> bytes:
+    """EXIF with a comment as A1111 writes it; nothing where there is none, or more than JPEG takes."""
+    if not comment:
+        return b""
+    encoded = b"UNICODE\0" + comment.encode("utf-16-be")
+    # By hand: Pillow writes it as bytes (1), where EXIF has it undefined (7), and readers insist on that.
+    header = struct.pack(">2sHI", b"MM", 42, 8)
+    main_ifd = struct.pack(">HHHIII", 1, ExifTags.IFD.Exif, 4, 1, 26, 0)
+    exif_ifd = struct.pack(">HHHIII", 1, ExifTags.Base.UserComment, 7, len(encoded), 44, 0)
+    exif = b"Exif\0\0" + header + main_ifd + exif_ifd + encoded
+    return exif if len(exif) <= _MAX_EXIF_BYTES else b""

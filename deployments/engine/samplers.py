@@ -13,6 +13,7 @@ from itertools import islice
 from typing import Any
 
 from deployments.engine.messages import ImageParameters
+from deployments.engine.sampler_names import ALIASES, nearest_offered, plain
 from deployments.engine.sampler_table import SamplerTable
 
 MAX_CALLS_PER_STEP = 2  # of the model: Heun and KDPM2 take two for most steps
@@ -69,36 +70,34 @@ SAMPLERS: Mapping[str, SamplerSpec] = {
     "PLMS": SamplerSpec("PNDMScheduler", {"skip_prk_steps": True}),
 }
 
-_ALIASES = {
-    "euler ancestral": "Euler a",
-    "dpm++ 2m sde k": "DPM++ 2M SDE Karras",
-    "dpm2": "KDPM2",
-    "dpm 2": "KDPM2",
-    "pndm": "PLMS",
-    "unipc order 2": "UniPC",
-    "unipc order 3": "UniPC 3",
-    "ddim eta": "DDIM eta 1",
-}
+
+def _by_plain_name() -> dict[str, str]:
+    """Every name that a sampler goes by, plain. A diffusers class means the first sampler that is made of it,
+    which is the one with the class's own settings."""
+    names: dict[str, str] = {}
+    for sampler, spec in SAMPLERS.items():
+        for name in (sampler, spec.scheduler, *ALIASES.get(sampler, ())):
+            names.setdefault(plain(name), sampler)
+    return names
 
 
-def _plain(name: str) -> str:
-    return "".join(name.lower().replace("_", " ").replace("-", " ").split())
-
-
-_BY_PLAIN_NAME = {_plain(name): name for name in SAMPLERS} | {
-    _plain(alias): name for alias, name in _ALIASES.items()
-}
+_BY_PLAIN_NAME = _by_plain_name()
 
 
 def canonical_sampler(name: str) -> str:
-    """The key of SAMPLERS that a name means; case, spaces, `_` and `-` do not matter.
+    """The key of SAMPLERS that a name means, by whatever program (see `sampler_names`).
 
-    Raises UnsupportedSamplerError, naming the samplers there are.
+    Raises UnsupportedSamplerError, naming the samplers that come nearest, or all that there are.
     """
-    found = _BY_PLAIN_NAME.get(_plain(name))
-    if found is None:
-        raise UnsupportedSamplerError(f"unknown sampler {name!r}; known: {', '.join(SAMPLERS)}")
-    return found
+    found = _BY_PLAIN_NAME.get(plain(name))
+    if found is not None:
+        return found
+    given, offered = repr(name[:60]), ", ".join(SAMPLERS)
+    if nearest := nearest_offered(name, _BY_PLAIN_NAME):
+        raise UnsupportedSamplerError(
+            f"sampler {given} is not offered; the nearest: {', '.join(nearest)}; all: {offered}"
+        )
+    raise UnsupportedSamplerError(f"unknown sampler {given}; known: {offered}")
 
 
 def takes_eta(sampler: str) -> bool:

@@ -5,6 +5,7 @@ import time
 import uuid
 from collections.abc import AsyncGenerator, Awaitable, Collection, Sequence
 from contextlib import aclosing
+from dataclasses import replace
 from typing import Any, TypeVar
 
 from opentelemetry.context import Context
@@ -12,6 +13,7 @@ from ray.exceptions import RayError
 from ray.serve.handle import DeploymentHandle
 
 from deployments.engine.cost import CostModel
+from deployments.engine.infotext import infotext
 from deployments.engine.messages import (
     Checkpoint,
     DenoisedLatents,
@@ -216,6 +218,9 @@ def _metadata(request: GenerationRequest, seed: int) -> dict[str, str]:
         "num_inference_steps": str(request.num_inference_steps),
         "guidance_scale": str(request.guidance_scale),
         "model": request.model,
+        "parameters": infotext(
+            replace(request, seed=seed), request.prompt, request.negative_prompt, request.model
+        ),
     }
 
 

@@ -2,7 +2,7 @@
 
 from typing import Any, Literal
 
-from pydantic import Field, PositiveFloat, PositiveInt
+from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
 
 from serve.config.internal import FORGET_AFTER_S
 from serve.config.reservation import Reservation
@@ -48,6 +48,10 @@ class JobsConfig(Reservation):
     )
     retention_s: PositiveFloat = Field(
         7 * 24 * 3600.0, description="Seconds for which finished jobs keep images and prompts"
+    )
+    answer_retention_s: NonNegativeFloat = Field(
+        3600.0,
+        description="Seconds for which images of plain answers are kept for their URLs; 0: they have none",
     )
     num_runners: PositiveInt = Field(1, description="Replicas of the runner")
 

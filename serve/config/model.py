@@ -30,6 +30,9 @@ class ModelConfig(Section):
     """What is served."""
 
     id: str = Field("shapes", min_length=1, description="Name that clients use", json_schema_extra=MAIN)
+    aliases: tuple[Annotated[str, Field(min_length=1)], ...] = Field(
+        (), description="Other names that clients may use, such as those that their software insists on"
+    )
     path: str = Field(
         "models/shapes", description="Folder in diffusers format, or hub id", json_schema_extra=MAIN
     )

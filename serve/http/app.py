@@ -30,6 +30,7 @@ from serve.http.front_desk import FrontDesk
 from serve.http.health import HealthRoutes, learned_cost
 from serve.http.methods import Options
 from serve.http.metrics import MetricsRoute
+from serve.http.openai.answer_images import AnswerImages
 from serve.http.openai.images import ImagesRoute
 from serve.http.openai.models import ModelsRoutes
 from serve.http.openapi import openapi_document
@@ -75,12 +76,11 @@ def build_http_app(
         config.limits.max_queue, config.limits.max_wait_s, fleet.denoisers_per_ingress, job_load.share
     )
     desk = FrontDesk({model.id: model}, pipeline, admission, RateLimits(fleet.num_ingresses), store)
+    objects = object_store(config.jobs)
     # What knows no keys: browsers and Replicate's client fetch images, by URLs that nobody can guess.
     open_routes = with_versionless(
         [
-            *FilesRoute(
-                object_store(config.jobs), _PRESIGNED_S if config.jobs.presigned_urls else None
-            ).routes,
+            *FilesRoute(objects, _PRESIGNED_S if config.jobs.presigned_urls else None).routes,
             *HealthRoutes(readiness).routes,
             *DocsRoutes(lambda: openapi_document(routes, open_routes, bool(config.api_keys))).routes,
         ]
@@ -88,7 +88,7 @@ def build_http_app(
     routes = [
         *with_versionless(
             [
-                *ImagesRoute(desk).routes,
+                *ImagesRoute(desk, AnswerImages(objects, config.jobs)).routes,
                 *ModelsRoutes(desk).routes,
                 *ReplicateModelsRoutes(desk).routes,
                 *PredictionsRoutes(

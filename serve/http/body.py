@@ -3,19 +3,33 @@
 Starlette's own limit answers in plain text, not in the form of our errors.
 """
 
-from collections.abc import Mapping
-from typing import Annotated, Any, TypeVar
+import difflib
+from collections.abc import Mapping, Sequence
+from functools import cache
+from typing import Annotated, Any, ClassVar, Self, TypeVar
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError
+from pydantic import (
+    AfterValidator,
+    AliasChoices,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    ModelWrapValidatorHandler,
+    PrivateAttr,
+    ValidationError,
+    model_validator,
+)
+from pydantic_core import PydanticCustomError
 from starlette.requests import ClientDisconnect, Request
 
-from serve.config.schema import unknown_keys
+from serve.config.schema import models_in
 from serve.errors import BodyTooLargeError, ClientLeftError, InvalidRequestError, UnsupportedEncodingError
 from serve.http.limits import MAX_BODY_BYTES
 from serve.served_model import shown
 
 _GZIP_MAGIC = b"\x1f\x8b"
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"  # RFC 8259 forbids sending it, and allows to overlook it
+_NEAR = 0.75  # of difflib's 0 to 1: a letter too many or two that changed places
 MAX_PROBLEMS = 5  # told in one answer; a body may hold a hundred thousand
 
 
@@ -25,13 +39,66 @@ def _printable(text: str) -> str:
     return text
 
 
+def _whole(value: Any) -> Any:
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
 Text = Annotated[str, AfterValidator(_printable)]
+# To stand last in an annotation of int: 7.0 is an integer too, in JSON as in JSON Schema.
+Whole = BeforeValidator(_whole)
 
 
 class Body(BaseModel):
-    """A JSON object whose fields are all known."""
+    """A JSON object whose fields are all known, some of them by several names (`AliasChoices`, ours first).
+
+    A field that is null is as if it were absent.
+    """
 
     model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
+    not_offered: ClassVar[Mapping[str, str]] = {}  # fields that clients know, each with why there is none
+    _written: dict[str, str] = PrivateAttr(default_factory=dict)
+
+    @model_validator(mode="wrap")
+    @classmethod
+    def _read(cls, data: Any, handler: ModelWrapValidatorHandler[Self]) -> Self:
+        if not isinstance(data, dict):
+            return handler(data)
+        known = {*cls.not_offered, *(name for names in _names(cls).values() for name in names)}
+        given = {key: value for key, value in data.items() if value is not None or key not in known}
+        written: dict[str, str] = {}
+        for field, names in _names(cls).items():
+            for name in filter(given.__contains__, names):
+                first = written.setdefault(field, name)
+                if name == first:
+                    continue
+                if given[name] != given[first]:
+                    raise _given_twice(name, given[name], first, given[first])
+                del given[name]
+        body = handler(given)
+        body._written = written
+        return body
+
+    def written(self, field: str) -> str:
+        """The name by which the client has given a field; ours where it has not."""
+        return self._written.get(field, field)
+
+
+@cache
+def _names(schema: type[BaseModel]) -> Mapping[str, Sequence[str]]:
+    """All names of each field, the first one ours."""
+    names = {}
+    for name, field in schema.model_fields.items():
+        alias = field.validation_alias
+        names[name] = [str(one) for one in alias.choices] if isinstance(alias, AliasChoices) else [name]
+    return names
+
+
+def _given_twice(name: str, given: Any, other: str, other_given: Any) -> ValidationError:
+    shown_values = {"given": shown(given), "other": other, "other_given": shown(other_given)}
+    problem = PydanticCustomError(
+        "given_twice", "{given} was given, and {other_given} as {other}; the two are one field", shown_values
+    )
+    return ValidationError.from_exception_data(name, [{"type": problem, "loc": (name,), "input": given}])
 
 
 Schema = TypeVar("Schema", bound=Body)
@@ -63,16 +130,13 @@ def _compressed(given: str) -> UnsupportedEncodingError:
     return UnsupportedEncodingError(f"{given} Bodies are taken uncompressed only.", "Content-Encoding")
 
 
-def parse_body(schema: type[Schema], body: bytes, not_offered: Mapping[str, str]) -> Schema:
-    """Raises InvalidRequestError, which names the first field at fault and tells of more.
-
-    not_offered: fields that other servers of the dialect know, each with why this one does not
-    """
+def parse_body(schema: type[Schema], body: bytes) -> Schema:
+    """Raises InvalidRequestError, which names the first field at fault and tells of more."""
     try:
         return schema.model_validate_json(body)
     except ValidationError as error:
         problems = error.errors(include_url=False)
-    messages = [_sentence(schema, problem, not_offered) for problem in problems[:MAX_PROBLEMS]]
+    messages = [_sentence(schema, problem) for problem in problems[:MAX_PROBLEMS]]
     if len(problems) > MAX_PROBLEMS:
         messages.append(f"and {len(problems) - MAX_PROBLEMS} problems more")
     raise InvalidRequestError("; ".join(messages) + ".", _path(problems[0]["loc"]) or None)
@@ -82,20 +146,34 @@ def _path(location: tuple[int | str, ...]) -> str:
     return ".".join(str(part)[:64] for part in location)
 
 
-def _sentence(schema: type[Body], problem: Any, not_offered: Mapping[str, str]) -> str:
+def _sentence(schema: type[Body], problem: Any) -> str:
     if not problem["loc"]:
         if problem["type"] == "json_invalid":
             return f"The body is not JSON: {problem['ctx']['error']}"
         return f"The body is not a JSON object but {shown(problem['input'])}"
     field = _path(problem["loc"])
     if problem["type"] == "extra_forbidden":
-        if field in not_offered:
-            return f"{field}: {not_offered[field]}"
-        unknown: Any = None
-        for part in reversed(problem["loc"]):
-            unknown = {str(part)[:64]: unknown}
-        return next(unknown_keys(schema, unknown)).replace("unknown key", "unknown field")
+        return f"{field}: {_why_not(_schema_at(schema, problem['loc'][:-1]), str(problem['loc'][-1]))}"
     if problem["type"] == "missing":
         return f"{field}: is required"
+    if problem["type"] == "given_twice":
+        return f"{field}: {problem['msg']}"
     message = problem["msg"].removeprefix("Value error, ")
     return f"{field}: {message[0].lower()}{message[1:]}, but {shown(problem['input'])} was given"
+
+
+def _schema_at(schema: type[Body], location: tuple[int | str, ...]) -> type[BaseModel]:
+    """The schema of the object at a place in the body."""
+    found: type[BaseModel] = schema
+    for part in location:
+        if isinstance(part, str):
+            [found] = models_in(found.model_fields[part].annotation)
+    return found
+
+
+def _why_not(schema: type[BaseModel], field: str) -> str:
+    """Why there is no such field."""
+    if issubclass(schema, Body) and field in schema.not_offered:
+        return schema.not_offered[field]
+    nearest = difflib.get_close_matches(field[:64], schema.model_fields, n=1, cutoff=_NEAR)
+    return f"unknown field; the nearest one is {nearest[0]!r}" if nearest else "unknown field"

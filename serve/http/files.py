@@ -9,7 +9,7 @@ from starlette.routing import Route
 
 from serve.errors import ObjectNotFoundError, ObjectStoreUnavailableError
 from serve.http.operations import Answer, Operation, Parameter, described
-from serve.jobs.objects import IMAGE_CACHE_CONTROL, ObjectStore, StoredObject, is_image_key
+from serve.jobs.objects import ANSWERS_FOLDER, IMAGE_CACHE_CONTROL, ObjectStore, StoredObject, is_image_key
 from serve.served_model import MEDIA_TYPES
 
 FILES_PATH = "/v1/files"
@@ -67,15 +67,28 @@ class FilesRoute:
 
 
 def _headers(stored: StoredObject) -> dict[str, str]:
-    job_id, _, name = stored.key.removeprefix("images/").partition("/")
-    index, suffix = name.partition("-")[0], name.rpartition(".")[2]
     return {
         "cache-control": IMAGE_CACHE_CONTROL,
-        "content-disposition": f'inline; filename="{job_id}-{index}.{suffix}"',
+        "content-disposition": f'inline; filename="{_file_name(stored.key)}"',
         "etag": stored.etag,
         "last-modified": _http_date(stored),
         "x-content-type-options": "nosniff",
     }
+
+
+def _file_name(key: str) -> str:
+    """For whoever saves an image: by its job and its place in that, where it is of a job."""
+    folder, _, name = key.rpartition("/")
+    if folder == ANSWERS_FOLDER:
+        return name
+    index, suffix = name.partition("-")[0], name.rpartition(".")[2]
+    return f"{folder.removeprefix('images/')}-{index}.{suffix}"
+
+
+def base_url(public_url: str | None, request: Request) -> str:
+    """What clients reach this server by, which has no slash at its end: as configured, or as the request was
+    sent."""
+    return (public_url or str(request.base_url)).rstrip("/")
 
 
 def _has_it(request: Request, stored: StoredObject) -> bool:

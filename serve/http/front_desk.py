@@ -42,7 +42,7 @@ class Generation:
 class FrontDesk:
     """Accepts, charges and admits requests, and checks their deadlines.
 
-    models: by the id that clients use
+    models: by the id that clients use; names: all names of each of them, aliases too
     """
 
     def __init__(
@@ -54,22 +54,23 @@ class FrontDesk:
         store: JobStore,
     ) -> None:
         self.models = models
+        self.names = {alias: one for one in models.values() for alias in one.aliases} | dict(models)
         self._pipeline = pipeline
         self._admission = admission
         self._rate_limits = rate_limits
         self._store = store
 
     def model(self, name: str | None, field: str) -> ServedModel:
-        """The model of that id; the only one there is where none is named.
+        """The model of that id or alias; the only one there is where none is named.
 
         Raises ModelNotFoundError, which names the field.
         """
         if name is None and len(self.models) == 1:
             return next(iter(self.models.values()))
-        if name is None or name not in self.models:
+        if name is None or name not in self.names:
             served = ", ".join(map(repr, self.models)) + (" is" if len(self.models) == 1 else " are")
             raise ModelNotFoundError(f"{field}: {shown(name)} is not served here; {served}.", field)
-        return self.models[name]
+        return self.names[name]
 
     async def submit(self, wanted: Wanted, client: Client, request_id: str) -> Generation:
         """Admits a request that is served now. Whoever gets the generation closes it.

@@ -1,4 +1,4 @@
-"""Files that outlive a loss of power: how the object store writes into a local folder."""
+"""Files that are whole and may outlive a loss of power: how the object store writes into a local folder."""
 
 import errno
 import logging
@@ -14,20 +14,26 @@ from serve.private_files import make_missing_folders, open_private
 logger = logging.getLogger("ray.serve")
 
 
-def write_durably(root: Path, key: str, data: bytes) -> None:
-    """Whole or not at all, and on the disk when this returns: the file, then its name and its folders'."""
+def write_whole(root: Path, key: str, data: bytes, is_durable: bool) -> None:
+    """Writes a file whole or not at all.
+
+    is_durable: it is on the disk when this returns: the file, then its name and its folders'
+    """
     target = root / key
     part = target.with_name(f".{target.name}.{token_hex(8)}")
     make_missing_folders(target.parent)
     try:
         with open(part, "xb", opener=open_private) as file:
             file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
+            if is_durable:
+                file.flush()
+                os.fsync(file.fileno())
         part.replace(target)
     except BaseException:
         part.unlink(missing_ok=True)
         raise
+    if not is_durable:
+        return
     # Those above too: another thread may have made them a moment ago, and not be there yet.
     for folder in target.parents:
         _synchronise(folder)

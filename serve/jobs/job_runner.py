@@ -19,7 +19,7 @@ from serve.jobs.checkpoints import UnusableCheckpointError, checkpoint_key, from
 from serve.jobs.deliveries import Deliveries
 from serve.jobs.job import Job
 from serve.jobs.metrics import JobMetrics
-from serve.jobs.objects import ObjectStore, image_key
+from serve.jobs.objects import ANSWERS_FOLDER, ObjectStore, image_key
 from serve.jobs.records import Claim
 from serve.jobs.rounds import AWAY, attempt, every, on_news, until_it_is_done
 from serve.jobs.store import JobStore
@@ -41,6 +41,7 @@ class RunnerSettings:
     """max_images: under way at once; lease_s: after which a runner that says nothing is taken for dead
     poll_interval_s: between looks for what no news came of
     retention_s, forget_after_s: how long what is finished is kept, and that it is known at all
+    answer_retention_s: how long images of plain answers are kept, which are no jobs
     fingerprint: of the model and the engine, which checkpoints carry"""
 
     max_images: int
@@ -48,6 +49,7 @@ class RunnerSettings:
     poll_interval_s: float
     retention_s: float
     forget_after_s: float
+    answer_retention_s: float
     fingerprint: str
 
 
@@ -97,6 +99,7 @@ class JobRunner:
                 loops.create_task(every(_SWEEP_INTERVAL_S, self._sweep))
                 loops.create_task(every(_WAITING_INTERVAL_S, self._count_waiting))
                 loops.create_task(every(_EXPIRY_INTERVAL_S, self._expire))
+                loops.create_task(every(_EXPIRY_INTERVAL_S, self._expire_answers))
         finally:
             await self._give_back()
 
@@ -245,6 +248,9 @@ class JobRunner:
             await self._store.housekeeping.remove_data(expired)
         while await self._store.housekeeping.forget(self._settings.forget_after_s, _EXPIRED_AT_ONCE):
             pass
+
+    async def _expire_answers(self) -> None:
+        await self._objects.delete_older(ANSWERS_FOLDER, self._settings.answer_retention_s)
 
     async def _give_back(self) -> None:
         tasks = [running.task for running in self._running.values()]

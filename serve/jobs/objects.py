@@ -7,7 +7,7 @@ import shutil
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from secrets import token_urlsafe
 from typing import TYPE_CHECKING, Any, cast
@@ -18,7 +18,7 @@ from obstore.exceptions import BaseError, UnknownConfigurationKeyError
 from obstore.store import LocalStore, from_url
 
 from serve.errors import ObjectNotFoundError, ObjectStoreUnavailableError
-from serve.jobs.durable_files import disk_errors, unlink_all, write_durably
+from serve.jobs.durable_files import disk_errors, unlink_all, write_whole
 from serve.private_files import make_private_folder
 
 if TYPE_CHECKING:
@@ -31,9 +31,10 @@ _SUFFIXES = {"image/png": ".png", "image/webp": ".webp", "image/jpeg": ".jpg"}
 _MEDIA_TYPES = {suffix: media_type for media_type, suffix in _SUFFIXES.items()}
 _NAME = r"[A-Za-z0-9_-][A-Za-z0-9._-]*"  # no dot in front: no way up, and nothing that is still being written
 _KEY = re.compile(rf"{_NAME}(/{_NAME})*")
-_IMAGE_KEY = re.compile(r"images/[A-Za-z0-9_-]+/[0-9]+-[A-Za-z0-9_-]{22}\.(png|webp|jpg)")
+_IMAGE_KEY = re.compile(r"(images/[A-Za-z0-9_-]+/[0-9]+-|answers/)[A-Za-z0-9_-]{22}\.(png|webp|jpg)")
 _CHUNK_BYTES = 256 * 1024
 
+ANSWERS_FOLDER = "answers"  # images of no job, that are deleted by their age
 IMAGE_CACHE_CONTROL = "private, max-age=31536000, immutable"
 
 # A store that is away is reported in seconds; whoever needs it comes again.
@@ -83,7 +84,7 @@ class StoredObject:
 class ObjectStore:
     """Bytes by key. Keys are names between slashes; an object is never seen half written.
 
-    A local folder keeps what was put through a loss of power: the file and the folders above it are
+    A local folder keeps what was put durably through a loss of power: the file and the folders above it are
     synchronised before `put` returns. A bucket promises what its service does.
 
     Every method raises ObjectStoreUnavailableError if the store is away or refuses us, and ValueError for
@@ -111,12 +112,21 @@ class ObjectStore:
                 raise ValueError(f"{self._folder} cannot be made: {error.strerror}") from error
             self._backend = LocalStore(self._folder)
 
-    async def put(self, key: str, data: bytes, media_type: str = "application/octet-stream") -> None:
-        """Stores an object, in place of what had the key. Raises StorageFullError."""
+    async def put(
+        self,
+        key: str,
+        data: bytes,
+        media_type: str = "application/octet-stream",
+        is_durable: bool = True,
+    ) -> None:
+        """Stores an object, in place of what had the key. Raises StorageFullError.
+
+        is_durable: whether a local folder keeps it through a loss of power
+        """
         _check_key(key)
         if self._folder is not None:
             with disk_errors():
-                await asyncio.to_thread(write_durably, self._folder, key, data)
+                await asyncio.to_thread(write_whole, self._folder, key, data, is_durable)
             return
         attributes = {"Content-Type": media_type}
         if is_image_key(key):
@@ -173,6 +183,16 @@ class ObjectStore:
             async for found in obstore.list(self._backend, f"{folder}/"):
                 await self._delete_from_bucket([meta["path"] for meta in found])
 
+    async def delete_older(self, folder: str, age_s: float) -> None:
+        """Deletes the objects of a folder that were stored longer ago than this."""
+        _check_key(folder)
+        stored_before = datetime.now(UTC) - timedelta(seconds=age_s)
+        with _bucket_errors():
+            async for found in obstore.list(self._backend, f"{folder}/"):
+                old = [meta["path"] for meta in found if meta["last_modified"] < stored_before]
+                if old:
+                    await self._delete_from_bucket(old)
+
     async def presigned_url(self, key: str, expires_in_s: float) -> str | None:
         """A URL that gives the object to whoever has it, for so long; None: a local folder has none."""
         _check_key(key)
@@ -194,6 +214,11 @@ class ObjectStore:
 def image_key(job_id: str, index: int, media_type: str) -> str:
     """A new key for an image of a job; who has not been given it cannot guess it."""
     return f"images/{job_id}/{index}-{token_urlsafe(16)}{_SUFFIXES[media_type]}"
+
+
+def answer_key(media_type: str) -> str:
+    """A new key for an image of an answer; who has not been given it cannot guess it."""
+    return f"{ANSWERS_FOLDER}/{token_urlsafe(16)}{_SUFFIXES[media_type]}"
 
 
 def is_image_key(key: str) -> bool:

@@ -54,7 +54,7 @@ def base_url(cluster: LocalCluster, cost_model: Path, data_folder: Path) -> Iter
     settings["logging_config"] = {"encoding": "JSON"}
     # The row cap is set, since what a busy machine measures would differ from run to run.
     settings["applications"][0]["args"] |= {
-        "model": {"device": "cpu", "cost_model": str(cost_model)},
+        "model": {"device": "cpu", "cost_model": str(cost_model), "aliases": ["gpt-image-1"]},
         "denoiser": {"rows_per_forward": 16},
         "limits": {"max_queue": MAX_QUEUE},
         "jobs": {"data_folder": str(data_folder), "allow_private_webhooks": True},

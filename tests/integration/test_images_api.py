@@ -64,7 +64,13 @@ def test_the_png_says_how_it_was_made(client: httpx.Client) -> None:
     )
     image = picture(answer)
     assert image.format == "PNG"
-    assert image.text == {  # type: ignore[attr-defined]
+    text = dict(image.text)  # type: ignore[attr-defined]
+    parameters = text.pop("parameters").splitlines()
+    assert parameters[0] == "a red star on a blue background"
+    assert parameters[1].startswith(
+        "Steps: 5, Sampler: Euler a, CFG scale: 5, Seed: 11, Size: 128x128, Model: shapes, "
+    )
+    assert text == {
         "prompt": "a red star on a blue background",
         "negative_prompt": "",
         "seed": "11",
@@ -75,6 +81,34 @@ def test_the_png_says_how_it_was_made(client: httpx.Client) -> None:
     }
     assert answer["size"] == "128x128"
     assert "warnings" not in answer
+
+
+def test_images_come_by_url_too(client: httpx.Client) -> None:
+    body = {"prompt": "a red star", "seed": 7, "num_inference_steps": 2, "n": 2}
+    both = generate(client, **body)
+    assert len({item["url"] for item in both["data"]}) == 2
+    for index, item in enumerate(both["data"]):
+        file = httpx.get(item["url"])
+        assert file.status_code == 200
+        assert file.headers["content-type"] == "image/png"
+        assert file.content == base64.b64decode(both["data"][index]["b64_json"])
+    [by_url, _] = generate(client, **body, response_format="url")["data"]
+    assert by_url.keys() == {"url", "seed"}
+    [in_it, _] = generate(client, **body, response_format="b64_json")["data"]
+    assert in_it.keys() == {"b64_json", "seed"}
+
+
+def test_hints_and_other_programs_names_are_taken(client: httpx.Client) -> None:
+    answer = generate(
+        client, prompt="a red star", model="gpt-image-1", quality="high", steps=2.0, sampler_name="k_euler",
+        width=64, height=96, seed=-1, user="somebody"
+    )  # fmt: skip
+    assert (answer["model"], answer["sampler"], answer["size"]) == ("shapes", "Euler", "64x96")
+    assert answer["num_inference_steps"] == 2
+    assert answer["data"][0]["seed"] >= 0
+    assert "quality" not in answer
+    [warning] = answer["warnings"]
+    assert warning.startswith("quality: 'high' changes nothing")
 
 
 def test_several_images_take_seeds_in_a_row(client: httpx.Client) -> None:
@@ -316,12 +350,14 @@ MALFORMED: list[bytes] = [
             {"prompt": "a", "size": "99999999x99999999"},
             {"prompt": "a", "size": "128\u00d7128"},
             {"prompt": "a", "size": [128, 128]},
-            {"prompt": "a", "seed": -1},
+            {"prompt": "a", "seed": -2},
             {"prompt": "a", "seed": 2**64},
             {"prompt": "a", "num_inference_steps": 10**9},
             {"prompt": "a", "sampler": "../../etc/passwd"},
             {"prompt": "a", "output_format": "svg"},
-            {"prompt": "a", "response_format": "url"},
+            {"prompt": "a", "response_format": "svg"},
+            {"prompt": "a", "background": "transparent"},
+            {"prompt": "a", "steps": 5, "num_inference_steps": 6},
             {"prompt": "a", "stream": "yes"},
             {"prompt": "a", "deterministic": 1},
             {"prompt": "a", "deadline_s": -1},
@@ -375,6 +411,7 @@ def test_the_openai_client_works(base_url: str) -> None:
     assert answer.usage is not None
     assert answer.usage.input_tokens == 10
     first = Image.open(io.BytesIO(base64.b64decode(answer.data[0].b64_json or "")))
+    first_file = base64.b64decode(answer.data[0].b64_json or "")
     background, seen = evaluate.look(np.asarray(first))
     assert (background, [it.colour for it in seen]) == ("white", ["purple"])
 
@@ -388,4 +425,19 @@ def test_the_openai_client_works(base_url: str) -> None:
     assert "multiples of 8" in refusal.value.message
     with pytest.raises(openai.NotFoundError):
         client.images.generate(prompt=prompt, model="dall-e-3")
+    by_alias = client.images.generate(
+        model="gpt-image-1",
+        prompt=prompt,
+        response_format="url",
+        quality="hd",
+        style="vivid",
+        user="somebody",
+        extra_body={"num_inference_steps": 2},
+    )
+    assert by_alias.data is not None
+    assert httpx.get(by_alias.data[0].url or "").status_code == 200
+    assert by_alias.data[0].b64_json is None
+    assert client.models.retrieve("gpt-image-1").id == "shapes"
+    with pytest.raises(openai.BadRequestError, match="cannot be edited or varied here yet"):
+        client.images.edit(image=first_file, prompt=prompt)
     assert scenes.IMAGE_SIZE == 128

@@ -15,7 +15,7 @@ from starlette.testclient import TestClient
 from serve.errors import MidstepError
 from serve.http.files import FilesRoute
 from serve.http.problems import on_fault, on_http_exception, on_midstep_error
-from serve.jobs.objects import ObjectStore, is_image_key
+from serve.jobs.objects import ObjectStore, answer_key, is_image_key
 from tests.buckets import s3_bucket
 
 DATA = bytes(range(256)) * 4000
@@ -61,6 +61,15 @@ def test_an_image_comes_whole(client: TestClient) -> None:
     assert answer.headers["last-modified"].endswith(" GMT")
 
 
+def test_an_image_of_an_answer_comes_too(store: ObjectStore, client: TestClient) -> None:
+    key = answer_key("image/webp")
+    asyncio.run(store.put(key, DATA, "image/webp", is_durable=False))
+    answer = client.get(f"/v1/files/{key}")
+    assert (answer.status_code, answer.content) == (200, DATA)
+    assert answer.headers["content-type"] == "image/webp"
+    assert answer.headers["content-disposition"] == f'inline; filename="{key.removeprefix("answers/")}"'
+
+
 def test_head_is_the_same_without_the_image(client: TestClient) -> None:
     whole, head = client.get(f"/v1/files/{KEY}"), client.head(f"/v1/files/{KEY}")
     assert head.status_code == 200
@@ -97,6 +106,8 @@ def test_who_has_the_image_is_told_so(client: TestClient) -> None:
     "path",
     [
         MISSING,
+        "answers/AAAAAAAAAAAAAAAAAAAAAA.png",
+        "answers/",
         "images/job",
         "images/job/",
         "images",

@@ -11,7 +11,7 @@ from serve.config.app import AppConfig
 from serve.errors import InvalidRequestError, MidstepError, ModelNotFoundError
 from serve.generation import GenerationRequest
 from serve.http.front_desk import FrontDesk
-from serve.http.openai.schema import read_body, wanted_of
+from serve.http.openai.schema import ImagesBody, hint_warnings, read_body, wanted_of
 from serve.served_model import MAX_SEED, ServedModel
 
 INFO = ModelInfo(
@@ -62,8 +62,91 @@ def test_what_is_said_is_taken() -> None:
 
 def test_null_is_the_same_as_unsaid() -> None:
     """The OpenAI client sends null for what its caller set to None."""
-    request = parse(prompt="a star", n=None, size=None, seed=None, stream=None, sampler=None)
-    assert request.num_images == 1
+    nothing: dict[str, Any] = dict.fromkeys(
+        ("n", "num_images", "size", "width", "seed", "stream", "sampler", "moderation", "image", "lora")
+    )
+    assert parse(prompt="a star", **nothing).num_images == 1
+    assert parse(prompt="a star", steps=None, num_inference_steps=5).num_inference_steps == 5
+
+
+def test_other_programs_names_are_taken() -> None:
+    request = parse(
+        prompt="a star", negativePrompt="blue", steps=7, cfg=3, batch_size=2, sampler_name="k_euler_a"
+    )
+    assert (request.negative_prompt, request.num_inference_steps, request.guidance_scale) == ("blue", 7, 3.0)
+    assert (request.num_images, request.sampler) == (2, "Euler a")
+    assert parse(prompt="a star", num_steps=8, scheduler="DDIM", guidance=2).num_inference_steps == 8
+    assert parse(prompt="a star", steps=7, num_inference_steps=7.0).num_inference_steps == 7, "the same twice"
+
+
+def test_whole_numbers_are_integers_however_they_are_written() -> None:
+    request = parse(prompt="a star", n=2.0, seed=7.0, num_inference_steps=4.0)
+    assert (request.num_images, request.seed, request.num_inference_steps) == (2, 7, 4)
+    assert isinstance(request.seed, int)
+
+
+@pytest.mark.parametrize(
+    ("given", "size"),
+    [
+        ({"width": 64, "height": 192}, (64, 192)),
+        ({"width": 64}, (64, 128)),
+        ({"height": 64, "size": "auto"}, (128, 64)),
+        ({"width": 64, "height": 192, "size": "64x192"}, (64, 192)),
+        ({"size": "1024x1024"}, (1024, 1024)),
+    ],
+)
+def test_a_size_may_be_given_as_width_and_height(given: dict[str, Any], size: tuple[int, int]) -> None:
+    request = parse(prompt="a star", **given)
+    assert (request.width, request.height) == size
+
+
+def test_minus_one_is_a_random_seed() -> None:
+    seeds = {parse(prompt="a star", seed=-1).seed for _ in range(3)}
+    assert len(seeds) == 3
+    assert min(seeds) >= 0
+
+
+def test_jpg_is_jpeg() -> None:
+    assert parse(prompt="a star", output_format="jpg").image_format == ImageFormat("image/jpeg", None)
+
+
+def hints(**body: Any) -> list[str]:
+    return hint_warnings(read_body(json.dumps({"prompt": "a star"} | body).encode()))
+
+
+@pytest.mark.parametrize(
+    ("field", "asking", "idle"),
+    [
+        ("quality", ["low", "medium", "high", "xhigh", "max", "hd"], ["auto", "standard", None]),
+        ("style", ["vivid", "natural"], [None]),
+        ("moderation", ["low"], ["auto", None]),
+        ("complexity", ["low", "medium", "high"], [None]),
+        ("input_fidelity", ["low", "high"], [None]),
+        ("background", [], ["auto", "opaque", None]),
+        ("user", [], ["somebody", None]),
+        ("safety_identifier", [], ["somebody", None]),
+    ],
+)
+def test_hints_are_taken_and_warned_of_where_they_ask_for_something(
+    field: str, asking: list[str], idle: list[str | None]
+) -> None:
+    for value in asking:
+        [sentence] = hints(**{field: value})
+        assert sentence.startswith(f"{field}: {value!r} changes nothing; ")
+    for other in idle:
+        assert hints(**{field: other}) == []
+
+
+def test_a_stream_has_the_images_themselves() -> None:
+    [sentence] = hints(response_format="url", stream=True)
+    assert sentence.startswith("response_format: 'url' changes nothing in a stream")
+    assert hints(response_format="url") == []
+
+
+def test_the_schema_has_one_name_a_field_and_its_range() -> None:
+    fields = ImagesBody.model_json_schema()["properties"]
+    assert "steps" not in fields
+    assert fields["num_inference_steps"]["anyOf"][0] == {"minimum": 1, "type": "integer"}
 
 
 @pytest.mark.parametrize(
@@ -92,19 +175,46 @@ def test_null_is_the_same_as_unsaid() -> None:
         ),
         ({"prompt": "a", "sampler": "Elephant"}, "sampler", "known: DDIM"),
         ({"prompt": "a", "guidance_scale": -1}, "guidance_scale", "greater than or equal to 0"),
-        ({"prompt": "a", "seed": -1}, "seed", "greater than or equal to 0"),
+        ({"prompt": "a", "seed": -2}, "seed", "greater than or equal to -1"),
         ({"prompt": "a", "seed": 2**53}, "seed", "less than or equal to"),
-        ({"prompt": "a", "output_format": "gif"}, "output_format", "'png', 'webp' or 'jpeg'"),
+        ({"prompt": "a", "output_format": "gif"}, "output_format", "'png', 'webp', 'jpeg' or 'jpg'"),
         ({"prompt": "a", "output_compression": 50}, "output_compression", "choose webp or jpeg"),
-        ({"prompt": "a", "response_format": "url"}, "response_format", "'b64_json'"),
+        ({"prompt": "a", "response_format": "png"}, "response_format", "'url' or 'b64_json'"),
         ({"prompt": "a", "background": "transparent"}, "background", "'auto' or 'opaque'"),
+        ({"prompt": None}, "prompt", "required"),
+        ({"prompt": "a", "unknown": None}, "unknown", "unknown field"),
+        ({"prompt": "a", "n": 2.5}, "n", "valid integer"),
+        ({"prompt": "a", "n": float("nan")}, "n", "valid integer, but nan was given"),
+        ({"prompt": "a", "quality": "best"}, "quality", "'hd'"),
+        ({"prompt": "a", "width": 0}, "width", "greater than or equal to 1"),
+        ({"prompt": "a", "width": 130}, "width", "a width of 130 was given"),
+        ({"prompt": "a", "size": "128x64", "height": 128}, "height", "128 was given, and size '128x64'"),
+        ({"prompt": "a", "size": "64x130", "width": 64}, "size", "a height of 130"),
+        ({"prompt": "a", "steps": 101}, "steps", "steps: 101 were given; at most 100"),
+        ({"prompt": "a", "cfg_scale": -1}, "cfg_scale", "-1 was given"),
+        ({"prompt": "a", "batch_size": 11}, "batch_size", "at most 10"),
+        ({"prompt": "a", "sampler_name": "LMS"}, "sampler_name", "the nearest: PLMS"),
+        (
+            {"prompt": "a", "num_inference_steps": 6, "num_steps": 5},
+            "num_steps",
+            "num_steps: 5 was given, and 6 as num_inference_steps; the two are one field",
+        ),
+        (
+            {"prompt": "a", "sampler_name": "Euler", "scheduler": "Karras"},
+            "scheduler",
+            "'Karras' was given, and 'Euler' as sampler_name",
+        ),
+        ({"prompt": "a", "image": "x"}, "image", "not offered yet"),
+        ({"prompt": "a", "lora": "x"}, "lora", "not offered yet"),
+        ({"prompt": "a", "clip_skip": 2}, "clip_skip", "cannot be skipped yet"),
+        ({"prompt": "a", "svg": {"model": "x"}}, "svg", "pictures of pixels"),
         ({"prompt": "a", "partial_images": 2}, "partial_images", "stream"),
         ({"prompt": "a", "partial_images": 4, "stream": True}, "partial_images", "less than or equal to 3"),
         ({"prompt": "a", "deadline_s": 0}, "deadline_s", "greater than 0"),
         ({"prompt": "a", "deadline_s": 1e9}, "deadline_s", "at most 3600"),
         ({"prompt": "a", "priority": 9}, "priority", "less than or equal to 2"),
         ({"prompt": "a", "sise": "64x64"}, "sise", "nearest one is 'size'"),
-        ({"prompt": "a", "style": "vivid"}, "style", "not offered"),
+        ({"prompt": "a", "elephant": 1}, "elephant", "elephant: unknown field."),
     ],
 )
 def test_a_refusal_names_the_field_and_what_is_allowed(body: dict[str, Any], param: str, words: str) -> None:
@@ -142,6 +252,17 @@ def test_another_model_is_not_found() -> None:
         desk.model("dall-e-3", "model")
 
 
+def test_a_model_goes_by_its_aliases() -> None:
+    config = AppConfig.model_validate({"model": {"aliases": ["default", "stability-ai/sdxl"]}})
+    model = ServedModel.of(config, INFO, lambda: None)
+    nobody = cast(Any, None)
+    desk = FrontDesk({model.id: model}, nobody, nobody, nobody, nobody)
+    for name in ("default", "stability-ai/sdxl", "shapes", None):
+        assert desk.model(name, "model") is model
+    request = model.accept(wanted_of(read_body(b'{"prompt": "a", "model": "default"}')), "id")
+    assert request.model == "shapes"
+
+
 def test_of_several_models_one_is_to_be_named() -> None:
     nobody = cast(Any, None)
     desk = FrontDesk({"a": MODEL, "b": MODEL}, nobody, nobody, nobody, nobody)
@@ -158,6 +279,6 @@ def test_the_last_images_seed_is_one_that_may_be_asked_for() -> None:
 
 def test_every_problem_is_told_at_once() -> None:
     with pytest.raises(MidstepError) as refusal:
-        parse(prompt="a", n=0, seed=-1)
+        parse(prompt="a", n=0, seed=-2)
     assert "n: " in refusal.value.detail
     assert "seed: " in refusal.value.detail

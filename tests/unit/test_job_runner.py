@@ -1,6 +1,7 @@
 """The runner: what comes of a job, however its attempts end. The pipeline is scripted, the rest is real."""
 
 import asyncio
+import os
 import sqlite3
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
@@ -37,7 +38,7 @@ from serve.jobs.checkpoints import checkpoint_key, to_bytes
 from serve.jobs.job import JobState, Webhook, WebhookEvent
 from serve.jobs.job_runner import JobRunner, RunnerSettings
 from serve.jobs.metrics import JobMetrics
-from serve.jobs.objects import ObjectStore
+from serve.jobs.objects import ObjectStore, answer_key
 from serve.jobs.store import JobStore
 from serve.jobs.tables import jobs
 from serve.jobs.webhooks import WebhookSender, new_secret
@@ -53,6 +54,7 @@ SETTINGS = RunnerSettings(
     poll_interval_s=LONG,
     retention_s=LONG,
     forget_after_s=LONG,
+    answer_retention_s=LONG,
     fingerprint=FINGERPRINT,
 )
 TIMEOUT_S = 60.0
@@ -620,6 +622,24 @@ async def test_what_is_old_is_deleted(sqlite_url: str, tmp_path: Path) -> None:
         assert job is not None
         assert (job.output, job.input, job.request.prompt) == ({}, {}, "")
         assert not list((tmp_path / "images").glob("*/*"))
+
+
+@in_loop
+async def test_images_of_answers_are_deleted_by_their_age_alone(sqlite_url: str, tmp_path: Path) -> None:
+    hour = replace(SETTINGS, answer_retention_s=3600.0)
+    objects = ObjectStore(str(tmp_path))
+    old, new = answer_key("image/png"), answer_key("image/png")
+    for key in (old, new):
+        await objects.put(key, PICTURE.data, "image/png", is_durable=False)
+    an_hour_ago = time.time() - 3601
+    os.utime(tmp_path / old, (an_hour_ago, an_hour_ago))
+
+    async def deleted() -> bool:
+        return not (tmp_path / old).exists()
+
+    async with opened(sqlite_url) as store, running(store, tmp_path, both_images, hour):
+        await until(deleted)
+    assert (tmp_path / new).exists()
 
 
 @in_loop

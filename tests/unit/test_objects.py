@@ -13,7 +13,7 @@ import httpx
 import pytest
 
 from serve.errors import ObjectNotFoundError, ObjectStoreUnavailableError
-from serve.jobs.objects import ObjectStore, image_key, is_image_key
+from serve.jobs.objects import ANSWERS_FOLDER, ObjectStore, answer_key, image_key, is_image_key
 from tests.buckets import Bucket, s3_bucket
 
 DATA = bytes(range(256)) * 4
@@ -113,6 +113,33 @@ def test_a_folder_is_deleted_with_what_nobody_wrote_down(store: ObjectStore) -> 
         assert await store.read("images/job2/0") == DATA
 
     asyncio.run(main())
+
+
+def test_what_is_older_is_deleted_from_its_folder_only(store: ObjectStore) -> None:
+    async def main() -> None:
+        await store.delete_older(ANSWERS_FOLDER, 0)
+        keys = [answer_key("image/png") for _ in range(3)]
+        for key in [*keys, "images/job/0"]:
+            await store.put(key, DATA, "image/png", is_durable=False)
+        await store.delete_older(ANSWERS_FOLDER, 3600)
+        assert [await store.read(key) for key in keys] == 3 * [DATA]
+        await asyncio.sleep(1.1)  # S3 tells whole seconds
+        await store.delete_older(ANSWERS_FOLDER, 0.01)
+        for key in keys:
+            with pytest.raises(ObjectNotFoundError):
+                await store.get(key)
+        assert await store.read("images/job/0") == DATA
+
+    asyncio.run(main())
+
+
+def test_what_a_writer_that_died_has_left_is_deleted_as_well(tmp_path: Path) -> None:
+    part = tmp_path / "answers" / ".x.png.0a0a"
+    part.parent.mkdir()
+    part.write_bytes(DATA)
+    os.utime(part, (1e9, 1e9))
+    asyncio.run(ObjectStore(str(tmp_path)).delete_older(ANSWERS_FOLDER, 3600))
+    assert files_under(tmp_path) == []
 
 
 @pytest.mark.parametrize(

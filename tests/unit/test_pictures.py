@@ -1,12 +1,13 @@
 """Pixels, previews and files."""
 
 import io
+import struct
 from collections.abc import Callable
 
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import ExifTags, Image
 
 from deployments.engine.images import encode_image
 from deployments.engine.messages import ImageFormat
@@ -30,6 +31,20 @@ def test_quality_costs_bytes(media_type: str, name: str) -> None:
     low, high = (encode_image(PIXELS, ImageFormat(media_type, quality), {}).data for quality in (10, 95))
     assert Image.open(io.BytesIO(low)).format == name
     assert len(low) < len(high)
+
+
+@pytest.mark.parametrize("media_type", ["image/webp", "image/jpeg"])
+def test_other_formats_have_the_parameters_in_exif(media_type: str) -> None:
+    text = "ein großer ★\nSteps: 20, Seed: 7"
+    first, again = (encode_image(PIXELS, ImageFormat(media_type), {"parameters": text}) for _ in range(2))
+    assert first.data == again.data
+    exif = Image.open(io.BytesIO(first.data)).getexif()
+    comment = exif.get_ifd(ExifTags.IFD.Exif)[ExifTags.Base.UserComment]
+    assert comment == b"UNICODE\0" + text.encode("utf-16-be")
+    undefined = struct.pack(">HH", ExifTags.Base.UserComment, 7)
+    assert undefined in first.data, "the type that A1111 reads it by"
+    too_long = encode_image(PIXELS, ImageFormat(media_type), {"parameters": "a" * 40_000})
+    assert len(Image.open(io.BytesIO(too_long.data)).getexif()) == 0
 
 
 def test_decoding_in_a_batch_is_decoding_alone(load_model: Callable[..., LoadedModel]) -> None:

@@ -13,6 +13,7 @@ from serve.http.replicate.predictions import model_named
 from serve.http.replicate.schema import (
     given_input,
     idempotency_key,
+    input_warnings,
     lifetime_s,
     read_body,
     wait_s,
@@ -38,8 +39,46 @@ def test_replicates_names_are_taken() -> None:
     )
     wanted = wanted_of(parsed, "shapes", "version")
     assert (wanted.width, wanted.height, wanted.num_images, wanted.seed) == (256, 192, 2, 5)
-    assert (wanted.sampler, wanted.output_format, wanted.output_quality) == ("euler a", "jpeg", 50)
+    assert (wanted.sampler, wanted.output_format, wanted.output_quality) == ("euler a", "jpg", 50)
     assert given_input(parsed)["output_format"] == "jpg", "shown again as it was given"
+
+
+def test_other_programs_names_are_taken_and_shown_again_as_they_were_given() -> None:
+    given = {
+        "sampler": "k_euler",
+        "steps": 5.0,
+        "cfg": 2.5,
+        "batch_size": 2,
+        "negativePrompt": "b",
+        "seed": -1,
+    }
+    parsed = body(**given, width=None)
+    wanted = wanted_of(parsed, "shapes", "version")
+    assert (wanted.sampler, wanted.num_inference_steps, wanted.guidance_scale) == ("k_euler", 5, 2.5)
+    assert (wanted.num_images, wanted.negative_prompt, wanted.width) == (2, "b", None)
+    assert given_input(parsed) == {"prompt": "a star"} | given
+    assert wanted.name("num_inference_steps") == "input.steps"
+    assert wanted.name("width") == "input.width"
+
+
+def test_fields_of_replicates_models_without_a_meaning_are_taken_with_a_warning() -> None:
+    parsed = body(
+        apply_watermark=False,
+        disable_safety_checker=True,
+        refine="no_refiner",
+        high_noise_frac=0.8,
+        lora_scale=0.6,
+    )
+    sentences = input_warnings(given_input(parsed))
+    assert [sentence.partition(":")[0] for sentence in sentences] == [
+        "apply_watermark",
+        "disable_safety_checker",
+        "refine",
+        "high_noise_frac",
+        "lora_scale",
+    ]
+    made = replace(job(JobState.PROCESSING, {}, 5), input=given_input(parsed))
+    assert "Warning: refine: changes nothing; there is no refiner.\n" in logs(made)
 
 
 @pytest.mark.parametrize(
@@ -49,6 +88,15 @@ def test_replicates_names_are_taken() -> None:
         ({"width": "big"}, "input.width", "valid integer"),
         ({"widht": 64}, "input.widht", "nearest one is 'width'"),
         ({"image": "http://..."}, "input.image", "image-to-image is not offered"),
+        ({"replicate_weights": "http://..."}, "input.replicate_weights", "LoRAs are not offered yet"),
+        ({"refine": "expert_ensemble_refiner"}, "input.refine", "'no_refiner'"),
+        ({"steps": 0}, "input.steps", "0 was given"),
+        (
+            {"num_outputs": 1, "num_images": 2},
+            "input.num_images",
+            "input.num_images: 2 was given, and 1 as num_outputs; the two are one field",
+        ),
+        ({"elephant": 1}, "input.elephant", "input.elephant: unknown field."),
         ({"num_outputs": 0}, "input.num_outputs", "greater than or equal to 1"),
     ],
 )
@@ -172,7 +220,9 @@ def test_logs_are_what_replicates_client_reads_progress_from() -> None:
 
     begun = job(JobState.PROCESSING, {}, 5)
     warned = replace(begun, request=replace(begun.request, prompt="a (red:1.4) star"))
-    assert logs(warned).startswith("Warning: prompt: '(red:1.4)' was taken literally")
+    seed, warning, _ = logs(warned).splitlines()
+    assert seed == f"Using seed: {warned.request.seed}"
+    assert warning.startswith("Warning: prompt: '(red:1.4)' was taken literally")
     for one in (begun, warned):
         progress = Prediction.Progress.parse(logs(one))
         assert progress is not None

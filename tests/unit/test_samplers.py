@@ -7,6 +7,8 @@ import diffusers
 import pytest
 import torch
 
+from deployments.engine.sampler_compiler import compile_table
+from deployments.engine.sampler_names import ALIASES, NEAREST
 from deployments.engine.sampler_table import STATE_SLOTS, advance
 from deployments.engine.samplers import SAMPLERS, SamplerTables, UnsupportedSamplerError, canonical_sampler
 
@@ -126,19 +128,65 @@ def test_advancing_does_not_depend_on_the_batch() -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "meant"),
+    ("meant", "names"),
     [
-        ("dpm++ 2m karras", "DPM++ 2M Karras"),
-        ("DPM++_2M", "DPM++ 2M"),
-        ("euler-a", "Euler a"),
-        ("Euler Ancestral", "Euler a"),
-        ("unipc", "UniPC"),
-        ("PNDM", "PLMS"),
-        ("dpm2", "KDPM2"),
+        ("Euler", ["euler", "k_euler", "K_EULER", "sample_euler", "EulerDiscreteScheduler"]),
+        ("Euler a", ["Euler a", "euler-a", "k_euler_a", "K_EULER_ANCESTRAL", "euler_ancestral"]),
+        ("DPM++ 2M", ["DPM++_2M", "dpmpp_2m", "k_dpmpp_2m", "sample_dpmpp_2m", "DPMSolverMultistep"]),
+        ("DPM++ 2M Karras", ["dpm++ 2m karras", "dpmpp_2m_karras", "dpmpp_2m_k", "KarrasDPM"]),
+        ("DPM++ 2M SDE", ["dpmpp_2m_sde", "sample_dpmpp_2m_sde", "dpmpp_2m_sde_gpu"]),
+        ("DPM++ 2M SDE Karras", ["DPM++ 2M SDE Karras", "dpmpp_2m_sde_karras"]),
+        ("UniPC", ["unipc", "uni_pc", "UniPCMultistepScheduler"]),
+        ("UniPC 3", ["uni_pc_bh2"]),
+        ("Heun", ["heun", "k_heun", "HeunDiscrete"]),
+        ("KDPM2", ["DPM2", "dpm_2", "k_dpm_2", "kdpm_2", "KDPM2DiscreteScheduler"]),
+        ("PLMS", ["plms", "PNDM", "PNDMScheduler"]),
+        ("DDIM", ["ddim", "DDIMScheduler"]),
+        ("LCM", ["lcm", "LCMScheduler"]),
+        ("DEIS", ["deis"]),
+        ("DDPM", ["ddpm"]),
+        ("TCD", ["tcd"]),
     ],
 )
-def test_samplers_go_by_the_names_people_use(name: str, meant: str) -> None:
-    assert canonical_sampler(name) == meant
+def test_samplers_go_by_the_names_people_use(meant: str, names: list[str]) -> None:
+    for name in names:
+        assert canonical_sampler(name) == meant, name
+
+
+@pytest.mark.parametrize("scheduler", sorted({spec.scheduler for spec in SAMPLERS.values()}))
+def test_a_diffusers_class_means_the_sampler_with_its_own_settings(scheduler: str) -> None:
+    """Its table is that of the class as diffusers makes it from a Stable Diffusion model's configuration."""
+    config = STABLE_DIFFUSION | {"skip_prk_steps": True, "trained_betas": None}
+    stock = getattr(diffusers, scheduler).from_config(config)
+    stock.set_timesteps(12)
+    expected = compile_table(stock, {})
+    table = SamplerTables(config).table(scheduler, 12)
+    assert torch.equal(table.timesteps, expected.timesteps)
+    torch.testing.assert_close(table.weights, expected.weights, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize(
+    ("name", "nearest"),
+    [
+        ("K_LMS", "PLMS, DEIS"),
+        ("LMSDiscreteScheduler", "PLMS, DEIS"),
+        ("DPM++ SDE", "DPM++ 2M SDE, Euler a"),
+        ("dpmpp_2s_ancestral", "Euler a, DPM++ 2M SDE"),
+        ("DPM2 a", "KDPM2, Euler a"),
+        ("Euler Karras", "Euler, DPM++ 2M Karras"),
+        ("heun_k", "Heun, DPM++ 2M Karras"),
+        ("UniPC exponential", "UniPC"),
+    ],
+)
+def test_another_update_rule_is_refused_with_what_comes_near(name: str, nearest: str) -> None:
+    with pytest.raises(UnsupportedSamplerError) as refused:
+        canonical_sampler(name)
+    assert f"sampler {name!r} is not offered; the nearest: {nearest}; all: DDIM, " in str(refused.value)
+
+
+def test_what_comes_near_is_offered() -> None:
+    assert {name for names in NEAREST.values() for name in names} <= SAMPLERS.keys()
+    assert ALIASES.keys() <= SAMPLERS.keys()
 
 
 def test_eta_is_what_a_stock_scheduler_is_given() -> None:

@@ -15,7 +15,6 @@ class Description(TypedDict):
 
     model: str
     size: Annotated[str, Field(examples=["128x128"])]
-    quality: str
     background: str
     output_format: OutputFormat
     sampler: str
@@ -41,7 +40,13 @@ class Usage(TypedDict):
 
 
 class Image(TypedDict):
-    b64_json: Base64
+    b64_json: NotRequired[Base64]
+    url: NotRequired[
+        Annotated[
+            str,
+            Field(description="The image's URL, which needs no key.", json_schema_extra={"format": "uri"}),
+        ]
+    ]
     seed: Annotated[int, Field(description="The seed that makes this image again.")]
 
 

@@ -52,4 +52,5 @@ class ModelsRoutes:
             "created": int(self._started_at),
             "owned_by": "midstep",
             "device": model.device,
+            "aliases": list(model.aliases),
         }

@@ -1,75 +1,98 @@
 """The body of `POST /v1/images/generations`: OpenAI's fields, the extensions that other image servers share,
 ours. What it has in types and ranges no configuration changes; the rest is `serve.served_model`'s."""
 
-from typing import Annotated, Literal
+from collections.abc import Mapping
+from dataclasses import fields
+from typing import Annotated, ClassVar, Literal
 
-from pydantic import Field
+from pydantic import AliasChoices, Field
 
 from serve.errors import InvalidRequestError
-from serve.http.body import Body, Text, parse_body
+from serve.http.body import Body, Text, Whole, parse_body
+from serve.http.field_names import GUIDANCE_SCALE, NEGATIVE_PROMPT, NOT_OFFERED, NUM_INFERENCE_STEPS
 from serve.served_model import MAX_SEED, Wanted, shown
 
 # What OpenAI calls fields that are called otherwise here.
-_NAMES = {
-    "num_images": "n",
-    "width": "size",
-    "height": "size",
-    "output_quality": "output_compression",
-    "num_previews": "partial_images",
-}
-# Fields of OpenAI's that mean something this server does not do: said so rather than ignored.
-_NOT_OFFERED = {
-    "style": "styles are not offered; say it in the prompt",
+_RENAMED = {"num_images": "n", "output_quality": "output_compression", "num_previews": "partial_images"}
+_STILL = "only still images are made"
+# Fields that are taken and change nothing, unless they ask for what is done anyway.
+_HINTS = {
+    "quality": "num_inference_steps is what sets the effort",
+    "complexity": "num_inference_steps is what sets the effort",
+    "style": "say it in the prompt",
     "moderation": "prompts are not moderated here",
-    "frame_count": "only still images are made",
+    "input_fidelity": "there is no image to be true to",
 }
+_ASKS_FOR_NOTHING = {"auto", "standard"}
 
 
 class ImagesBody(Body):
     """A body that is well-formed. The OpenAI client sends null for a field that its caller set to None."""
 
+    not_offered: ClassVar[Mapping[str, str]] = NOT_OFFERED | {
+        "frame_count": _STILL,
+        "frame_duration_ms": _STILL,
+        "svg": "only pictures of pixels are made",
+    }
+
     prompt: Text
     model: str | None = None
-    n: Annotated[int, Field(ge=1)] | None = None
+    n: Annotated[int, Field(ge=1), Whole] | None = Field(
+        None, validation_alias=AliasChoices("n", "num_images", "num_outputs", "batch_size")
+    )
     size: str | None = None
-    output_format: Literal["png", "webp", "jpeg"] | None = None
-    output_compression: Annotated[int, Field(ge=0, le=100)] | None = None
-    response_format: Literal["b64_json"] | None = None
-    quality: Literal["auto", "standard"] | None = None
+    width: Annotated[int, Field(ge=1), Whole] | None = None
+    height: Annotated[int, Field(ge=1), Whole] | None = None
+    output_format: Literal["png", "webp", "jpeg", "jpg"] | None = None
+    output_compression: Annotated[int, Field(ge=0, le=100), Whole] | None = None
+    response_format: Literal["url", "b64_json"] | None = None
     background: Literal["auto", "opaque"] | None = None
+    stream: bool | None = None
+    partial_images: Annotated[int, Field(ge=0, le=3), Whole] | None = None
+
+    quality: Literal["auto", "low", "medium", "high", "xhigh", "max", "standard", "hd"] | None = None
+    complexity: Literal["low", "medium", "high"] | None = None
+    style: Literal["vivid", "natural"] | None = None
+    moderation: Literal["auto", "low"] | None = None
+    input_fidelity: Literal["high", "low"] | None = None
     user: str | None = None
     safety_identifier: str | None = None
-    stream: bool | None = None
-    partial_images: Annotated[int, Field(ge=0, le=3)] | None = None
 
-    negative_prompt: Text | None = None
-    seed: Annotated[int, Field(ge=0, le=MAX_SEED)] | None = None
-    num_inference_steps: Annotated[int, Field(ge=1)] | None = None
-    guidance_scale: Annotated[float, Field(ge=0, le=100)] | None = None
+    negative_prompt: Text | None = Field(None, validation_alias=NEGATIVE_PROMPT)
+    seed: Annotated[int, Field(ge=-1, le=MAX_SEED), Whole] | None = None
+    num_inference_steps: Annotated[int, Field(ge=1), Whole] | None = Field(
+        None, validation_alias=NUM_INFERENCE_STEPS
+    )
+    guidance_scale: Annotated[float, Field(ge=0, le=100)] | None = Field(
+        None, validation_alias=GUIDANCE_SCALE
+    )
 
-    sampler: str | None = None
+    sampler: str | None = Field(None, validation_alias=AliasChoices("sampler", "sampler_name", "scheduler"))
     eta: Annotated[float, Field(ge=0, le=1)] | None = None
     deterministic: bool | None = None
     deadline_s: Annotated[float, Field(gt=0)] | None = None
-    priority: Annotated[int, Field(ge=-2, le=2)] | None = None
+    priority: Annotated[int, Field(ge=-2, le=2), Whole] | None = None
 
 
 def read_body(raw: bytes) -> ImagesBody:
     """Raises InvalidRequestError, which names the field."""
-    return parse_body(ImagesBody, raw, _NOT_OFFERED)
+    return parse_body(ImagesBody, raw)
 
 
 def wanted_of(body: ImagesBody) -> Wanted:
     """Raises InvalidRequestError, which names the field."""
     if body.partial_images and not body.stream:
         raise InvalidRequestError('partial_images: needs "stream": true.', "partial_images")
+    names = {field.name: body.written(_RENAMED.get(field.name, field.name)) for field in fields(Wanted)}
     width, height = _size(body.size)
+    if body.size is not None and width is not None:
+        names |= {"width": "size", "height": "size"}
     return Wanted(
         prompt=body.prompt,
         model=body.model,
         negative_prompt=body.negative_prompt,
-        width=width,
-        height=height,
+        width=_one("width", body.width, width, body.size),
+        height=_one("height", body.height, height, body.size),
         num_inference_steps=body.num_inference_steps,
         guidance_scale=body.guidance_scale,
         sampler=body.sampler,
@@ -82,8 +105,29 @@ def wanted_of(body: ImagesBody) -> Wanted:
         num_previews=body.partial_images,
         deadline_s=body.deadline_s,
         priority=body.priority,
-        names=_NAMES,
+        names=names,
     )
+
+
+def hint_warnings(body: ImagesBody) -> list[str]:
+    """A sentence for each field that was taken and changes nothing."""
+    sentences = [
+        f"{field}: {shown(given)} changes nothing; {reason}."
+        for field, reason in _HINTS.items()
+        if (given := getattr(body, field)) is not None and given not in _ASKS_FOR_NOTHING
+    ]
+    if body.stream and body.response_format == "url":
+        sentences.append(
+            "response_format: 'url' changes nothing in a stream, which has the images themselves."
+        )
+    return sentences
+
+
+def _one(name: str, given: int | None, in_size: int | None, size: str | None) -> int | None:
+    """A side in pixels, which may be given as such and in the size, too. Raises InvalidRequestError."""
+    if given is not None and in_size is not None and given != in_size:
+        raise InvalidRequestError(f"{name}: {shown(given)} was given, and size {shown(size)}.", name)
+    return in_size if given is None else given
 
 
 def _size(size: str | None) -> tuple[int, int] | tuple[None, None]:

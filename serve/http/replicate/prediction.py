@@ -4,6 +4,7 @@ from datetime import UTC, datetime
 
 from serve.http.files import FILES_PATH
 from serve.http.replicate.answers import KnownPrediction, PredictionMetrics
+from serve.http.replicate.schema import input_warnings
 from serve.http.warnings import syntax_warnings
 from serve.jobs.job import Job
 
@@ -45,14 +46,17 @@ def output_urls(job: Job) -> list[str]:
 
 
 def logs(job: Job) -> str:
-    """Warnings, and last the line that tqdm would show, which Replicate's client reads progress from."""
+    """The seed as Replicate's own models write it, warnings, and last the line that tqdm would show, which
+    Replicate's client reads progress from."""
     if job.started_at is None:
         return ""
-    warnings = "".join(f"Warning: {sentence}\n" for sentence in syntax_warnings(job.request))
+    sentences = [*input_warnings(job.input), *syntax_warnings(job.request)]
+    warnings = "".join(f"Warning: {sentence}\n" for sentence in sentences)
     fraction = job.fraction_done
     bar = "█" * round(_BAR_LENGTH * fraction)
     return (
-        f"{warnings}{fraction:4.0%}|{bar:<{_BAR_LENGTH}}| {round(fraction * job.num_steps)}/{job.num_steps}\n"
+        f"Using seed: {job.request.seed}\n{warnings}"
+        f"{fraction:4.0%}|{bar:<{_BAR_LENGTH}}| {round(fraction * job.num_steps)}/{job.num_steps}\n"
     )
 
 

@@ -23,6 +23,7 @@ from serve.generation import GenerationRequest
 from serve.http.authentication import client_of
 from serve.http.body import bounded_body
 from serve.http.event_stream import EventStream
+from serve.http.files import base_url
 from serve.http.front_desk import FrontDesk
 from serve.http.operations import described
 from serve.http.replicate import operations
@@ -87,7 +88,7 @@ class PredictionsRoutes:
         try:
             wait = wait_s(request.headers.get("prefer"))
             body = await asyncio.to_thread(read_body, raw)  # in a thread: a large one takes a while
-            wanted = wanted_of(body, *model_named(request, body, self._desk.models))
+            wanted = wanted_of(body, *model_named(request, body, self._desk.names))
             new_job = self._new_job(request, raw, body)
             job = await self._desk.submit_job(wanted, client_of(request), job_id, new_job)
         except InvalidRequestError as error:
@@ -166,7 +167,7 @@ class PredictionsRoutes:
         return Webhook(body.webhook, body.webhook_events)
 
     def _base_url(self, request: Request) -> str:
-        return (self._config.jobs.public_url or str(request.base_url)).rstrip("/")
+        return base_url(self._config.jobs.public_url, request)
 
     async def _job(self, request: Request) -> Job:
         return _found(await self._store.get(_job_id(request), client_of(request).name), request)

@@ -1,13 +1,15 @@
 """The body of `POST /v1/predictions`: Replicate's fields, and its usual names for a model's input."""
 
 import re
+from collections.abc import Mapping
 from dataclasses import fields
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import Field
+from pydantic import AliasChoices, Field
 
 from serve.errors import InvalidRequestError
-from serve.http.body import Body, Text, parse_body
+from serve.http.body import Body, Text, Whole, parse_body
+from serve.http.field_names import GUIDANCE_SCALE, NEGATIVE_PROMPT, NOT_OFFERED, NUM_INFERENCE_STEPS
 from serve.jobs.job import WebhookEvent
 from serve.served_model import MAX_SEED, Wanted
 
@@ -15,31 +17,48 @@ MAX_WAIT_S = 60.0
 MIN_LIFETIME_S, MAX_LIFETIME_S = 5.0, 24 * 3600.0
 MAX_KEY_LENGTH = 255
 
-_NOT_OFFERED = {
-    "input.image": "image-to-image is not offered",
-    "input.mask": "inpainting is not offered",
-    "input.prompt_strength": "image-to-image is not offered",
+# Fields of Replicate's models that are taken and change nothing.
+_IDLE = {
+    "apply_watermark": "pictures get no watermark",
+    "disable_safety_checker": "there is no safety checker",
+    "refine": "there is no refiner",
+    "high_noise_frac": "there is no refiner",
+    "lora_scale": "there are no LoRAs",
 }
 
 
 class PredictionInput(Body):
     """What the picture shall be."""
 
+    not_offered: ClassVar[Mapping[str, str]] = NOT_OFFERED
+
     prompt: Text
-    negative_prompt: Text | None = None
-    width: Annotated[int, Field(ge=1)] | None = None
-    height: Annotated[int, Field(ge=1)] | None = None
-    num_outputs: Annotated[int, Field(ge=1)] | None = None
-    num_inference_steps: Annotated[int, Field(ge=1)] | None = None
-    guidance_scale: Annotated[float, Field(ge=0, le=100)] | None = None
-    scheduler: str | None = None
+    negative_prompt: Text | None = Field(None, validation_alias=NEGATIVE_PROMPT)
+    width: Annotated[int, Field(ge=1), Whole] | None = None
+    height: Annotated[int, Field(ge=1), Whole] | None = None
+    num_outputs: Annotated[int, Field(ge=1), Whole] | None = Field(
+        None, validation_alias=AliasChoices("num_outputs", "num_images", "batch_size", "n")
+    )
+    num_inference_steps: Annotated[int, Field(ge=1), Whole] | None = Field(
+        None, validation_alias=NUM_INFERENCE_STEPS
+    )
+    guidance_scale: Annotated[float, Field(ge=0, le=100)] | None = Field(
+        None, validation_alias=GUIDANCE_SCALE
+    )
+    scheduler: str | None = Field(None, validation_alias=AliasChoices("scheduler", "sampler", "sampler_name"))
     eta: Annotated[float, Field(ge=0, le=1)] | None = None
-    seed: Annotated[int, Field(ge=0, le=MAX_SEED)] | None = None
+    seed: Annotated[int, Field(ge=-1, le=MAX_SEED), Whole] | None = None
     output_format: Literal["png", "webp", "jpeg", "jpg"] | None = None
-    output_quality: Annotated[int, Field(ge=0, le=100)] | None = None
+    output_quality: Annotated[int, Field(ge=0, le=100), Whole] | None = None
 
     deterministic: bool | None = None
-    priority: Annotated[int, Field(ge=-2, le=2)] | None = None
+    priority: Annotated[int, Field(ge=-2, le=2), Whole] | None = None
+
+    apply_watermark: bool | None = None
+    disable_safety_checker: bool | None = None
+    refine: Literal["no_refiner"] | None = None
+    high_noise_frac: float | None = None
+    lora_scale: float | None = None
 
 
 class PredictionBody(Body):
@@ -61,17 +80,19 @@ class PredictionBody(Body):
 
 # What Replicate's clients call fields, as far as they are called otherwise here.
 _RENAMED = {"num_images": "num_outputs", "sampler": "scheduler"}
-_NAMES = {name: f"input.{_RENAMED.get(name, name)}" for name in (field.name for field in fields(Wanted))}
 
 
 def read_body(raw: bytes) -> PredictionBody:
     """Raises InvalidRequestError, which names the field."""
-    return parse_body(PredictionBody, raw, _NOT_OFFERED)
+    return parse_body(PredictionBody, raw)
 
 
 def wanted_of(body: PredictionBody, model: str, model_field: str) -> Wanted:
     """model: from the path or the version, as the field of that name has it."""
     given = body.input
+    names = {
+        field.name: f"input.{given.written(_RENAMED.get(field.name, field.name))}" for field in fields(Wanted)
+    }
     return Wanted(
         prompt=given.prompt,
         model=model,
@@ -85,16 +106,22 @@ def wanted_of(body: PredictionBody, model: str, model_field: str) -> Wanted:
         seed=given.seed,
         num_images=given.num_outputs,
         deterministic=given.deterministic,
-        output_format="jpeg" if given.output_format == "jpg" else given.output_format,
+        output_format=given.output_format,
         output_quality=given.output_quality,
         priority=given.priority,
-        names=_NAMES | {"model": model_field},
+        names=names | {"model": model_field},
     )
 
 
 def given_input(body: PredictionBody) -> dict[str, Any]:
     """As the client gave it, to be shown again."""
-    return body.input.model_dump(exclude_unset=True)
+    given = body.input
+    return {given.written(field): value for field, value in given.model_dump(exclude_unset=True).items()}
+
+
+def input_warnings(given: Mapping[str, Any]) -> list[str]:
+    """A sentence for each field of an input, as it was given, that was taken and changes nothing."""
+    return [f"{field}: changes nothing; {reason}." for field, reason in _IDLE.items() if field in given]
 
 
 def wait_s(prefer: str | None) -> float | None:
