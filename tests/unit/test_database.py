@@ -103,7 +103,7 @@ async def test_several_that_open_a_new_database_at_once_agree(url: str) -> None:
         await asyncio.gather(*(store.open() for store in stores))
         for number, store in enumerate(stores):
             await store.create(new_job(str(number)))
-        assert len((await stores[0].page(10)).jobs) == 4
+        assert len((await stores[0].page(10)).items) == 4
     finally:
         for store in stores:
             await store.close()
@@ -213,7 +213,7 @@ async def test_what_is_canceled_midway_is_written_whole_or_not_at_all(url: str, 
             task.cancel()
             await asyncio.wait([task])
     async with opened(url) as store:
-        jobs = (await store.page(100)).jobs
+        jobs = (await store.page(100)).items
         assert jobs
         assert [history.states(job.id) for job in jobs] == [[(STARTING, 0)]] * len(jobs)
         assert await counted(store) == {STARTING: len(jobs)}
@@ -267,7 +267,7 @@ async def test_a_full_disk_under_sqlite_loses_nothing_that_was_accepted(
         assert len(accepted) > 3
         await limit_pages(1_000_000)
         accepted.append((await store.create(new_job("after"))).id)
-        assert [job.id for job in reversed((await store.page(1000)).jobs)] == accepted
+        assert [job.id for job in reversed((await store.page(1000)).items)] == accepted
         assert [history.states(job_id) for job_id in accepted] == [[(STARTING, 0)]] * len(accepted)
 
 

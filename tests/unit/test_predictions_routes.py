@@ -34,7 +34,7 @@ async def created(client: httpx.AsyncClient, **headers: str) -> dict[str, Any]:
 
 
 async def newest(store: JobStore) -> Sequence[Job]:
-    return (await store.page(1)).jobs
+    return (await store.page(1)).items
 
 
 async def first(look: Callable[[], Awaitable[Sequence[Job]]]) -> Job:

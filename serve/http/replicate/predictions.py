@@ -110,7 +110,7 @@ class PredictionsRoutes:
             {
                 "next": page.next and url + page.next,
                 "previous": page.previous and url + page.previous,
-                "results": [describe(job) for job in page.jobs],
+                "results": [describe(job) for job in page.items],
             }
         )
 
