@@ -28,12 +28,15 @@ from serve.http.health import HealthRoutes, learned_cost
 from serve.http.openai.images import ImagesRoute
 from serve.http.openai.models import ModelsRoutes
 from serve.http.problems import EXCEPTION_HANDLERS
+from serve.http.replicate.account import AccountRoutes
+from serve.http.replicate.files import ReplicateFilesRoutes
 from serve.http.replicate.models import ReplicateModelsRoutes
 from serve.http.replicate.prediction import describe
 from serve.http.replicate.predictions import PredictionsRoutes
 from serve.jobs.load import JobLoad
 from serve.jobs.opening import opened
 from serve.jobs.resources import job_store, object_store
+from serve.jobs.uploads import Uploads
 from serve.served_model import ServedModel
 
 logger = logging.getLogger("ray.serve")
@@ -56,9 +59,12 @@ def build_http_app(
         config.limits.max_queue, config.limits.max_wait_s, fleet.denoisers_per_ingress, job_load.share
     )
     desk = FrontDesk({model.id: model}, pipeline, admission, RateLimits(fleet.num_ingresses), store)
+    objects = object_store(config.jobs)
+    files = ReplicateFilesRoutes(Uploads(store.database, objects), objects, config.jobs.public_url)
     # What knows no keys: browsers and Replicate's client fetch images, by URLs that nobody can guess.
     open_routes = [
-        *FilesRoute(object_store(config.jobs), _PRESIGNED_S if config.jobs.presigned_urls else None).routes,
+        *files.open_routes,
+        *FilesRoute(objects, _PRESIGNED_S if config.jobs.presigned_urls else None).routes,
         *HealthRoutes(readiness).routes,
     ]
     routes = [
@@ -66,6 +72,8 @@ def build_http_app(
         *ModelsRoutes(desk).routes,
         *ReplicateModelsRoutes(desk).routes,
         *PredictionsRoutes(config, desk, store).routes,
+        *files.routes,
+        *AccountRoutes(config).routes,
         *open_routes,
     ]
 
@@ -87,6 +95,7 @@ def build_http_app(
         ],
         exception_handlers=EXCEPTION_HANDLERS,
     )
+    app.router.redirect_slashes = False  # a path without its id is told of; clients do not follow a POST
     # For serve.http.problems.
     app.state.route_paths = list(dict.fromkeys(route.path for route in routes))
     app.state.refused = metrics.Counter(

@@ -1,4 +1,4 @@
-"""Images by URL: `GET /v1/files/{key}`, whole, from the object store."""
+"""Images by URL: `GET /v1/files/{folder}/{name}`, whole, from the object store."""
 
 from datetime import UTC
 from email.utils import format_datetime
@@ -14,7 +14,7 @@ FILES_PATH = "/v1/files"
 
 
 class FilesRoute:
-    """The route's handler, for GET and HEAD of `/v1/files/{key:path}`. Who has the key may have the image.
+    """The route's handler, for GET and HEAD of an image. Who has the key may have the image.
 
     presign_s: where the object store can do that, redirect to it, by a URL good for so long; None: never
     """
@@ -25,10 +25,11 @@ class FilesRoute:
 
     @property
     def routes(self) -> list[Route]:
-        return [Route(FILES_PATH + "/{key:path}", self._get)]
+        # Keys have a folder at least: right below are the files that clients upload, which need an API key.
+        return [Route(FILES_PATH + "/{folder}/{name:path}", self._get)]
 
     async def _get(self, request: Request) -> Response:
-        key = request.path_params["key"]
+        key = "{folder}/{name}".format(**request.path_params)
         if not is_image_key(key):
             raise ObjectNotFoundError(f"{request.url.path} is not the URL of an image.")
         stored = await self._objects.get(key)

@@ -3,7 +3,7 @@
 import logging
 import re
 import uuid
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any
 
 from starlette.exceptions import HTTPException
@@ -71,15 +71,22 @@ async def on_midstep_error(request: Request, error: Exception) -> Response:
 async def on_http_exception(request: Request, error: Exception) -> Response:
     """Starlette's own refusals, in our words."""
     assert isinstance(error, HTTPException)
-    path, routes = request.url.path, ", ".join(request.app.state.route_paths)
+    path, routes = request.url.path, request.app.state.route_paths
+    nothing = f"There is nothing at {path}{_hint(path, routes)}. Routes: {', '.join(routes)}."
     known: dict[int, MidstepError] = {
-        404: RouteNotFoundError(f"There is nothing at {path}. Routes: {routes}."),
+        404: RouteNotFoundError(nothing),
         405: MethodNotAllowedError(f"{request.method} is not possible at {path}."),
     }
     response = problem_response(known.get(error.status_code, InvalidRequestError(error.detail)), request)
     for name, value in (error.headers or {}).items():
         response.headers[name] = value
     return response
+
+
+def _hint(path: str, routes: Sequence[str]) -> str:
+    """What a client may have meant that has put nothing after the last slash."""
+    parent = path.rstrip("/")
+    return f"; {parent} is there, and an id may be missing after it" if parent in routes else ""
 
 
 async def on_fault(request: Request, error: Exception) -> Response:

@@ -7,7 +7,9 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
+from serve.http.addresses import base_url
 from serve.http.front_desk import FrontDesk
+from serve.http.replicate.models import MODELS_PATH, describe_model, owner_and_name
 from serve.served_model import ServedModel
 
 
@@ -20,15 +22,28 @@ class ModelsRoutes:
 
     @property
     def routes(self) -> list[Route]:
-        return [Route("/v1/models", self._page), Route("/v1/models/{id}", self._get)]
+        return [Route(MODELS_PATH, self._page), Route(MODELS_PATH + "/{id}", self._get)]
 
-    async def _page(self, _: Request) -> Response:
+    async def _page(self, request: Request) -> Response:
+        """The only page, for Replicate's clients as well: OpenAI's go by `data`, those by `results`."""
+        models = self._desk.models.values()
         return JSONResponse(
-            {"object": "list", "data": list(map(self._described, self._desk.models.values()))}
+            {
+                "object": "list",
+                "data": list(map(self._described, models)),
+                "next": None,
+                "previous": None,
+                "results": [self._as_at_replicate(model, request) for model in models],
+            }
         )
 
     async def _get(self, request: Request) -> Response:
         return JSONResponse(self._described(self._desk.model(request.path_params["id"], "id")))
+
+    def _as_at_replicate(self, model: ServedModel, request: Request) -> dict[str, Any]:
+        owner, name = owner_and_name(model)
+        url = f"{base_url(request, None)}{MODELS_PATH}/{owner}/{name}"
+        return describe_model(model, owner, url, self._started_at)
 
     def _described(self, model: ServedModel) -> dict[str, Any]:
         return {

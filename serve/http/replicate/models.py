@@ -12,12 +12,14 @@ from serve.http.front_desk import FrontDesk
 from serve.http.replicate.schema import PredictionInput
 from serve.served_model import ServedModel
 
+MODELS_PATH = "/v1/models"
+OWNER = "midstep"  # of models whose id names none
 _OUTPUT_SCHEMA = {"type": "array", "items": {"type": "string", "format": "uri"}}
 
 
 class ReplicateModelsRoutes:
-    """The handlers of the routes. At Replicate a model has an owner and versions: here any owner, and one
-    version that is called as the model is."""
+    """The handlers of the routes. At Replicate a model has an owner and versions: here any owner, unless its
+    id names one, and one version that is called as the model is."""
 
     def __init__(self, desk: FrontDesk) -> None:
         self._desk = desk
@@ -25,54 +27,69 @@ class ReplicateModelsRoutes:
 
     @property
     def routes(self) -> list[Route]:
-        path = "/v1/models/{owner}/{name}"
+        path = MODELS_PATH + "/{owner}/{name}"
         return [
             Route(path, self._model),
             Route(f"{path}/versions", self._versions),
-            Route(f"{path}/versions/{{version}}", self._one_version),
+            Route(f"{path}/versions/{{version:path}}", self._one_version),
         ]
 
     async def _model(self, request: Request) -> Response:
-        model = self._named(request, "name")
-        return JSONResponse(
-            {
-                "url": str(request.url),
-                "owner": request.path_params["owner"],
-                "name": model.id,
-                "description": None,
-                "visibility": "public",
-                "github_url": None,
-                "paper_url": None,
-                "license_url": None,
-                "run_count": 0,
-                "cover_image_url": None,
-                "default_example": None,
-                "latest_version": self._version(model),
-            }
-        )
+        model = self._named(request)
+        described = describe_model(model, request.path_params["owner"], str(request.url), self._started_at)
+        return JSONResponse(described)
 
     async def _versions(self, request: Request) -> Response:
-        version = self._version(self._named(request, "name"))
+        version = _describe_version(self._named(request), self._started_at)
         return JSONResponse({"next": None, "previous": None, "results": [version]})
 
     async def _one_version(self, request: Request) -> Response:
-        self._named(request, "name")
-        return JSONResponse(self._version(self._named(request, "version")))
+        self._named(request)
+        model = self._desk.model(request.path_params["version"], "version")
+        return JSONResponse(_describe_version(model, self._started_at))
 
-    def _named(self, request: Request, field: str) -> ServedModel:
+    def _named(self, request: Request) -> ServedModel:
         """Raises ModelNotFoundError."""
-        return self._desk.model(request.path_params[field], field)
+        name: str = request.path_params["name"]
+        with_owner = f"{request.path_params['owner']}/{name}"
+        return self._desk.model(with_owner if with_owner in self._desk.models else name, "name")
 
-    def _version(self, model: ServedModel) -> dict[str, Any]:
-        schemas = {"Input": PredictionInput.model_json_schema(), "Output": _OUTPUT_SCHEMA}
-        return {
-            "id": model.id,
-            "created_at": datetime.fromtimestamp(self._started_at, UTC).isoformat(),
-            "cog_version": "",  # not made with Cog
-            "openapi_schema": {
-                "openapi": "3.0.2",
-                "info": {"title": model.id, "version": model.id},
-                "paths": {},
-                "components": {"schemas": schemas},
-            },
-        }
+
+def owner_and_name(model: ServedModel) -> tuple[str, str]:
+    """An id of the kind `owner/name` has both."""
+    owner, _, name = model.id.rpartition("/")
+    return owner or OWNER, name
+
+
+def describe_model(model: ServedModel, owner: str, url: str, created_at: float) -> dict[str, Any]:
+    """Replicate's model object. owner, url: as the client has named them; created_at: as a job's"""
+    return {
+        "url": url,
+        "owner": owner,
+        "name": owner_and_name(model)[1],
+        "description": None,
+        "visibility": "public",
+        "is_official": False,
+        "github_url": None,
+        "paper_url": None,
+        "license_url": None,
+        "run_count": 0,
+        "cover_image_url": None,
+        "default_example": None,
+        "latest_version": _describe_version(model, created_at),
+    }
+
+
+def _describe_version(model: ServedModel, created_at: float) -> dict[str, Any]:
+    schemas = {"Input": PredictionInput.model_json_schema(), "Output": _OUTPUT_SCHEMA}
+    return {
+        "id": model.id,
+        "created_at": datetime.fromtimestamp(created_at, UTC).isoformat(),
+        "cog_version": "",  # not made with Cog
+        "openapi_schema": {
+            "openapi": "3.0.2",
+            "info": {"title": model.id, "version": model.id},
+            "paths": {},
+            "components": {"schemas": schemas},
+        },
+    }

@@ -26,6 +26,7 @@ from serve.errors import (
     JobStoreUnavailableError,
 )
 from serve.generation import GenerationRequest
+from serve.http.addresses import base_url
 from serve.http.authentication import client_of
 from serve.http.body import bounded_body
 from serve.http.event_stream import EventStream
@@ -162,7 +163,7 @@ class PredictionsRoutes:
         return Webhook(body.webhook, body.webhook_events)
 
     def _base_url(self, request: Request) -> str:
-        return (self._config.jobs.public_url or str(request.base_url)).rstrip("/")
+        return base_url(request, self._config.jobs.public_url)
 
     async def _job(self, request: Request) -> Job:
         return _found(await self._store.get(_job_id(request), client_of(request).name), request)
