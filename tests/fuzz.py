@@ -49,6 +49,7 @@ _PATHS = [
     f"{FILES}/0123456789abcdef0123456789",
     f"{FILES}/0123456789abcdef0123456789/download?expiry=1&owner=a&signature=abc",
     f"{FILES}?cursor=before-1",
+    f"{FILES}/predictions/0123456789abcdef0123456789/stream?owner=a&signature=b",
     f"{FILES}/images/a/0-aaaaaaaaaaaaaaaaaaaaaa.png",
     "/v1/account",
     "/v1/hardware",

@@ -61,8 +61,10 @@ def build_http_app(
     desk = FrontDesk({model.id: model}, pipeline, admission, RateLimits(fleet.num_ingresses), store)
     objects = object_store(config.jobs)
     files = ReplicateFilesRoutes(Uploads(store.database, objects), objects, config.jobs.public_url)
+    predictions = PredictionsRoutes(config, desk, store)
     # What knows no keys: browsers and Replicate's client fetch images, by URLs that nobody can guess.
     open_routes = [
+        *predictions.open_routes,
         *files.open_routes,
         *FilesRoute(objects, _PRESIGNED_S if config.jobs.presigned_urls else None).routes,
         *HealthRoutes(readiness).routes,
@@ -71,7 +73,7 @@ def build_http_app(
         *ImagesRoute(desk).routes,
         *ModelsRoutes(desk).routes,
         *ReplicateModelsRoutes(desk).routes,
-        *PredictionsRoutes(config, desk, store).routes,
+        *predictions.routes,
         *files.routes,
         *AccountRoutes(config).routes,
         *open_routes,

@@ -5,6 +5,7 @@ that runs now, or a job.
 """
 
 import asyncio
+import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
 from contextlib import ExitStack
 from functools import partial
@@ -42,7 +43,7 @@ class Generation:
 class FrontDesk:
     """Accepts, charges and admits requests, and checks their deadlines.
 
-    models: by the id that clients use
+    models: by the id that clients use; started_at: since when they are served, in seconds since the epoch
     """
 
     def __init__(
@@ -54,6 +55,7 @@ class FrontDesk:
         store: JobStore,
     ) -> None:
         self.models = models
+        self.started_at = time.time()
         self._pipeline = pipeline
         self._admission = admission
         self._rate_limits = rate_limits

@@ -1,6 +1,5 @@
 """`GET /v1/models` and `/v1/models/{id}`: what is served, as OpenAI's clients ask for it."""
 
-import time
 from typing import Any
 
 from starlette.requests import Request
@@ -18,7 +17,6 @@ class ModelsRoutes:
 
     def __init__(self, desk: FrontDesk) -> None:
         self._desk = desk
-        self._started_at = time.time()
 
     @property
     def routes(self) -> list[Route]:
@@ -43,13 +41,13 @@ class ModelsRoutes:
     def _as_at_replicate(self, model: ServedModel, request: Request) -> dict[str, Any]:
         owner, name = owner_and_name(model)
         url = f"{base_url(request, None)}{MODELS_PATH}/{owner}/{name}"
-        return describe_model(model, owner, url, self._started_at)
+        return describe_model(model, owner, url, self._desk.started_at)
 
     def _described(self, model: ServedModel) -> dict[str, Any]:
         return {
             "id": model.id,
             "object": "model",
-            "created": int(self._started_at),
+            "created": int(self._desk.started_at),
             "owned_by": "midstep",
             "device": model.device,
         }

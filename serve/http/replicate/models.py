@@ -1,6 +1,5 @@
 """`GET /v1/models/{owner}/{name}` and below: a model and its versions, for Replicate's clients."""
 
-import time
 from datetime import UTC, datetime
 from typing import Any
 
@@ -23,7 +22,6 @@ class ReplicateModelsRoutes:
 
     def __init__(self, desk: FrontDesk) -> None:
         self._desk = desk
-        self._started_at = time.time()
 
     @property
     def routes(self) -> list[Route]:
@@ -36,17 +34,19 @@ class ReplicateModelsRoutes:
 
     async def _model(self, request: Request) -> Response:
         model = self._named(request)
-        described = describe_model(model, request.path_params["owner"], str(request.url), self._started_at)
+        described = describe_model(
+            model, request.path_params["owner"], str(request.url), self._desk.started_at
+        )
         return JSONResponse(described)
 
     async def _versions(self, request: Request) -> Response:
-        version = _describe_version(self._named(request), self._started_at)
+        version = _describe_version(self._named(request), self._desk.started_at)
         return JSONResponse({"next": None, "previous": None, "results": [version]})
 
     async def _one_version(self, request: Request) -> Response:
         self._named(request)
         model = self._desk.model(request.path_params["version"], "version")
-        return JSONResponse(_describe_version(model, self._started_at))
+        return JSONResponse(_describe_version(model, self._desk.started_at))
 
     def _named(self, request: Request) -> ServedModel:
         """Raises ModelNotFoundError."""

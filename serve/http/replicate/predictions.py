@@ -12,12 +12,14 @@ from contextlib import aclosing, suppress
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
+from urllib.parse import urlencode
 
 from sse_starlette import ServerSentEvent
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
+from serve.clients import Clients
 from serve.config.app import AppConfig
 from serve.errors import (
     InvalidInputError,
@@ -30,6 +32,7 @@ from serve.http.addresses import base_url
 from serve.http.authentication import client_of
 from serve.http.body import bounded_body
 from serve.http.event_stream import EventStream
+from serve.http.files import FILES_PATH
 from serve.http.front_desk import FrontDesk
 from serve.http.replicate.prediction import PREDICTIONS_PATH, describe, logs, output_urls
 from serve.http.replicate.schema import (
@@ -51,6 +54,8 @@ PAGE_SIZE = 100
 _JOB_ID_BYTES = 13
 _JOB_ID = re.compile(f"[0-9a-f]{{{2 * _JOB_ID_BYTES}}}")
 _EVENT_ID = re.compile(r"([0-9]{1,9})-([0-9]{1,9})")
+# Replicate's npm client makes files, with a `blob()`, of what comes from such a path.
+_SIGNED_STREAM = FILES_PATH + "/predictions/{job_id}/stream"
 _UNKNOWN = {"queue_position": None, "eta_s": None}
 
 
@@ -66,6 +71,7 @@ class PredictionsRoutes:
         self._config = config
         self._desk = desk
         self._store = store
+        self._clients = Clients(config.api_keys)
 
     @property
     def routes(self) -> list[Route]:
@@ -78,6 +84,11 @@ class PredictionsRoutes:
             Route(f"{one}/cancel", self._cancel, methods=["POST"]),
             Route(f"{one}/stream", self._stream),
         ]
+
+    @property
+    def open_routes(self) -> list[Route]:
+        """Routes that ask for no API key: the signature in a stream's URL is as good."""
+        return [Route(_SIGNED_STREAM, self._signed_stream)]
 
     async def _create(self, request: Request) -> Response:
         """201 once the job is on disk; with `Prefer: wait` when it is finished or that time is over."""
@@ -94,7 +105,7 @@ class PredictionsRoutes:
             raise InvalidInputError(error.detail, error.param) from error
         location = f"{job.base_url}{PREDICTIONS_PATH}/{job.id}"
         # Its place in the queue would take another look into the database; whoever asks after it is told.
-        shown = describe(job) | _UNKNOWN
+        shown = self._shown(job) | _UNKNOWN
         if wait is not None:
             with suppress(JobStoreUnavailableError):  # it is on disk, and whoever made it must be told
                 shown = await self._waited_for(job, came_at + wait)
@@ -111,7 +122,7 @@ class PredictionsRoutes:
             {
                 "next": page.next and url + page.next,
                 "previous": page.previous and url + page.previous,
-                "results": [describe(job) for job in page.items],
+                "results": [self._shown(job) for job in page.items],
             }
         )
 
@@ -121,8 +132,18 @@ class PredictionsRoutes:
         return JSONResponse(await self._described(_found(job, request)))
 
     async def _stream(self, request: Request) -> Response:
+        return self._event_stream(await self._job(request), request)
+
+    async def _signed_stream(self, request: Request) -> Response:
+        """The stream by the URL that a prediction names: Replicate's npm client sends no key there."""
+        owner, signature = (request.query_params.get(name, "") for name in ("owner", "signature"))
+        job_id = _job_id(request)
+        if not self._clients.is_signature(owner, job_id, signature):
+            raise _not_found(request)
+        return self._event_stream(_found(await self._store.get(job_id, owner), request), request)
+
+    def _event_stream(self, job: Job, request: Request) -> Response:
         """Server-sent events; `Last-Event-ID` goes on where another connection ended."""
-        job = await self._job(request)
         seen = _Seen.parse(request.headers.get("last-event-id", ""))
         return EventStream(self._events(job, seen))
 
@@ -183,9 +204,16 @@ class PredictionsRoutes:
     async def _described(self, job: Job) -> dict[str, Any]:
         """The prediction with its place in the queue and how long it will take."""
         if job.state.is_final:
-            return describe(job) | _UNKNOWN
+            return self._shown(job) | _UNKNOWN
         position = await self._store.queue_position(job)
-        return describe(job) | {"queue_position": position, "eta_s": self._eta_s(job, position or 0)}
+        return self._shown(job) | {"queue_position": position, "eta_s": self._eta_s(job, position or 0)}
+
+    def _shown(self, job: Job) -> dict[str, Any]:
+        """The prediction with a URL of its stream that needs no key."""
+        query = urlencode({"owner": job.owner, "signature": self._clients.signature(job.owner, job.id)})
+        stream = f"{job.base_url}{_SIGNED_STREAM.format(job_id=job.id)}?{query}"
+        shown = describe(job)
+        return shown | {"urls": shown["urls"] | {"stream": stream}}
 
     def _eta_s(self, job: Job, position: int) -> float | None:
         """Roughly: what the rest of it takes alone, and as long again for each round of jobs before it."""
