@@ -26,6 +26,12 @@ class InvalidApiKeyError(MidstepError):
     status, code, title = 401, "invalid_api_key", "Invalid API key"
 
 
+class ForbiddenError(MidstepError):
+    """It is there, but not for this client."""
+
+    status, code, title = 403, "forbidden", "Forbidden"
+
+
 class ModelNotFoundError(MidstepError):
     status, code, title = 404, "model_not_found", "Model not found"
 

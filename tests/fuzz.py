@@ -22,7 +22,7 @@ _ANSWER_TIMEOUT_S = 120.0
 _MAYBE_UNFINISHED_S = 1.0
 _LEAVES_AFTER_S = 0.05
 
-IMAGES, JOBS = "/v1/images/generations", "/v1/predictions"
+IMAGES, JOBS, FILES = "/v1/images/generations", "/v1/predictions", "/v1/files"
 # What is accepted in spite of all is done in a step.
 _IMAGE = {"prompt": "a star", "num_inference_steps": 1, "size": "128x128", "n": 1, "seed": 1}
 _JOB = {"version": "shapes", "input": {"prompt": "a star", "num_inference_steps": 1, "seed": 1}}
@@ -44,13 +44,33 @@ _PATHS = [
     "/v1/models",
     "/v1/models/shapes",
     "/v1/models/midstep/shapes/versions/1",
-    "/v1/files/images/a/0-aaaaaaaaaaaaaaaaaaaaaa.png",
+    FILES,
+    f"{FILES}/",
+    f"{FILES}/0123456789abcdef0123456789",
+    f"{FILES}/0123456789abcdef0123456789/download?expiry=1&owner=a&signature=abc",
+    f"{FILES}?cursor=before-1",
+    f"{FILES}/predictions/0123456789abcdef0123456789/stream?owner=a&signature=b",
+    f"{FILES}/images/a/0-aaaaaaaaaaaaaaaaaaaaaa.png",
+    "/v1/account",
+    "/v1/hardware",
+    "/v1/webhooks/default/secret",
     "/livez",
     "/predictions/0123456789abcdef0123456789",
     "/openapi.json",
     "/docs/start.js",
     "/-/routes",
     "/",
+]
+_FORM = (
+    b'--b\r\nContent-Disposition: form-data; name="content"; filename="a.png"\r\nContent-Type: image/png\r\n'
+    b'\r\nbytes\r\n--b\r\nContent-Disposition: form-data; name="metadata"\r\n\r\n{"a": 1}\r\n--b--\r\n'
+)
+_FORM_TYPES = [
+    b"multipart/form-data; boundary=b",
+    b"multipart/form-data; boundary=b; charset=utf-16",
+    b"multipart/form-data; boundary=b; charset=undefined",
+    b'multipart/form-data; boundary="',
+    b"multipart/form-data",
 ]
 _METHODS = ["GET", "POST", "HEAD", "PUT", "DELETE", "OPTIONS", "PATCH", "TRACE", "CONNECT", "get", "BREW"]
 _VALUES: list[Any] = [
@@ -174,7 +194,7 @@ class Outcome:
 
 def fuzzed(index: int) -> FuzzedRequest:
     random = Random(f"{_SEED}-{index}")
-    path, body = _content(random)
+    path, body, of_body = _content(random)
     method = "POST" if body and random.random() < 0.9 else random.choice(_METHODS)
     target = _mutated_target(random, path)
     framed, framing, is_whole = _framed(random, body)
@@ -182,7 +202,7 @@ def fuzzed(index: int) -> FuzzedRequest:
         (_mutated(random, random.choice(_HEADERS).encode(), 0.05), random.choice(_HEADER_VALUES))
         for _ in range(random.choice([0, 0, 1, 1, 2, 5]))
     ]
-    headers = [(b"host", b"127.0.0.1"), (b"connection", b"close"), *framing, *others]
+    headers = [(b"host", b"127.0.0.1"), (b"connection", b"close"), *framing, *of_body, *others]
     random.shuffle(headers)
     written = method.encode() + b" " + target + b" HTTP/1.1\r\n"
     written += b"".join(name + b": " + value + b"\r\n" for name, value in headers) + b"\r\n"
@@ -196,15 +216,19 @@ def fuzzed(index: int) -> FuzzedRequest:
     return FuzzedRequest(data)
 
 
-def _content(random: Random) -> tuple[str, bytes]:
+def _content(random: Random) -> tuple[str, bytes, list[tuple[bytes, bytes]]]:
+    """A path, a body, and the headers that tell of it."""
     if random.random() < 0.4:
-        return random.choice(_PATHS), b""
+        return random.choice(_PATHS), b"", []
+    if random.random() < 0.1:
+        content_type = random.choice([*_FORM_TYPES, *_FORM_TYPES[:1] * 5])
+        return FILES, _mutated(random, _FORM, 0.7), [(b"content-type", content_type)]
     path, body = random.choice(_BODIES)
     body = copy.deepcopy(body)
     for _ in range(random.choice([1, 1, 1, 2, 3])):
         _mutate_field(random, body)
     text = json.dumps(body).encode()
-    return path, _mutated(random, text, 0.3)
+    return path, _mutated(random, text, 0.3), []
 
 
 def _mutate_field(random: Random, body: dict[str, Any]) -> None:

@@ -35,6 +35,8 @@ from serve.http.openai.images import ImagesRoute
 from serve.http.openai.models import ModelsRoutes
 from serve.http.openapi import openapi_document
 from serve.http.problems import EXCEPTION_HANDLERS
+from serve.http.replicate.account import AccountRoutes
+from serve.http.replicate.files import ReplicateFilesRoutes
 from serve.http.replicate.models import ReplicateModelsRoutes
 from serve.http.replicate.prediction import describe
 from serve.http.replicate.predictions import PredictionsRoutes
@@ -42,6 +44,7 @@ from serve.http.versionless import with_versionless
 from serve.jobs.load import JobLoad
 from serve.jobs.opening import opened
 from serve.jobs.resources import job_store, object_store
+from serve.jobs.uploads import Uploads
 from serve.served_model import ServedModel
 
 logger = logging.getLogger("ray.serve")
@@ -77,9 +80,15 @@ def build_http_app(
     )
     desk = FrontDesk({model.id: model}, pipeline, admission, RateLimits(fleet.num_ingresses), store)
     objects = object_store(config.jobs)
+    files = ReplicateFilesRoutes(Uploads(store.database, objects), objects, config.jobs.public_url)
+    predictions = PredictionsRoutes(
+        config, desk, store, config.images_per_runner(info) * config.jobs.num_runners
+    )
     # What knows no keys: browsers and Replicate's client fetch images, by URLs that nobody can guess.
     open_routes = with_versionless(
         [
+            *predictions.open_routes,
+            *files.open_routes,
             *FilesRoute(objects, _PRESIGNED_S if config.jobs.presigned_urls else None).routes,
             *HealthRoutes(readiness).routes,
             *DocsRoutes(lambda: openapi_document(routes, open_routes, bool(config.api_keys))).routes,
@@ -91,9 +100,9 @@ def build_http_app(
                 *ImagesRoute(desk, AnswerImages(objects, config.jobs)).routes,
                 *ModelsRoutes(desk).routes,
                 *ReplicateModelsRoutes(desk).routes,
-                *PredictionsRoutes(
-                    config, desk, store, config.images_per_runner(info) * config.jobs.num_runners
-                ).routes,
+                *predictions.routes,
+                *files.routes,
+                *AccountRoutes(config).routes,
                 *MetricsRoute(config.http.metrics).routes,
             ]
         ),

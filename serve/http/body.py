@@ -110,9 +110,7 @@ async def bounded_body(request: Request) -> bytes:
     Raises BodyTooLargeError as soon as more than MAX_BODY_BYTES have come, UnsupportedEncodingError for one
     that is compressed, and ClientLeftError where it never came to its end.
     """
-    encoding = request.headers.get("content-encoding", "identity").strip()
-    if encoding.lower() not in ("", "identity"):
-        raise _compressed(f"Content-Encoding: {shown(encoding)} was given.")
+    check_encoding(request)
     body = bytearray()
     try:
         async for chunk in request.stream():
@@ -124,6 +122,13 @@ async def bounded_body(request: Request) -> bytes:
     if body.startswith(_GZIP_MAGIC):
         raise _compressed("The body is gzip.")
     return bytes(body).removeprefix(_BYTE_ORDER_MARK)
+
+
+def check_encoding(request: Request) -> None:
+    """Raises UnsupportedEncodingError for a body that is compressed."""
+    encoding = request.headers.get("content-encoding", "identity").strip()
+    if encoding.lower() not in ("", "identity"):
+        raise _compressed(f"Content-Encoding: {shown(encoding)} was given.")
 
 
 def _compressed(given: str) -> UnsupportedEncodingError:

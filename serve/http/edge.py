@@ -25,7 +25,7 @@ from serve.errors import (
     RequestTimeoutError,
     RouteNotFoundError,
 )
-from serve.http.limits import BODY_TIMEOUT_S, MAX_BODY_BYTES
+from serve.http.limits import BODY_TIMEOUT_S, max_body_bytes
 from serve.http.problems import USABLE_ID, error_object, problem
 
 logger = logging.getLogger("ray.serve")
@@ -96,8 +96,10 @@ class _Exchange:
         self._receive = receive
         self._send = send
         self._headers: dict[bytes, bytes] = dict(scope["headers"])
+        self._max_body_bytes = max_body_bytes(scope["path"])
         self._body_deadline = asyncio.get_running_loop().time() + body_timeout_s
-        self._received: list[Message] = []
+        self._leaves_no_trace = _leaves_no_trace(scope, self._headers)
+        self._received: list[Message] = []  # of a request that may be repeated
         self._num_bytes = 0
         self._has_all = self._has_left = self._is_late = False
         self._start: Message | None = None  # of the answer, once it has begun
@@ -112,7 +114,7 @@ class _Exchange:
     def may_be_repeated(self) -> bool:
         """Whether it came to nothing and nothing of it can be done twice: a job would be handed in again."""
         is_lost = self._start is None and self._refusal is None and not (self._has_left or self._is_late)
-        return is_lost and self._has_all and _leaves_no_trace(self._scope, self._headers)
+        return is_lost and self._has_all and self._leaves_no_trace
 
     @property
     def has_no_route(self) -> bool:
@@ -162,7 +164,7 @@ class _Exchange:
         else:
             try:
                 async with asyncio.timeout_at(self._body_deadline):
-                    if self._num_bytes > MAX_BODY_BYTES:
+                    if self._num_bytes > self._max_body_bytes:
                         await asyncio.Event().wait()
                     message = await self._receive()
             except TimeoutError:
@@ -171,7 +173,8 @@ class _Exchange:
         if message["type"] == "http.disconnect":
             self._has_left = True
         else:
-            self._received.append(message)
+            if self._leaves_no_trace:
+                self._received.append(message)
             self._num_bytes += len(message.get("body", b""))
             self._has_all = not message.get("more_body", False)
         return message
@@ -251,7 +254,7 @@ def _leaves_no_trace(scope: Scope, headers: dict[bytes, bytes]) -> bool:
     return (
         scope["method"] in ("GET", "HEAD")
         or path.endswith(("/images/generations", "/cancel"))
-        or b"idempotency-key" in headers
+        or (path.endswith("/predictions") and b"idempotency-key" in headers)
     )
 
 

@@ -1,4 +1,4 @@
-"""Images by URL: `GET /v1/files/{key}`, whole, from the object store."""
+"""Images by URL: `GET /v1/files/{folder}/{name}`, whole, from the object store."""
 
 from datetime import UTC
 from email.utils import format_datetime
@@ -36,7 +36,7 @@ _GET = Operation(
 
 
 class FilesRoute:
-    """The route's handler, for GET and HEAD of `/v1/files/{key:path}`. Who has the key may have the image.
+    """The route's handler, for GET and HEAD of an image. Who has the key may have the image.
 
     presign_s: where the object store can do that, redirect to it, by a URL good for so long; None: never
     """
@@ -47,11 +47,12 @@ class FilesRoute:
 
     @property
     def routes(self) -> list[Route]:
-        return [Route(FILES_PATH + "/{key:path}", self._get)]
+        # Keys have a folder at least: right below are the files that clients upload, which need an API key.
+        return [Route(FILES_PATH + "/{folder}/{name:path}", self._get)]
 
     @described(_GET)
     async def _get(self, request: Request) -> Response:
-        key = request.path_params["key"]
+        key = "{folder}/{name}".format(**request.path_params)
         if not is_image_key(key):
             raise ObjectNotFoundError(f"{request.url.path} is not the URL of an image.")
         stored = await self._objects.get(key)
@@ -83,12 +84,6 @@ def _file_name(key: str) -> str:
         return name
     index, suffix = name.partition("-")[0], name.rpartition(".")[2]
     return f"{folder.removeprefix('images/')}-{index}.{suffix}"
-
-
-def base_url(public_url: str | None, request: Request) -> str:
-    """What clients reach this server by, which has no slash at its end: as configured, or as the request was
-    sent."""
-    return (public_url or str(request.base_url)).rstrip("/")
 
 
 def _has_it(request: Request, stored: StoredObject) -> bool:

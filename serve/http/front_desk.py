@@ -5,6 +5,7 @@ that runs now, or a job.
 """
 
 import asyncio
+import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
 from contextlib import ExitStack
 from functools import partial
@@ -43,6 +44,7 @@ class FrontDesk:
     """Accepts, charges and admits requests, and checks their deadlines.
 
     models: by the id that clients use; names: all names of each of them, aliases too
+    started_at: since when they are served, in seconds since the epoch
     """
 
     def __init__(
@@ -55,6 +57,7 @@ class FrontDesk:
     ) -> None:
         self.models = models
         self.names = {alias: one for one in models.values() for alias in one.aliases} | dict(models)
+        self.started_at = time.time()
         self._pipeline = pipeline
         self._admission = admission
         self._rate_limits = rate_limits

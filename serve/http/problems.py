@@ -128,6 +128,8 @@ def _nothing_there(request: Request) -> RouteNotFoundError:
     if len(path) > _MAX_PATH_LENGTH:
         path = path[: _MAX_PATH_LENGTH - 3] + "..."
     routes = [one for one in request.app.routes if isinstance(one, Route) and one.include_in_schema]
+    if (parent := path.rstrip("/")) != path and any(one.path == parent for one in routes):
+        return RouteNotFoundError(f"There is nothing at {path}; {parent} is there, and an id may be missing.")
     filled = {_with_parts_of(path, route.path_format): route.path_format for route in routes}
     nearest = difflib.get_close_matches(path, filled, n=1, cutoff=_NEAR)
     hint = f"; the nearest route is {filled[nearest[0]]}" if nearest else ""

@@ -50,13 +50,21 @@ def _synchronise(folder: Path) -> None:
 
 
 def unlink_all(root: Path, keys: Sequence[str]) -> None:
-    """Deletes those that there are, and the folders that they leave empty."""
+    """Deletes those that there are, and the folders that they leave empty: none is there again when this has
+    returned and the power is lost."""
+    changed = set()
     for key in keys:
         path = root / key
         path.unlink(missing_ok=True)
-        if path.parent != root:
+        folder = path.parent
+        if folder != root:
             with suppress(OSError):  # there are others in it, or somebody was faster
-                path.parent.rmdir()
+                folder.rmdir()
+                folder = folder.parent
+        changed.add(folder)
+    for folder in changed:
+        with suppress(FileNotFoundError):
+            _synchronise(folder)
 
 
 @contextmanager

@@ -23,6 +23,7 @@ from serve.jobs.objects import ANSWERS_FOLDER, ObjectStore, image_key
 from serve.jobs.records import Claim
 from serve.jobs.rounds import AWAY, attempt, every, on_news, until_it_is_done
 from serve.jobs.store import JobStore
+from serve.jobs.uploads import Uploads
 from serve.jobs.webhooks import WebhookSender
 
 logger = logging.getLogger("ray.serve")
@@ -76,6 +77,7 @@ class JobRunner:
         self._store = store
         self._queue = store.queue
         self._objects = objects
+        self._uploads = Uploads(store.database, objects)
         self._generate = generate
         self._settings = settings
         self._running: dict[str, _Running] = {}
@@ -100,6 +102,7 @@ class JobRunner:
                 loops.create_task(every(_WAITING_INTERVAL_S, self._count_waiting))
                 loops.create_task(every(_EXPIRY_INTERVAL_S, self._expire))
                 loops.create_task(every(_EXPIRY_INTERVAL_S, self._expire_answers))
+                loops.create_task(every(_EXPIRY_INTERVAL_S, self._uploads.remove_expired))
         finally:
             await self._give_back()
 

@@ -1,36 +1,45 @@
-"""Pages of jobs, newest first. A cursor stays where it is, whatever is created meanwhile."""
+"""Pages of what an owner has, newest first. A cursor stays where it is, whatever is created meanwhile."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any, Generic, TypeVar
 
-from sqlalchemy import select
+from sqlalchemy import ColumnElement, Row, Table, select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from serve.errors import InvalidRequestError
-from serve.jobs.job import Job
-from serve.jobs.records import read_job
-from serve.jobs.tables import jobs
+
+Item = TypeVar("Item")
 
 
 @dataclass(frozen=True, slots=True)
-class Page:
-    """next: the cursor of the page of older jobs, if there are any; previous: of newer ones."""
+class Page(Generic[Item]):
+    """next: the cursor of the page of older items, if there are any; previous: of newer ones."""
 
-    jobs: tuple[Job, ...]
+    items: tuple[Item, ...]
     next: str | None
     previous: str | None
 
 
-async def read_page(connection: AsyncConnection, limit: int, cursor: str | None, owner: str) -> Page:
-    """cursor: of another page of this owner's jobs, None for the newest.
+async def read_page(
+    connection: AsyncConnection,
+    table: Table,
+    where: ColumnElement[bool],
+    read: Callable[[Row[Any]], Item],
+    limit: int,
+    cursor: str | None,
+) -> Page[Item]:
+    """A page of those rows of a table, which it has in the order of its column `seq`.
 
+    cursor: of another page of the same rows, None for the newest
     Raises InvalidRequestError for what is no cursor.
     """
     if cursor is None:
         goes_back, bound = True, None
     else:
         goes_back, bound = _parse_cursor(cursor)
-    seq = jobs.c.seq
-    statement = select(jobs).where(jobs.c.owner == owner)
+    seq = table.c.seq
+    statement = select(table).where(where)
     statement = statement.order_by(seq.desc() if goes_back else seq).limit(limit + 1)
     if bound is not None:
         statement = statement.where(seq < bound if goes_back else seq > bound)
@@ -41,14 +50,14 @@ async def read_page(connection: AsyncConnection, limit: int, cursor: str | None,
     has_older = is_more if goes_back else True  # the page that it was reached from
     has_newer = bound is not None if goes_back else is_more
     return Page(
-        tuple(read_job(row) for row in rows),
+        tuple(map(read, rows)),
         next=f"before-{oldest}" if has_older else None,
         previous=f"after-{newest}" if has_newer else None,
     )
 
 
 def _parse_cursor(cursor: str) -> tuple[bool, int]:
-    """Whether to older jobs, and from which one."""
+    """Whether to older items, and from which one."""
     direction, _, seq = cursor.partition("-")
     if direction not in ("before", "after") or not (seq.isascii() and seq.isdigit() and len(seq) < 19):
         raise InvalidRequestError("cursor is not one that a page of this list gave.", param="cursor")

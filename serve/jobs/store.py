@@ -94,13 +94,13 @@ class JobStore:
                 yield job
 
     @uninterrupted
-    async def page(self, limit: int, cursor: str | None = None, owner: str = "") -> Page:
+    async def page(self, limit: int, cursor: str | None = None, owner: str = "") -> Page[Job]:
         """Newest first. cursor: `next` or `previous` of another page.
 
         Raises InvalidRequestError for what is none.
         """
         async with self.database.read() as connection:
-            return await read_page(connection, limit, cursor, owner)
+            return await read_page(connection, jobs, _c.owner == owner, read_job, limit, cursor)
 
     @uninterrupted
     async def queue_position(self, job: Job) -> int | None:

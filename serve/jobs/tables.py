@@ -139,3 +139,26 @@ deliveries = Table(
     Column("due", Double, index=True),
     Column("reason", Text),
 )
+
+# Files that clients have uploaded. signature: unguessable, for whoever may have the bytes without a key
+# is_stored: whether the object store has them whole; till then there is no such file for anybody
+# expires_at: when object and row are to be deleted; of one that is not stored yet, when it is given up
+files = Table(
+    "files",
+    metadata,
+    Column("seq", _Sequence, primary_key=True),
+    Column("id", Text, nullable=False, unique=True),
+    Column("owner", Text, nullable=False),
+    Column("name", Text, nullable=False),
+    Column("content_type", Text, nullable=False),
+    Column("size_bytes", BigInteger, nullable=False),
+    Column("sha256", Text, nullable=False),
+    Column("md5", Text, nullable=False),
+    Column("metadata", JsonText, nullable=False),
+    Column("signature", Text, nullable=False),
+    Column("is_stored", Boolean, nullable=False),
+    Column("created_at", Double, nullable=False),
+    Column("expires_at", Double, nullable=False),
+)
+Index("ix_files_owner", files.c.owner, files.c.seq)
+Index("ix_files_expires_at", files.c.expires_at)

@@ -22,6 +22,7 @@ from replicate.exceptions import ReplicateError
 from replicate.stream import ServerSentEvent
 from standardwebhooks import Webhook
 
+from serve.http.limits import MAX_UPLOAD_BYTES
 from tests.integration.conftest import MIDSTEP, Metric, settled, wait_for
 from tests.integration.predictions import FINISH_TIMEOUT_S, PROMPT, ROUTE, create, finished
 from tests.shapes import evaluate, scenes
@@ -114,6 +115,44 @@ def test_replicates_own_client_finds_the_model(replicates: replicate.Client) -> 
     assert sizes(replicates.run(model.latest_version, input={"prompt": PROMPT})) == [(128, 128)]
     with pytest.raises(ReplicateError, match="not served here"):
         replicates.models.get("midstep/sdxl")
+
+
+def test_replicates_own_client_keeps_files(
+    base_url: str, replicates: replicate.Client, tmp_path: Path
+) -> None:
+    data = bytes(range(256)) * 8192  # four times what a body of JSON may have
+    path = tmp_path / "star.png"
+    path.write_bytes(data)
+    file = replicates.files.create(path, metadata={"order": 7})
+    assert (file.name, file.content_type, file.size) == ("star.png", "image/png", len(data))
+    assert file.metadata == {"order": 7}
+    assert replicates.files.get(file.id) == file
+    assert file in replicates.files.list()
+    assert httpx.get(file.urls["get"]).content == data
+    assert replicates.files.delete(file.id)
+    assert file not in replicates.files.list()
+    with pytest.raises(ReplicateError, match="There is no file"):
+        replicates.files.get(file.id)
+    with pytest.raises(ReplicateError, match="an id may be missing"):
+        replicates.files.get("")
+    with path.open("rb") as image, pytest.raises(ReplicateError, match="image-to-image is not offered"):
+        replicates.run("midstep/shapes", input={"prompt": PROMPT, "image": image})
+
+
+def test_a_file_that_is_too_large_is_refused_before_it_is_all_there(client: httpx.Client) -> None:
+    files = {"content": ("a", b" " * (MAX_UPLOAD_BYTES + 1))}
+    answer = client.post("/v1/files", files=files)
+    assert (answer.status_code, answer.json()["error_type"]) == (413, "body_too_large")
+    assert client.get("/readyz").status_code == 200
+
+
+def test_replicates_own_client_asks_who_it_is_and_what_there_is(replicates: replicate.Client) -> None:
+    [model] = replicates.models.list()
+    assert replicates.models.get(f"{model.owner}/{model.name}") == model
+    assert replicates.accounts.current().username == "anonymous"
+    assert [hardware.sku for hardware in replicates.hardware.list()] == ["cpu"]
+    with pytest.raises(ReplicateError, match="api_keys"):
+        replicates.webhooks.default.secret()
 
 
 def test_the_same_idempotency_key_is_the_same_job(client: httpx.Client) -> None:

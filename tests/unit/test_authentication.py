@@ -130,6 +130,13 @@ async def test_without_a_known_key_nothing_but_files_and_health_is_there(
             ("GET", f"{JOBS}/x/stream"),
             ("POST", "/v1/models/midstep/shapes/predictions"),
             ("GET", "/v1/models"),
+            ("POST", "/v1/files"),
+            ("GET", "/v1/files"),
+            ("GET", f"/v1/files/{'0' * 26}"),
+            ("DELETE", f"/v1/files/{'0' * 26}"),
+            ("GET", "/v1/account"),
+            ("GET", "/v1/webhooks/default/secret"),
+            ("GET", "/v1/hardware"),
             ("GET", "/nothing"),
             ("GET", "/livez/x"),
             ("GET", "//livez"),
@@ -212,6 +219,35 @@ async def test_a_job_of_another_client_is_not_there(tmp_path: Path) -> None:
             assert canceled.json()["status"] == "canceled"
             stream = await client.get(f"{JOBS}/{job_id}/stream", headers=by(key))
             assert "event: done" in stream.text
+
+
+@in_loop
+async def test_the_url_of_a_stream_is_for_whoever_has_it(tmp_path: Path) -> None:
+    """Replicate's npm client sends no key there."""
+    async with serving(tmp_path, API_KEYS) as client:
+        created = (await client.post(JOBS, json=JOB, headers=by(ALICE))).json()
+        await client.post(created["urls"]["cancel"], headers=by(ALICE))
+        url = httpx.URL(created["urls"]["stream"])
+        stream = await client.get(url)
+        assert (stream.status_code, stream.headers["content-type"][:17]) == (200, "text/event-stream")
+        assert "event: done" in stream.text
+        signed = url.params["signature"]
+        other = (await client.post(JOBS, json=JOB, headers=by(BOB))).json()
+        for wrong in (
+            {"signature": ""},
+            {"signature": "é"},
+            {"signature": httpx.URL(other["urls"]["stream"]).params["signature"]},
+            {"owner": "bob"},
+            {"owner": ""},
+        ):
+            answer = await client.get(url.copy_merge_params(wrong))
+            assert (answer.status_code, answer.json()["error_type"]) == (404, "prediction_not_found"), wrong
+        others = httpx.URL(other["urls"]["stream"]).copy_merge_params({"owner": "alice", "signature": signed})
+        assert (await client.get(others)).status_code == 404
+        listed = (await client.get(JOBS, headers=by(ALICE))).json()["results"]
+        assert listed[0]["urls"] == created["urls"]
+    async with serving(tmp_path, []) as client:
+        assert (await client.get(url)).status_code == 404, "it is of a client that is not known any more"
 
 
 @in_loop

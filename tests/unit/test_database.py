@@ -21,8 +21,10 @@ from sqlalchemy import Connection, event, make_url, text
 from serve.errors import InvalidRequestError, JobStoreUnavailableError, StorageFullError
 from serve.jobs.database import MIGRATIONS_FOLDER, parse_database_url
 from serve.jobs.job import IdempotencyKey, JobState
+from serve.jobs.objects import ObjectStore
 from serve.jobs.store import JobStore
 from serve.jobs.tables import metadata
+from serve.jobs.uploads import NewFile, Uploads
 from tests.job_stores import (
     LONG,
     MODEL,
@@ -103,7 +105,7 @@ async def test_several_that_open_a_new_database_at_once_agree(url: str) -> None:
         await asyncio.gather(*(store.open() for store in stores))
         for number, store in enumerate(stores):
             await store.create(new_job(str(number)))
-        assert len((await stores[0].page(10)).jobs) == 4
+        assert len((await stores[0].page(10)).items) == 4
     finally:
         for store in stores:
             await store.close()
@@ -137,7 +139,7 @@ async def test_sqlite_is_set_to_lose_nothing(sqlite_url: str) -> None:
 
 
 @in_loop
-async def test_sqlite_walks_through_no_jobs_that_it_is_not_asked_for(sqlite_url: str) -> None:
+async def test_sqlite_walks_through_no_jobs_that_it_is_not_asked_for(sqlite_url: str, tmp_path: Path) -> None:
     """Neither all jobs nor, sorting them, the whole queue: its planner is easily led to either."""
     statements: dict[str, Any] = {}
 
@@ -167,6 +169,12 @@ async def test_sqlite_walks_through_no_jobs_that_it_is_not_asked_for(sqlite_url:
         await store.housekeeping.sweep(key_age_s=-60)
         await store.housekeeping.remove_data(await store.housekeeping.expired(-60, 10))
         await store.housekeeping.forget(-60, 10)
+        uploads = Uploads(store.database, ObjectStore(str(tmp_path / "objects")))
+        file = await uploads.keep(NewFile("alice", "a", "image/png", {}, b"bytes"))
+        await uploads.get(file.id, "alice")
+        await uploads.page(10, "before-9", "alice")
+        await uploads.delete(file.id, "alice")
+        await uploads.remove_expired()
         for engine in engines:
             event.remove(engine, "before_cursor_execute", keep)
         assert len(statements) > 15
@@ -175,7 +183,7 @@ async def test_sqlite_walks_through_no_jobs_that_it_is_not_asked_for(sqlite_url:
                 explain = f"EXPLAIN QUERY PLAN {statement}"
                 plan = (await connection.exec_driver_sql(explain, parameters)).all()
                 under = {row.detail: row.parent for row in plan}
-                assert not {"SCAN jobs", "SCAN deliveries"} & under.keys(), statement
+                assert not {"SCAN jobs", "SCAN deliveries", "SCAN files"} & under.keys(), statement
                 if "ORDER BY jobs.priority DESC" in statement:
                     # The few that it finds first are sorted once more, to be counted together.
                     search = under["SEARCH jobs USING INDEX ix_jobs_queue (model=?)"]
@@ -211,7 +219,7 @@ async def test_what_is_canceled_midway_is_written_whole_or_not_at_all(url: str, 
             task.cancel()
             await asyncio.wait([task])
     async with opened(url) as store:
-        jobs = (await store.page(100)).jobs
+        jobs = (await store.page(100)).items
         assert jobs
         assert [history.states(job.id) for job in jobs] == [[(STARTING, 0)]] * len(jobs)
         assert await counted(store) == {STARTING: len(jobs)}
@@ -265,7 +273,7 @@ async def test_a_full_disk_under_sqlite_loses_nothing_that_was_accepted(
         assert len(accepted) > 3
         await limit_pages(1_000_000)
         accepted.append((await store.create(new_job("after"))).id)
-        assert [job.id for job in reversed((await store.page(1000)).jobs)] == accepted
+        assert [job.id for job in reversed((await store.page(1000)).items)] == accepted
         assert [history.states(job_id) for job_id in accepted] == [[(STARTING, 0)]] * len(accepted)
 
 

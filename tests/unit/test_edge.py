@@ -11,9 +11,9 @@ from starlette.types import Message, Receive, Scope, Send
 
 from cluster.ray_environment import set_ray_environment
 from serve.http.edge import ENVIRONMENT, Edge, middlewares
-from serve.http.limits import MAX_BODY_BYTES
+from serve.http.limits import MAX_BODY_BYTES, MAX_UPLOAD_BYTES
 
-IMAGES, JOBS = "/v1/images/generations", "/v1/predictions"
+IMAGES, JOBS, FILES = "/v1/images/generations", "/v1/predictions", "/v1/files"
 App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 
@@ -168,11 +168,13 @@ def test_what_was_lost_with_its_replica_is_tried_on_another(
     assert first == second
 
 
-@pytest.mark.parametrize(("app", "times"), [(dies, 2), (dies_once(), 1)])
-def test_what_cannot_be_tried_on_another_is_told_to_come_again(app: App, times: int) -> None:
+@pytest.mark.parametrize(
+    ("app", "path", "times"), [(dies, IMAGES, 2), (dies_once(), JOBS, 1), (dies_once(), FILES, 1)]
+)
+def test_what_cannot_be_tried_on_another_is_told_to_come_again(app: App, path: str, times: int) -> None:
     """Of a job nobody knows whether it was made; with no replica left nothing helps."""
-    path = JOBS if times == 1 else IMAGES
-    asked = asyncio.run(ask(app, path=path, headers=[(b"x-request-id", b"mine")]))
+    given = [(b"x-request-id", b"mine"), *([(b"idempotency-key", b"a")] if path == FILES else [])]
+    asked = asyncio.run(ask(app, path=path, headers=given))
     assert len(asked.headers) == times
     assert (asked.status, asked.problem["error_type"]) == (503, "not_ready")
     headers = dict(asked.sent[0]["headers"])
@@ -282,7 +284,8 @@ def test_a_body_that_does_not_come_in_time_is_not_waited_for() -> None:
     assert dict(asked.sent[0]["headers"])[b"connection"] == b"close"
 
 
-def test_of_a_body_that_is_too_large_no_more_is_taken_in() -> None:
+@pytest.mark.parametrize(("path", "limit"), [(IMAGES, MAX_BODY_BYTES), (FILES, MAX_UPLOAD_BYTES)])
+def test_of_a_body_that_is_too_large_no_more_is_taken_in(path: str, limit: int) -> None:
     """The application refuses it; what it has not asked for must not pile up in the proxy."""
     taken: list[int] = []
 
@@ -297,9 +300,9 @@ def test_of_a_body_that_is_too_large_no_more_is_taken_in() -> None:
         pulling.cancel()
         await PlainTextResponse("too large", 200)(scope, receive, send)
 
-    asked = asyncio.run(ask(app, body=(b" " * 65536,) * 1000))
+    asked = asyncio.run(ask(app, path=path, body=(b" " * 65536,) * 1000))
     assert asked.status == 200
-    assert MAX_BODY_BYTES < sum(taken) <= MAX_BODY_BYTES + 65536
+    assert limit < sum(taken) <= limit + 65536
 
 
 def test_serve_finds_it_by_the_environment_unless_something_else_is_there() -> None:

@@ -138,7 +138,7 @@ async def test_what_is_created_at_once_shares_transactions_and_nothing_else(
         assert ids == [f"job {number}" for number in range(50)]
         assert isinstance(refused, IdempotencyKeyReusedError)
         assert len(commits) <= 3
-        assert {job.id for job in (await store.page(100)).jobs} == set(ids)
+        assert {job.id for job in (await store.page(100)).items} == set(ids)
         assert [history.states(job_id) for job_id in ids] == [[(STARTING, 0)]] * 50
 
 
@@ -169,9 +169,9 @@ async def test_jobs_are_their_owners(url: str) -> None:
             assert await state_of_owned(store, f"{owner} 1", owner) is STARTING
         for owner in owners:
             newest = await store.page(1, owner=owner)
-            assert [job.id for job in newest.jobs] == [f"{owner} 2"]
+            assert [job.id for job in newest.items] == [f"{owner} 2"]
             older = await store.page(1, newest.next, owner)
-            assert [job.id for job in older.jobs] == [f"{owner} 1"]
+            assert [job.id for job in older.items] == [f"{owner} 1"]
             assert older.next is None
             canceled = await store.cancel(f"{owner} 1", owner)
             assert canceled is not None
@@ -198,7 +198,7 @@ async def test_an_idempotency_key_is_its_owners(url: str) -> None:
         with pytest.raises(IdempotencyKeyReusedError):
             await store.create(new_job("x", key=IdempotencyKey("k", "bob's"), owner="alice"))
         for owner in owners:
-            assert [job.id for job in (await store.page(10, owner=owner)).jobs] == [f"{owner} 0"]
+            assert [job.id for job in (await store.page(10, owner=owner)).items] == [f"{owner} 0"]
 
 
 @in_loop
@@ -209,24 +209,24 @@ async def test_pages_go_both_ways_and_do_not_shift(url: str) -> None:
             return "".join(job.id for job in jobs)
 
         empty = await store.page(2)
-        assert (empty.jobs, empty.next, empty.previous) == ((), None, None)
+        assert (empty.items, empty.next, empty.previous) == ((), None, None)
         for job_id in "abcde":
             await store.create(new_job(job_id))
         newest = await store.page(2)
-        assert (ids(newest.jobs), newest.previous) == ("ed", None)
+        assert (ids(newest.items), newest.previous) == ("ed", None)
         await store.create(new_job("f"))
         middle = await store.page(2, newest.next)
-        assert ids(middle.jobs) == "cb"
+        assert ids(middle.items) == "cb"
         oldest = await store.page(2, middle.next)
-        assert (ids(oldest.jobs), oldest.next) == ("a", None)
+        assert (ids(oldest.items), oldest.next) == ("a", None)
         back = await store.page(2, oldest.previous)
-        assert ids(back.jobs) == "cb"
-        assert ids((await store.page(2, back.next)).jobs) == "a"
+        assert ids(back.items) == "cb"
+        assert ids((await store.page(2, back.next)).items) == "a"
         newer = await store.page(2, back.previous)
-        assert ids(newer.jobs) == "ed"
+        assert ids(newer.items) == "ed"
         newer = await store.page(2, newer.previous)
-        assert (ids(newer.jobs), newer.previous) == ("f", None)
-        assert ids((await store.page(6)).jobs) == "fedcba"
+        assert (ids(newer.items), newer.previous) == ("f", None)
+        assert ids((await store.page(6)).items) == "fedcba"
         assert (await store.page(6)).next is None
         for cursor in ("", "before-", "after-x", "before-٣", "sideways-1", "before-" + "9" * 30):
             with pytest.raises(InvalidRequestError) as raised:

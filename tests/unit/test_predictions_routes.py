@@ -34,7 +34,7 @@ async def created(client: httpx.AsyncClient, **headers: str) -> dict[str, Any]:
 
 
 async def newest(store: JobStore) -> Sequence[Job]:
-    return (await store.page(1)).jobs
+    return (await store.page(1)).items
 
 
 async def first(look: Callable[[], Awaitable[Sequence[Job]]]) -> Job:
@@ -188,6 +188,10 @@ async def test_the_model_as_openais_clients_ask_for_it(tmp_path: Path) -> None:
         assert (model["id"], model["object"], model["owned_by"]) == ("shapes", "model", "midstep")
         assert isinstance(model["created"], int)
         assert (await client.get("/v1/models/shapes")).json() == model
+        [as_at_replicate] = page["results"]
+        assert (page["next"], page["previous"]) == (None, None)
+        assert as_at_replicate == (await client.get(as_at_replicate["url"])).json()
+        assert (as_at_replicate["owner"], as_at_replicate["name"]) == ("midstep", "shapes")
         other = await client.get("/v1/models/dall-e-3")
         assert (other.status_code, other.json()["error_type"]) == (404, "model_not_found")
 

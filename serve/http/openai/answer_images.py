@@ -8,7 +8,8 @@ from starlette.requests import Request
 from deployments.engine.messages import EncodedImage
 from serve.config.jobs import JobsConfig
 from serve.errors import InvalidRequestError, ObjectStoreUnavailableError, StorageFullError
-from serve.http.files import FILES_PATH, base_url
+from serve.http.addresses import base_url
+from serve.http.files import FILES_PATH
 from serve.jobs.objects import ObjectStore, answer_key
 
 _PATIENCE_S = 2.0  # with URLs that nobody has asked for
@@ -43,7 +44,7 @@ class AnswerImages:
                 for key, image in zip(keys, images, strict=True)
             )
         )
-        base = base_url(self._public_url, request)
+        base = base_url(request, self._public_url)
         return [f"{base}{FILES_PATH}/{key}" for key in keys]
 
     async def urls_if_possible(self, images: Sequence[EncodedImage], request: Request) -> list[str] | None:

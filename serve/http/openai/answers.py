@@ -5,6 +5,8 @@ from typing import Annotated, Literal, NotRequired
 from pydantic import Field
 from typing_extensions import TypedDict
 
+from serve.http.replicate.answers import ReplicateModel
+
 OutputFormat = Literal["png", "webp", "jpeg"]
 Timestamp = Annotated[int, Field(description="Seconds since the epoch.")]
 Base64 = Annotated[str, Field(description="The image file, in base64.")]
@@ -88,6 +90,7 @@ class Model(TypedDict):
     created: Timestamp
     owned_by: str
     device: Annotated[str, Field(description="What it runs on.", examples=["cpu", "cuda"])]
+    aliases: Annotated[list[str], Field(description="Other names that requests may use.")]
 
 
 class Models(TypedDict):
@@ -95,3 +98,6 @@ class Models(TypedDict):
 
     object: Literal["list"]
     data: list[Model]
+    next: None
+    previous: None
+    results: Annotated[list[ReplicateModel], Field(description="The same, for Replicate's clients.")]

@@ -1,15 +1,16 @@
 """`GET /v1/models` and `/v1/models/{id}`: what is served, as OpenAI's clients ask for it."""
 
-import time
-
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from serve.errors import ModelNotFoundError
+from serve.http.addresses import base_url
 from serve.http.front_desk import FrontDesk
 from serve.http.openai.answers import Model, Models
 from serve.http.operations import Answer, Operation, described
+from serve.http.replicate.answers import ReplicateModel
+from serve.http.replicate.models import MODELS_PATH, describe_model, owner_and_name
 from serve.served_model import ServedModel
 
 _TAG = "Models (OpenAI)"
@@ -27,17 +28,21 @@ class ModelsRoutes:
 
     def __init__(self, desk: FrontDesk) -> None:
         self._desk = desk
-        self._started_at = time.time()
 
     @property
     def routes(self) -> list[Route]:
-        return [Route("/v1/models", self._page), Route("/v1/models/{id}", self._get)]
+        return [Route(MODELS_PATH, self._page), Route(MODELS_PATH + "/{id}", self._get)]
 
     @described(_PAGE)
-    async def _page(self, _: Request) -> Response:
+    async def _page(self, request: Request) -> Response:
+        """The only page, for Replicate's clients as well: OpenAI's go by `data`, those by `results`."""
+        models = self._desk.models.values()
         page: Models = {
             "object": "list",
-            "data": [self._described(one) for one in self._desk.models.values()],
+            "data": [self._described(one) for one in models],
+            "next": None,
+            "previous": None,
+            "results": [self._as_at_replicate(one, request) for one in models],
         }
         return JSONResponse(page)
 
@@ -45,11 +50,16 @@ class ModelsRoutes:
     async def _get(self, request: Request) -> Response:
         return JSONResponse(self._described(self._desk.model(request.path_params["id"], "id")))
 
+    def _as_at_replicate(self, model: ServedModel, request: Request) -> ReplicateModel:
+        owner, name = owner_and_name(model)
+        url = f"{base_url(request, None)}{MODELS_PATH}/{owner}/{name}"
+        return describe_model(model, owner, url, self._desk.started_at)
+
     def _described(self, model: ServedModel) -> Model:
         return {
             "id": model.id,
             "object": "model",
-            "created": int(self._started_at),
+            "created": int(self._desk.started_at),
             "owned_by": "midstep",
             "device": model.device,
             "aliases": list(model.aliases),

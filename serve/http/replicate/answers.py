@@ -1,6 +1,6 @@
 """The types of what Replicate's dialect answers, for the code that makes it and for the OpenAPI document."""
 
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import Field
 from typing_extensions import TypedDict
@@ -92,6 +92,7 @@ class ReplicateModel(TypedDict):
     name: str
     description: str | None
     visibility: str
+    is_official: bool
     github_url: str | None
     paper_url: str | None
     license_url: str | None
@@ -99,3 +100,56 @@ class ReplicateModel(TypedDict):
     cover_image_url: str | None
     default_example: None
     latest_version: ModelVersion
+
+
+class FileUrls(TypedDict):
+    get: Annotated[Url, Field(description="The file's bytes. Who has this URL may have them.")]
+
+
+class Checksums(TypedDict):
+    sha256: str
+    md5: str
+
+
+class File(TypedDict):
+    """A file that a client has uploaded."""
+
+    id: str
+    name: str
+    content_type: str
+    size: Annotated[int, Field(description="Bytes.")]
+    etag: str
+    checksums: Checksums
+    metadata: dict[str, Any]
+    created_at: Timestamp | None
+    expires_at: Annotated[Timestamp | None, Field(description="It is deleted then.")]
+    urls: FileUrls
+
+
+class Files(TypedDict):
+    """A page of the client's files, newest first."""
+
+    next: Annotated[Url | None, Field(description="The page of older files.")]
+    previous: Annotated[Url | None, Field(description="The page of newer files.")]
+    results: list[File]
+
+
+class Account(TypedDict):
+    """The client that the API key belongs to."""
+
+    type: Literal["user"]
+    username: Annotated[str, Field(description="The key's name, or `anonymous` where no keys are needed.")]
+    name: str
+    github_url: None
+    avatar_url: None
+
+
+class WebhookSecret(TypedDict):
+    key: Annotated[str, Field(description="`whsec_` and base64, as Standard Webhooks has it.")]
+
+
+class Hardware(TypedDict):
+    """What the model runs on."""
+
+    name: str
+    sku: str

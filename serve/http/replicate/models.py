@@ -1,8 +1,6 @@
 """`GET /v1/models/{owner}/{name}` and below: a model and its versions, for Replicate's clients."""
 
-import time
 from datetime import UTC, datetime
-from urllib.parse import quote
 
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
@@ -15,70 +13,89 @@ from serve.http.replicate.answers import ModelVersion, ModelVersions, ReplicateM
 from serve.http.replicate.schema import PredictionInput
 from serve.served_model import ServedModel
 
+MODELS_PATH = "/v1/models"
+OWNER = "midstep"  # of models whose id names none
 _OUTPUT_SCHEMA = {"type": "array", "items": {"type": "string", "format": "uri"}}
 
 
 class ReplicateModelsRoutes:
-    """The handlers of the routes. At Replicate a model has an owner and versions: here any owner, and one
-    version that is called as the model is."""
+    """The handlers of the routes. At Replicate a model has an owner and versions: here any owner, unless its
+    id names one, and one version that is called as the model is."""
 
     def __init__(self, desk: FrontDesk) -> None:
         self._desk = desk
-        self._started_at = time.time()
 
     @property
     def routes(self) -> list[Route]:
-        path = "/v1/models/{owner}/{name}"
+        path = MODELS_PATH + "/{owner}/{name}"
         return [
             Route(path, self._model),
             Route(f"{path}/versions", self._versions),
-            Route(f"{path}/versions/{{version}}", self._one_version),
+            Route(f"{path}/versions/{{version:path}}", self._one_version),
         ]
 
     @described(operations.MODEL)
     async def _model(self, request: Request) -> Response:
-        model, owner = self._named(request, "name"), request.path_params["owner"]
-        shown: ReplicateModel = {
-            "url": f"{request.base_url}v1/models/{quote(owner, safe='')}/{quote(model.id, safe='')}",
-            "owner": owner,
-            "name": model.id,
-            "description": None,
-            "visibility": "public",
-            "github_url": None,
-            "paper_url": None,
-            "license_url": None,
-            "run_count": 0,
-            "cover_image_url": None,
-            "default_example": None,
-            "latest_version": self._version(model),
-        }
-        return JSONResponse(shown)
+        model = self._named(request)
+        described = describe_model(
+            model, request.path_params["owner"], str(request.url), self._desk.started_at
+        )
+        return JSONResponse(described)
 
     @described(operations.VERSIONS)
     async def _versions(self, request: Request) -> Response:
-        version = self._version(self._named(request, "name"))
+        version = _describe_version(self._named(request), self._desk.started_at)
         page: ModelVersions = {"next": None, "previous": None, "results": [version]}
         return JSONResponse(page)
 
     @described(operations.VERSION)
     async def _one_version(self, request: Request) -> Response:
-        self._named(request, "name")
-        return JSONResponse(self._version(self._named(request, "version")))
+        self._named(request)
+        model = self._desk.model(request.path_params["version"], "version")
+        return JSONResponse(_describe_version(model, self._desk.started_at))
 
-    def _named(self, request: Request, field: str) -> ServedModel:
+    def _named(self, request: Request) -> ServedModel:
         """Raises ModelNotFoundError."""
-        return self._desk.model(request.path_params[field], field)
+        name: str = request.path_params["name"]
+        with_owner = f"{request.path_params['owner']}/{name}"
+        return self._desk.model(with_owner if with_owner in self._desk.models else name, "name")
 
-    def _version(self, model: ServedModel) -> ModelVersion:
-        schemas = {"Input": PredictionInput.model_json_schema(), "Output": _OUTPUT_SCHEMA}
-        return {
-            "id": model.id,
-            "created_at": datetime.fromtimestamp(self._started_at, UTC).isoformat(),
-            "cog_version": "",  # not made with Cog
-            "openapi_schema": {
-                "openapi": "3.0.2",
-                "info": {"title": model.id, "version": model.id},
-                "paths": {},
-                "components": {"schemas": schemas},
-            },
-        }
+
+def owner_and_name(model: ServedModel) -> tuple[str, str]:
+    """An id of the kind `owner/name` has both."""
+    owner, _, name = model.id.rpartition("/")
+    return owner or OWNER, name
+
+
+def describe_model(model: ServedModel, owner: str, url: str, created_at: float) -> ReplicateModel:
+    """Replicate's model object. owner, url: as the client has named them; created_at: as a job's"""
+    return {
+        "url": url,
+        "owner": owner,
+        "name": owner_and_name(model)[1],
+        "description": None,
+        "visibility": "public",
+        "is_official": False,
+        "github_url": None,
+        "paper_url": None,
+        "license_url": None,
+        "run_count": 0,
+        "cover_image_url": None,
+        "default_example": None,
+        "latest_version": _describe_version(model, created_at),
+    }
+
+
+def _describe_version(model: ServedModel, created_at: float) -> ModelVersion:
+    schemas = {"Input": PredictionInput.model_json_schema(), "Output": _OUTPUT_SCHEMA}
+    return {
+        "id": model.id,
+        "created_at": datetime.fromtimestamp(created_at, UTC).isoformat(),
+        "cog_version": "",  # not made with Cog
+        "openapi_schema": {
+            "openapi": "3.0.2",
+            "info": {"title": model.id, "version": model.id},
+            "paths": {},
+            "components": {"schemas": schemas},
+        },
+    }

@@ -1,20 +1,40 @@
 """What the routes of Replicate's dialect do, for the OpenAPI document."""
 
 from serve.errors import (
+    ForbiddenError,
     IdempotencyKeyReusedError,
     InvalidInputError,
     InvalidRequestError,
     JobNotFoundError,
     JobStoreUnavailableError,
     ModelNotFoundError,
+    ObjectNotFoundError,
+    ObjectStoreUnavailableError,
     RateLimitError,
     StorageFullError,
 )
 from serve.http.operations import EVENT_STREAM, Answer, Operation, Parameter
-from serve.http.replicate.answers import ModelVersion, ModelVersions, Prediction, Predictions, ReplicateModel
+from serve.http.replicate.answers import (
+    Account,
+    File,
+    Files,
+    Hardware,
+    ModelVersion,
+    ModelVersions,
+    Prediction,
+    Predictions,
+    ReplicateModel,
+    WebhookSecret,
+)
 from serve.http.replicate.schema import PredictionBody
+from serve.http.replicate.upload_form import UploadForm
 
 _PREDICTIONS, _MODELS = "Predictions (Replicate)", "Models (Replicate)"
+_FILES, _ACCOUNT = "Files (Replicate)", "Account (Replicate)"
+_FILE = Parameter(name="file_id", place="path", description="The file's `id`.")
+_CURSOR = Parameter(
+    name="cursor", place="query", description="Comes with the URLs `next` and `previous` of a page."
+)
 _JOB = Parameter(name="job_id", place="path", description="The prediction's `id`.")
 _OF_A_JOB = (JobNotFoundError, JobStoreUnavailableError, StorageFullError)
 _MODEL = (
@@ -76,11 +96,7 @@ PAGE = Operation(
     tag=_PREDICTIONS,
     summary="List predictions",
     description="The client's own, newest first, a hundred at a time.",
-    parameters=(
-        Parameter(
-            name="cursor", place="query", description="Comes with the URLs `next` and `previous` of a page."
-        ),
-    ),
+    parameters=(_CURSOR,),
     answers=(Answer(description="A page.", type=Predictions),),
     errors=(InvalidRequestError, JobStoreUnavailableError),
 )
@@ -139,4 +155,62 @@ VERSION = Operation(
     parameters=_MODEL,
     answers=(Answer(description="The version.", type=ModelVersion),),
     errors=(ModelNotFoundError,),
+)
+CREATE_FILE = Operation(
+    tag=_FILES,
+    summary="Upload a file",
+    description="It is the client's own, and deleted after a day.",
+    body=UploadForm,
+    body_media_types=("multipart/form-data",),
+    answers=(Answer(status=201, description="The file.", type=File),),
+    errors=(
+        InvalidRequestError,
+        JobStoreUnavailableError,
+        ObjectStoreUnavailableError,
+        StorageFullError,
+    ),
+)
+FILES_PAGE = Operation(
+    tag=_FILES,
+    summary="List files",
+    description="The client's own, newest first, a hundred at a time.",
+    parameters=(_CURSOR,),
+    answers=(Answer(description="A page.", type=Files),),
+    errors=(InvalidRequestError, JobStoreUnavailableError),
+)
+GET_FILE = Operation(
+    tag=_FILES,
+    summary="Get a file's description",
+    parameters=(_FILE,),
+    answers=(Answer(description="The description.", type=File),),
+    errors=(ObjectNotFoundError, JobStoreUnavailableError),
+)
+DELETE_FILE = Operation(
+    tag=_FILES,
+    summary="Delete a file",
+    parameters=(_FILE,),
+    answers=(Answer(status=204, description="It is deleted.", media_types=()),),
+    errors=(
+        ObjectNotFoundError,
+        JobStoreUnavailableError,
+        ObjectStoreUnavailableError,
+        StorageFullError,
+    ),
+)
+ACCOUNT = Operation(
+    tag=_ACCOUNT,
+    summary="Get the account",
+    answers=(Answer(description="The client of the API key.", type=Account),),
+)
+WEBHOOK_SECRET = Operation(
+    tag=_ACCOUNT,
+    summary="Get the webhooks' secret",
+    description="Told only where API keys are configured.",
+    answers=(Answer(description="The secret that webhooks are signed with.", type=WebhookSecret),),
+    errors=(ForbiddenError,),
+)
+HARDWARE = Operation(
+    tag=_ACCOUNT,
+    summary="List the hardware",
+    answers=(Answer(description="The model's device.", type=list[Hardware]),),
 )

@@ -26,10 +26,10 @@ def describe(job: Job) -> KnownPrediction:
         "progress": job.fraction_done,
         "error": job.error,
         "metrics": _metrics(job),
-        "created_at": _timestamp(job.created_at),
-        "started_at": _timestamp(job.started_at),
-        "completed_at": _timestamp(job.completed_at),
-        "deadline": _timestamp(job.deadline),
+        "created_at": timestamp(job.created_at),
+        "started_at": timestamp(job.started_at),
+        "completed_at": timestamp(job.completed_at),
+        "deadline": timestamp(job.deadline),
         "data_removed": job.data_removed,
         "urls": {"get": url, "web": url, "cancel": f"{url}/cancel", "stream": f"{url}/stream"},
     }
@@ -69,7 +69,8 @@ def _metrics(job: Job) -> PredictionMetrics:
     }
 
 
-def _timestamp(seconds: float | None) -> str | None:
+def timestamp(seconds: float | None) -> str | None:
+    """A time in seconds since the epoch, as Replicate writes it."""
     if seconds is None:
         return None
     return datetime.fromtimestamp(seconds, UTC).isoformat().replace("+00:00", "Z")

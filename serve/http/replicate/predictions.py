@@ -11,19 +11,22 @@ from collections.abc import AsyncGenerator, Callable, Container
 from contextlib import aclosing, suppress
 from dataclasses import dataclass
 from functools import partial
+from urllib.parse import urlencode
 
 from sse_starlette import ServerSentEvent
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
+from serve.clients import Clients
 from serve.config.app import AppConfig
 from serve.errors import InvalidInputError, InvalidRequestError, JobNotFoundError, JobStoreUnavailableError
 from serve.generation import GenerationRequest
+from serve.http.addresses import base_url
 from serve.http.authentication import client_of
 from serve.http.body import bounded_body
 from serve.http.event_stream import EventStream
-from serve.http.files import base_url
+from serve.http.files import FILES_PATH
 from serve.http.front_desk import FrontDesk
 from serve.http.operations import described
 from serve.http.replicate import operations
@@ -48,6 +51,8 @@ PAGE_SIZE = 100
 _JOB_ID_BYTES = 13
 _JOB_ID = re.compile(f"[0-9a-f]{{{2 * _JOB_ID_BYTES}}}")
 _EVENT_ID = re.compile(r"([0-9]{1,9})-([0-9]{1,9})")
+# Replicate's npm client makes files, with a `blob()`, of what comes from such a path.
+_SIGNED_STREAM = FILES_PATH + "/predictions/{job_id}/stream"
 _UNKNOWN: Forecast = {"queue_position": None, "eta_s": None}
 
 
@@ -66,6 +71,7 @@ class PredictionsRoutes:
         self._desk = desk
         self._store = store
         self._images_at_once = images_at_once
+        self._clients = Clients(config.api_keys)
 
     @property
     def routes(self) -> list[Route]:
@@ -78,6 +84,11 @@ class PredictionsRoutes:
             Route(f"{one}/cancel", self._cancel, methods=["POST"]),
             Route(f"{one}/stream", self._stream),
         ]
+
+    @property
+    def open_routes(self) -> list[Route]:
+        """Routes that ask for no API key: the signature in a stream's URL is as good."""
+        return [Route(_SIGNED_STREAM, self._signed_stream, include_in_schema=False)]
 
     @described(operations.CREATE)
     async def _create(self, request: Request) -> Response:
@@ -95,7 +106,7 @@ class PredictionsRoutes:
             raise InvalidInputError(error.detail, error.param) from error
         location = f"{job.base_url}{PREDICTIONS_PATH}/{job.id}"
         # Its place in the queue would take another look into the database; whoever asks after it is told.
-        shown: Prediction = {**describe(job), **_UNKNOWN}
+        shown: Prediction = {**self._shown(job), **_UNKNOWN}
         if wait is not None:
             with suppress(JobStoreUnavailableError):  # it is on disk, and whoever made it must be told
                 shown = await self._waited_for(job, came_at + wait)
@@ -113,7 +124,7 @@ class PredictionsRoutes:
         shown: Predictions = {
             "next": page.next and url + page.next,
             "previous": page.previous and url + page.previous,
-            "results": [describe(job) for job in page.jobs],
+            "results": [self._shown(job) for job in page.items],
         }
         return JSONResponse(shown)
 
@@ -125,8 +136,18 @@ class PredictionsRoutes:
 
     @described(operations.STREAM)
     async def _stream(self, request: Request) -> Response:
+        return self._event_stream(await self._job(request), request)
+
+    async def _signed_stream(self, request: Request) -> Response:
+        """The stream by the URL that a prediction names: Replicate's npm client sends no key there."""
+        owner, signature = (request.query_params.get(name, "") for name in ("owner", "signature"))
+        job_id = _job_id(request)
+        if not self._clients.is_signature(owner, job_id, signature):
+            raise _not_found(request)
+        return self._event_stream(_found(await self._store.get(job_id, owner), request), request)
+
+    def _event_stream(self, job: Job, request: Request) -> Response:
         """Server-sent events; `Last-Event-ID` goes on where another connection ended."""
-        job = await self._job(request)
         seen = _Seen.parse(request.headers.get("last-event-id", ""))
         return EventStream(self._events(job, seen))
 
@@ -167,7 +188,7 @@ class PredictionsRoutes:
         return Webhook(body.webhook, body.webhook_events)
 
     def _base_url(self, request: Request) -> str:
-        return base_url(self._config.jobs.public_url, request)
+        return base_url(request, self._config.jobs.public_url)
 
     async def _job(self, request: Request) -> Job:
         return _found(await self._store.get(_job_id(request), client_of(request).name), request)
@@ -187,9 +208,16 @@ class PredictionsRoutes:
     async def _described(self, job: Job) -> Prediction:
         """The prediction with its place in the queue and how long it will take."""
         if job.state.is_final:
-            return {**describe(job), **_UNKNOWN}
+            return {**self._shown(job), **_UNKNOWN}
         position = await self._store.queue_position(job)
-        return {**describe(job), "queue_position": position, "eta_s": self._eta_s(job, position or 0)}
+        return {**self._shown(job), "queue_position": position, "eta_s": self._eta_s(job, position or 0)}
+
+    def _shown(self, job: Job) -> KnownPrediction:
+        """The prediction with a URL of its stream that needs no key."""
+        query = urlencode({"owner": job.owner, "signature": self._clients.signature(job.owner, job.id)})
+        shown = describe(job)
+        shown["urls"]["stream"] = f"{job.base_url}{_SIGNED_STREAM.format(job_id=job.id)}?{query}"
+        return shown
 
     def _eta_s(self, job: Job, position: int) -> float | None:
         """Roughly: what the rest of it takes alone, and as long again for each round of jobs before it."""

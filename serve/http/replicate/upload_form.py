@@ -1,0 +1,161 @@
+"""The body of `POST /v1/files`: a form in parts, of which one is the file."""
+
+import json
+import re
+import unicodedata
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from typing import Annotated, Any, NotRequired
+
+from pydantic import Field
+from pydantic_core import from_json
+from starlette.datastructures import FormData, UploadFile
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect, Request
+from starlette.types import Message
+from typing_extensions import TypedDict
+
+from serve.errors import BodyTooLargeError, ClientLeftError, InvalidRequestError, StorageFullError
+from serve.http.body import check_encoding
+from serve.http.limits import MAX_UPLOAD_BYTES
+from serve.jobs.uploads import NewFile
+from serve.served_model import shown
+
+MAX_METADATA_BYTES = 1 << 16
+MAX_NAME_BYTES = 255
+_MAX_FIELDS = 100  # some clients send each item of the metadata as a field
+_CONTENT_TYPE = re.compile(r"[\w!#$&^.+-]{1,64}/[\w!#$&^.+-]{1,64}(;[\x20-\x7e]{0,100})?", re.ASCII)
+_DEFAULT_TYPE = "application/octet-stream"
+_METADATA_ITEM = re.compile(r"metadata\[([^\[\]]+)\]")
+
+
+class UploadForm(TypedDict):
+    """The fields of the form."""
+
+    content: Annotated[bytes, Field(description="The file.")]
+    filename: NotRequired[str]
+    type: NotRequired[Annotated[str, Field(description="Its media type.", examples=["image/png"])]]
+    metadata: NotRequired[Annotated[str, Field(description="A JSON object, which comes back with the file.")]]
+
+
+_FIELDS = tuple(UploadForm.__annotations__)
+
+
+@asynccontextmanager
+async def opened_form(request: Request) -> AsyncIterator[FormData]:
+    """The fields of the form. Large files are on disk until it is left.
+
+    Raises BodyTooLargeError as soon as more than MAX_UPLOAD_BYTES have come, InvalidRequestError for what is
+    no form, UnsupportedEncodingError, StorageFullError, and ClientLeftError where it never came to its end.
+    """
+    check_encoding(request)
+    content_type = request.headers.get("content-type", "")
+    if content_type.partition(";")[0].strip().lower() != "multipart/form-data":
+        raise InvalidRequestError(
+            f"Content-Type: must be multipart/form-data, but {shown(content_type)} was given.", "Content-Type"
+        )
+    num_bytes = 0
+
+    async def counted() -> Message:
+        nonlocal num_bytes
+        message = await request.receive()
+        num_bytes += len(message.get("body", b""))
+        if num_bytes > MAX_UPLOAD_BYTES:
+            raise BodyTooLargeError(f"The body is larger than {MAX_UPLOAD_BYTES} bytes.")
+        return message
+
+    bounded = Request(request.scope, counted)
+    try:
+        form = await bounded.form(
+            max_files=len(_FIELDS), max_fields=_MAX_FIELDS, max_part_size=MAX_METADATA_BYTES
+        )
+    except ClientDisconnect as error:
+        raise ClientLeftError("The client left before its request was complete.") from error
+    except HTTPException as error:
+        raise InvalidRequestError(
+            f"The body is not a form in parts as it should be: {error.detail}"
+        ) from error
+    except UnicodeError as error:
+        raise InvalidRequestError("Content-Type: its charset is not one of texts.", "Content-Type") from error
+    except OSError as error:
+        raise StorageFullError(f"The server cannot take the file in: {error.strerror}.") from error
+    try:
+        yield form
+    finally:
+        await form.close()
+
+
+async def read_file(form: FormData, owner: str) -> NewFile:
+    """The file of a form. Raises InvalidRequestError, which names the field."""
+    content = form.get("content")
+    if content is None:
+        raise InvalidRequestError("content: is required; it is the file.", "content")
+    if not isinstance(content, UploadFile):
+        raise InvalidRequestError(
+            "content: must be a file, with a `filename` in its Content-Disposition.", "content"
+        )
+    for field in form:
+        if field not in _FIELDS and not _METADATA_ITEM.fullmatch(field):
+            raise InvalidRequestError(
+                f"{shown(field)}: unknown field; known are {', '.join(_FIELDS)}.", field[:64]
+            )
+    name = await _text(form, "filename") or content.filename or "file"
+    content_type = await _text(form, "type") or content.content_type or _DEFAULT_TYPE
+    metadata = await _metadata(form)
+    return NewFile(owner, _checked_name(name), _checked_type(content_type), metadata, await content.read())
+
+
+async def _text(form: FormData, field: str) -> str | None:
+    """A field's text, also where the client has sent it as a file."""
+    value = form.get(field)
+    if not isinstance(value, UploadFile):
+        return value
+    data = await value.read(MAX_METADATA_BYTES + 1)
+    if len(data) > MAX_METADATA_BYTES:
+        raise InvalidRequestError(f"{field}: is larger than {MAX_METADATA_BYTES} bytes.", field)
+    try:
+        return data.decode()
+    except UnicodeDecodeError as error:
+        raise InvalidRequestError(f"{field}: is not UTF-8.", field) from error
+
+
+async def _metadata(form: FormData) -> Mapping[str, Any]:
+    """What the client wants to remember: as one JSON object, or each of its items as a field."""
+    items = {
+        match[1]: value
+        for field, value in form.multi_items()
+        if isinstance(value, str) and (match := _METADATA_ITEM.fullmatch(field))
+    }
+    text = await _text(form, "metadata")
+    if text is None:
+        return items
+    try:
+        metadata = from_json(text)
+        json.dumps(metadata, allow_nan=False)  # as it is answered with
+    except ValueError as error:
+        raise InvalidRequestError(f"metadata: is not JSON: {error}.", "metadata") from error
+    if not isinstance(metadata, dict):
+        raise InvalidRequestError(
+            f"metadata: must be a JSON object, but {shown(metadata)} was given.", "metadata"
+        )
+    return metadata | items
+
+
+def _checked_name(name: str) -> str:
+    """Raises InvalidRequestError for what databases or headers cannot have."""
+    forbidden = any(unicodedata.category(character) in ("Cc", "Cs") for character in name)
+    if forbidden or len(name.encode(errors="replace")) > MAX_NAME_BYTES:
+        raise InvalidRequestError(
+            f"filename: must have 1 to {MAX_NAME_BYTES} bytes and no control characters, "
+            f"but {shown(name)} was given.",
+            "filename",
+        )
+    return name
+
+
+def _checked_type(content_type: str) -> str:
+    if not _CONTENT_TYPE.fullmatch(content_type):
+        raise InvalidRequestError(
+            f'type: must be a media type such as "image/png", but {shown(content_type)} was given.', "type"
+        )
+    return content_type

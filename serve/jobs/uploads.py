@@ -1,0 +1,188 @@
+"""Files that clients upload to refer to in their jobs: bytes in the object store, rows in the job database.
+
+Whatever is in the object store has a row, at every moment: the row comes before the object and goes after it.
+"""
+
+import asyncio
+import hashlib
+import secrets
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from sqlalchemy import ColumnElement, Row, and_, delete, insert, not_, select, update
+
+from serve.errors import ObjectStoreUnavailableError
+from serve.jobs.database import Database, uninterrupted
+from serve.jobs.objects import ObjectStore
+from serve.jobs.pages import Page, read_page
+from serve.jobs.tables import files, now_s
+
+LIFETIME_S = 24 * 3600.0  # as at Replicate
+# An upload that has not come to its end by then, since its process died, is given up.
+STORING_S = 3600.0
+FILE_ID_BYTES = 13
+_REMOVED_AT_ONCE = 100
+
+_c = files.c
+_expired = _c.expires_at <= now_s()
+_is_there = and_(_c.is_stored, not_(_expired))
+
+
+@dataclass(frozen=True, slots=True)
+class NewFile:
+    """A file that came whole. owner: as a job's; metadata: the client's own, any JSON"""
+
+    owner: str
+    name: str
+    content_type: str
+    metadata: Mapping[str, Any]
+    data: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class StoredFile:
+    """A file without its bytes. sha256, md5: in hexadecimal; times: as a job's
+
+    signature: who has it may have the bytes
+    """
+
+    id: str
+    owner: str
+    name: str
+    content_type: str
+    size_bytes: int
+    sha256: str
+    md5: str
+    metadata: Mapping[str, Any]
+    signature: str
+    created_at: float
+    expires_at: float
+
+    @property
+    def key(self) -> str:
+        """The object store's key of its bytes."""
+        return _key(self.id)
+
+
+class Uploads:
+    """The files that were uploaded and whose time is not over. Each belongs to one client.
+
+    Everything raises JobStoreUnavailableError, and StorageFullError what keeps something; where the object
+    store is asked, ObjectStoreUnavailableError too.
+    """
+
+    def __init__(self, database: Database, objects: ObjectStore) -> None:
+        self.database = database
+        self._objects = objects
+
+    @uninterrupted
+    async def keep(self, new: NewFile) -> StoredFile:
+        """On disk when it returns. Of a file that is not kept to its end `remove_expired` leaves nothing."""
+        file_id = secrets.token_hex(FILE_ID_BYTES)
+        sha256, md5 = await asyncio.to_thread(_checksums, new.data)
+        row = {
+            "id": file_id,
+            "owner": new.owner,
+            "name": new.name,
+            "content_type": new.content_type,
+            "size_bytes": len(new.data),
+            "sha256": sha256,
+            "md5": md5,
+            "metadata": dict(new.metadata),
+            "signature": secrets.token_urlsafe(32),
+            "is_stored": False,
+        }
+        async with self.database.write() as connection:
+            await connection.execute(
+                insert(files).values(created_at=now_s(), expires_at=now_s() + STORING_S, **row)
+            )
+        await self._objects.put(_key(file_id), new.data, new.content_type)
+        stored = (
+            update(files)
+            .where(_c.id == file_id, not_(_expired))
+            .values(is_stored=True, expires_at=_c.created_at + LIFETIME_S)
+            .returning(files)
+        )
+        async with self.database.write() as connection:
+            kept = (await connection.execute(stored)).one_or_none()
+        if kept is None:  # given up meanwhile
+            await self._objects.delete([_key(file_id)])
+            raise ObjectStoreUnavailableError("The object store took too long to keep the file.")
+        return _read(kept)
+
+    @uninterrupted
+    async def get(self, file_id: str, owner: str) -> StoredFile | None:
+        """None if the owner has no such file."""
+        return await self._find(and_(_c.id == file_id, _c.owner == owner))
+
+    @uninterrupted
+    async def signed(self, file_id: str, signature: str) -> StoredFile | None:
+        """The file for whoever has its signature; None for any other."""
+        found = await self._find(_c.id == file_id)
+        if found and secrets.compare_digest(found.signature.encode(), signature.encode()):
+            return found
+        return None
+
+    @uninterrupted
+    async def page(self, limit: int, cursor: str | None, owner: str) -> Page[StoredFile]:
+        """Newest first. Raises InvalidRequestError for what is no cursor."""
+        where = and_(_c.owner == owner, _is_there)
+        async with self.database.read() as connection:
+            return await read_page(connection, files, where, _read, limit, cursor)
+
+    @uninterrupted
+    async def delete(self, file_id: str, owner: str) -> bool:
+        """Whether there was such a file. It is gone at once for everybody; its bytes are soon."""
+        is_it = and_(_c.id == file_id, _c.owner == owner, _is_there)
+        statement = update(files).where(is_it).values(expires_at=now_s()).returning(_c.id)
+        async with self.database.write() as connection:
+            return bool((await connection.execute(statement)).all())
+
+    async def remove_expired(self) -> None:
+        """Removes what is over: first the bytes, then the rows that name them."""
+        while file_ids := await self._expired():
+            await self._objects.delete(list(map(_key, file_ids)))
+            await self._forget(file_ids)
+
+    @uninterrupted
+    async def _expired(self) -> list[str]:
+        statement = select(_c.id).where(_expired).order_by(_c.expires_at).limit(_REMOVED_AT_ONCE)
+        async with self.database.read() as connection:
+            return list((await connection.execute(statement)).scalars())
+
+    @uninterrupted
+    async def _forget(self, file_ids: list[str]) -> None:
+        async with self.database.write() as connection:
+            await connection.execute(delete(files).where(_c.id.in_(file_ids), _expired))
+
+    async def _find(self, where: ColumnElement[bool]) -> StoredFile | None:
+        async with self.database.read() as connection:
+            row = (await connection.execute(select(files).where(where, _is_there))).one_or_none()
+        return None if row is None else _read(row)
+
+
+def _key(file_id: str) -> str:
+    # In a folder of its own, which is deleted with it: nobody else is about to write there.
+    return f"uploads/{file_id}/content"
+
+
+def _checksums(data: bytes) -> tuple[str, str]:
+    """SHA-256 and MD5: the latter only because clients know it."""
+    return hashlib.sha256(data).hexdigest(), hashlib.md5(data, usedforsecurity=False).hexdigest()
+
+
+def _read(row: Row[Any]) -> StoredFile:
+    return StoredFile(
+        id=row.id,
+        owner=row.owner,
+        name=row.name,
+        content_type=row.content_type,
+        size_bytes=row.size_bytes,
+        sha256=row.sha256,
+        md5=row.md5,
+        metadata=row.metadata,
+        signature=row.signature,
+        created_at=row.created_at,
+        expires_at=row.expires_at,
+    )
