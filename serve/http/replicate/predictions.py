@@ -30,7 +30,7 @@ from serve.http.files import FILES_PATH
 from serve.http.front_desk import FrontDesk
 from serve.http.operations import described
 from serve.http.replicate import operations
-from serve.http.replicate.answers import Forecast, Prediction, Predictions
+from serve.http.replicate.answers import Forecast, KnownPrediction, Prediction, Predictions
 from serve.http.replicate.prediction import PREDICTIONS_PATH, describe, logs, output_urls
 from serve.http.replicate.schema import (
     PredictionBody,
