@@ -1,4 +1,4 @@
-"""Clients that nobody here wrote, unmodified, each in an environment of its own. tests/clients has their calls.
+"""Clients that nobody here wrote, unmodified, each in an environment of its own. Their calls: tests/clients.
 
 CI runs some of them, `make clients` all, against the application at MIDSTEP_URL if that is set.
 """
