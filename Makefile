@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 CONFIG ?= serve_config.yaml
 RULES := cluster/prometheus/midstep.rules.yaml
 RULES_OBJECT := cluster/kuberay/overlays/production/rules.yaml
-.PHONY: install serve test check chaos fuzz train rules
+.PHONY: install serve test check chaos fuzz clients train rules
 
 install: $(VENV)/installed
 
@@ -36,6 +36,10 @@ chaos: install
 # 100,000 mutated requests: a quarter of an hour.
 fuzz: install
 	MIDSTEP_FUZZED_REQUESTS=100000 $(BIN)/python -m pytest tests/integration/test_fuzz.py
+
+# Clients of others, each in an environment of its own; MIDSTEP_URL=http://127.0.0.1:8000 for a server that runs.
+clients: install
+	MIDSTEP_CLIENTS=all $(BIN)/python -m pytest -rP tests/integration/test_clients.py
 
 train: install
 	$(BIN)/python models/shapes/train.py
