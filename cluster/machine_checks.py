@@ -49,17 +49,10 @@ def check_machine(config: ServeDeploySchema, *, has_own_ray: bool) -> None:
 
 
 def model_finding(config: AppConfig) -> Finding:
-    """Of a model whose folder has been looked at, if it is in one."""
+    """What has been looked at of a model: its folder is checked together with the keys."""
     source = config.model.source()
-    item = f"model {config.model.id}"
-    if source.is_folder:
-        return Finding(item, f"all its files are in {source.path}")
-    path = Path(source.path)
-    if path.is_absolute() or path.parts[:1] in (("..",), ("~",)) or len(path.parts) != 2:
-        return Finding(item, f"there is no folder {source.path}", is_ok=False)
-    if path.parent.is_dir():
-        return Finding(item, f"there is no folder {source.path}, though there is {path.parent}", is_ok=False)
-    return Finding(item, f"{source.path} is of the Hugging Face hub, which is asked at start")
+    in_folder, on_hub = f"all its files are in {source.path}", f"the hub is asked for {source.path} at start"
+    return Finding(f"model {config.model.id}", in_folder if source.is_folder else on_hub)
 
 
 def location_finding(config: ServeDeploySchema) -> Finding:

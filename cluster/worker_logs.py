@@ -21,7 +21,7 @@ _RAY = re.compile(r"\d{4}-\d\d-\d\d [\d:,]+\s+(DEBUG|INFO|WARNING|ERROR|CRITICAL
 _NATIVE = re.compile(r"\[\d{4}-\d\d-\d\d [\d:,]+ ([DIWEFC]) [^\]]*\] (.*)")
 _NATIVE_LEVELS = {"D": "DEBUG", "I": "INFO", "W": "WARNING", "E": "ERROR", "F": "CRITICAL", "C": "CRITICAL"}
 _COLOUR = re.compile(r"\x1b\[[0-9;]*m")
-_SAYS_SO = re.compile(r"\b(Warning|Error|Exception):")
+_SAYS_SO = re.compile(r"(Warning|Error|Exception):")
 
 
 @dataclass(frozen=True)

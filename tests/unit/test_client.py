@@ -319,10 +319,6 @@ def test_a_picture_that_cannot_be_fetched_or_saved_is_shown_by_its_url(
     server.picture = 410
     assert place in str(generate(server, "-o", str(tmp_path / "x.png")))
     server.picture = b"picture"
-    (tmp_path / "folder").mkdir()
-
-    def directory_comes_meanwhile() -> None:
-        (tmp_path / "folder" / "x.png").mkdir()
-
-    server.statuses, server.on_stream = ["processing", "succeeded"], directory_comes_meanwhile
-    assert place in str(generate(server, "-o", str(tmp_path / "folder" / "x.png")))
+    comes_meanwhile = tmp_path / "folder" / "x.png"
+    server.statuses, server.on_stream = ["processing", "processing", "succeeded"], comes_meanwhile.mkdir
+    assert place in str(generate(server, "-o", str(comes_meanwhile)))
