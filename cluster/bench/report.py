@@ -171,8 +171,8 @@ def plot(results: Mapping[str, Sequence[Summary]], path: Path, title: str = "") 
             goodput = [_plotted(summary.goodput_images_per_s) for summary in runs]
             throughput.plot(offered, goodput, "o:", color=color, label=f"{name}, goodput")
     latency.set(xlabel="completed images/s", ylabel="latency from due, s", yscale="log", xlim=(0, None))
-    # Ticks at 1, 2, 5, 10, ...: latencies often stay within one power of ten.
-    latency.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    # Several ticks within each power of ten: latencies often stay within one.
+    latency.yaxis.set_major_locator(LogLocator(subs=(1, 1.5, 2, 3, 5, 7)))
     latency.yaxis.set_major_formatter("{x:g}")
     latency.yaxis.set_minor_formatter(NullFormatter())
     throughput.set(xlabel="offered images/s", ylabel="completed images/s", xlim=(0, None), ylim=(0, None))
