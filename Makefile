@@ -1,47 +1,56 @@
-# `make serve` and `make test` need nothing but Python 3.11 (PYTHON=... for another name of it).
-PYTHON ?= python3.11
+# `make serve` and `make test` need nothing but Python 3.11, 3.12 or 3.13. They take the newest that is found;
+# PYTHON=... names another.
 VENV := .venv
 BIN := $(VENV)/bin
 CONFIG ?= serve_config.yaml
 RULES := cluster/prometheus/midstep.rules.yaml
 RULES_OBJECT := cluster/kuberay/overlays/production/rules.yaml
-.PHONY: install serve test check chaos fuzz clients train rules
+PIP := $(BIN)/python cluster/install/quiet_pip.py $(VENV)/pip.log --constraint constraints.txt --editable
+.PHONY: install install-dev serve test check chaos fuzz clients train rules
 
+# What serving needs, and on top of it what the tests need.
 install: $(VENV)/installed
+install-dev: $(VENV)/installed-dev
 
-$(VENV)/installed: pyproject.toml constraints.txt
-	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
-	touch $@
+$(BIN)/python:
+	@cluster/install/make-venv.sh $(VENV) $(PYTHON)
+
+$(VENV)/installed: pyproject.toml constraints.txt | $(BIN)/python
+	@$(PIP) .
+	@touch $@
+
+$(VENV)/installed-dev: $(VENV)/installed
+	@$(PIP) '.[dev]'
+	@touch $@
 
 # SIGTERM is passed on: requests under way are answered first. make itself then exits with 143.
 serve: install
-	$(BIN)/midstep run $(CONFIG)
+	@$(BIN)/midstep run $(CONFIG)
 
 # Those over real HTTP share one Ray and come one after another.
-test: install
+test: install-dev
 	$(BIN)/python -m pytest --numprocesses logical --maxprocesses 4 tests/unit
 	$(BIN)/python -m pytest tests/gpu tests/integration
 
-check: install
+check: install-dev
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
 # 250 kills: half an hour on an idle machine.
-chaos: install
+chaos: install-dev
 	MIDSTEP_KILLS=50 $(BIN)/python -m pytest tests/integration/test_kills.py
 
 # 100,000 mutated requests: a quarter of an hour.
-fuzz: install
+fuzz: install-dev
 	MIDSTEP_FUZZED_REQUESTS=100000 $(BIN)/python -m pytest tests/integration/test_fuzz.py
 
 # Clients of others, each in an environment of its own; MIDSTEP_URL=http://127.0.0.1:8000 for a server that runs.
-clients: install
+clients: install-dev
 	MIDSTEP_CLIENTS=all $(BIN)/python -m pytest -rP tests/integration/test_clients.py
 
-train: install
+train: install-dev
 	$(BIN)/python models/shapes/train.py
 
 # The rules for Prometheus' operator, from those for Prometheus.

@@ -86,34 +86,47 @@ def key(name: str) -> None:
 @midstep.command()
 @click.argument("file", type=Path)
 def check(file: Path) -> None:
-    """Check a configuration file."""
+    """Check a configuration file, its models' folders, and that its ports are free."""
     from cluster.config_errors import shown_config_errors
+    from cluster.machine_checks import findings, read_serve_config
     from serve.checks import check as check_file
 
     with shown_config_errors():
-        check_file(file)
-    print(f"{file}: ok")
+        applications = check_file(file)
+    found = findings(read_serve_config(file), applications)
+    print(f"{file}: keys: ok", *(f"{file}: {one}" for one in found), sep="\n")
+    if not all(one.is_ok for one in found):
+        raise click.ClickException(f"{file}: cannot be served as it is")
 
 
 @midstep.command()
 @click.argument("file", type=Path)
 def run(file: Path) -> None:
-    """Check a configuration file and serve it until SIGTERM or Ctrl-C."""
+    """Check a configuration file and serve it until SIGTERM or Ctrl-C.
+
+    It starts a Ray of its own, which ends with it, or joins the one that the environment variable RAY_ADDRESS
+    names.
+    """
     import os
 
+    from cluster.ray_environment import set_run_environment
+
+    set_run_environment(os.environ)
     from cluster.config_errors import shown_config_errors
-    from cluster.ray_environment import set_ray_environment
-    from cluster.server import StartError, check_nothing_in_the_way, serve_file
+    from cluster.machine_checks import check_machine, read_serve_config
+    from cluster.server import StartError, check_nothing_in_the_way, serve_config
     from serve.checks import check as check_file
     from serve.checks import checked_model_info
 
+    address = os.environ.get("RAY_ADDRESS") or None
     with shown_config_errors():
-        for config in check_file(file):
-            checked_model_info(config)
+        for application in check_file(file):
+            checked_model_info(application)
+        config = read_serve_config(file)
+        check_machine(config, has_own_ray=address is None)
         check_nothing_in_the_way(Path.cwd())
     try:
-        set_ray_environment(os.environ)
-        serve_file(file)
+        serve_config(config, address)
     except StartError as error:
         raise click.ClickException(str(error)) from error
 

@@ -24,3 +24,14 @@ def set_ray_environment(environment: MutableMapping[str, str]) -> None:
     """Sets ENVIRONMENT, but for what is set already."""
     for name, value in ENVIRONMENT.items():
         environment.setdefault(name, value)
+
+
+def set_run_environment(environment: MutableMapping[str, str]) -> None:
+    """What `set_ray_environment` sets, and that a Ray of our own asks for a token.
+
+    It would anyway, with a warning. Ray reads this when it is imported. A Ray that is joined has its own
+    mode.
+    """
+    set_ray_environment(environment)
+    if not environment.get("RAY_ADDRESS"):
+        environment.setdefault("RAY_AUTH_MODE", "token")

@@ -1,35 +1,44 @@
 """`midstep run`: serves a configuration file until it is told to end, and then ends in order.
 
-It does what Ray's `serve run` does, and three things that does not: SIGTERM ends it as Ctrl-C does, requests
-under way are answered first, and an application that cannot start ends it with the reason.
+It does what Ray's `serve run` does, and more: it shows how far the start is, SIGTERM ends it as Ctrl-C does,
+requests under way are answered first, and an application that cannot start ends it with the reason.
 """
 
+import logging
+import os
 import re
 import signal
 import sys
 import threading
 import time
+from collections.abc import Collection, Mapping
 from importlib.machinery import PathFinder
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
 import ray
-import yaml
 from ray import serve
 from ray.exceptions import RayError
 from ray.serve.config import gRPCOptions
 from ray.serve.schema import ServeDeploySchema
+from rich.console import Console
 
 import deployments
+from cluster.ready import base_url, ready_block, status_of, token_command
+from cluster.start import Stage, StartDisplay, say, stage_of
+from cluster.worker_logs import Line, WorkerLogs
+from deployments.progress import MEASURING
 from serve import __path__ as serve_path
 from serve.config.schema import ConfigError
-from serve.ray_internals import deploy, num_ongoing_requests, serve_details
+from serve.ray_internals import deploy, num_ongoing_requests, serve_details, take_worker_logs
 
-_LOOK_INTERVAL_S = 1.0
+_LOOK_INTERVAL_S = 0.5
 _DRAIN_INTERVAL_S = 0.2
 _ERROR = re.compile(r"^[\w.]*(?:Error|Exception|Exit)\b", re.MULTILINE)  # as tracebacks end
 # Midstep's packages that replicas import, and where they are.
 _PACKAGES = {"serve": Path(serve_path[0]), "deployments": Path(deployments.__path__[0])}
+_LOG_NAME = "midstep.log"
 
 
 class StartError(Exception):
@@ -53,28 +62,69 @@ def check_nothing_in_the_way(folder: Path) -> None:
             )
 
 
-def serve_file(path: Path) -> None:
-    """Serves the applications of a checked file until SIGTERM or SIGINT. Raises StartError."""
-    config = ServeDeploySchema.model_validate(yaml.safe_load(path.read_text()))
+def serve_config(config: ServeDeploySchema, address: str | None) -> None:
+    """Serves applications until SIGTERM or SIGINT. Raises StartError.
+
+    address: of the Ray that is joined; None to start one, which ends with this process
+    """
+    begun_at = time.monotonic()
+    console = Console(stderr=True)
     stop = threading.Event()
     _set_on_signals(stop)
-    ray.init(namespace="serve")
-    _set_on_signals(stop)  # again: Ray has put handlers of its own in their place
-    try:
-        serve.start(
-            proxy_location=config.proxy_location,
-            http_options=config.http_options.model_dump(),
-            grpc_options=gRPCOptions(**config.grpc_options.model_dump()),
-            controller_options=config.controller_options,
+    logging.getLogger("ray.serve").setLevel(logging.WARNING)  # of this process; workers have their own
+    with StartDisplay(console) as display:
+        display.show(Stage(f"Joining the Ray at {address}" if address else "Starting Ray"))
+        context = ray.init(address or "local", namespace="serve", logging_level=logging.WARNING)
+        _set_on_signals(stop)  # again: Ray has put handlers of its own in their place
+        try:
+            _check_nothing_runs(address)
+            measuring: set[str] = set()
+            logs = WorkerLogs(
+                Path(context.address_info["session_dir"]) / "logs" / _LOG_NAME,
+                show=lambda line: _show(console, line),
+                see=lambda line: measuring.add(line.source) if line.message == MEASURING else None,
+            )
+            take_worker_logs(logs.take)
+            try:
+                _start(config)
+                if not stop.is_set():
+                    deploy(config)
+                    urls = _wait_until_ready(config, display, measuring, stop)
+                    display.end()
+                    if not stop.is_set():
+                        block = ready_block(urls, context.dashboard_url, token_command(os.environ), logs.path)
+                        say(console, f"Ready after {time.monotonic() - begun_at:.0f} s.", style="bold green")
+                        say(console, "\n".join(block))
+                stop.wait()
+                _drain(config)
+            finally:
+                serve.shutdown()
+        finally:
+            ray.shutdown()
+
+
+def _show(console: Console, line: Line) -> None:
+    """Warnings and errors of workers, which the log has as well."""
+    say(console, f"({line.source}) {line.text}", style="yellow" if line.level == "WARNING" else "red")
+
+
+def _check_nothing_runs(address: str | None) -> None:
+    """Raises StartError. Serve ends what it has and is not in the configuration that it is given."""
+    if running := sorted(serve.status().applications):
+        raise StartError(
+            f"the Ray at {address} (RAY_ADDRESS) serves already: {', '.join(running)}. To serve here would "
+            "end that: unset RAY_ADDRESS to start a Ray for this application, or end the other one first"
         )
-        if not stop.is_set():
-            deploy(config)
-            _wait_until_running(config, stop)
-        stop.wait()
-        _drain(config)
-    finally:
-        serve.shutdown()
-        ray.shutdown()
+
+
+def _start(config: ServeDeploySchema) -> None:
+    """Starts Serve, without applications."""
+    serve.start(
+        proxy_location=config.proxy_location,
+        http_options=config.http_options.model_dump(),
+        grpc_options=gRPCOptions(**config.grpc_options.model_dump()),
+        controller_options=config.controller_options,
+    )
 
 
 def _set_on_signals(stop: threading.Event) -> None:
@@ -89,18 +139,38 @@ def _set_on_signals(stop: threading.Event) -> None:
         signal.signal(number, on_signal)
 
 
-def _wait_until_running(config: ServeDeploySchema, stop: threading.Event) -> None:
-    """Returns when it is told to stop, too. Raises StartError."""
+def _wait_until_ready(
+    config: ServeDeploySchema, display: StartDisplay, measuring: Collection[str], stop: threading.Event
+) -> dict[str, str]:
+    """Returns the applications' URLs, or when it is told to stop whatever there is. Raises StartError."""
     names = {application.name for application in config.applications}
-    while not stop.wait(_LOOK_INTERVAL_S):
-        statuses = serve.status().applications
-        known = {name: statuses[name] for name in names if name in statuses}
-        for name, application in known.items():
-            if application.status == "DEPLOY_FAILED":
-                messages = [deployment.message for deployment in application.deployments.values()]
-                raise StartError(f"{name} cannot be started: {last_error([application.message, *messages])}")
-        if len(known) == len(names) and all(one.status == "RUNNING" for one in known.values()):
-            return
+    urls: dict[str, str] = {}
+    while not stop.is_set():
+        details = serve_details()
+        known = [one for name, one in details["applications"].items() if name in names]
+        for application in known:
+            if application["status"] == "DEPLOY_FAILED":
+                messages = [one["message"] for one in application["deployments"].values()]
+                reason = last_error([application["message"], *messages])
+                raise StartError(f"{application['name']} cannot be started: {reason}")
+        display.show(stage_of(known, measuring))
+        if len(known) == len(names) and all(one["status"] == "RUNNING" for one in known):
+            urls = _urls(config, details)
+            # Serve's proxy knows of an application a little later, and that may know that it is not ready.
+            if all(status_of(f"{url}/readyz") not in (None, 503) for url in urls.values()):
+                break
+        stop.wait(_LOOK_INTERVAL_S)
+    return urls
+
+
+def _urls(config: ServeDeploySchema, details: Mapping[str, Any]) -> dict[str, str]:
+    """The URLs of the applications that are reached over HTTP, by name."""
+    proxies = [proxy["node_ip"] for proxy in details["proxies"].values() if proxy.get("node_ip")]
+    is_remote = bool(os.environ.get("RAY_ADDRESS")) and bool(proxies)
+    options = config.http_options
+    base = base_url(options.host, options.port, proxies[0] if is_remote else "127.0.0.1")
+    prefixes = {name: one["route_prefix"] for name, one in details["applications"].items()}
+    return {name: base + prefix.rstrip("/") for name, prefix in prefixes.items() if prefix is not None}
 
 
 def last_error(messages: list[str]) -> str:

@@ -9,6 +9,7 @@ from deployments.engine.engine_config import EngineConfig
 from deployments.engine.messages import LatentShape
 from deployments.engine.step_scheduler import Group
 from deployments.kept_costs import KeptCosts
+from deployments.progress import MEASURING
 
 logger = logging.getLogger("ray.serve")
 
@@ -60,12 +61,15 @@ class CostMeasurement:
         if self.known:
             return self.known.encode
         counts = counts_to_measure(max_batch_size)
+
+        def measured() -> Curve:
+            logger.info(MEASURING)
+            return measure(warm_up, counts)
+
         if self.kept is None:
-            curve, is_measured = measure(warm_up, counts), True
+            curve, is_measured = measured(), True
         else:
-            curve, is_measured = self.kept.get_or_measure(
-                "encoder", Curve, counts, lambda: measure(warm_up, counts)
-            )
+            curve, is_measured = self.kept.get_or_measure("encoder", Curve, counts, measured)
         if is_measured:
             logger.info("cost of text encoding\n%s", curve.table("texts"))
         else:
@@ -84,6 +88,7 @@ class CostMeasurement:
             return known, False
 
         def measured() -> StageCost:
+            logger.info(MEASURING)
             return measure_shapes(warm_up, self.shapes, counts)
 
         if self.kept is None:

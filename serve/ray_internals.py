@@ -3,13 +3,14 @@
 `pyproject.toml` keeps Ray below the next release for it; tests/unit/test_ray_internals.py lists the names.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import ray
 from ray import serve
 from ray._common.utils import get_default_ray_temp_dir
 from ray._private.node import Node
+from ray._private.ray_logging import global_worker_stdstream_dispatcher
 from ray._raylet import GcsClient  # type: ignore[attr-defined]
 from ray.core.generated.autoscaler_pb2 import DrainNodeReason
 from ray.serve import Deployment
@@ -25,6 +26,7 @@ __all__ = [
     "num_ongoing_requests",
     "serve_details",
     "set_request_id",
+    "take_worker_logs",
 ]
 
 
@@ -58,6 +60,15 @@ def num_ongoing_requests(application: str, deployment: str) -> int:
     actors = [ray.get_actor(replica["actor_name"], namespace="serve") for replica in replicas]
     # What Serve's own routers ask them.
     return sum(ray.get([actor.get_num_ongoing_requests.remote() for actor in actors]))
+
+
+def take_worker_logs(take: Callable[[Mapping[str, Any]], None]) -> None:
+    """Gives what workers print to `take`, where Ray itself would print it. It is called on a thread of Ray's.
+
+    A batch has `lines` of one process (`pid`, `ip`, `actor_name`), of its stderr where `is_err`.
+    """
+    global_worker_stdstream_dispatcher.remove_handler("ray_print_logs")
+    global_worker_stdstream_dispatcher.add_handler("midstep", take)
 
 
 def set_request_id(request_id: str) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullFormatter
 from rich.box import SIMPLE_HEAD
 from rich.console import Group
 from rich.table import Table
@@ -154,7 +155,7 @@ def plot(results: Mapping[str, Sequence[Summary]], path: Path, title: str = "") 
 
     The right side tells whether the latencies are those of all requests or of the few that were not refused.
     """
-    figure = Figure(figsize=(11, 4.5), layout="constrained")
+    figure = Figure(figsize=(11, 4.5 + 0.25 * len(results)), layout="constrained")
     figure.suptitle(title, wrap=True)
     latency, throughput = figure.subplots(1, 2)
     for (name, summaries), color in zip(results.items(), cycle(f"C{index}" for index in range(10))):
@@ -169,13 +170,16 @@ def plot(results: Mapping[str, Sequence[Summary]], path: Path, title: str = "") 
         if any(summary.goodput_images_per_s is not None for summary in runs):
             goodput = [_plotted(summary.goodput_images_per_s) for summary in runs]
             throughput.plot(offered, goodput, "o:", color=color, label=f"{name}, goodput")
-    latency.yaxis.set_major_formatter("{x:g}")
     latency.set(xlabel="completed images/s", ylabel="latency from due, s", yscale="log", xlim=(0, None))
+    # Several ticks within each power of ten: latencies often stay within one.
+    latency.yaxis.set_major_locator(LogLocator(subs=(1, 1.5, 2, 3, 5, 7)))
+    latency.yaxis.set_major_formatter("{x:g}")
+    latency.yaxis.set_minor_formatter(NullFormatter())
     throughput.set(xlabel="offered images/s", ylabel="completed images/s", xlim=(0, None), ylim=(0, None))
     throughput.axline((0, 0), slope=1, color="grey", linewidth=0.8, label="all that is offered")
     for axes in (latency, throughput):
         axes.grid(alpha=0.3)
-        axes.legend(fontsize="small")
+        axes.legend(fontsize="small", ncols=2, loc="lower center", bbox_to_anchor=(0.5, 1.0))  # hides nothing
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=150)
 

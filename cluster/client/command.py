@@ -4,10 +4,12 @@ httpx and rich are imported when a server is asked, so that help is there at onc
 """
 
 import json
+import re
 import sys
-from collections.abc import Callable, Sequence
-from contextlib import closing
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing, suppress
 from functools import wraps
+from itertools import count
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
@@ -33,6 +35,7 @@ _INPUT: dict[str, tuple[type, str]] = {
     "output_format": (str, "png, webp or jpeg."),
     "priority": (int, "-2 to 2."),
 }
+_MAX_NAME_LENGTH = 60  # of a file's name that is made of a prompt
 _OUTPUT = click.option(
     "-o", "--output", type=WRITABLE_FILE, help="Where the image goes; several are numbered."
 )
@@ -84,8 +87,8 @@ def _with_input(command: Command) -> Command:
 def generate(predictions: "Predictions", asked: dict[str, Any], output: Path | None, as_json: bool) -> int:
     """Make an image from PROMPT and wait for it.
 
-    Without --output it goes to a file in the working folder that has the job's id for a name; with --json
-    alone it stays on the server.
+    Without --output it goes to a new file in the working folder, named after the prompt and the seed; with
+    --json alone it stays on the server.
     """
     created = predictions.create(predictions.model(), asked)
     is_saved = output is not None or not as_json
@@ -163,33 +166,58 @@ def list_newest(predictions: "Predictions", as_json: bool) -> int:
 def _finish(
     predictions: "Predictions", prediction_id: str, output: Path | None, as_json: bool, *, is_saved: bool
 ) -> int:
-    """Follows a job to its end and fetches what it made. output: None to name files after the job"""
+    """Follows a job to its end and fetches what it made. output: None to name files after the prompt"""
     from cluster.client.display import followed
 
     prediction = followed(predictions, prediction_id, is_quiet=as_json)
     urls = prediction["output"] or []
     if is_saved and prediction["status"] == "succeeded":
-        first = output or Path(prediction_id + PurePosixPath(urlsplit(urls[0]).path).suffix)
+        named = output or Path(_name(prediction) + PurePosixPath(urlsplit(urls[0]).path).suffix)
         for index, url in enumerate(urls):
-            path = first if len(urls) == 1 else first.with_stem(f"{first.stem}-{index}")
-            _save(predictions, url, path, urls[index:])
+            path = named if len(urls) == 1 else named.with_stem(f"{named.stem}-{index}")
+            path = _save(predictions, url, path, urls[index:], is_replaced=output is not None)
             if not as_json:
                 print(f"written to {path}", file=sys.stderr)
     return _show(prediction, as_json)
 
 
-def _save(predictions: "Predictions", url: str, path: Path, left: Sequence[str]) -> None:
-    """Raises click.ClickException, which says where the images are that are left to be saved."""
+def _name(prediction: Mapping[str, Any]) -> str:
+    """A file's name, without its ending: the prompt's words and the seed, if there is one."""
+    given = prediction["input"]
+    words = re.sub(r"[\W_]+", "-", str(given.get("prompt", "")).lower())[:_MAX_NAME_LENGTH].strip("-")
+    return "-".join(str(part) for part in (words or prediction["id"], given.get("seed")) if part is not None)
+
+
+def _new_file(path: Path) -> Path:
+    """Makes an empty file and returns its path, which has a number where another file has the name."""
+    for number in count(1):
+        name = path if number == 1 else path.with_stem(f"{path.stem}-{number}")
+        with suppress(FileExistsError):
+            name.touch(exist_ok=False)
+            break
+    return name
+
+
+def _save(
+    predictions: "Predictions", url: str, path: Path, left: Sequence[str], *, is_replaced: bool
+) -> Path:
+    """Saves an image and returns where. is_replaced: whether what is there goes, or another name is taken
+
+    Raises click.ClickException, which says where the images are that are left to be saved.
+    """
     from cluster.client.predictions import ServerError
 
     try:
-        path.write_bytes(predictions.download(url))
+        image = predictions.download(url)
+        path = path if is_replaced else _new_file(path)
+        path.write_bytes(image)
     except OSError as error:
         raise click.ClickException(
             f"{path}: {error.strerror or error}; not saved: {' '.join(left)}"
         ) from error
     except ServerError as error:
         raise click.ClickException(f"{error}; not saved: {' '.join(left)}") from error
+    return path
 
 
 def _show(prediction: dict[str, Any], as_json: bool) -> int:

@@ -22,7 +22,10 @@ from cluster.plan.report import comparison, options_table, over_time, recommenda
 from cluster.plan.simulation import Simulation
 from cluster.plan.stages import Overheads
 from cluster.plan.validation import (
+    UNLOADED_REQUESTS,
+    Send,
     Validated,
+    evenly,
     measured_request_s,
     measured_slowdown,
     sender,
@@ -117,34 +120,37 @@ def _plan(options: PlanOptions, model: Model, file: CostModelFile, console: Cons
 def _validate(options: PlanOptions, model: Model, file: CostModelFile, console: Console) -> Written:
     """A machine that others use as well changes its pace within minutes. So its slowdown is measured before
     and after each load, and what that is planned with lies between the two."""
-    assert options.validate is not None, "only called to validate"
+    target = options.validate
+    assert target is not None, "only called to validate"
     check_autoscaling(model)
     known = options.known
-    send = sender(options.validate, options.timeout_s)
     # Where replicas may come, what is sent to measure it would bring more.
     is_measured = not known.has_pace and not model.config.autoscaling_of("denoiser").is_on
-    if known.request_s is None:
-        with console.status("measuring single requests"):
-            request_s = measured_request_s(replace(model, overheads=Overheads()), options.plans[0][0], send)
-        model = replace(model, overheads=replace(model.overheads, request_s=request_s))
+    with new_progress() as progress:
 
-    def slowdown(planned: Sequence[PlannedRequest]) -> float | None:
-        with console.status("measuring how long steps take at this rate"):
-            return measured_slowdown(model, planned, send) if is_measured else None
+        def send(name: str, total: int) -> Send:
+            return sender(target, options.timeout_s, counting(progress, name, total))
 
-    validated = []
-    for planned in options.plans:
-        before = slowdown(planned)
-        with new_progress() as progress:
-            outcomes = run(options.validate, planned, options.warmup, options.timeout_s, "measured", progress)
-        after, drift = slowdown(planned), None
-        if before is not None and after is not None:
-            model = model.slowed_down((before + after) / 2)
-            drift = after / before - 1
-        predicted = Simulation(model, None).run(planned)
-        slo_s = options.goal.slo_s
-        pair = summarize(predicted.outcomes, slo_s), summarize(outcomes, slo_s)
-        validated.append(Validated(*pair, model.overheads, drift))
+        def slowdown(name: str, planned: Sequence[PlannedRequest]) -> float | None:
+            total = len(evenly(model, planned))
+            return measured_slowdown(model, planned, send(name, total)) if is_measured else None
+
+        if known.request_s is None:
+            alone = send("single requests", 2 * UNLOADED_REQUESTS)
+            request_s = measured_request_s(replace(model, overheads=Overheads()), options.plans[0][0], alone)
+            model = replace(model, overheads=replace(model.overheads, request_s=request_s))
+        validated = []
+        for planned in options.plans:
+            before = slowdown("pace before", planned)
+            outcomes = run(target, planned, options.warmup, options.timeout_s, "the load", progress)
+            after, drift = slowdown("pace after", planned), None
+            if before is not None and after is not None:
+                model = model.slowed_down((before + after) / 2)
+                drift = after / before - 1
+            predicted = Simulation(model, None).run(planned).outcomes
+            slo_s = options.goal.slo_s
+            pair = summarize(predicted, slo_s), summarize(outcomes, slo_s)
+            validated.append(Validated(*pair, model.overheads, drift))
     _report(validated, console)
     return Written(file.device, model.sharing, model.overheads, dict(options.settings), validated=validated)
 

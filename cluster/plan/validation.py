@@ -16,7 +16,7 @@ from cluster.plan.simulation import Simulation
 from cluster.plan.stages import Overheads
 from serve.config.schema import ConfigError
 
-UNLOADED_REQUESTS = 7
+UNLOADED_REQUESTS = 7  # of few steps, and as many of many
 NUM_EVEN = 60  # requests for each denoiser
 MAX_SHARE = 0.8  # of what the denoisers can do by their costs
 # Where steps after a load take so much longer or shorter than before it, the machine itself has changed.
@@ -56,11 +56,11 @@ class Validated:
 Send = Callable[[Sequence[PlannedRequest]], list[RequestOutcome]]
 
 
-def sender(target: Target, timeout_s: float) -> Send:
+def sender(target: Target, timeout_s: float, on_outcome: Callable[[RequestOutcome], None]) -> Send:
     """Sends what is planned to a server. What it gives are the outcomes."""
 
     def send(planned: Sequence[PlannedRequest]) -> list[RequestOutcome]:
-        outcomes = asyncio.run(run_load(target, planned, timeout_s))
+        outcomes = asyncio.run(run_load(target, planned, timeout_s, on_outcome))
         for outcome in outcomes:
             if outcome.answer.kind is not Kind.COMPLETED:
                 raise ConfigError(

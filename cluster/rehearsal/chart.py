@@ -12,7 +12,7 @@ from cluster.rehearsal.series import Series
 
 def chart(title: str, rehearsals: Mapping[str, Series], path: Path) -> None:
     """rehearsals: of one load, by name; each has a style of lines."""
-    figure = Figure(figsize=(11, 13), layout="constrained")
+    figure = Figure(figsize=(13, 13), layout="constrained")
     arrivals, queue, replicas, latency, paid = figure.subplots(5, 1, sharex=True)
     for number, (name, series) in enumerate(rehearsals.items()):
         style = ("-", "--", ":", "-.")[number % 4]
@@ -48,4 +48,5 @@ def _with_gaps(values: Sequence[float | None]) -> list[float]:
 def _finish(axes: Axes, label: str) -> None:
     axes.set(ylabel=label, ylim=(0, None))
     axes.grid(alpha=0.3)
-    axes.legend(fontsize="small", ncols=3, loc="upper left")
+    # Beside the lines, so that it hides none of them.
+    axes.legend(fontsize="small", loc="upper left", bbox_to_anchor=(1.0, 1.0))

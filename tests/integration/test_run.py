@@ -1,4 +1,4 @@
-"""`midstep run` as a service manager sees it: how it ends."""
+"""`midstep run` as a service manager sees it: what it prints, and how it ends."""
 
 import os
 import signal
@@ -12,6 +12,7 @@ from pathlib import Path
 import httpx
 import yaml
 
+from cluster.local_cluster import LocalCluster
 from cluster.ports import free_port
 from tests.integration.conftest import MIDSTEP, wait_for
 from tests.integration.slow_applications import REASON
@@ -20,8 +21,10 @@ TIMEOUT_S = 240.0  # of a busy machine
 
 
 @contextmanager
-def midstep_run(folder: Path, application: str, port: int) -> Iterator["subprocess.Popen[bytes]"]:
-    """On a Ray of its own, which ends with it. Its output goes to the folder's `log`."""
+def midstep_run(
+    folder: Path, application: str, port: int, address: str = ""
+) -> Iterator["subprocess.Popen[bytes]"]:
+    """Without an address on a Ray of its own, which ends with it. Its output goes to the folder's `log`."""
     config = {
         "http_options": {"host": "127.0.0.1", "port": port},
         "applications": [
@@ -30,8 +33,12 @@ def midstep_run(folder: Path, application: str, port: int) -> Iterator["subproce
     }
     path = folder / "config.yaml"
     path.write_text(yaml.safe_dump(config))
-    environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
-    environment |= {"PYTHONPATH": str(Path.cwd()), "RAY_AUTH_MODE": "disabled"}
+    # An empty RAY_ADDRESS is none.
+    environment = os.environ | {
+        "PYTHONPATH": str(Path.cwd()),
+        "RAY_AUTH_MODE": "disabled",
+        "RAY_ADDRESS": address,
+    }
     with (folder / "log").open("w") as log:
         process = subprocess.Popen(
             [MIDSTEP, "run", path], env=environment, stdout=log, stderr=subprocess.STDOUT, cwd=folder
@@ -63,6 +70,12 @@ def test_sigterm_ends_it_once_requests_under_way_are_answered(tmp_path: Path) ->
     log = (tmp_path / "log").read_text()
     assert "SIGTERM received" not in log
     assert "Traceback" not in log
+    shown = [line.split(maxsplit=1) for line in log.splitlines()]
+    assert shown[0] == ["Starting", "Ray"]
+    assert ["API", f"{url}/v1"] in shown
+    assert "INFO" not in log, "what is no warning goes to the log file"
+    [file] = [rest for first, rest in shown if first == "Log"]
+    assert "GET /slow 200" in Path(file).read_text()
 
 
 def answers(url: str) -> bool:
@@ -75,5 +88,16 @@ def answers(url: str) -> bool:
 def test_an_application_that_cannot_start_ends_it_with_the_reason(tmp_path: Path) -> None:
     with midstep_run(tmp_path, "failing", free_port()) as process:
         assert process.wait(TIMEOUT_S) == 1
-    *_, last = (tmp_path / "log").read_text().strip().splitlines()
+    *before, last = (tmp_path / "log").read_text().strip().splitlines()
     assert last == f"ours cannot be started: RuntimeError: {REASON}"
+    assert any(f"RuntimeError: {REASON}" in line for line in before), "the replica's own traceback is shown"
+
+
+def test_a_ray_that_serves_already_is_left_alone(
+    base_url: str, cluster: LocalCluster, tmp_path: Path
+) -> None:
+    with midstep_run(tmp_path, "front", free_port(), cluster.address) as process:
+        assert process.wait(TIMEOUT_S) == 1
+    log = (tmp_path / "log").read_text()
+    assert f"the Ray at {cluster.address} (RAY_ADDRESS) serves already: midstep." in log
+    assert httpx.get(f"{base_url}/readyz", timeout=30).status_code == 200

@@ -75,7 +75,7 @@ def test_a_plot_is_a_picture_even_of_a_run_without_answers(tmp_path: Path) -> No
     good, bad = summarize([outcome(0, 1), outcome(1, 2)], slo_s=1), summarize([outcome(0, 1, Kind.BUSY)])
     plot({"one": [good, bad], "other": [bad]}, tmp_path / "folder" / "plot.png")
     with Image.open(tmp_path / "folder" / "plot.png") as picture:
-        assert picture.size == (1650, 675)
+        assert picture.size == (1650, 750)
 
 
 class Answering(BaseHTTPRequestHandler):

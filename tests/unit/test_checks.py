@@ -84,7 +84,7 @@ def test_nothing_is_run_that_cannot_be(
     args: dict[str, object], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sys, "argv", ["midstep", "run", str(write(tmp_path, {}, args))])
-    monkeypatch.setattr(server, "serve_file", lambda _: pytest.fail("it was run"))
+    monkeypatch.setattr(server, "serve_config", lambda *_: pytest.fail("it was run"))
     with pytest.raises(SystemExit, match=message):
         main()
 
@@ -96,7 +96,7 @@ def test_all_that_is_wrong_with_a_model_is_said_by_check_and_by_run(
     (folder / "scheduler" / "scheduler_config.json").unlink()
     tiny_models.use_pickle(folder, "vae")
     path = write(tmp_path, {}, {"model": {"path": str(folder)}})
-    monkeypatch.setattr(server, "serve_file", lambda _: pytest.fail("it was run"))
+    monkeypatch.setattr(server, "serve_config", lambda *_: pytest.fail("it was run"))
     for command in ("check", "run"):
         monkeypatch.setattr(sys, "argv", ["midstep", command, str(path)])
         with pytest.raises(SystemExit) as refused:

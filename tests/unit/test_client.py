@@ -15,7 +15,8 @@ import pytest
 from cluster.cli import main
 from cluster.client.predictions import Predictions, ServerError
 
-DONE = {"id": "x", "status": "succeeded", "progress": 1.0, "error": None, "created_at": "now", "input": {}}
+DONE = {"id": "x", "status": "succeeded", "progress": 1.0, "error": None, "created_at": "now"}
+INPUT = {"prompt": "A star, *large*\nand/or red", "seed": 7}
 NEWS = b"id: 0-5\nevent: logs\ndata: 25%\n\n"
 END = b"id: 1-20\nevent: done\ndata: {}\n\n"
 
@@ -42,7 +43,7 @@ class Server:
         status = self.statuses.pop(0) if len(self.statuses) > 1 else self.statuses[0]
         error = "It is cursed." if status == "failed" else None
         return json.dumps(
-            DONE | {"status": status, "error": error, "output": [f"{self.url}/moved.png"]}
+            DONE | {"input": INPUT, "status": status, "error": error, "output": [f"{self.url}/moved.png"]}
         ).encode()
 
 
@@ -292,10 +293,23 @@ def test_without_a_name_a_picture_is_saved_under_one_that_is_printed(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     assert generate(server) == 0
-    assert "written to x.png" in capfd.readouterr().err
-    assert (tmp_path / "x.png").read_bytes() == b"picture"
+    name = "a-star-large-and-or-red-7.png"
+    assert f"written to {name}\n" in capfd.readouterr().err
+    assert (tmp_path / name).read_bytes() == b"picture"
     assert generate(server, "--json") == 0
-    assert [path.name for path in tmp_path.iterdir()] == ["x.png"], "a script asks for the file it wants"
+    assert [path.name for path in tmp_path.iterdir()] == [name], "a script asks for the file it wants"
+
+
+def test_a_picture_without_a_name_replaces_no_file(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for content in (b"first", b"second"):
+        server.picture = content
+        assert generate(server) == 0
+    assert (tmp_path / "a-star-large-and-or-red-7.png").read_bytes() == b"first"
+    assert "written to a-star-large-and-or-red-7-2.png" in capfd.readouterr().err
+    assert (tmp_path / "a-star-large-and-or-red-7-2.png").read_bytes() == b"second"
 
 
 def test_a_picture_that_cannot_be_fetched_or_saved_is_shown_by_its_url(
@@ -305,6 +319,6 @@ def test_a_picture_that_cannot_be_fetched_or_saved_is_shown_by_its_url(
     server.picture = 410
     assert place in str(generate(server, "-o", str(tmp_path / "x.png")))
     server.picture = b"picture"
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "x.png").mkdir()
-    assert place in str(generate(server))
+    comes_meanwhile = tmp_path / "folder" / "x.png"
+    server.statuses, server.on_stream = ["processing", "processing", "succeeded"], comes_meanwhile.mkdir
+    assert place in str(generate(server, "-o", str(comes_meanwhile)))

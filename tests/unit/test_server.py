@@ -24,7 +24,7 @@ def test_a_module_that_replicas_would_import_in_place_of_ours_is_named(name: str
 
 def test_nothing_is_run_where_a_module_is_in_the_way(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(server, "serve_file", lambda _: pytest.fail("it was run"))
+    monkeypatch.setattr(server, "serve_config", lambda *_: pytest.fail("it was run"))
     (tmp_path / "serve.py").touch()
     with pytest.raises(SystemExit, match=r"serve\.py is in the way"):
         main(["run", str(PROJECT_FOLDER / "serve_config.yaml")])

@@ -1,0 +1,1 @@
+"""What `make serve` runs to install Midstep, with nothing but Python."""

@@ -1,0 +1,95 @@
+"""What is looked at besides the configuration's keys before it is served: ports, the model's folder."""
+
+import errno
+import socket
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import yaml
+from ray.serve.schema import ServeDeploySchema
+
+from serve.config.app import AppConfig
+from serve.config.schema import ConfigError
+
+_LOCATIONS = {
+    "HeadOnly": "HTTP is answered on the head node",
+    "EveryNode": "HTTP is answered on every node",
+}
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What was looked at, and what was found. is_ok: whether it can be served so now"""
+
+    item: str
+    words: str
+    is_ok: bool = True
+
+    def __str__(self) -> str:
+        return f"{self.item}: {'ok' if self.is_ok else 'not ok'}, {self.words}"
+
+
+def read_serve_config(path: Path) -> ServeDeploySchema:
+    """A file that has been checked."""
+    return ServeDeploySchema.model_validate(yaml.safe_load(path.read_text()))
+
+
+def findings(config: ServeDeploySchema, applications: Sequence[AppConfig]) -> list[Finding]:
+    """All that was looked at; the keys are in order already."""
+    models = [model_finding(application) for application in applications]
+    return [*models, location_finding(config), *port_findings(config)]
+
+
+def check_machine(config: ServeDeploySchema, *, has_own_ray: bool) -> None:
+    """Raises ConfigError for what cannot be served. Ports are looked at where the Ray is to start here."""
+    found = [location_finding(config), *(port_findings(config) if has_own_ray else ())]
+    if wrong := [f"{one.item}: {one.words}" for one in found if not one.is_ok]:
+        raise ConfigError("\n".join(wrong))
+
+
+def model_finding(config: AppConfig) -> Finding:
+    """What has been looked at of a model: its folder is checked together with the keys."""
+    source = config.model.source()
+    in_folder, on_hub = f"all its files are in {source.path}", f"the hub is asked for {source.path} at start"
+    return Finding(f"model {config.model.id}", in_folder if source.is_folder else on_hub)
+
+
+def location_finding(config: ServeDeploySchema) -> Finding:
+    location = config.proxy_location.value
+    if location in _LOCATIONS:
+        return Finding("proxy_location", f"{location}: {_LOCATIONS[location]}")
+    words = f"{location!r} was given, with which nothing answers HTTP; allowed are {' and '.join(_LOCATIONS)}"
+    return Finding("proxy_location", words, is_ok=False)
+
+
+def port_findings(config: ServeDeploySchema) -> list[Finding]:
+    host = config.http_options.host
+    ports = [("http_options.port", host, config.http_options.port)]
+    if config.grpc_options.grpc_servicer_functions:
+        ports.append(("grpc_options.port", "0.0.0.0", config.grpc_options.port))
+    found = []
+    for item, address, port in ports:
+        problem = port_problem(address, port)
+        words = problem or f"{port} is free on {address}"
+        found.append(Finding(item, words, is_ok=problem is None))
+    return found
+
+
+def port_problem(host: str, port: int) -> str | None:
+    """Why nothing can listen there, in a sentence; None where it can."""
+    try:
+        family, *_, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+    except socket.gaierror:
+        return f"the host {host!r} has no address"
+    with socket.socket(family, socket.SOCK_STREAM) as listener:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as servers do
+        try:
+            listener.bind(address)
+        except OSError as error:
+            if error.errno == errno.EADDRINUSE:
+                return f"{port} on {host} is taken by another program: end that, or choose another port"
+            if error.errno == errno.EADDRNOTAVAIL:
+                return f"the host {host!r} is no address of this machine"
+            return f"{port} on {host} cannot be listened at: {error.strerror}"
+    return None

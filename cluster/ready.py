@@ -1,0 +1,59 @@
+"""What `midstep run` says once all is ready: where everything is, and how it ends."""
+
+import os
+import shlex
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import httpx
+
+_ANSWER_TIMEOUT_S = 5.0
+_ANY_ADDRESS = ("0.0.0.0", "::")
+# What is asked for at its path, and left out where the answer is 404.
+_PAGES = {"Page": "/", "API docs": "/docs"}
+
+
+def base_url(host: str, port: int, reached_at: str = "127.0.0.1") -> str:
+    """The address of the HTTP server. reached_at: an address of the machine where `host` means all of them"""
+    host = reached_at if host in _ANY_ADDRESS else host
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+
+def status_of(url: str) -> int | None:
+    """The status that a GET is answered with; None where there is no answer."""
+    try:
+        with httpx.Client(trust_env=False, timeout=_ANSWER_TIMEOUT_S) as client:
+            return client.get(url).status_code
+    except httpx.HTTPError:
+        return None
+
+
+def token_command(environment: Mapping[str, str]) -> str | None:
+    """The command that prints the token that Ray's dashboard asks for; None where it asks for none."""
+    if environment.get("RAY_AUTH_MODE", "").lower() != "token":
+        return None
+    return f"{shlex.quote(os.path.relpath(Path(sys.executable).with_name('ray')))} get-auth-token"
+
+
+def ready_block(
+    applications: Mapping[str, str],
+    dashboard: str,
+    token: str | None,
+    log: Path,
+    status: Callable[[str], int | None] = status_of,
+) -> list[str]:
+    """The lines of what a user needs. applications: their URLs, by name; token: the command that prints it"""
+    rows = []
+    for name, url in applications.items():
+        suffix = f" of {name}" if len(applications) > 1 else ""
+        pages = {label: url.rstrip("/") + path for label, path in _PAGES.items()}
+        rows += [(label + suffix, page) for label, page in pages.items() if status(page) not in (404, None)]
+        rows.append((f"API{suffix}", f"{url.rstrip('/')}/v1"))
+    if dashboard:
+        asks = f" asks for the token that `{token}` prints" if token else ""
+        rows.append(("Ray dashboard", f"http://{dashboard}{asks}"))
+    rows.append(("Log", str(log)))
+    rows.append(("To stop", "Ctrl-C: requests under way are answered first; jobs go on at the next start"))
+    width = max(len(label) for label, _ in rows)
+    return [f"  {label:<{width}}  {text}" for label, text in rows]
