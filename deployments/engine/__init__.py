@@ -1,14 +1,14 @@
 """The diffusion engine: torch and diffusers only. No Ray, no pydantic, no HTTP; a plain script can drive it.
 
 - messages: what goes in and comes out
-- samplers: the samplers there are; sampler_table, sampler_compiler: diffusers schedulers as tables
+- samplers: the supported samplers; sampler_table, sampler_compiler: diffusers schedulers as tables
 - models: loading a diffusers folder: family, device, dtype, attention
 - prompts: text to embeddings
-- conditions: what a U-Net is given beside latents and timesteps
-- cost: how long a forward takes, measured; engine_config: how an engine batches
+- conditions: a U-Net's inputs besides latents and timesteps
+- cost: measured seconds per forward; engine_config: how an engine batches
 - step_scheduler: which requests share the next forward
-- engine: the engine: launch, finish; denoising: a request in it
-- step_inputs, device_step: what a step is given, and what it is to the device; row_parts: on a CPU
+- engine: launches and finishes forwards; denoising: the state of one request
+- step_inputs: the tensors of one step; device_step: that step on a device; row_parts: on a CPU
 - engine_thread: the thread that owns a device and runs the engine
 - images: latents to pixels to PNG, WebP or JPEG; previews
 - local_engine: all stages in one process, for a script; README.md has one
@@ -19,11 +19,11 @@ from typing import TYPE_CHECKING, Any
 
 from transformers.utils import logging as transformers_logging
 
-# Importing diffusers makes these libraries tell every process, a replica each, that xformers has no CUDA here
-# and that torchvision is not installed, and draw progress bars into its log. What of it matters is checked in
-# `models`. So this stands before diffusers is imported.
-# What the engine uses of diffusers it names where it uses it, as in `diffusers.AutoencoderKL`: that loads no
-# more, and ingress and runner, which use none of its models, start a second earlier.
+# Importing diffusers makes these libraries log in every process, so once per replica, that xformers has no
+# CUDA here and that torchvision is not installed. They also draw progress bars into the log. `models` checks
+# what matters of this. So these lines must run before diffusers is imported.
+# The engine names diffusers' classes where it uses them, as in `diffusers.AutoencoderKL`. diffusers then
+# loads nothing else, and the ingress and the runner, which use none of its models, start a second earlier.
 logging.getLogger("xformers").setLevel(logging.ERROR)
 transformers_logging.set_verbosity_error()
 transformers_logging.disable_progress_bar()
@@ -33,8 +33,8 @@ if TYPE_CHECKING:
 
 
 def load_engine(path: str, **options: Any) -> "LocalEngine":
-    """A model's stages in this process; see `local_engine.load_engine`."""
-    # Here, since all that import some part of this package would load models' code otherwise.
+    """Loads a model's stages into this process; see `local_engine.load_engine`."""
+    # Imported here because every import from this package would load the models' code otherwise.
     from deployments.engine import local_engine  # noqa: PLC0415
 
     return local_engine.load_engine(path, **options)

@@ -1,6 +1,6 @@
-"""Loading a model in diffusers format: which family it is, and its parts on a device, in a dtype.
+"""Loads a model in diffusers format: its family, and its parts on a device in a dtype.
 
-Stable Diffusion 1.x and 2.x (epsilon or v-prediction) and SDXL. What cannot be served is refused here, at
+Stable Diffusion 1.x and 2.x (epsilon or v-prediction) and SDXL are served. Other models are refused here, at
 start, with the reason.
 """
 
@@ -42,7 +42,7 @@ DTYPES: Mapping[str, torch.dtype] = {
 
 
 class ModelLoadError(RuntimeError):
-    """The model or the way it is to be run cannot be served; the message has a line for each reason."""
+    """The model, or the way to run it, is not supported. The message has one line per reason."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +64,7 @@ class ModelSource:
 
     def from_pretrained_kwargs(self) -> dict[str, Any]:
         given = {"revision": self.revision, "variant": self.variant}
-        # None: safetensors where there are any.
+        # With None, diffusers prefers safetensors.
         return {name: value for name, value in given.items() if value} | {
             "use_safetensors": None if self.allow_pickle else True
         }
@@ -75,8 +75,8 @@ class Placement:
     """Where and how a part of a model runs.
 
     device: auto, cpu, cuda or simulated; attention: sdpa or xformers
-    compile_cache: a folder; where it is given the U-Net is compiled, and what was compiled is kept there
-    faults: a folder, of a simulated device alone (simulated_faults)
+    compile_cache: a folder; if given, the U-Net is compiled and the result is kept there
+    faults: a folder of faults, for a simulated device only (simulated_faults)
     """
 
     device: str = "auto"
@@ -90,7 +90,7 @@ class Placement:
         return self.device == "simulated"
 
     def torch_device(self) -> torch.device:
-        """Raises ModelLoadError where there is none such."""
+        """The torch device. Raises ModelLoadError if it does not exist."""
         available = torch.cuda.is_available()
         if self.device == "cuda" and not available:
             raise ModelLoadError("device: cuda was asked for, but torch sees no CUDA device here")
@@ -103,10 +103,10 @@ class Placement:
 
 @dataclass(frozen=True, slots=True)
 class ModelInfo:
-    """What the HTTP side must know of a model, read from its configuration files alone."""
+    """What the HTTP side needs to know about a model, read from its configuration files only."""
 
     scheduler_config: Mapping[str, Any]
-    scale_factor: int  # image pixels per latent, each way
+    scale_factor: int  # image pixels per latent, in each direction
     default_height: int  # pixels
     default_width: int  # pixels
 
@@ -114,8 +114,7 @@ class ModelInfo:
 def load_model_info(source: ModelSource, with_weights: bool = False) -> ModelInfo:
     """Reads no weights. Raises ModelLoadError with everything that is wrong.
 
-    with_weights: looks also at what only loading needs, where the model is a folder: that the tokenizers and
-    the weights are there, and of a kind that is taken
+    with_weights: also checks a folder's tokenizers and weights, which only loading needs
     """
     name = _pipeline_name(source)
     configs: dict[str, Mapping[str, Any]] = {}
@@ -137,12 +136,12 @@ def load_model_info(source: ModelSource, with_weights: bool = False) -> ModelInf
         raise _refusal(source, *problems)
     scale_factor = 2 ** (len(configs[VAE_FILE]["block_out_channels"]) - 1)
     size = sample_size(configs[UNET_FILE])
-    assert size is not None, "the U-Net's problems are none"
+    assert size is not None, "unet_problems checks it"
     return ModelInfo(configs[SCHEDULER_FILE], scale_factor, size[0] * scale_factor, size[1] * scale_factor)
 
 
 def load_unet_config(source: ModelSource) -> Mapping[str, Any]:
-    """Raises ModelLoadError for a U-Net that needs more than a prompt."""
+    """The U-Net's configuration. Raises ModelLoadError for a U-Net that needs more than a prompt."""
     _pipeline_name(source)
     config = _part_config(source, UNET_FILE)
     if problems := list(unet_problems(config)):
@@ -151,7 +150,7 @@ def load_unet_config(source: ModelSource) -> Mapping[str, Any]:
 
 
 def _part_config(source: ModelSource, file: str) -> Mapping[str, Any]:
-    """Raises ModelLoadError where it cannot be read."""
+    """One configuration file. Raises ModelLoadError if it cannot be read."""
     try:
         return _read_config(source, file)
     except ConfigFileError as error:
@@ -171,14 +170,14 @@ def _read_config(source: ModelSource, file: str) -> Mapping[str, Any]:
         found = Path(hub.hf_hub_download(source.path, file, revision=source.revision))
     except hub.errors.RemoteEntryNotFoundError as error:
         raise ConfigFileError(f"{file} is not there") from error
-    except (OSError, ValueError) as error:  # no such model, no access, no network
+    except (OSError, ValueError) as error:  # unknown model, no access or no network
         reason = str(error).strip().partition("\n")[0]
-        raise ConfigFileError(f"{file} cannot be had from the hub: {reason}") from error
+        raise ConfigFileError(f"{file} cannot be fetched from the hub: {reason}") from error
     return read_config(found.parent, found.name)
 
 
 def _pipeline_name(source: ModelSource) -> str:
-    """The class of its pipeline. Raises ModelLoadError for one that is not served."""
+    """The class name of its pipeline. Raises ModelLoadError if that pipeline is not served."""
     try:
         index = _read_config(source, "model_index.json")
     except ConfigFileError as error:
@@ -195,7 +194,7 @@ def _pipeline_name(source: ModelSource) -> str:
 
 @contextmanager
 def _loading(source: ModelSource, part: str) -> Iterator[None]:
-    """Raises ModelLoadError for what the libraries say of a part that they cannot load."""
+    """Turns the libraries' errors into a ModelLoadError that names the part."""
     try:
         yield
     except (OSError, ValueError, SafetensorError) as error:
@@ -203,7 +202,7 @@ def _loading(source: ModelSource, part: str) -> Iterator[None]:
 
 
 def load_text_pipeline(source: ModelSource, placement: Placement) -> diffusers.DiffusionPipeline:
-    """The stock pipeline with its tokenizers and text encoders and nothing else: for `encode_prompt`."""
+    """The stock pipeline with only its tokenizers and text encoders, for `encode_prompt`."""
     name = _pipeline_name(source)
     parts: dict[str, Any] = {"unet": None, "vae": None, "feature_extractor": None, "image_encoder": None}
     if name == "StableDiffusionPipeline":
@@ -213,7 +212,7 @@ def load_text_pipeline(source: ModelSource, placement: Placement) -> diffusers.D
             source.path, dtype=placement.torch_dtype(), **parts, **source.from_pretrained_kwargs()
         )
     weights = WeightFiles(source.variant, source.allow_pickle)
-    for part in PIPELINES[name] if source.is_folder else ():  # transformers draws what is lacking at random
+    for part in PIPELINES[name] if source.is_folder else ():  # transformers makes up missing tensors
         _refuse_missing(source, part, weights.lacking(Path(source.path), part, getattr(pipeline, part)))
     pipeline.set_progress_bar_config(disable=True)
     return pipeline.to(placement.torch_device())
@@ -221,11 +220,11 @@ def load_text_pipeline(source: ModelSource, placement: Placement) -> diffusers.D
 
 def _refuse_missing(source: ModelSource, part: str, missing: Sequence[str]) -> None:
     if missing:
-        raise _refusal(source, f"the weights of {part} lack {len(missing)} of its tensors, as {missing[0]}")
+        raise _refusal(source, f"the weights of {part} lack {len(missing)} tensors, such as {missing[0]}")
 
 
 def load_vae(source: ModelSource, placement: Placement) -> diffusers.AutoencoderKL:
-    """The VAE, in float32 where diffusers' pipeline decodes in it although the rest is in float16."""
+    """The VAE; in float32 where diffusers' pipeline decodes in float32 although the rest is in float16."""
     dtype = placement.torch_dtype()
     if dtype is torch.float16 and _is_upcast(source):
         dtype = torch.float32
@@ -243,10 +242,10 @@ def load_vae(source: ModelSource, placement: Placement) -> diffusers.Autoencoder
 
 
 def _is_upcast(source: ModelSource) -> bool:
-    """Whether diffusers upcasts the model's VAE, as SDXL's own overflows in float16.
+    """Whether diffusers upcasts the model's VAE to float32, as SDXL's own VAE overflows in float16.
 
-    Only SDXL's pipeline looks at the key, and takes it for true where it is absent. The VAEs of Stable
-    Diffusion 1.x and 2.x run in float16, whatever they say.
+    Only SDXL's pipeline reads the key `force_upcast`, and takes it as true if it is absent. The VAEs of
+    Stable Diffusion 1.x and 2.x run in float16 in any case.
     """
     if _pipeline_name(source) != "StableDiffusionXLPipeline":
         return False
@@ -254,9 +253,9 @@ def _is_upcast(source: ModelSource) -> bool:
 
 
 class UNet:
-    """A U-Net as the engine calls it: rows in, predictions out, float32 whatever it computes in.
+    """A U-Net as the engine calls it: rows in, predictions out, always float32 outside.
 
-    embeds_width, pooled_width: of the prompt embeddings that it takes; time_ids_width: their number. 0: none
+    embeds_width, pooled_width: widths of the prompt embeddings; time_ids_width: number of time ids; 0: none
     """
 
     def __init__(
@@ -284,7 +283,7 @@ class UNet:
     ) -> torch.Tensor:
         """The model's output for every row, [rows, C, h, w] float32.
 
-        latents [rows, C, h, w] float32, timesteps [rows], conditions of as many rows
+        latents [rows, C, h, w] float32, timesteps [rows], conditions with as many rows
         """
         added = {"text_embeds": conditions.pooled_prompt_embeds, "time_ids": conditions.time_ids}
         prediction: torch.Tensor = self._module(
@@ -305,7 +304,7 @@ class UNet:
 
 
 def load_unet(source: ModelSource, placement: Placement) -> UNet:
-    """Raises ModelLoadError for a U-Net that needs more than a prompt, or an attention that cannot run."""
+    """Raises ModelLoadError if the U-Net needs more than a prompt, or if the attention cannot run here."""
     load_unet_config(source)
     device, dtype = placement.torch_device(), placement.torch_dtype()
     with _loading(source, "unet"):
@@ -321,7 +320,7 @@ def load_unet(source: ModelSource, placement: Placement) -> UNet:
     _set_attention(module, placement.attention, device, dtype)
     if placement.compile_cache:
         os.environ["TORCHINDUCTOR_CACHE_DIR"] = placement.compile_cache  # read when it first compiles
-        # Each row count of each size is compiled by itself; past its limit dynamo would quietly run eagerly.
+        # Each row count of each size is compiled separately. Past its limit dynamo silently runs eagerly.
         torch._dynamo.config.recompile_limit = 256
         module.compile(dynamic=False)
     return UNet(module, device, dtype, is_compiled=placement.compile_cache is not None)

@@ -1,4 +1,4 @@
-"""Text to embeddings, by the stock pipeline's own `encode_prompt`."""
+"""Turns text into embeddings with the stock pipeline's own `encode_prompt`."""
 
 from __future__ import annotations
 
@@ -13,31 +13,31 @@ from diffusers.utils import logging as diffusers_logging
 from deployments.engine.messages import PromptEmbeds
 from deployments.engine.stage_errors import StageError, is_finite, not_finite
 
-# encode_prompt warns about every prompt that it cuts; here the response says so.
+# encode_prompt warns about every prompt that it truncates. Here the response says so instead.
 diffusers_logging.set_verbosity_error()
 diffusers_logging.disable_progress_bar()
 
 
 _NUMBER = r"\s*[+-]?(?:\d+(?:\.\d*)?|\.\d+)\s*"
-# What other programs read as commands. No two repetitions can match the same text: it is read in linear time.
+# Commands of other programs. No two repetitions can match the same text, so matching takes linear time.
 _SYNTAX = re.compile(
     rf"\([^()]*:{_NUMBER}\)|\[[^\[\]:]*:[^\[\]:]*:{_NUMBER}\]|\bBREAK\b|<(?:lora|lyco|hypernet):[^<>]*>"
 )
 
 
 def literal_syntax(text: str) -> str | None:
-    """The first command to other programs in a text, such as `(word:1.4)`: here it is read as words."""
+    """The first command of other programs in a text, such as `(word:1.4)`. Here it is read as words."""
     found = _SYNTAX.search(text)
     return found[0] if found else None
 
 
 @dataclass(frozen=True, slots=True)
 class PromptText:
-    """What is to be encoded.
+    """A prompt to encode.
 
-    negative_prompt: None is not the same as empty: SDXL answers None with zeros, as diffusers does
-    guided: whether negative embeddings are wanted at all
-    deterministic: encoded in a batch of its own, so that the embeddings do not depend on what else is encoded
+    negative_prompt: None differs from empty: SDXL uses zeros for None, as diffusers does
+    guided: whether negative embeddings are needed at all
+    deterministic: encodes it in a batch of its own, so that the embeddings do not depend on other prompts
     """
 
     prompt: str
@@ -48,15 +48,15 @@ class PromptText:
 
 @dataclass(frozen=True, slots=True)
 class EncodedText:
-    """One text's embeddings, on the CPU: embeds [tokens, width], pooled [pooled width], 0 but for SDXL."""
+    """One text's CPU embeddings: embeds [tokens, width], pooled [pooled width], width 0 except for SDXL."""
 
     embeds: torch.Tensor
     pooled: torch.Tensor
-    num_tokens: int  # of the text as given, start and end included; what is past max_tokens was not read
+    num_tokens: int  # of the whole text, start and end included; the encoder reads max_tokens of them
 
 
 def join_embeds(positive: EncodedText, negative: EncodedText | None, max_tokens: int) -> PromptEmbeds:
-    """max_tokens: how many of a text the encoder reads."""
+    """Joins a prompt's embeddings. max_tokens: the number of tokens that the encoder reads"""
     return PromptEmbeds(
         prompt_embeds=positive.embeds,
         negative_prompt_embeds=negative.embeds if negative else None,
@@ -69,7 +69,7 @@ def join_embeds(positive: EncodedText, negative: EncodedText | None, max_tokens:
 
 
 class TextEncoder:
-    """Texts to embeddings. Keeps nothing; not thread-safe (its tokenizers are not)."""
+    """Encodes texts. It keeps no state and is not thread-safe, because its tokenizers are not."""
 
     def __init__(self, pipeline: diffusers.DiffusionPipeline) -> None:
         self._pipeline = pipeline
@@ -77,7 +77,7 @@ class TextEncoder:
 
     @torch.inference_mode()
     def encode(self, texts: Sequence[str]) -> list[EncodedText | StageError]:
-        """All in one batch, in order; an error for each that overflows."""
+        """Encodes all texts in one batch, in order, with an error for each that overflows."""
         encoded = self._pipeline.encode_prompt(
             prompt=list(texts),
             device=self._pipeline.device,
@@ -85,7 +85,7 @@ class TextEncoder:
             do_classifier_free_guidance=False,
         )
         pooled = encoded[2].cpu() if self._is_xl else torch.empty(len(texts), 0)
-        # Copies, so that a text that is kept does not keep its whole batch.
+        # Copies, so that keeping one text does not keep its whole batch in memory.
         return [
             EncodedText(embeds.clone(), p.clone(), len(self._pipeline.tokenizer(text).input_ids))
             if is_finite(embeds, p)
@@ -94,17 +94,17 @@ class TextEncoder:
         ]
 
     def warm_up(self, num_texts: int) -> None:
-        """Encodes something, waited for: to warm up and to be timed."""
+        """Encodes some texts and waits for them, for warming up and measuring."""
         self.encode(["a rehearsal"] * num_texts)
 
     def texts(self, prompt: PromptText) -> list[str]:
-        """What must be encoded for a prompt: the prompt itself and, where it is needed, its negative."""
+        """The texts to encode for a prompt: the prompt and, if needed, its negative prompt."""
         if not prompt.guided or self._zeroes_negative(prompt):
             return [prompt.prompt]
         return [prompt.prompt, prompt.negative_prompt or ""]
 
     def assemble(self, prompt: PromptText, encoded: Sequence[EncodedText]) -> PromptEmbeds:
-        """The embeddings of a prompt from those of `texts(prompt)`."""
+        """A prompt's embeddings from the encoded `texts(prompt)`."""
         positive, negative = encoded[0], encoded[1] if len(encoded) > 1 else None
         if prompt.guided and self._zeroes_negative(prompt):
             negative = EncodedText(torch.zeros_like(positive.embeds), torch.zeros_like(positive.pooled), 0)

@@ -130,7 +130,7 @@ def test_padded_calls_cost_what_they_are_padded_to() -> None:
 def test_no_cost_is_refused() -> None:
     with pytest.raises(ValueError, match=r"no device takes base_s=0\.0"):
         Curve(0.0, 1, 0.1)
-    with pytest.raises(ValueError, match="one latent shape at least"):
+    with pytest.raises(ValueError, match="at least one latent shape"):
         StageCost(())
 
 

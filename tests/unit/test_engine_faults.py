@@ -207,7 +207,7 @@ def test_values_that_are_no_numbers_fail_their_own_request_only(
         events += engine.step().events
     failed = [event for event in events if isinstance(event, DenoiseFailed)]
     assert [(event.request_id, event.fault) for event in failed] == [("overflowing", Fault.NOT_FINITE)]
-    assert "The U-Net gave values that are no numbers" in failed[0].reason
+    assert "The U-Net gave values that are not numbers" in failed[0].reason
     assert "bfloat16" in failed[0].reason
     assert "request overflowing failed" in caplog.text
 

@@ -60,7 +60,7 @@ def test_what_is_the_requests_own_fault_says_nothing_of_the_device(
 
 def test_a_result_is_handed_on(health: Health) -> None:
     assert health.check_result("a result") == "a result"
-    with pytest.raises(StageError, match=r"The VAE gave values that are no numbers.*bfloat16"):
+    with pytest.raises(StageError, match=r"The VAE gave values that are not numbers.*bfloat16"):
         health.check_result(not_finite("VAE"))
 
 

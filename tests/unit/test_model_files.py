@@ -41,11 +41,11 @@ def test_nothing_is_wrong_with_a_model_that_is_whole(model_folder: Folder, famil
 @pytest.mark.parametrize(
     ("file", "changes", "sentence"),
     [
-        (SCHEDULER, {"_class_name": None}, f"{SCHEDULER}: has no _class_name"),
+        (SCHEDULER, {"_class_name": None}, f"{SCHEDULER}: _class_name is missing"),
         (
             SCHEDULER,
             {"_class_name": "FlowMatchEulerDiscreteScheduler"},
-            "FlowMatchEulerDiscreteScheduler has another",
+            "FlowMatchEulerDiscreteScheduler has a noise schedule other",
         ),
         (
             SCHEDULER,
@@ -67,7 +67,7 @@ def test_nothing_is_wrong_with_a_model_that_is_whole(model_folder: Folder, famil
             {"sample_size": [64]},
             "unet/config.json: sample_size is [64]; it must be a number",
         ),
-        ("vae/config.json", {"block_out_channels": None}, "vae/config.json: has no block_out_channels"),
+        ("vae/config.json", {"block_out_channels": None}, "vae/config.json: block_out_channels is missing"),
         (
             "tokenizer/tokenizer_config.json",
             {"model_max_length": None},
@@ -91,7 +91,7 @@ def test_edm_noise_is_refused(model_folder: Folder, tmp_path: Path, family: str,
     edm = {"_class_name": name, "sigma_data": 0.5, "sigma_min": 0.002, "sigma_max": 80.0, "rho": 7.0}
     (folder / SCHEDULER).write_text(json.dumps(edm | {"prediction_type": "epsilon"}))
     assert refusal(folder) == [
-        f"{SCHEDULER}: {name} has another noise schedule than Stable Diffusion's betas, which is not served"
+        f"{SCHEDULER}: {name} has a noise schedule other than Stable Diffusion's betas, which is not served"
     ]
 
 
@@ -105,7 +105,7 @@ def test_edm_noise_is_refused(model_folder: Folder, tmp_path: Path, family: str,
         ("tokenizer/tokenizer_config.json", "tokenizer/tokenizer_config.json is not there"),
         (
             "tokenizer_2/tokenizer.json",
-            "tokenizer_2 has no vocabulary: vocab.json and merges.txt must be there, or tokenizer.json",
+            "tokenizer_2 has no vocabulary: vocab.json and merges.txt must exist, or tokenizer.json",
         ),
         (
             "vae/diffusion_pytorch_model.safetensors",
@@ -144,7 +144,7 @@ def test_a_file_of_weights_that_is_not_whole_is_named(model_folder: Folder, tmp_
     weights = folder / "vae" / "diffusion_pytorch_model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-100])
     (folder / "text_encoder" / "model.safetensors").write_text("version https://git-lfs.github.com/spec/v1\n")
-    names = [line.partition(" is no whole safetensors file: ")[0] for line in refusal(folder)]
+    names = [line.partition(" is not a complete safetensors file: ")[0] for line in refusal(folder)]
     assert names == ["vae/diffusion_pytorch_model.safetensors", "text_encoder/model.safetensors"]
 
 
@@ -171,7 +171,7 @@ def test_weights_in_several_files_are_looked_for(model_folder: Folder, tmp_path:
     [*_, last] = sorted((folder / "unet").glob("*.safetensors"))
     last.unlink()
     assert refusal(folder) == [
-        f"unet/{last.name} is not there, which unet/diffusion_pytorch_model.safetensors.index.json names"
+        f"unet/{last.name} is not there, although unet/diffusion_pytorch_model.safetensors.index.json lists it"
     ]
 
 
@@ -211,7 +211,7 @@ def test_a_model_that_is_not_square_is_served_in_its_own_size(
 def test_a_hub_that_is_not_asked_is_no_file_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     with pytest.raises(
-        ModelLoadError, match=r"^model 'owner/name' cannot be read: model_index.json cannot be had"
+        ModelLoadError, match=r"^model 'owner/name' cannot be read: model_index.json cannot be fetched"
     ):
         load_model_info(ModelSource("owner/name"))
 
@@ -230,5 +230,5 @@ def test_weights_that_lack_a_tensor_are_not_drawn_at_random(
 ) -> None:
     folder = tiny_models.copy(model_folder(family), tmp_path / "m")
     tiny_models.drop_tensor(folder, part, end)
-    with pytest.raises(ModelLoadError, match=rf"the weights of {part} lack 1 of its tensors, as .*{end}$"):
+    with pytest.raises(ModelLoadError, match=rf"the weights of {part} lack 1 tensors, such as .*{end}$"):
         load(ModelSource(str(folder)), Placement(device="cpu"))
