@@ -171,7 +171,8 @@ def test_weights_in_several_files_are_looked_for(model_folder: Folder, tmp_path:
     [*_, last] = sorted((folder / "unet").glob("*.safetensors"))
     last.unlink()
     assert refusal(folder) == [
-        f"unet/{last.name} is not there, although unet/diffusion_pytorch_model.safetensors.index.json lists it"
+        f"unet/{last.name} is not there, although unet/diffusion_pytorch_model.safetensors.index.json "
+        "lists it"
     ]
 
 
