@@ -66,7 +66,7 @@ def test_a_full_queue_refuses_until_places_are_given_back() -> None:
     with door.admitted(request(2)):
         with (
             pytest.raises(
-                QueueFullError, match="2 images are queued and 2 more were asked for; at most 3"
+                QueueFullError, match="2 images are queued and 2 more were requested; at most 3"
             ) as refusal,
             door.admitted(request(2)),
         ):
@@ -130,7 +130,7 @@ def test_one_that_has_left_is_not_waited_for_however_long_it_stayed(monkeypatch:
 def test_one_that_is_too_early_whatever_the_load_is_told_what_it_takes(
     changes: dict[str, Any], takes: str
 ) -> None:
-    with pytest.raises(DeadlineTooEarlyError, match=f"alone the request takes about {takes}") as refusal:
+    with pytest.raises(DeadlineTooEarlyError, match=f"the request takes about {takes} alone") as refusal:
         check(request(deadline_s=0.5, **changes))
     check(request(deadline_s=float(takes.split(maxsplit=1)[0]) + 0.5, **changes))
     assert refusal.value.param == "deadline_s"
@@ -139,14 +139,14 @@ def test_one_that_is_too_early_whatever_the_load_is_told_what_it_takes(
 
 def test_a_deterministic_request_takes_what_its_fixed_forwards_take() -> None:
     """Eight rows, 0.4 s a call, though it fills but two."""
-    with pytest.raises(DeadlineTooEarlyError, match=r"alone the request takes about 4\.00 s"):
+    with pytest.raises(DeadlineTooEarlyError, match=r"the request takes about 4\.00 s alone"):
         check(request(deadline_s=3.0, deterministic=True))
 
 
 def test_padding_counts() -> None:
     """Three images are six rows, in forwards of eight."""
     padded = CostModel(COST.encode, replace(COST.forward, padded_to=(2, 4, 8, 16)), COST.decode)
-    with pytest.raises(DeadlineTooEarlyError, match=r"alone the request takes about 4\.00 s"):
+    with pytest.raises(DeadlineTooEarlyError, match=r"the request takes about 4\.00 s alone"):
         check(request(3, deadline_s=3.5), padded)
 
 

@@ -117,7 +117,7 @@ def test_nonsense_does_not_raise(caplog: pytest.LogCaptureFixture) -> None:
     incomplete = {"accepted_s": 1.0, "accepted": 1.0}
     ctx = context([[(990.0, incomplete), (1000.0, incomplete)]], target=2)
     assert WorkPolicy(**AIM)(ctx) == (2, {})
-    assert "Denoiser: replicas are left as they are" in caplog.text
+    assert "Denoiser: keeping the current number of replicas" in caplog.text
 
 
 def test_replicas_go_only_when_they_were_not_needed_for_the_whole_delay() -> None:

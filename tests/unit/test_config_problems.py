@@ -52,7 +52,7 @@ def test_with_known_costs_the_application_does_not_start(tmp_path: Path) -> None
     file = CostModelFile(path="models/shapes", dtype="float32", device="CPU", cost_model=COST)
     (tmp_path / "cost_model.json").write_text(file.model_dump_json())
     model = {"cost_model": str(tmp_path / "cost_model.json")}
-    with pytest.raises(ConfigError, match=r"ingress\.drain_timeout_s: 70 s are too few, 125 are needed"):
+    with pytest.raises(ConfigError, match=r"ingress\.drain_timeout_s: 70 s is too short, 125 are needed"):
         build_app(config(model=model, ingress={"drain_timeout_s": 70}))
 
 

@@ -166,7 +166,7 @@ async def test_a_fault_is_tried_again_and_the_third_is_the_last(sqlite_url: str,
 
 @in_loop
 async def test_a_poisonous_job_has_one_attempt(sqlite_url: str, tmp_path: Path, history: History) -> None:
-    script = failing(PoisonousRequestError("2 replicas have died of this request."))
+    script = failing(PoisonousRequestError("2 replicas died from this request."))
     async with opened(sqlite_url) as store, running(store, tmp_path, script):
         await store.create(new_job("job"))
         await until_state(store, JobState.FAILED)

@@ -107,5 +107,5 @@ def test_a_stage_without_replicas_that_should_have_some_is_not_ready() -> None:
     stages = Scripted()
     stages.check()
     stages.fleet.gone = {"decoder"}
-    with pytest.raises(NotReadyError, match="The decoder has no replica that runs"):
+    with pytest.raises(NotReadyError, match="The decoder has no running replica"):
         stages.check()
