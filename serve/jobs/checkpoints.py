@@ -1,4 +1,4 @@
-"""Checkpoints of jobs in the object store, so that a job outlives its runner in mid-image too."""
+"""Checkpoints of jobs in the object store, so that a job survives its runner's death in mid-image too."""
 
 import torch
 from safetensors import SafetensorError
@@ -8,7 +8,7 @@ from deployments.engine.messages import Checkpoint
 
 
 class UnusableCheckpointError(ValueError):
-    """The image is begun anew; the message says why."""
+    """The image starts from the beginning; the message says why."""
 
 
 def checkpoint_key(job_id: str, image_index: int) -> str:
@@ -16,9 +16,9 @@ def checkpoint_key(job_id: str, image_index: int) -> str:
 
 
 def to_bytes(checkpoint: Checkpoint, fingerprint: str) -> bytes:
-    """A safetensors file: unlike a pickle it is safe to read, whoever may write to the store.
+    """A safetensors file. Unlike a pickle it is safe to read, whoever may write to the store.
 
-    fingerprint: of what made it, in hexadecimal digits: deployments.engine.fingerprint
+    fingerprint: hexadecimal, from deployments.engine.fingerprint
     """
     progress = torch.tensor([checkpoint.step, checkpoint.call])
     made_by = torch.tensor(list(bytes.fromhex(fingerprint)), dtype=torch.uint8)
@@ -26,7 +26,7 @@ def to_bytes(checkpoint: Checkpoint, fingerprint: str) -> bytes:
 
 
 def from_bytes(data: bytes, fingerprint: str) -> Checkpoint:
-    """Raises UnusableCheckpointError for what is no checkpoint, or has another fingerprint."""
+    """Raises UnusableCheckpointError if it is not a checkpoint, or if its fingerprint differs."""
     try:
         tensors = load(data)
     except SafetensorError as error:

@@ -1,4 +1,4 @@
-"""Files that outlive a loss of power: how the object store writes into a local folder."""
+"""Files that survive a loss of power: the object store's writes to a local folder."""
 
 import errno
 import logging
@@ -15,7 +15,7 @@ logger = logging.getLogger("ray.serve")
 
 
 def write_durably(root: Path, key: str, data: bytes) -> None:
-    """Whole or not at all, and on the disk when this returns: the file, then its name and its folders'."""
+    """Writes a whole file or nothing. When it returns, the file, its name and its folders are on disk."""
     target = root / key
     part = target.with_name(f".{target.name}.{token_hex(8)}")
     make_missing_folders(target.parent)
@@ -28,7 +28,7 @@ def write_durably(root: Path, key: str, data: bytes) -> None:
     except BaseException:
         part.unlink(missing_ok=True)
         raise
-    # Those above too: another thread may have made them a moment ago, and not be there yet.
+    # The folders above too: another thread may have made them a moment ago, and they may not be on disk yet.
     for folder in target.parents:
         _synchronise(folder)
         if folder == root:
@@ -44,18 +44,18 @@ def _synchronise(folder: Path) -> None:
 
 
 def unlink_all(root: Path, keys: Sequence[str]) -> None:
-    """Deletes those that there are, and the folders that they leave empty."""
+    """Deletes the files that exist, and the folders that become empty."""
     for key in keys:
         path = root / key
         path.unlink(missing_ok=True)
         if path.parent != root:
-            with suppress(OSError):  # there are others in it, or somebody was faster
+            with suppress(OSError):  # not empty, or already deleted
                 path.parent.rmdir()
 
 
 @contextmanager
 def disk_errors() -> Iterator[None]:
-    """Turns what the operating system says into StorageFullError and ObjectStoreUnavailableError."""
+    """Turns the operating system's errors into StorageFullError and ObjectStoreUnavailableError."""
     try:
         yield
     except OSError as error:

@@ -1,4 +1,4 @@
-"""Pages of jobs, newest first. A cursor stays where it is, whatever is created meanwhile."""
+"""Pages of jobs, newest first. New jobs do not move a cursor."""
 
 from dataclasses import dataclass
 
@@ -13,7 +13,7 @@ from serve.jobs.tables import jobs
 
 @dataclass(frozen=True, slots=True)
 class Page:
-    """next: the cursor of the page of older jobs, if there are any; previous: of newer ones."""
+    """next: the cursor of the page of older jobs, if there are any; previous: the cursor of newer jobs"""
 
     jobs: tuple[Job, ...]
     next: str | None
@@ -21,9 +21,9 @@ class Page:
 
 
 async def read_page(connection: AsyncConnection, limit: int, cursor: str | None, owner: str) -> Page:
-    """cursor: of another page of this owner's jobs, None for the newest.
+    """cursor: from another page of this owner's jobs, None for the newest
 
-    Raises InvalidRequestError for what is no cursor.
+    Raises InvalidRequestError if it is not a cursor.
     """
     if cursor is None:
         goes_back, bound = True, None
@@ -38,7 +38,7 @@ async def read_page(connection: AsyncConnection, limit: int, cursor: str | None,
     is_more = len(rows) > limit
     rows = rows[:limit] if goes_back else rows[:limit][::-1]
     newest, oldest = (rows[0].seq, rows[-1].seq) if rows else (bound, bound)
-    has_older = is_more if goes_back else True  # the page that it was reached from
+    has_older = is_more if goes_back else True  # the page that the cursor came from
     has_newer = bound is not None if goes_back else is_more
     return Page(
         tuple(read_job(row) for row in rows),
@@ -48,7 +48,7 @@ async def read_page(connection: AsyncConnection, limit: int, cursor: str | None,
 
 
 def _parse_cursor(cursor: str) -> tuple[bool, int]:
-    """Whether to older jobs, and from which one."""
+    """Whether the page goes to older jobs, and the seq where it starts."""
     direction, _, seq = cursor.partition("-")
     if direction not in ("before", "after") or not (seq.isascii() and seq.isdigit() and len(seq) < 19):
         raise InvalidRequestError("cursor is not one that a page of this list gave.", param="cursor")

@@ -363,7 +363,7 @@ async def test_a_checkpoint_of_other_weights_is_left_and_its_image_begun_anew(
             await until_state(store, JobState.SUCCEEDED)
     assert asked == [Resume()]
     assert len(counted_as_left) == 2
-    assert "the checkpoint of image 0 is left: it was made with other weights" in caplog.text
+    assert "the checkpoint of image 0 cannot be used: it was made with other weights" in caplog.text
 
 
 class Outages:

@@ -102,5 +102,5 @@ def test_folders_that_are_for_more_stay_as_they_are(
 
 def test_an_object_store_that_cannot_be_made_says_why(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(ValueError, match="file/objects cannot be made: Not a directory"):
+    with pytest.raises(ValueError, match="file/objects cannot be created: Not a directory"):
         ObjectStore(str(tmp_path / "file" / "objects"))

@@ -417,7 +417,7 @@ def test_names_of_private_addresses_are_not_dialled(address: str) -> None:
         attempt("http://receiver.example/", allow_private=False, resolver=FixedResolver([address]))
     )
     assert isinstance(outcome, RetryIn)
-    assert outcome.reason == "the host's address is not a public one"
+    assert outcome.reason == "the host's address is not public"
     assert not is_public(ip_address(address))
 
 
@@ -441,7 +441,7 @@ def test_of_several_addresses_each_is_looked_at() -> None:
                 f"http://receiver.example:{port}/", allow_private=False, resolver=resolver
             )
         assert isinstance(outcome, RetryIn)
-        assert outcome.reason == "the host's address is not a public one"
+        assert outcome.reason == "the host's address is not public"
         assert connections == []
 
     asyncio.run(main())
@@ -511,14 +511,14 @@ def test_private_hosts_are_refused_at_once(host: str) -> None:
         ("javascript:alert(1)", "begins with https"),
         ("http://", "no host"),
         ("http:///hook", "no host"),
-        ("http://:80/", "is no URL|no host"),
+        ("http://:80/", "is not a URL|no host"),
         ("http://user@receiver.example/", "user or a password"),
         ("http://user:password@receiver.example/", "user or a password"),
         ("http://:password@receiver.example/", "user or a password"),
-        ("http://receiver.example\\@127.0.0.1/", "is no URL"),
-        ("http://receiver.example:99999/", "is no URL"),
-        ("http://[::1/", "is no URL"),
-        ("http://@]", "is no URL"),
+        ("http://receiver.example\\@127.0.0.1/", "is not a URL"),
+        ("http://receiver.example:99999/", "is not a URL"),
+        ("http://[::1/", "is not a URL"),
+        ("http://@]", "is not a URL"),
         ("http://a b/", "white space"),
         ("http://receiver.example/\r\nx: y", "white space"),
         ("http://receiver.example/\0", "white space"),
