@@ -1,19 +1,19 @@
-"""The environment that Ray is started in here; its workers inherit it. The container image sets the same."""
+"""The environment in which Ray starts. Its workers inherit it. The container image sets the same."""
 
 from collections.abc import MutableMapping
 
 from serve.http.edge import ENVIRONMENT as _BEFORE_THE_PROXY
 
-# OpenMP's threads share out an operation and wait for each other at its end. Where they spin, the one that
-# waits keeps the core that the other one needs as soon as a third process wants one too. On two cores a
-# picture alone, one beside a busy process, and a burst of twelve took, with two threads (benchmarks/
-# results/busy-neighbour.json): 1.72 s, 2.19 s, 1.31 images/s passive; 1.77, 2.43, 1.29 as OpenMP does it by
-# itself; 1.99, 7.94, 0.65 active. One thread is better for one picture (1.61 s) and worse for a burst (0.93).
-# OpenMP reads this once, when a process loads it.
+# OpenMP's threads share an operation and wait for each other at its end. A spinning thread keeps a core that
+# the other thread needs as soon as a third process wants one too. Measured on two cores with two threads, for
+# one picture alone, one beside a busy process, and a burst of twelve
+# (benchmarks/results/busy-neighbour.json): 1.72 s, 2.19 s, 1.31 images/s with PASSIVE; 1.77, 2.43, 1.29 with
+# OpenMP's default; 1.99, 7.94, 0.65 with ACTIVE. One thread is better for one picture (1.61 s) and worse for
+# a burst (0.93). OpenMP reads this variable once, when a process loads it.
 ENVIRONMENT = {**_BEFORE_THE_PROXY, "OMP_WAIT_POLICY": "PASSIVE"}
 
 
 def set_ray_environment(environment: MutableMapping[str, str]) -> None:
-    """Sets ENVIRONMENT, but for what is set already."""
+    """Sets ENVIRONMENT, except for variables that are already set."""
     for name, value in ENVIRONMENT.items():
         environment.setdefault(name, value)

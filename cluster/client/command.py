@@ -1,6 +1,6 @@
 """`midstep generate PROMPT` and `midstep jobs submit|get|wait|cancel|list`.
 
-httpx and rich are imported when a server is asked, so that help is there at once.
+httpx and rich are imported only when a server is asked, so that help appears at once.
 """
 
 import json
@@ -20,7 +20,7 @@ from cluster.bench.option_values import URL, WRITABLE_FILE
 if TYPE_CHECKING:
     from cluster.client.predictions import Predictions
 
-# The fields of a prediction's input that have an option, as the server calls them.
+# The input fields of a prediction that have an option, by the server's names.
 _INPUT: dict[str, tuple[type, str]] = {
     "negative_prompt": (str, "What the image should not show."),
     "width": (int, "Pixels."),
@@ -33,14 +33,12 @@ _INPUT: dict[str, tuple[type, str]] = {
     "output_format": (str, "png, webp or jpeg."),
     "priority": (int, "-2 to 2."),
 }
-_OUTPUT = click.option(
-    "-o", "--output", type=WRITABLE_FILE, help="Where the image goes; several are numbered."
-)
+_OUTPUT = click.option("-o", "--output", type=WRITABLE_FILE, help="Image file; several images are numbered.")
 Command = Callable[..., int]
 
 
 def _asking(command: Command) -> Command:
-    """Adds the options of every command that asks a server; `command` gets the server's predictions."""
+    """Adds the options of every command that asks a server. Passes the server's predictions to `command`."""
 
     @wraps(command)
     def asking(url: str, **given: Any) -> int:
@@ -62,7 +60,7 @@ def _asking(command: Command) -> Command:
 
 
 def _with_input(command: Command) -> Command:
-    """Adds the prompt and the options of an image; `command` gets those that were given as `asked`."""
+    """Adds the prompt and the options of an image. Passes the given ones to `command` as `asked`."""
 
     @wraps(command)
     def with_input(predictions: "Predictions", **given: Any) -> int:
@@ -84,8 +82,8 @@ def _with_input(command: Command) -> Command:
 def generate(predictions: "Predictions", asked: dict[str, Any], output: Path | None, as_json: bool) -> int:
     """Make an image from PROMPT and wait for it.
 
-    Without --output it goes to a file in the working folder that has the job's id for a name; with --json
-    alone it stays on the server.
+    Without --output the image is saved in the working folder, under the job's id. With --json alone it stays
+    on the server.
     """
     created = predictions.create(predictions.model(), asked)
     is_saved = output is not None or not as_json
@@ -104,8 +102,8 @@ def jobs() -> None:
 @jobs.command(epilog=KEY_HELP)
 @_asking
 @_with_input
-@click.option("--webhook", help="A URL that is told of the job.")
-@click.option("--idempotency-key", help="Hand in the same job once only, however often you try.")
+@click.option("--webhook", help="A URL that receives the job's events.")
+@click.option("--idempotency-key", help="Submit the same job only once, however often you try.")
 def submit(
     predictions: "Predictions",
     asked: dict[str, Any],
@@ -113,7 +111,7 @@ def submit(
     idempotency_key: str | None,
     as_json: bool,
 ) -> int:
-    """Hand in a job and print its id."""
+    """Submit a job and print its id."""
     created = predictions.create(predictions.model(), asked, webhook, idempotency_key)
     print(json.dumps(created) if as_json else created["id"])
     return 0
@@ -163,7 +161,7 @@ def list_newest(predictions: "Predictions", as_json: bool) -> int:
 def _finish(
     predictions: "Predictions", prediction_id: str, output: Path | None, as_json: bool, *, is_saved: bool
 ) -> int:
-    """Follows a job to its end and fetches what it made. output: None to name files after the job"""
+    """Follows a job to its end and saves its images. output: None to name files after the job"""
     from cluster.client.display import followed
 
     prediction = followed(predictions, prediction_id, is_quiet=as_json)
@@ -179,7 +177,7 @@ def _finish(
 
 
 def _save(predictions: "Predictions", url: str, path: Path, left: Sequence[str]) -> None:
-    """Raises click.ClickException, which says where the images are that are left to be saved."""
+    """Saves an image. Raises click.ClickException, which lists the URLs of unsaved images."""
     from cluster.client.predictions import ServerError
 
     try:
@@ -193,7 +191,7 @@ def _save(predictions: "Predictions", url: str, path: Path, left: Sequence[str])
 
 
 def _show(prediction: dict[str, Any], as_json: bool) -> int:
-    """For people or for scripts; the exit status says whether the job went wrong."""
+    """Prints a job for people or for scripts. Returns the exit status: 1 if the job went wrong."""
     if as_json:
         print(json.dumps(prediction))
     elif prediction["status"] == "failed":

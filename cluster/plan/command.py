@@ -36,7 +36,7 @@ from serve.config.schema import ConfigError
 
 @dataclass(frozen=True)
 class Written:
-    """What --json writes. costs: of which device; validated: for each load."""
+    """The content of the --json file. costs: the device of the costs; validated: for each load"""
 
     costs: str
     sharing: Sharing
@@ -53,7 +53,7 @@ _FORMAT = TypeAdapter(Written)
 @with_plan_options
 @shown_config_errors()
 def plan(options: PlanOptions) -> Written:
-    """Say how many GPUs a load needs and what they cost, simulated; or hold that against a server.
+    """Simulate how many GPUs a load needs and what they cost, or compare that with a server.
 
     CONFIG is a Serve configuration file with one application of Midstep.
     """
@@ -64,12 +64,12 @@ def plan(options: PlanOptions) -> Written:
     file = config.model.cost_file()
     if file is None:
         raise ConfigError(
-            "model.cost_model: a file of `midstep profile` is needed to plan with, here or as --cost-model"
+            "model.cost_model: planning needs a file of `midstep profile`, here or as --cost-model"
         )
     model = _model(options, config, file)
     console = Console()
     console.print(
-        f"Simulated, with the costs of: {file.device}. On a device, what shares its time: {model.sharing}.",
+        f"Simulated with the costs of {file.device}. A device's time is shared by: {model.sharing}.",
         highlight=False,
     )
     if options.validate is None:
@@ -91,7 +91,7 @@ def _model(options: PlanOptions, config: AppConfig, file: CostModelFile) -> Mode
 
 
 def _sharing(config: AppConfig) -> Sharing:
-    """As the application itself has it on such a device."""
+    """The sharing that the application itself has on its device."""
     if config.model.device == "simulated":
         return Sharing.NOTHING
     return Sharing.STAGES if config.denoiser.num_gpus else Sharing.MACHINE
@@ -115,13 +115,13 @@ def _plan(options: PlanOptions, model: Model, file: CostModelFile, console: Cons
 
 
 def _validate(options: PlanOptions, model: Model, file: CostModelFile, console: Console) -> Written:
-    """A machine that others use as well changes its pace within minutes. So its slowdown is measured before
-    and after each load, and what that is planned with lies between the two."""
+    """Compares a prediction with a server. A machine with other users changes its speed within minutes. So
+    its slowdown is measured before and after each load, and the prediction uses the mean of the two."""
     assert options.validate is not None, "only called to validate"
     check_autoscaling(model)
     known = options.known
     send = sender(options.validate, options.timeout_s)
-    # Where replicas may come, what is sent to measure it would bring more.
+    # With autoscaling, the measuring requests would start more replicas.
     is_measured = not known.has_pace and not model.config.denoiser.autoscaling.is_on
     if known.request_s is None:
         with console.status("measuring single requests"):
@@ -129,7 +129,7 @@ def _validate(options: PlanOptions, model: Model, file: CostModelFile, console: 
         model = replace(model, overheads=replace(model.overheads, request_s=request_s))
 
     def slowdown(planned: Sequence[PlannedRequest]) -> float | None:
-        with console.status("measuring how long steps take at this rate"):
+        with console.status("measuring the time of steps at this rate"):
             return measured_slowdown(model, planned, send) if is_measured else None
 
     validated = []
@@ -159,7 +159,7 @@ def _report(validated: Sequence[Validated], console: Console) -> None:
     told = warnings(results)
     for one in validated:
         overheads = one.overheads
-        step_s = max(0.0, overheads.step_s)  # less is not for a plan
+        step_s = max(0.0, overheads.step_s)  # a plan takes no negative value
         console.print(
             f"Measured: --overhead-s {overheads.request_s:.4f} --step-overhead-s {step_s:.5f} "
             f"--slowdown {overheads.slowdown:.3f}",

@@ -1,4 +1,4 @@
-"""A configuration's application on a local cluster: its devices simulated, its jobs in a folder that goes."""
+"""Runs a configuration's application on a local cluster, with simulated devices and temporary data."""
 
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -14,18 +14,18 @@ from serve.config.schema import ConfigError, Section
 
 NAME = "rehearsal"
 _HOST = "127.0.0.1"
-# What is not on a GPU node is on the head, and does not have to wait for room there.
+# Stages without a GPU run on the head, and need not wait for room there.
 _HEAD_STAGE_CPUS = 0.01
 Changed = TypeVar("Changed", bound=Section)
 
 
 def rehearsed(config: AppConfig, data_folder: str) -> AppConfig:
-    """What a local cluster can run of it, with as many replicas and by the same policy. Raises ConfigError.
+    """The configuration adapted to a local cluster, with the same replicas and policy. Raises ConfigError.
 
-    Nodes there have GPUs and no CPUs, as simulated devices need none.
+    Nodes there have GPUs and no CPUs, because simulated devices need none.
     """
     if config.denoiser.num_gpus == 0:
-        raise ConfigError("denoiser.num_gpus: is 0, so nothing would be on the GPUs")
+        raise ConfigError("denoiser.num_gpus: is 0, so no stage would run on the GPUs")
     stages = {
         name: _changed(stage, num_cpus=0 if stage.num_gpus else _HEAD_STAGE_CPUS, resources={})
         for name, stage in config.stages.items()
@@ -45,7 +45,7 @@ def rehearsed(config: AppConfig, data_folder: str) -> AppConfig:
 
 
 def check_room(config: AppConfig, nodes: Sequence[int]) -> None:
-    """nodes: the GPUs of each. Raises ConfigError where Serve would wait for ever for what it starts with."""
+    """nodes: GPUs per node. Raises ConfigError if Serve would wait for ever for its first replicas."""
     for name, stage in config.stages.items():
         if stage.num_gpus > max(nodes):
             raise ConfigError(f"{name}.num_gpus: {stage.num_gpus:g} is more than a node has, {max(nodes)}")
@@ -53,8 +53,8 @@ def check_room(config: AppConfig, nodes: Sequence[int]) -> None:
     if sum(shares.values()) > sum(nodes):
         shown = ", ".join(f"{name} {share:g}" for name, share in shares.items())
         raise ConfigError(
-            f"autoscaling.min_replicas: what the stages start with needs {sum(shares.values()):g} GPUs "
-            f"({shown}), and there are {sum(nodes)} (--gpus)"
+            f"autoscaling.min_replicas: the stages need {sum(shares.values()):g} GPUs "
+            f"({shown}) at the start, and there are {sum(nodes)} (--gpus)"
         )
 
 
@@ -64,7 +64,7 @@ def _changed(section: Changed, **values: object) -> Changed:
 
 @contextmanager
 def running(config: AppConfig) -> Iterator[str]:
-    """Its URL, once every stage has the replicas that it starts with. Raises ConfigError."""
+    """The URL of the application, once every stage has its first replicas. Raises ConfigError."""
     port = free_port()
     with tempfile.TemporaryDirectory() as data_folder:
         application = build_app(rehearsed(config, data_folder))

@@ -1,5 +1,4 @@
-"""Rehearsals as a picture: one above the other over time what came, what waited, what there was, and what it
-cost."""
+"""Draws rehearsals: arrivals, queue, replicas, latency and cost over time, one above the other."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -11,7 +10,7 @@ from cluster.rehearsal.series import Series
 
 
 def chart(title: str, rehearsals: Mapping[str, Series], path: Path) -> None:
-    """rehearsals: of one load, by name; each has a style of lines."""
+    """rehearsals: of one load, by name; each has its own line style"""
     figure = Figure(figsize=(11, 13), layout="constrained")
     arrivals, queue, replicas, latency, paid = figure.subplots(5, 1, sharex=True)
     for number, (name, series) in enumerate(rehearsals.items()):

@@ -127,7 +127,7 @@ def test_a_generator_that_lags_counts_it_as_latency_and_says_so() -> None:
     summary = summarize(outcomes)
     assert not summary.trusted
     [warning] = warnings({"slow": [summary]})
-    assert "slow at 20.00 requests/s: the generator sent late" in warning
+    assert "slow at 20.00 requests/s: the generator lagged" in warning
 
 
 def test_each_way_to_fail_is_counted_as_what_it_is() -> None:

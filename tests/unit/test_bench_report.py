@@ -164,7 +164,7 @@ URL = ["--url", "http://127.0.0.1:1"]
         ([], "argument --url: is required, or --system"),
         (["--url", "localhost:8000"], "argument --url: 'localhost:8000' is not a URL such as"),
         (["--system", "a"], "argument --system: 'a' is not NAME=URL"),
-        (["--system", "a=http://x", "--system", "a=http://y"], "argument --system: 'a' is there twice"),
+        (["--system", "a=http://x", "--system", "a=http://y"], "argument --system: 'a' is given twice"),
         (URL, "argument --rate: is required"),
         ([*URL, "--rate", "1,0"], "argument --rate/--rates: '0' is not above 0"),
         ([*URL, "--rate", "x"], "argument --rate/--rates: 'x' is not a number of at least 0"),
@@ -185,7 +185,7 @@ URL = ["--url", "http://127.0.0.1:1"]
         ([*URL, "--arrivals", "trace", "--trace", "/nowhere"], "argument --trace: /nowhere: No such file"),
         ([*URL, "--arrivals", "burst"], "argument --arrivals: 'burst' is not one of"),
         ([*URL, "--rat", "1"], "No such option '--rat'"),
-        (["--plot", __file__], "is no result of midstep bench: the file: Invalid JSON"),
+        (["--plot", __file__], "is not a result of midstep bench: the file: Invalid JSON"),
     ],
 )
 def test_a_wrong_option_is_named_in_one_line(

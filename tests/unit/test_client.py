@@ -255,7 +255,7 @@ def test_what_is_no_key_is_told_without_being_shown(
     monkeypatch.setenv("MIDSTEP_API_KEY", key)
     assert midstep(*arguments, "--url", server.url) == 2
     error = capfd.readouterr().err
-    assert "MIDSTEP_API_KEY: is no API key" in error
+    assert "MIDSTEP_API_KEY: is not an API key" in error
     assert "cret" not in error
     assert server.seen == []
 

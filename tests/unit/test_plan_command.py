@@ -46,7 +46,7 @@ def test_it_recommends_in_a_sentence_and_says_what_it_goes_by(
     output = tmp_path / "plan.json"
     call(str(config), *LOAD, "--slo-s", "3", "--json", str(output))
     told = " ".join(capsys.readouterr().out.split())
-    assert "Simulated, with the costs of: modelled H200 (60% of 790 TFLOP/s), not measured." in told
+    assert "Simulated with the costs of modelled H200 (60% of 790 TFLOP/s), not measured." in told
     assert "1 GPU with 1 denoiser and a row cap of 32 would keep 95% of requests within 3 s" in told
     assert "Autoscaled, denoisers: 1 at 0 s" in told
     written = json.loads(output.read_text())
@@ -105,7 +105,7 @@ def test_an_option_at_fault_is_named(
 
 
 def test_without_costs_there_is_no_plan(monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(SystemExit, match=r"model\.cost_model: a file of `midstep profile` is needed"):
+    with pytest.raises(SystemExit, match=r"model\.cost_model: planning needs a file of `midstep profile`"):
         call("serve_config.yaml", *LOAD)
     with pytest.raises(SystemExit, match=r"model\.cost_model: 'nowhere\.json' is no file"):
         call("serve_config.yaml", "--cost-model", "nowhere.json", *LOAD)

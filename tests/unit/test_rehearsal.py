@@ -85,7 +85,7 @@ def test_nodes_have_all_the_gpus(tmp_path: Path) -> None:
     options = ["config.yaml", "--gpus", "11", "--gpus-per-node", "4", "--rate", "1"]
     options += ["--output", str(tmp_path)]
     assert read_options(options).nodes == [4, 4, 3]
-    with pytest.raises(click.BadParameter, match="one run is rehearsed"):
+    with pytest.raises(click.BadParameter, match="only one run can be rehearsed"):
         read_options(["config.yaml", "--rates", "1,2", "--output", str(tmp_path)])
 
 
