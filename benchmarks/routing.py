@@ -1,9 +1,9 @@
-"""To the denoiser with the least work, or as Serve's own router has it: latencies of the same load.
+"""Latencies of the same load with the least-work router and with Serve's own router.
 
     python -m benchmarks.routing
 
-Simulated devices, slow enough for two cores to keep up with all of them; all else is real. The load asks for
-4, 20, 30 or 50 steps.
+Devices are simulated, and slow enough for two cores to keep up with all of them; all else is real. The load
+asks for 4, 20, 30 or 50 steps.
 """
 
 import argparse
@@ -30,7 +30,7 @@ from serve.config.stages import DenoiserConfig
 STEPS: Mapping[Any, float] = {4: 0.2, 20: 0.4, 30: 0.3, 50: 0.1}
 MEAN_STEPS = sum(steps * share for steps, share in STEPS.items())
 ROUTERS = ("Serve's own", "least work")
-_FOLDER, _ROUTER = "MIDSTEP_BENCHMARK_FOLDER", "MIDSTEP_BENCHMARK_ROUTER"  # of the server's process
+_FOLDER, _ROUTER = "MIDSTEP_BENCHMARK_FOLDER", "MIDSTEP_BENCHMARK_ROUTER"  # variables of the server's process
 
 
 class _ServesOwn(DenoiserConfig):
@@ -46,7 +46,7 @@ def build_app(num_denoisers: int) -> Application:
         name: getattr(app, name).model_copy(update={"num_gpus": 0.0, "num_cpus": 0.0})
         for name in ("encoder", "denoiser", "decoder")
     }
-    # As many as a denoiser has by default: none waits outside.
+    # A denoiser's default, so that no request waits outside.
     denoiser = stages["denoiser"].model_copy(update={"max_ongoing_requests": 64})
     own = os.environ[_ROUTER] == ROUTERS[0]
     stages["denoiser"] = (_ServesOwn if own else DenoiserConfig).model_validate(denoiser.model_dump())

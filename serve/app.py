@@ -1,4 +1,4 @@
-"""`build_app`: from a configuration to a Ray Serve application. The only place that binds deployments."""
+"""`build_app` makes a Ray Serve application from a configuration. Only this module binds deployments."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -21,8 +21,8 @@ from serve.ingress import Ingress
 from serve.jobs.resources import job_store, object_store, resolve
 from serve.runner import Runner
 
-# Serve learns that a replica has died when it asks for its health, and only then begins another: with its own
-# 10 s that is five seconds later, as a rule.
+# Serve notices a dead replica only at its next health check, and then starts a new one. With Serve's own 10 s
+# that is five seconds later on average.
 HEALTH_CHECK_PERIOD_S = 2.0
 
 
@@ -34,7 +34,7 @@ def build_app(config: AppConfig) -> Application:
     source, placement = config.model.source(), config.model.placement()
     info = checked_model_info(config)
     jobs = resolve(config.jobs)
-    job_store(jobs, [], describe), object_store(jobs)  # said now rather than by replicas that cannot start
+    job_store(jobs, [], describe), object_store(jobs)  # fails here instead of in replicas that cannot start
     config = config.model_copy(update={"jobs": jobs})
     made_by = fingerprint(source, placement, config.denoiser.deterministic_rows)
     measurement = _cost_measurement(config, info, made_by)
@@ -59,7 +59,7 @@ def _deployment(replica: type, options: Mapping[str, Any]) -> Deployment:
 
 
 def _cost_measurement(config: AppConfig, info: ModelInfo, made_by: str) -> CostMeasurement:
-    """Raises ConfigError for a cost model file that cannot be read."""
+    """How replicas measure costs. Raises ConfigError if the cost model file cannot be read."""
     shapes = config.latent_shapes(info)
     measured_with = {
         "fingerprint": made_by,

@@ -1,4 +1,4 @@
-"""The runner's deployment: it runs jobs for as long as it lives."""
+"""The runner's deployment, which runs jobs for as long as it lives."""
 
 import asyncio
 from collections.abc import AsyncGenerator
@@ -19,7 +19,7 @@ from serve.ray_internals import set_request_id
 
 
 class Runner:
-    """config: its section `jobs` resolved; fingerprint: of model and engine, which checkpoints carry"""
+    """config: with its section `jobs` resolved; fingerprint: of model and engine, stored in checkpoints"""
 
     def __init__(
         self,
@@ -32,7 +32,7 @@ class Runner:
         self._config = config
         self._fingerprint = fingerprint
         self._pipeline = Pipeline(encoder, denoiser, decoder, Telemetry())
-        # Serve calls constructors on the replica's event loop; what is started here is stopped in __del__.
+        # Serve calls constructors on the replica's event loop. __del__ stops the task that is started here.
         self._task = asyncio.get_running_loop().create_task(self._run(), name="job-runner")
 
     def check_health(self) -> None:
@@ -64,7 +64,7 @@ class Runner:
             await JobRunner(store, object_store(jobs), webhooks, self._generate, settings).run()
 
     def _generate(self, request: GenerationRequest, resume: Resume) -> AsyncGenerator[GenerationEvent, None]:
-        """Under the job's id, in the logs of every stage: no HTTP request is there whose id Serve would take
-        along. Each job is driven by a task of its own, so that it is the id of that job alone."""
+        """Generates under the job's id, which then appears in the logs of every stage: there is no HTTP
+        request whose id Serve would use. Each job runs in its own task, so the id is that job's only."""
         set_request_id(request.request_id)
         return self._pipeline.generate(request, resume)
