@@ -102,7 +102,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--pictures", type=int, default=3, help="of each kind in a round")
+    parser.add_argument("--pictures", type=int, default=3, help="pictures of each kind per round")
     parser.add_argument("--burst", type=int, default=24, help="requests at once")
     parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
     parser.add_argument("--json", type=Path)

@@ -66,8 +66,8 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--denoisers", type=int, default=16)
-    parser.add_argument("--warmup", type=float, default=30.0, help="seconds before it counts")
-    parser.add_argument("--duration", type=float, default=100.0, help="seconds that count")
+    parser.add_argument("--warmup", type=float, default=30.0, help="uncounted seconds at the start")
+    parser.add_argument("--duration", type=float, default=100.0, help="counted seconds")
     args = parser.parse_args()
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
     mix = Mix(prompts=PROMPTS, num_inference_steps={STEPS: 1.0}, guidance_scales={GUIDANCE_SCALE: 1.0})

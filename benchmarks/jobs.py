@@ -79,7 +79,7 @@ def main() -> None:
     parser.add_argument("--duration", type=float, default=20.0, help="seconds of each")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument(
-        "--proxy", choices=PROXIES, default="haproxy", help="as production has it, or Serve's"
+        "--proxy", choices=PROXIES, default="haproxy", help="haproxy, as in production, or Serve's own"
     )
     args = parser.parse_args()
     print(f"HTTP by {args.proxy}", flush=True)

@@ -82,7 +82,7 @@ def main() -> None:
     parser.add_argument("--multiples", type=float, nargs="+", default=[1.0, 2.0, 5.0, 10.0])
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument(
-        "--proxy", choices=PROXIES, default="haproxy", help="as production has it, or Serve's"
+        "--proxy", choices=PROXIES, default="haproxy", help="haproxy, as in production, or Serve's own"
     )
     args = parser.parse_args()
 

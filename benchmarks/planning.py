@@ -113,13 +113,15 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--simulated", action="store_true")
-    parser.add_argument("--shares", type=float, nargs="+", default=[0.5, 0.7, 0.85], help="of the capacity")
+    parser.add_argument(
+        "--shares", type=float, nargs="+", default=[0.5, 0.7, 0.85], help="shares of the capacity"
+    )
     parser.add_argument("--duration", type=float, default=75.0, help="seconds at each rate")
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--denoisers", type=int, default=2, help="of one core each; one, if simulated")
+    parser.add_argument("--denoisers", type=int, default=2, help="with one core each; one if simulated")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument(
-        "--proxy", choices=PROXIES, default="haproxy", help="as production has it, or Serve's"
+        "--proxy", choices=PROXIES, default="haproxy", help="haproxy, as in production, or Serve's own"
     )
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:

@@ -58,7 +58,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--denoisers", type=int, default=8)
-    parser.add_argument("--load", type=float, default=0.8, help="of what the devices do at most")
+    parser.add_argument("--load", type=float, default=0.8, help="share of the devices' capacity")
     parser.add_argument("--duration", type=float, default=150.0, help="seconds")
     args = parser.parse_args()
     mix = Mix(prompts=PROMPTS, num_inference_steps=STEPS, guidance_scales={GUIDANCE_SCALE: 1.0})

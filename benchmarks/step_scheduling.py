@@ -162,8 +162,10 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("cost_models", type=Path, nargs="*", default=[FOLDER / name for name in FILES])
-    parser.add_argument("--loads", type=float, nargs="+", default=[0.5, 0.8, 0.9], help="of static batches'")
-    parser.add_argument("--requests", type=int, default=3000, help="in each run")
+    parser.add_argument(
+        "--loads", type=float, nargs="+", default=[0.5, 0.8, 0.9], help="shares of static capacity"
+    )
+    parser.add_argument("--requests", type=int, default=3000, help="requests per run")
     parser.add_argument("--runs", type=int, default=3)
     arguments = parser.parse_args()
     console = Console(width=160)

@@ -93,7 +93,7 @@ def _problems_for_serve(data: dict[str, Any]) -> list[str]:
     for options in ("http_options", "grpc_options"):
         port = data[options].get("port") if isinstance(data.get(options), dict) else None
         if isinstance(port, int) and not 0 <= port < 2**16:
-            problems.append(f"{options}.port: {port} is no port; they go from 0 to {2**16 - 1}")
+            problems.append(f"{options}.port: {port} is not a port; ports go from 0 to {2**16 - 1}")
     return problems
 
 

@@ -102,13 +102,11 @@ def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--simulated", action="store_true", help="on a device that is modelled and sleeps")
-    parser.add_argument("--slower", type=float, default=3.0, help="times, the simulated device")
+    parser.add_argument("--simulated", action="store_true", help="on a modelled device, which sleeps")
+    parser.add_argument("--slower", type=float, default=3.0, help="slowdown of the simulated device")
     parser.add_argument("--systems", nargs="+", choices=SYSTEMS, default=list(SYSTEMS))
     parser.add_argument("--rates", type=float, nargs="+", default=[0.3, 0.5, 0.7, COMPARED_AT, 0.9])
-    parser.add_argument(
-        "--base-rate", type=float, help="requests/s, in place of the capacity of @serve.batch"
-    )
+    parser.add_argument("--base-rate", type=float, help="requests/s instead of the capacity of @serve.batch")
     parser.add_argument("--duration", type=float, default=120.0, help="seconds of arrivals at each rate")
     parser.add_argument("--burst", type=int, default=120, help="requests at once, for the capacity")
     # BentoML learns from its first dozen requests, run alone. Midstep compiles a sampler per step count.

@@ -303,7 +303,7 @@ def main() -> None:
     )
     parser.add_argument("--output", type=Path, default=Path(__file__).parent)
     parser.add_argument(
-        "--work", type=Path, default=Path("build/train"), help="checkpoints; a later run goes on"
+        "--work", type=Path, default=Path("build/train"), help="folder of checkpoints; a later run continues"
     )
     parser.add_argument("--vae-steps", type=int, default=4000)
     parser.add_argument("--text-steps", type=int, default=2500)

@@ -1,4 +1,4 @@
-"""API keys in front of the whole HTTP application: who is let in, whose the jobs are, what is charged."""
+"""API keys in front of the whole HTTP application: access, owners of jobs, and charges."""
 
 import asyncio
 import json
@@ -31,7 +31,7 @@ from tests.job_stores import in_loop
 from tests.unit.test_admission import COST
 
 ALICE, BOB, POOR = "mst_alice", "mst_bob", "mst_poor"
-# An image of twenty steps is two seconds of work by COST, sixteen rows a forward: 24 s of alice's limit.
+# An image of 20 steps is 2 s of work by COST, with 16 rows per forward: 24 s of alice's limit.
 LIMITS = {ALICE: 5.0, BOB: None, POOR: 0.01}
 API_KEYS = [
     {
@@ -47,7 +47,7 @@ IMAGE = {"prompt": "a red star"}
 
 
 class InstantPipeline(Pipeline):
-    """No stages: every image is there at once."""
+    """A pipeline without stages: every image is done at once."""
 
     @property
     def known_cost_model(self) -> CostModel:
@@ -67,13 +67,13 @@ class InstantPipeline(Pipeline):
 
 
 class LoneFleet(Fleet):
-    """There is no Serve to watch."""
+    """A fleet without a Serve to watch."""
 
     async def watch(self) -> None: ...
 
 
 class Refused(Counter[str]):
-    """As the metric, by code."""
+    """Replaces the metric; counts by code."""
 
     def inc(self, tags: Mapping[str, str]) -> None:
         self[tags["code"]] += 1
@@ -86,7 +86,7 @@ async def serving(
     refused: Refused | None = None,
     **jobs: Any,
 ) -> AsyncIterator[httpx.AsyncClient]:
-    """refused: counts in place of the metric; jobs: of that section of the configuration"""
+    """refused: counts instead of the metric; jobs: values of that section of the configuration"""
     config = AppConfig.model_validate(
         {
             "denoiser": {"rows_per_forward": 16},
@@ -171,7 +171,7 @@ async def test_costs_that_are_learned_are_held_against_the_time_to_drain(
 ) -> None:
     monkeypatch.setattr(logging.getLogger("ray.serve"), "propagate", True)  # Serve may have turned it off
     async with serving(tmp_path, []):
-        await asyncio.sleep(0)  # to what it does besides its routes
+        await asyncio.sleep(0)  # lets its background tasks run
     assert "ingress.drain_timeout_s: 120 s is too short" in caplog.text
 
 
@@ -212,7 +212,7 @@ async def test_a_job_of_another_client_is_not_there(tmp_path: Path) -> None:
 
 @in_loop
 async def test_past_its_limit_a_client_is_refused_and_others_are_not(tmp_path: Path) -> None:
-    """One request is more than a minute of this limit: it passes, and the next waits for hours."""
+    """One request is more than a minute of this limit. It passes, and the next one waits for hours."""
     async with serving(tmp_path, API_KEYS) as client:
         first = await client.post(IMAGES, json=IMAGE, headers=by(POOR))
         assert first.status_code == 200, first.text
@@ -227,7 +227,7 @@ async def test_past_its_limit_a_client_is_refused_and_others_are_not(tmp_path: P
 
 @in_loop
 async def test_what_comes_to_nothing_or_comes_again_is_not_charged(tmp_path: Path) -> None:
-    """Each would take 24 s of a minute: if more than two were charged, the last would be refused."""
+    """Each would take 24 s of a minute. If more than two were charged, the last one would be refused."""
     async with serving(tmp_path, API_KEYS) as client:
         headers = by(ALICE) | {"idempotency-key": "k"}
         ids = {(await client.post(JOBS, json=JOB, headers=headers)).json()["id"] for _ in range(5)}

@@ -1,4 +1,4 @@
-"""Due times, mixes and bodies of the load generator: right in number, the same again for the same seed."""
+"""Due times, mixes and bodies of the load generator: right in number and reproducible by seed."""
 
 import gzip
 import json

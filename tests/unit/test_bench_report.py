@@ -1,4 +1,4 @@
-"""Summaries of made-up outcomes, their files and plots, and the command around it all."""
+"""Summaries of made-up outcomes, their files and plots, and the command around them."""
 
 import json
 import re
@@ -32,7 +32,7 @@ def outcome(
 
 
 def test_percentiles_are_exact() -> None:
-    """Latencies of 1, 2, ... 101 s, in any order: percentile p is p + 1."""
+    """Latencies are 1, 2, ... 101 s in any order, so percentile p is p + 1."""
     summary = summarize([outcome(float(index), 1.0 + index * 37 % 101) for index in range(101)])
     assert summary.latency_mean_s == pytest.approx(51)
     assert summary.latency_p50_s == pytest.approx(51)
@@ -79,7 +79,7 @@ def test_a_plot_is_a_picture_even_of_a_run_without_answers(tmp_path: Path) -> No
 
 
 class Answering(BaseHTTPRequestHandler):
-    """Counts what it is asked; answers with a picture."""
+    """Counts its requests and answers with a picture."""
 
     def do_POST(self) -> None:
         body = self.rfile.read(int(self.headers["content-length"]))
@@ -92,7 +92,7 @@ class Answering(BaseHTTPRequestHandler):
         self.wfile.write(answer)
 
     def log_message(self, *_: object) -> None:
-        """Nothing."""
+        """Logs nothing."""
 
 
 class Server(ThreadingHTTPServer):

@@ -1,4 +1,4 @@
-"""The command line as a whole: what its commands import, and how they say what is wrong."""
+"""The command line as a whole: the imports of its commands, and their error messages."""
 
 import json
 import subprocess
@@ -9,13 +9,13 @@ import pytest
 from cluster.cli import main
 
 HEAVY = {"torch", "ray", "pydantic", "numpy", "matplotlib", "aiohttp", "yaml", "httpx", "rich"}
-# httpx imports rich for a command line of its own, where that is installed.
+# httpx imports rich for its own command line, if rich is installed.
 ASKING = {"httpx", "rich"}
 NOWHERE = ["--url", "http://127.0.0.1:1"]
 
 
 def imported(arguments: list[str]) -> set[str]:
-    """The heavy packages that a command imports in a process of its own."""
+    """The heavy packages that a command imports in a separate process."""
     code = """
 import json, sys
 from cluster.cli import main

@@ -1,4 +1,4 @@
-"""The Serve configurations in cluster/: every key is right, and every replica finds its place on the GPUs."""
+"""The Serve configurations in cluster/: every key is right, and every replica fits on the GPUs."""
 
 import re
 from collections.abc import Callable, Iterable
@@ -14,27 +14,27 @@ from serve.config.model import PROJECT_FOLDER
 MULTI_GPU = sorted((PROJECT_FOLDER / "cluster").glob("serve_config.*.yaml"))
 OVERLAYS = sorted((PROJECT_FOLDER / "cluster" / "kuberay" / "overlays").glob("*/serve_config.yaml"))
 [PRODUCTION] = (path for path in OVERLAYS if path.parent.name == "production")
-# TFLOP of a U-Net row and of a decoded image at the model's own size, by torch's flop counter.
+# TFLOP per U-Net row and per decoded image at the model's own size, by torch's flop counter.
 TFLOP = {"sdxl": (6.761, 10.470), "sd15": (0.803, 2.515)}
 
-Free = tuple[int, ...]  # of each GPU, in Ray's unit, a ten-thousandth
+Free = tuple[int, ...]  # free share of each GPU in Ray's unit, a ten-thousandth
 WHOLE = 10_000
 
 
 def best_fit(free: Free, share: int) -> Iterable[int]:
-    """Where Ray puts a replica on one machine: the fullest GPU that has room (resource_instance_set.cc)."""
+    """Ray's choice for a replica on one machine: the fullest GPU that has room (resource_instance_set.cc)."""
     return [min((index for index, room in enumerate(free) if room >= share), key=free.__getitem__)]
 
 
 def anywhere(free: Free, share: int) -> Iterable[int]:
-    """Where Ray may put a replica when each GPU is a machine of its own."""
+    """Possible places for a replica when each GPU is a separate machine."""
     return [index for index, room in enumerate(free) if room >= share]
 
 
 def all_find_a_place(
     num_gpus: int, shares: dict[float, int], choice: Callable[[Free, int], Iterable[int]]
 ) -> bool:
-    """Whether so many replicas of each share fit, in whatever order they come and wherever they may go."""
+    """Whether all replicas fit, in whatever order they come and wherever Ray may put them."""
 
     @cache
     def fits(free: Free, left: tuple[tuple[int, int], ...]) -> bool:
@@ -51,7 +51,7 @@ def all_find_a_place(
 
 
 def shares_of(config: AppConfig) -> dict[float, int]:
-    """How many replicas of each share there are at most."""
+    """The most replicas of each share."""
     stages = (config.encoder, config.denoiser, config.decoder)
     assert len({stage.num_gpus for stage in stages}) == len(stages)
     return {stage.num_gpus: stage.autoscaling.max_replicas for stage in stages}
@@ -97,7 +97,7 @@ def test_all_replicas_find_a_place_and_no_gpu_is_idle(path: Path) -> None:
     for stage in (config.encoder, config.denoiser, config.decoder):
         assert stage.autoscaling.min_replicas == stage.autoscaling.max_replicas
     total = sum(share * count for share, count in shares.items())
-    if config.denoiser.num_gpus == 1:  # what denoisers leave is whole GPUs, and the others fill them
+    if config.denoiser.num_gpus == 1:  # the denoisers leave whole GPUs, and the other stages fill them
         assert total == pytest.approx(num_gpus)
     assert f"= {total:g}" in path.read_text()
 

@@ -1,4 +1,4 @@
-"""What becomes of a call that a stage could not do."""
+"""The results of calls that a stage could not do."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -21,7 +21,7 @@ EMBEDS = PromptEmbeds(NOTHING, None, NOTHING, None, 2, 0, 77)
 
 
 class Failing:
-    """Fails as the request's sampler says."""
+    """Fails in the way that the request's sampler names."""
 
     async def denoise(self, request: DenoiseRequest) -> AsyncIterator[DenoiseEvent]:
         yield DenoiseFailed(request.request_id, "what went wrong", Fault(request.sampler))

@@ -1,4 +1,4 @@
-"""A replica ends itself when its device is lost, or when request after request breaks, and only then."""
+"""A replica ends itself only if its device is lost or if request after request breaks."""
 
 from collections.abc import Callable
 
@@ -78,7 +78,7 @@ def test_a_call_that_does_not_end_is_an_illness(
 
 @pytest.fixture
 def fake_clock(monkeypatch: pytest.MonkeyPatch) -> Callable[[float], None]:
-    """Moves the time on."""
+    """Moves the clock forward."""
     now = [0.0]
 
     class Time:

@@ -1,4 +1,4 @@
-"""What is wrong with a model's files is said before any weights are read, with part and file."""
+"""Problems with a model's files are reported before any weights are read, with part and file."""
 
 import json
 import shutil
@@ -25,7 +25,7 @@ SCHEDULER = "scheduler/scheduler_config.json"
 
 
 def refusal(folder: Path, **source: Any) -> list[str]:
-    """The lines of the refusal, without the model's name; none where it can be served."""
+    """The lines of the refusal, without the model's name; none if it can be served."""
     try:
         load_model_info(ModelSource(str(folder), **source), with_weights=True)
     except ModelLoadError as error:
@@ -86,7 +86,7 @@ def test_a_configuration_that_cannot_be_served_is_named(
     ("family", "name"), [("sdxl", "EDMDPMSolverMultistepScheduler"), ("sd1", "EDMEulerScheduler")]
 )
 def test_edm_noise_is_refused(model_folder: Folder, tmp_path: Path, family: str, name: str) -> None:
-    """Playground v2.5's scheduler: its sigmas are not those of any sampler that is served."""
+    """Playground v2.5's scheduler: no served sampler has its sigmas."""
     folder = tiny_models.copy(model_folder(family), tmp_path / "m")
     edm = {"_class_name": name, "sigma_data": 0.5, "sigma_min": 0.002, "sigma_max": 80.0, "rho": 7.0}
     (folder / SCHEDULER).write_text(json.dumps(edm | {"prediction_type": "epsilon"}))
@@ -139,7 +139,7 @@ def test_all_that_is_wrong_is_said_at_once(model_folder: Folder, tmp_path: Path)
 
 
 def test_a_file_of_weights_that_is_not_whole_is_named(model_folder: Folder, tmp_path: Path) -> None:
-    """As after a copy that broke off, or where Git LFS has left its pointer."""
+    """This happens after an interrupted copy, or if Git LFS has left its pointer."""
     folder = tiny_models.copy(model_folder("sd1"), tmp_path / "m")
     weights = folder / "vae" / "diffusion_pytorch_model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-100])

@@ -1,4 +1,4 @@
-"""A part of the model that overflows gives an error and no black picture."""
+"""A part of the model that overflows gives an error and not a black picture."""
 
 from collections.abc import Callable
 from dataclasses import replace

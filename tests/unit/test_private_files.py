@@ -1,4 +1,4 @@
-"""What is kept of jobs is for the server's own user: prompts, pictures, secrets, whatever the umask."""
+"""Files of jobs are for the server's own user only: prompts, pictures, secrets, whatever the umask."""
 
 import asyncio
 import logging
@@ -30,7 +30,7 @@ def modes(folder: Path) -> dict[str, str]:
 
 
 def keep_something(folder: Path) -> dict[str, str]:
-    """The modes of all that lies in a data folder while its stores are open."""
+    """The modes of all files in a data folder while its stores are open."""
 
     async def main() -> dict[str, str]:
         jobs = resolve(JobsConfig(data_folder=str(folder)))

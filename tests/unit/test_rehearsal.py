@@ -1,4 +1,4 @@
-"""Rehearsals: what of a configuration they run, and what they make of what they saw."""
+"""Rehearsals: the configuration that they run, and the series that they make."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -66,7 +66,7 @@ def test_what_would_wait_for_gpus_for_ever_is_refused(
 
 
 def read_options(arguments: Sequence[str]) -> RehearsalOptions:
-    """Raises click.BadParameter."""
+    """Parses options. Raises click.BadParameter."""
     command = click.command(with_rehearsal_options(lambda options: options))
     options = command.main(arguments, standalone_mode=False)
     assert isinstance(options, RehearsalOptions)
@@ -113,7 +113,7 @@ def outcome(due_s: float, ended_s: float, kind: Kind = Kind.COMPLETED) -> Reques
 
 
 def test_what_was_seen_becomes_series(tmp_path: Path) -> None:
-    """40 s, so that each window is a second."""
+    """The run takes 40 s, so that each window is a second."""
     outcomes = [outcome(0.5, 2.5), outcome(1.5, 3.5), outcome(10.5, 10.6, Kind.BUSY), outcome(30.0, 40.0)]
     sightings = [
         Sighting(at_s, {"encoder": 0, "denoiser": denoisers, "decoder": 1})
@@ -127,7 +127,7 @@ def test_what_was_seen_becomes_series(tmp_path: Path) -> None:
     assert series.arrivals_per_s[10] == 2.0
     assert series.done_per_s[2] == series.done_per_s[3] == 2.0
     assert series.done_per_s[10] == 0.0
-    # Half a second of one request, then one and a half, ...
+    # One request for half a second, then ...
     assert series.queue_s[:5] == pytest.approx([2.5, 7.5, 7.5, 2.5, 0.0])
     assert series.queue_s[10] == 0.0, "what was refused never waits"
     assert list(series.replicas["denoiser"]) == [1.0] * 20 + [3.0] * 20
