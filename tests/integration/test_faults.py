@@ -95,8 +95,7 @@ def burst(url: str, name: str, number: int = 8, size: str = "128x128") -> list[h
 def test_a_device_that_was_lost_while_idle_costs_no_request(
     url: str, faults: Path, processes: dict[str, list[psutil.Process]], fault: str
 ) -> None:
-    """One device is lost in each stage: its errors say so, or its memory is taken. All sizes fitted
-    before."""
+    """One device is lost in each stage: its errors say so, or its memory is taken. All sizes had fitted."""
     for number in range(10):
         burst(url, f"before {fault} {number}", 2 * NUM_REPLICAS)
     files = [faults / f"{stage}.{fault}" for stage in DEPLOYMENTS]

@@ -238,8 +238,8 @@ def test_a_machine_is_busy_with_requests_as_well() -> None:
     """The 50 ms that the second request takes outside of the stages slow down the first one's steps."""
     load, overheads = [request(0.0), request(0.1)], Overheads(request_s=0.05)
     machine = ends(Simulation(model(Sharing.MACHINE, overheads), ONE_EACH).run(load))
-    # 3.7 steps at 0.1, 5 more at 0.2, the second arrives within the tenth, ten together, and then one image
-    # is decoded beside the other's steps.
+    # 3.7 steps by 0.1 s, 5 more by 0.2 s, the second arrives within the tenth, ten together, and then one
+    # image is decoded beside the other's steps.
     together_until = 0.063 + 0.100 + 0.050 + 10 * 0.018
     assert machine[0] == pytest.approx(together_until + WAIT_S + 2 * 0.020)
     assert machine[1] == pytest.approx(together_until + 10 * 0.010 + 0.020 + WAIT_S + 0.020)
