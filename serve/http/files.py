@@ -1,4 +1,4 @@
-"""Images by URL: `GET /v1/files/{key}`, whole, from the object store."""
+"""Images by URL: `GET /v1/files/{key}`, as a whole, from the object store."""
 
 from datetime import UTC
 from email.utils import format_datetime
@@ -14,9 +14,9 @@ FILES_PATH = "/v1/files"
 
 
 class FilesRoute:
-    """The route's handler, for GET and HEAD of `/v1/files/{key:path}`. Who has the key may have the image.
+    """The handler for GET and HEAD of `/v1/files/{key:path}`. Anyone who has the key may have the image.
 
-    presign_s: where the object store can do that, redirect to it, by a URL good for so long; None: never
+    presign_s: if the object store can, redirects to it by a URL that is valid this long; None: never
     """
 
     def __init__(self, objects: ObjectStore, presign_s: float | None = None) -> None:

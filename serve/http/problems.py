@@ -1,4 +1,4 @@
-"""Errors on the wire: one body, RFC 9457 and what the OpenAI, Replicate and fal clients read."""
+"""Errors on the wire: one body with RFC 9457 and the fields that OpenAI, Replicate and fal clients read."""
 
 import logging
 import re
@@ -22,7 +22,7 @@ USABLE_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 
 
 def request_id(request: Request) -> str:
-    """The client's own or the one that Serve's proxy gave it; the proxy puts it on the response."""
+    """The client's own id or the one that Serve's proxy gave; the proxy puts it on the response."""
     if not hasattr(request.state, "request_id"):
         given = request.headers.get("x-request-id", "")
         request.state.request_id = given if USABLE_ID.fullmatch(given) else uuid.uuid4().hex
@@ -31,19 +31,19 @@ def request_id(request: Request) -> str:
 
 
 def error_object(error: MidstepError) -> dict[str, Any]:
-    """What the OpenAI client reads, in a body and in the middle of a stream."""
+    """The error object that the OpenAI client reads, in a body and in the middle of a stream."""
     kind = "invalid_request_error" if error.status < 500 else "server_error"
     return {"message": error.detail, "type": kind, "param": error.param, "code": error.code}
 
 
 def problem_response(error: MidstepError, request: Request) -> Response:
-    """Every answer of the application that is an error is made here, and counted."""
+    """Makes and counts every error answer of the application."""
     request.app.state.refused.inc(tags={"code": error.code})
     return problem(error, request.url.path)
 
 
 def problem(error: MidstepError, path: str) -> Response:
-    """The answer that an error is. path: what was asked for"""
+    """An error as a response. path: of the request"""
     body = {
         "type": f"urn:midstep:{error.code}",
         "title": error.title,
@@ -69,7 +69,7 @@ async def on_midstep_error(request: Request, error: Exception) -> Response:
 
 
 async def on_http_exception(request: Request, error: Exception) -> Response:
-    """Starlette's own refusals, in our words."""
+    """Turns Starlette's own refusals into our form."""
     assert isinstance(error, HTTPException)
     path, routes = request.url.path, ", ".join(request.app.state.route_paths)
     known: dict[int, MidstepError] = {
@@ -85,7 +85,7 @@ async def on_http_exception(request: Request, error: Exception) -> Response:
 async def on_fault(request: Request, error: Exception) -> Response:
     logger.error("request %s failed", request_id(request), exc_info=error)
     return problem_response(
-        MidstepError(f"A fault of ours; the log has it under request id {request_id(request)}."), request
+        MidstepError(f"An internal error; see the log under request id {request_id(request)}."), request
     )
 
 

@@ -47,7 +47,11 @@ def test_denoisers_without_gpus_are_refused() -> None:
 @pytest.mark.parametrize(
     ("decoder_gpus", "nodes", "message"),
     [
-        (0.2, [4, 2], r"need 6\.6 GPUs \(encoder 0\.2, denoiser 6, decoder 0\.4\) at the start, and there are 6"),
+        (
+            0.2,
+            [4, 2],
+            r"need 6\.6 GPUs \(encoder 0\.2, denoiser 6, decoder 0\.4\) at the start, and there are 6",
+        ),
         (2, [1] * 11, r"decoder\.num_gpus: 2 is more than a node has, 1"),
     ],
 )
