@@ -1,4 +1,4 @@
-"""On a CUDA device, with models of real size and random weights: fidelity, determinism, captured steps."""
+"""CUDA with models of real size and random weights: fidelity, determinism, captured steps."""
 
 import queue
 from collections.abc import Iterator

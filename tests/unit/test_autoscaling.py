@@ -189,7 +189,7 @@ def test_a_replica_that_has_just_started_reports_no_flood() -> None:
 
 
 def test_a_tenfold_step_is_seen_within_seconds() -> None:
-    """With a short look-back; one replica with four requests at once, which does two per second."""
+    """The look-back is short. One replica has four requests at once and does two per second."""
     policy, state, reports, targets = WorkPolicy(**AIM), {}, [], []
     accepted = waiting = 0.0
     for second in range(60):

@@ -96,7 +96,7 @@ def server() -> Iterator[Server]:
 
 
 def midstep(*arguments: str) -> int | str | None:
-    """Its exit status, or its error message."""
+    """The command's exit status, or its error message."""
     try:
         return main(arguments)
     except SystemExit as end:

@@ -490,7 +490,7 @@ async def test_a_runner_that_dies_does_not_count_against_what_only_waited_in_it(
 
 @in_loop
 async def test_a_runner_does_not_take_itself_for_dead(url: str) -> None:
-    """Its leases have expired, as after a database outage, and it is the first to come back."""
+    """The runner's leases have expired, as after a database outage, and it is the first to come back."""
     async with opened(url, max_attempts=1) as store:
         for job_id in "ab":
             await store.create(new_job(job_id))

@@ -95,7 +95,7 @@ def test_a_vae_is_upcast_where_diffusers_pipeline_upcasts_it(
 
 
 def test_the_engine_never_imports_ray() -> None:
-    """In a separate process, because the tests themselves may have imported it."""
+    """This needs a separate process, because the tests themselves may have imported Ray."""
     modules = sorted(Path("deployments/engine").glob("*.py"))
     imports = "; ".join(
         f"import deployments.engine.{path.stem}" for path in modules if path.stem != "__init__"

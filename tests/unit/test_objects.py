@@ -194,7 +194,7 @@ asyncio.run(store.put("images/job/1", bytes(500)))
 
 
 def test_where_there_is_no_room_nothing_is_left_and_it_goes_on_after(tmp_path: Path) -> None:
-    """In a separate process, whose files may not grow, as on a full disk."""
+    """A separate process may not let its files grow, which acts like a full disk."""
     command = [sys.executable, "-c", FULL_DISK, str(tmp_path)]
     said = subprocess.run(command, check=True, capture_output=True, text=True, cwd=Path(__file__).parents[2])
     assert "no room left" in said.stdout
