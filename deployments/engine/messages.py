@@ -38,7 +38,7 @@ class ImageParameters:
     height, width: in pixels, multiples of the model's scale factor; latent_shape: of the latents
     num_calls: model calls for all steps; some samplers call the model more than once per step
     guidance_scale: classifier-free guidance as diffusers counts it; there is none at 1 or below
-    eta: share of fresh noise, 0 to 1, for samplers that have it; None for the sampler's default
+    eta: 0 (no fresh noise) to 1, for samplers that have it; None for the sampler's default
     deadline: in seconds since the epoch; the image is useless later. None if the client set none
     priority: each level up halves the time that the request waits while others are served
     """

@@ -101,7 +101,7 @@ class Database:
         self._turn = _SqliteTurn() if self._is_sqlite else nullcontext()
 
     async def open(self) -> None:
-        """Creates or migrates the tables. If several processes do so at once, only one works."""
+        """Creates or migrates the tables. If several processes do so at once, only one does the work."""
         for pause_s in OPENING_PAUSES_S:
             try:
                 return await self._migrate()
