@@ -167,4 +167,4 @@ def _failure(fault: Fault, detail: str) -> GenerationFailedError:
             return OutOfDeviceMemoryError(detail)
         case Fault.NOT_FINITE:
             return NotFiniteError(detail)
-    return GenerationFailedError("A stage failed: a fault of ours.")
+    return GenerationFailedError("A stage failed: an internal error.")

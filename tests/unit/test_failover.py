@@ -38,7 +38,7 @@ def denoiser() -> DeploymentHandle:
     [
         (Fault.NOT_FINITE, 500, "not_finite", "what went wrong"),
         (Fault.OUT_OF_MEMORY, 507, "out_of_memory", "what went wrong"),
-        (Fault.BROKEN, 500, "internal_error", "A stage failed: a fault of ours."),
+        (Fault.BROKEN, 500, "internal_error", "A stage failed: an internal error."),
     ],
 )
 def test_a_client_is_told_what_concerns_it(
