@@ -1,4 +1,4 @@
-"""Benchmarks. Whatever they run waits as the application does: set before anything loads OpenMP."""
+"""Benchmarks. OpenMP waits as in the application: the variable is set before anything loads OpenMP."""
 
 import os
 

@@ -1,9 +1,9 @@
-"""How much slower pictures are beside one ordinary busy process, by how OpenMP's threads wait and how many
-there are: a picture at a time alone, a picture at a time beside a process that only loops, and a burst.
+"""How much a busy process slows down pictures, by OpenMP's wait policy and number of threads. Three cases:
+single pictures alone, single pictures beside a process that only loops, and a burst.
 
     python -m benchmarks.busy_neighbour
 
-Each configuration is a server of its own, over HTTP; the cases take turns within it.
+Each configuration is a separate server, over HTTP. The cases take turns within it.
 """
 
 import argparse
@@ -51,7 +51,7 @@ def _loop() -> None:
 
 @contextmanager
 def busy_neighbour() -> Iterator[None]:
-    """A process that takes all that it can get of one core."""
+    """A process that takes as much as it can get of one core."""
     process = multiprocessing.get_context("spawn").Process(target=_loop, daemon=True)
     process.start()
     try:
@@ -78,9 +78,9 @@ def burst_images_per_s(url: str, num_images: int) -> float:
 
 
 def measured(policy: str, num_threads: int, rounds: int, pictures: int, burst: int) -> dict[str, Any]:
-    """Medians, and all that they are of."""
+    """Medians and the single values."""
     system = midstep("benchmarks.busy_neighbour", "serve")
-    os.environ.pop("OMP_WAIT_POLICY", None)  # for the server: this process has read it
+    os.environ.pop("OMP_WAIT_POLICY", None)  # for the server; this process has already read it
     if policy != "unset":
         system = replace(system, variables={**system.variables, "OMP_WAIT_POLICY": policy})
     cases: dict[str, list[float]] = {"alone_s": [], "beside_s": [], "burst_images_per_s": []}
@@ -102,7 +102,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--pictures", type=int, default=3, help="of each kind in a round")
+    parser.add_argument("--pictures", type=int, default=3, help="pictures of each kind per round")
     parser.add_argument("--burst", type=int, default=24, help="requests at once")
     parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
     parser.add_argument("--json", type=Path)
@@ -116,7 +116,7 @@ def main() -> None:
             results.append(result)
             shown = " | ".join(f"{value:.2f}" for value in result["medians"].values())
             print(f"| {policy} | {num_threads} | {shown} |", flush=True)
-            if args.json:  # after each: the next one may take minutes
+            if args.json:  # after each, as the next one may take minutes
                 _write(args.json, {"steps": STEPS, "burst": args.burst}, results)
 
 

@@ -1,9 +1,9 @@
-"""What checkpoints cost: images per second at saturation over HTTP, with hardly any and with far too many.
+"""The cost of checkpoints: images per second at saturation over HTTP, with hardly any and with far too many.
 
     python -m benchmarks.checkpoints
 
-A checkpoint every two seconds costs less than one run differs from another. One every tenth of a second costs
-twenty times as much, which can be measured; the cost of the usual interval is a twentieth of that.
+A checkpoint every two seconds costs less than the difference between two runs. One every tenth of a second
+costs twenty times as much, which can be measured. The cost of the usual interval is a twentieth of that.
 """
 
 import argparse
@@ -25,7 +25,7 @@ from serve.config.internal import InternalConfig
 
 STEPS = 20
 SELDOM_S, OFTEN_S = 3600.0, 0.1
-_INTERVAL = "MIDSTEP_BENCHMARK_INTERVAL"  # how the server's process is told of it
+_INTERVAL = "MIDSTEP_BENCHMARK_INTERVAL"  # passes the interval to the server's process
 _FOLDER = "MIDSTEP_BENCHMARK_FOLDER"
 
 

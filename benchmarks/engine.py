@@ -3,8 +3,8 @@
     python -m benchmarks.engine                     the embedded model on this machine
     python -m benchmarks.engine --json result.json  the figures with hardware and versions
 
-Both go from prompts to pixels. They take turns, so that a machine whose speed drifts is fair to both; what
-counts is the median of the ratios pair by pair, not the seconds.
+Both go from prompts to pixels. They take turns, so that a drifting machine speed is fair to both. The result
+is the median of the ratios of pairs, not the seconds.
 """
 
 import argparse
@@ -34,7 +34,7 @@ GUIDANCE_SCALE = 5.0
 
 
 def generate(ours: LocalEngine, prompts: Sequence[str], num_inference_steps: int) -> list[Pixels]:
-    """Pictures of the seeds 0, 1, ..."""
+    """Pictures with the seeds 0, 1, ..."""
     ours.add(
         *prompts,
         negative_prompt="",

@@ -1,5 +1,5 @@
-"""Throughput of many denoisers against that of one, each on a GPU of its own, so its node says: what the rest
-of the application costs. Simulated devices. Ends with 1 below 95%.
+"""Throughput of many denoisers against that of one, which shows the cost of the rest of the application. Each
+denoiser has a GPU that its node only claims to have, and devices are simulated. Exit status 1 below 95%.
 
     python -m benchmarks.fleet
 """
@@ -24,15 +24,15 @@ from serve.config.model import CostModelFile
 
 STEPS, ROWS, GPUS_PER_NODE = 20, 8, 8
 SHAPE = (16, 16)
-# A forward of four guided images takes half a second: 0.4 images/s, so that two cores keep up with sixteen.
+# A forward of four guided images takes 0.5 s: 0.4 images/s, so that two cores keep up with sixteen denoisers.
 COST = CostModel(
     encode=Curve(0.01, 64, 0.0),
     forward=StageCost(((SHAPE, Curve(0.1, 1, 0.05)),)),
     decode=StageCost(((SHAPE, Curve(0.02, 1, 0.02)),)),
 )
 CAPACITY = ROWS / 2 / (STEPS * COST.forward.seconds(SHAPE, ROWS))  # images/s of a denoiser
-AIM = 0.95  # of as many times what one denoiser does
-OFFERED = 1.2  # of CAPACITY: enough that none is ever idle
+AIM = 0.95  # share of perfect scaling
+OFFERED = 1.2  # share of CAPACITY, so that no denoiser is ever idle
 
 
 def config(num_denoisers: int, folder: Path) -> AppConfig:
@@ -54,7 +54,7 @@ def config(num_denoisers: int, folder: Path) -> AppConfig:
 
 
 def images_per_s(outcomes: Sequence[RequestOutcome], start_s: float, end_s: float) -> float:
-    """That were done between the two."""
+    """Images per second that were completed between the two times."""
     ended = [outcome.answer.ended_s for outcome in outcomes if outcome.answer.num_images]
     return sum(start_s <= at_s < end_s for at_s in ended) / (end_s - start_s)
 
@@ -64,8 +64,8 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--denoisers", type=int, default=16)
-    parser.add_argument("--warmup", type=float, default=30.0, help="seconds before it counts")
-    parser.add_argument("--duration", type=float, default=100.0, help="seconds that count")
+    parser.add_argument("--warmup", type=float, default=30.0, help="uncounted seconds at the start")
+    parser.add_argument("--duration", type=float, default=100.0, help="counted seconds")
     args = parser.parse_args()
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
     mix = Mix(prompts=PROMPTS, num_inference_steps={STEPS: 1.0}, guidance_scales={GUIDANCE_SCALE: 1.0})

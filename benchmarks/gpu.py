@@ -1,10 +1,10 @@
-"""What only a GPU can show, in one run, with random weights of real size.
+"""Everything that only a GPU can show, in one run, with random weights of real size.
 
     python -m benchmarks.gpu --json benchmarks/results/NAME.json
 
-Seconds of a U-Net forward over its rows, eager, captured and compiled, and how much of the device's measured
-matrix peak that is; the engine against diffusers' pipeline at equal batch; VAE decoding alone and beside a
-process that denoises; and whether deterministic latents are the same bits. Without CUDA the same code runs at
+It measures seconds per U-Net forward by rows, eager, captured and compiled, and their share of the device's
+measured matrix peak; the engine against diffusers' pipeline at equal batch; VAE decoding alone and beside a
+denoising process; and whether deterministic latents are bit-identical. Without CUDA the same code runs at
 tiny sizes, whose figures mean nothing.
 """
 
@@ -35,7 +35,7 @@ STEPS = 20
 
 
 class Bench:
-    """Times work on one device; every figure is the median of `repeats`, after a warm-up."""
+    """Times work on one device. Every figure is the median of `repeats`, after a warm-up."""
 
     def __init__(self, device: torch.device, dtype: torch.dtype, repeats: int) -> None:
         self.device = device
@@ -58,7 +58,7 @@ class Bench:
         return statistics.median(timings)
 
     def matrix_peak(self) -> float:
-        """FLOP/s of a large matrix product on random data: what any model could reach at best."""
+        """FLOP/s of a large matrix product on random data, the upper bound for any model."""
         side = 8192 if self.device.type == "cuda" else 512
         left, right = (torch.randn(side, side, device=self.device, dtype=self.dtype) for _ in range(2))
         return 2 * side**3 / self.seconds(lambda: left @ right)
@@ -67,7 +67,7 @@ class Bench:
 def forwards(
     bench: Bench, model: RandomModel, run_step: StepRunner, peak: float, flops: int
 ) -> list[dict[str, float]]:
-    """Seconds of a step over its rows, and its share of the matrix peak. flops: of a row."""
+    """Seconds per step by rows, and its share of the matrix peak. flops: per row"""
     shape = (model.side, model.side)
     results = []
     for rows in sorted(ROWS, reverse=True):
@@ -79,11 +79,11 @@ def forwards(
 
 
 def curves(bench: Bench, family: str, peak: float) -> dict[str, Any]:
-    """Every way to run a step. One that cannot run here says why instead of figures."""
+    """Measures every way to run a step. A way that cannot run here gives the reason instead of figures."""
     ways: dict[str, Callable[[], StepRunner]] = {}
     model = RandomModel.build(family, bench.device, bench.dtype)
     shapes = [(model.side, model.side)]
-    # Counted before anything is compiled: what dynamo meets under a counter stays eager for good.
+    # Counted before anything is compiled, because dynamo never compiles what it has seen under a counter.
     with FlopCounterMode(display=False) as counter:
         warm_up(model.unet, EagerSteps(model.unet), shapes[0], 1)
     flops = counter.get_total_flops()
@@ -125,7 +125,7 @@ def denoise(model: RandomModel, run_step: StepRunner, requests: Sequence[Any]) -
 
 
 def against_pipeline(bench: Bench, family: str, steps: int) -> list[dict[str, float]]:
-    """Seconds of a whole denoising, ours and diffusers' eager and compiled pipeline's, at equal batch."""
+    """Seconds per whole denoising: ours, and diffusers' eager and compiled pipeline's, at equal batch."""
     model = RandomModel.build(family, bench.device, bench.dtype)
     pipeline, run_step = model.pipeline(), step_runner(model.unet, [(model.side, model.side)])
     results = []
@@ -149,7 +149,7 @@ def against_pipeline(bench: Bench, family: str, steps: int) -> list[dict[str, fl
 
 
 def _denoise_until(stop: Any, counted: Any, family: str, device: str, dtype: torch.dtype) -> None:
-    """In a process of its own: U-Net steps of eight rows, counted, until told to stop."""
+    """Runs in a separate process: counted U-Net steps of eight rows, until told to stop."""
     model = RandomModel.build(family, torch.device(device), dtype)
     run_step = step_runner(model.unet, [(model.side, model.side)])
     while not stop.is_set():
@@ -159,7 +159,7 @@ def _denoise_until(stop: Any, counted: Any, family: str, device: str, dtype: tor
 
 
 def vae_beside_unet(bench: Bench, family: str, side: int) -> list[dict[str, float]]:
-    """Seconds of VAE decoding over its batch, alone and beside another process; what that loses by it."""
+    """Seconds of VAE decoding by batch size, alone and beside a process, and that process's slowdown."""
     vae = build_vae(family, bench.device, bench.dtype)
     batches = {
         size: torch.randn(size, 4, side, side, device=bench.device, dtype=bench.dtype) for size in BATCH_SIZES
@@ -210,14 +210,14 @@ def vae_beside_unet(bench: Bench, family: str, side: int) -> list[dict[str, floa
 
 
 def _rate(counted: Any, work: Callable[[], object]) -> float:
-    """Counts per second while something runs."""
+    """Counts per second while `work` runs."""
     before, started = counted.value, time.perf_counter()
     work()
     return float((counted.value - before) / (time.perf_counter() - started))
 
 
 def fingerprints(family: str, device: str, dtype: torch.dtype, steps: int) -> list[str]:
-    """Digests of one deterministic request's latents: at every slot, among other neighbours each time."""
+    """Digests of one deterministic request's latents, at every slot, each time among other neighbours."""
     model = RandomModel.build(family, torch.device(device), dtype)
     run_step = step_runner(model.unet, [(model.side, model.side)])
     found = []
@@ -233,7 +233,7 @@ def fingerprints(family: str, device: str, dtype: torch.dtype, steps: int) -> li
 
 
 def determinism(bench: Bench, family: str, steps: int) -> dict[str, Any]:
-    """Whether those are all the same, here and in a second process."""
+    """Whether the fingerprints are all the same, here and in a second process."""
     arguments = (family, str(bench.device), bench.dtype, steps)
     with multiprocessing.get_context("spawn").Pool(1) as pool:
         found = [fingerprints(*arguments), pool.apply(fingerprints, arguments)]
@@ -278,7 +278,7 @@ def main() -> None:
         torch.bfloat16 if on_cuda else torch.float32,
         args.repeats,
     )
-    torch._dynamo.config.recompile_limit = 256  # one of each row count; past it dynamo quietly runs eagerly
+    torch._dynamo.config.recompile_limit = 256  # one per row count; past it dynamo silently runs eagerly
     results: dict[str, Any] = environment(bench.device) | {"dtype": str(bench.dtype).removeprefix("torch.")}
     say(json.dumps(results))
     peak = bench.matrix_peak()
@@ -296,7 +296,7 @@ def main() -> None:
             say(f"{family}: {name.replace('_', ' ')}")
             torch._dynamo.reset()
             results[family][name] = part()
-            if args.json:  # after every part: what is measured is kept, whatever comes after it
+            if args.json:  # after every part, so that a later failure loses nothing
                 args.json.parent.mkdir(parents=True, exist_ok=True)
                 args.json.write_text(json.dumps(results, indent=2) + "\n")
 

@@ -1,9 +1,9 @@
-"""What HTTP, Ray Serve and the hops between stages add to one image: medians, one client at a time.
+"""The time that HTTP, Ray Serve and the hops between stages add to one image: medians, one client at a time.
 
     make serve                     in one terminal, then
     python -m benchmarks.http      in another
 
-The same image is made over HTTP and by the engine and decoder alone in this process, in turns.
+The same image is made over HTTP and by only the engine and decoder in this process, in turns.
 """
 
 import argparse

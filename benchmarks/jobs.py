@@ -1,9 +1,9 @@
-"""How fast jobs can be handed in, each on disk before it is answered: open loop over HTTP, SQLite.
+"""How fast jobs can be submitted, each on disk before it is answered: open loop over HTTP, SQLite.
 
     python -m benchmarks.jobs
 
-Once while the device only sleeps (simulated), so that the cores are free, and once while the engine runs the
-jobs that were handed in.
+It runs once while a simulated device only sleeps, so that the cores are free, and once while the engine runs
+the submitted jobs.
 """
 
 import argparse
@@ -26,7 +26,7 @@ from serve.config.app import AppConfig
 from serve.config.model import CostModelFile
 
 STEPS = 20
-# Slow enough that hardly any job is finished meanwhile.
+# Slow enough that hardly any job finishes during the run.
 SLEEPING = CostModel(
     encode=Curve(0.005, 8, 0.0005),
     forward=StageCost((((16, 16), Curve(0.5, 2, 0.1)),)),
@@ -40,8 +40,8 @@ BODY = {
         "num_inference_steps": "{num_inference_steps}",
     },
 }
-_FOLDER = "MIDSTEP_BENCHMARK_FOLDER"  # how the server's process is told where its jobs go
-_COST_MODEL = "cost_model.json"  # in it, if the device is simulated
+_FOLDER = "MIDSTEP_BENCHMARK_FOLDER"  # passes the folder of jobs to the server's process
+_COST_MODEL = "cost_model.json"  # in that folder, if the device is simulated
 
 
 def build_app(num_threads: int) -> Application:
@@ -78,7 +78,7 @@ def main() -> None:
     parser.add_argument("--duration", type=float, default=20.0, help="seconds of each")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument(
-        "--proxy", choices=PROXIES, default="haproxy", help="as production has it, or Serve's"
+        "--proxy", choices=PROXIES, default="haproxy", help="haproxy, as in production, or Serve's own"
     )
     args = parser.parse_args()
     print(f"HTTP by {args.proxy}", flush=True)

@@ -1,5 +1,5 @@
-"""More than the device can do: what is still answered in time, how fast the rest is refused, and how soon all
-is well again. Open loop over HTTP, on a simulated device.
+"""Overload: how much is still answered in time, how fast the rest is refused, and how soon the server
+recovers. Open loop over HTTP, on a simulated device.
 
     python -m benchmarks.overload
 """
@@ -28,13 +28,13 @@ from serve.config.app import AppConfig
 from serve.config.model import CostModelFile
 
 MAX_WAIT_S = 10.0
-# In time is who is answered within the longest wait and the time that is needed among others, and a bit.
+# A request is in time within the longest wait and its own time among others, with some margin.
 SLO_S = 1.5 * MAX_WAIT_S
 SHAPE, _ = SLEEPING.forward.curves[0]
-CAPACITY = MAX_ROWS / 2 / (STEPS * SLEEPING.forward.seconds(SHAPE, MAX_ROWS))  # images/s, of guided ones
-CALM = 0.5  # of the capacity
-_FOLDER = "MIDSTEP_BENCHMARK_FOLDER"  # how the server's process is told where its files are
-_COST_MODEL = "cost_model.json"  # in it
+CAPACITY = MAX_ROWS / 2 / (STEPS * SLEEPING.forward.seconds(SHAPE, MAX_ROWS))  # guided images/s
+CALM = 0.5  # share of the capacity
+_FOLDER = "MIDSTEP_BENCHMARK_FOLDER"  # passes the folder of files to the server's process
+_COST_MODEL = "cost_model.json"  # in that folder
 
 
 def build_app(num_threads: int) -> Application:
@@ -62,7 +62,7 @@ def described(name: str, outcomes: Sequence[RequestOutcome]) -> str:
 
 
 def recovery_s(before: Sequence[RequestOutcome], after: Sequence[RequestOutcome]) -> float:
-    """From the end of the overload until requests are again served about as fast as before it."""
+    """Seconds from the end of the overload until requests are about as fast as before it."""
     usual_s = summarize(before).latency_p99_s
     assert usual_s is not None, "none was served before the overload"
     start_s = after[0].request.due_s
@@ -82,7 +82,7 @@ def main() -> None:
     parser.add_argument("--multiples", type=float, nargs="+", default=[1.0, 2.0, 5.0, 10.0])
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument(
-        "--proxy", choices=PROXIES, default="haproxy", help="as production has it, or Serve's"
+        "--proxy", choices=PROXIES, default="haproxy", help="haproxy, as in production, or Serve's own"
     )
     args = parser.parse_args()
 

@@ -1,8 +1,8 @@
-"""`midstep plan` against the application: loads at 50, 70 and 85% of what that does, through both.
+"""`midstep plan` against the application: loads at 50, 70 and 85% of its capacity, through both.
 
-What is measured to plan with, a profile, single requests, and evenly spaced ones before and after each load,
-is none of these loads. What the application does at most is its own throughput in a burst of the same mix.
-Every load runs several times: a machine that others disturb is another one within minutes.
+The measurements for planning (a profile, single requests, and evenly spaced ones before and after each load)
+use none of these loads. The application's capacity is its own throughput in a burst of the same mix. Every
+load runs several times, because a machine with other users changes within minutes.
 
     python -m benchmarks.planning                  the embedded model on the CPU
     python -m benchmarks.planning --simulated      a simulated device
@@ -34,18 +34,18 @@ from serve.checks import only_application
 from serve.config.app import AppConfig
 from serve.config.model import CostModelFile
 
-# Weights of the numbers of steps.
+# Weights of step counts.
 STEPS = {4: 2, 20: 5, 30: 2, 50: 1}
 MAX_ROWS = 16
-WARM_UP, BURST, TIMEOUT_S = 1, 12, 600.0  # so many requests of a step count for each of its weight
+WARM_UP, BURST, TIMEOUT_S = 1, 12, 600.0  # requests per step count and unit of its weight
 SHAPE = (16, 16)
-# Modelled, not measured: of a device whose steps two cores keep up with.
+# Modelled, not measured: a device whose steps two cores keep up with.
 SLEEPING = CostModel(
     encode=Curve(0.005, 8, 0.0005),
     forward=StageCost(((SHAPE, Curve(0.040, 2, 0.012)),)),
     decode=StageCost(((SHAPE, Curve(0.030, 1, 0.030)),)),
 )
-_CONFIG = "MIDSTEP_BENCHMARK_CONFIG"  # how the server's process is told of it
+_CONFIG = "MIDSTEP_BENCHMARK_CONFIG"  # passes the configuration to the server's process
 
 
 def build_app(num_threads: int) -> Application:
@@ -82,7 +82,7 @@ def written_config(folder: Path, is_simulated: bool, num_denoisers: int) -> Path
 
 
 def capacity(url: str) -> float:
-    """Images/s of this mix, when all come at once."""
+    """Images/s of this mix when all requests come at once."""
     for num_of_each in (WARM_UP, BURST):
         planned = []
         for steps, weight in STEPS.items():
@@ -93,8 +93,8 @@ def capacity(url: str) -> float:
 
 
 def misses(validated: Sequence[Validated]) -> list[str]:
-    """How far off each figure of a load was that was validated several times: each time, and in the median of
-    those in which the machine did not change."""
+    """The error of each figure of a load that was validated several times: each run, and the median of the
+    runs in which the machine did not change."""
     lines = []
     for figure, name in COMPARED.items():
         steady, each = [], []
@@ -112,13 +112,15 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--simulated", action="store_true")
-    parser.add_argument("--shares", type=float, nargs="+", default=[0.5, 0.7, 0.85], help="of the capacity")
+    parser.add_argument(
+        "--shares", type=float, nargs="+", default=[0.5, 0.7, 0.85], help="shares of the capacity"
+    )
     parser.add_argument("--duration", type=float, default=75.0, help="seconds at each rate")
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--denoisers", type=int, default=2, help="of one core each; one, if simulated")
+    parser.add_argument("--denoisers", type=int, default=2, help="with one core each; one if simulated")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument(
-        "--proxy", choices=PROXIES, default="haproxy", help="as production has it, or Serve's"
+        "--proxy", choices=PROXIES, default="haproxy", help="haproxy, as in production, or Serve's own"
     )
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:

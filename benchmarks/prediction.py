@@ -1,8 +1,8 @@
-"""How well the cost model predicts: forwards of row counts that it was not fitted to, in two sizes.
+"""How well the cost model predicts forwards with row counts that it was not fitted to, in two sizes.
 
     python -m benchmarks.prediction
 
-It is fitted as at a replica's start, to 1, 2, 4, ... rows of each size.
+The model is fitted as at a replica's start, to 1, 2, 4, ... rows of each size.
 """
 
 import argparse
@@ -45,7 +45,7 @@ def main() -> None:
     rng = random.Random(1)
     for shape in shapes:
         for rows in held_out:
-            work(shape, rows)  # warms up, as in a server that has run for a while
+            work(shape, rows)  # warm-up, as in a server that has run for a while
     misses = []
     for _ in range(args.forwards):
         shape, rows = rng.choice(shapes), rng.choice(held_out)

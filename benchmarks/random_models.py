@@ -1,4 +1,4 @@
-"""U-Nets and VAEs of real size with random weights, which cost what trained ones do."""
+"""U-Nets and VAEs of real size with random weights, which take as long as trained ones."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +22,7 @@ from deployments.engine.models import UNet
 from deployments.engine.samplers import SamplerTables
 
 DEVICES = Path(__file__).parents[1] / "cluster/devices"
-# What every Stable Diffusion was trained with.
+# The noise schedule with which every Stable Diffusion was trained.
 NOISE_SCHEDULE: dict[str, Any] = {
     "_class_name": "DDIMScheduler",
     "beta_start": 0.00085,
@@ -38,7 +38,7 @@ GUIDANCE_SCALE = 5.0
 SD15, SDXL = (
     UNet2DConditionModel.load_config(DEVICES / family, subfolder="unet") for family in ("sd15", "sdxl")
 )
-# For a machine without a GPU: the same code, none of the size.
+# For machines without a GPU: the same code at a tiny size.
 TINY: dict[str, Any] = {
     "sample_size": 16,
     "block_out_channels": (16, 32),
@@ -54,7 +54,7 @@ U_NETS = {"sd15": SD15, "sdxl": SDXL, "tiny": TINY}
 
 @dataclass(frozen=True)
 class RandomModel:
-    """side: of the latents; width: of the prompt embeddings."""
+    """side: of the latents; width: of the prompt embeddings"""
 
     unet: UNet
     module: UNet2DConditionModel
@@ -75,7 +75,7 @@ class RandomModel:
         return cls(unet, module, tables, config["sample_size"], config["cross_attention_dim"])
 
     def engine(self, max_rows: int, run_step: StepRunner | None = None) -> Engine:
-        """Its row counts are few, as on CUDA, whatever the device. Rows cost nothing: all share a forward."""
+        """An engine with few row counts, as on CUDA. Rows cost nothing, so all share a forward."""
         shape = (self.side, self.side)
         config = EngineConfig(max_rows, max_rows, max_rows, shape, row_counts=(2, 4, 8, 16))
         cost = StageCost(((shape, Curve(0.01, 1, 0.0)),))
@@ -103,9 +103,9 @@ class RandomModel:
         )
 
     def pipeline(self) -> StableDiffusionPipeline | StableDiffusionXLPipeline:
-        """diffusers' own around the same U-Net; it takes embeddings and gives latents."""
+        """diffusers' own pipeline around the same U-Net. It takes embeddings and returns latents."""
         parts: dict[str, Any] = {
-            "vae": AutoencoderKL(block_out_channels=(32, 32, 32, 32)),  # gives it its scale factor, no more
+            "vae": AutoencoderKL(block_out_channels=(32, 32, 32, 32)),  # only for its scale factor
             "text_encoder": None,
             "tokenizer": None,
             "unet": self.module,
@@ -145,7 +145,7 @@ class RandomModel:
 
 
 def build_vae(family: str, device: torch.device, dtype: torch.dtype) -> AutoencoderKL:
-    """A VAE of Stable Diffusion's shape, which is SDXL's as well, or a tiny one."""
+    """A VAE of Stable Diffusion's shape, which is also SDXL's, or a tiny one."""
     torch.manual_seed(0)
     channels = (16, 16, 16, 16) if family == "tiny" else (128, 256, 512, 512)
     groups = 8 if family == "tiny" else 32

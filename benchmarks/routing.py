@@ -1,9 +1,9 @@
-"""To the denoiser with the least work, or as Serve's own router has it: latencies of the same load.
+"""Latencies of the same load with the least-work router and with Serve's own router.
 
     python -m benchmarks.routing
 
-Simulated devices, slow enough for two cores to keep up with all of them; all else is real. The load asks for
-4, 20, 30 or 50 steps.
+Devices are simulated, and slow enough for two cores to keep up with all of them; all else is real. The load
+asks for 4, 20, 30 or 50 steps.
 """
 
 import argparse
@@ -31,7 +31,7 @@ from serve.config.deployment_options import stage_options
 STEPS: Mapping[Any, float] = {4: 0.2, 20: 0.4, 30: 0.3, 50: 0.1}
 MEAN_STEPS = sum(steps * share for steps, share in STEPS.items())
 ROUTERS = ("Serve's own", "least work")
-_FOLDER, _ROUTER = "MIDSTEP_BENCHMARK_FOLDER", "MIDSTEP_BENCHMARK_ROUTER"  # of the server's process
+_FOLDER, _ROUTER = "MIDSTEP_BENCHMARK_FOLDER", "MIDSTEP_BENCHMARK_ROUTER"  # variables of the server's process
 
 
 def _with_serves_own(*of: Any) -> dict[str, Any]:
@@ -59,7 +59,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--denoisers", type=int, default=8)
-    parser.add_argument("--load", type=float, default=0.8, help="of what the devices do at most")
+    parser.add_argument("--load", type=float, default=0.8, help="share of the devices' capacity")
     parser.add_argument("--duration", type=float, default=150.0, help="seconds")
     args = parser.parse_args()
     mix = Mix(prompts=PROMPTS, num_inference_steps=STEPS, guidance_scales={GUIDANCE_SCALE: 1.0})

@@ -1,11 +1,12 @@
-"""What serving costs at saturation: the whole application's images per second against the bare engine's.
+"""The cost of serving at saturation: the whole application's images per second against the bare engine's.
 
     python -m benchmarks.saturation                  the embedded model
-    python -m benchmarks.saturation --simulated      a device that only sleeps: all that is lost is ours
+    python -m benchmarks.saturation --simulated      a device that only sleeps, so every loss is ours
 
-The same requests at the same row cap, all there from the start: over HTTP through every stage with a denoiser
-for each core, and by as many engines without Ray, in a process each. These decode as well, but for the
-simulated device: there is one, and every stage has one of its own. In turns; the server idles meanwhile.
+The same requests, all there from the start, run at the same row cap in turns: over HTTP through every stage
+with a denoiser per core, and through as many engines without Ray, in a process each. The bare engines also
+decode, except with the simulated device, where each stage of the server has its own. The server idles
+meanwhile.
 """
 
 import argparse
@@ -42,13 +43,13 @@ from serve.config.model import CostModelFile
 MAX_ROWS = 16
 STEPS = 20
 SHAPE = (16, 16)
-# Modelled, not measured: steps as short as those of a fast GPU, which is what serving has to keep up with.
+# Modelled, not measured: steps as short as a fast GPU's, which serving has to keep up with.
 SLEEPING = CostModel(
     encode=Curve(0.005, 8, 0.0005),
     forward=StageCost(((SHAPE, Curve(0.018, 2, 0.006)),)),
     decode=StageCost(((SHAPE, Curve(0.010, 1, 0.010)),)),
 )
-_COST_MODEL = "MIDSTEP_BENCHMARK_COST_MODEL"  # how the server's process is told of the simulated device
+_COST_MODEL = "MIDSTEP_BENCHMARK_COST_MODEL"  # passes the simulated device's costs to the server's process
 
 
 def config(num_denoisers: int) -> AppConfig:
@@ -69,7 +70,7 @@ def config(num_denoisers: int) -> AppConfig:
 
 
 def build_app(num_threads: int) -> Application:
-    """num_threads: of all denoisers, which have one each"""
+    """num_threads: threads of all denoisers, one each"""
     return build_midstep(config(num_threads))
 
 
@@ -86,8 +87,8 @@ class BareEngine:
         self._tables = SamplerTables(info.scheduler_config)
         measurement = CostMeasurement(app.latent_shapes(info), known)
         unet, run_step, engine = unet_and_steps(source, placement, measurement, app.engine_config(info))
-        torch.set_num_threads(1)  # as in the Denoiser
-        # Not measured here: rows that cost nothing all share a forward.
+        torch.set_num_threads(1)  # the same as in the Denoiser
+        # Not measured. Rows cost nothing here, so all share a forward.
         cost = known.forward if known else StageCost(((SHAPE, Curve(0.01, 1, 0.0)),))
         self._engine = Engine(unet, run_step, self._tables, engine, cost)
         self._side = info.default_height
@@ -95,7 +96,7 @@ class BareEngine:
         self._encoded: dict[str, PromptEmbeds] = {}
 
     def _embeds(self, prompt: str) -> PromptEmbeds:
-        """Encoded once, as the server's cache does."""
+        """Embeddings, encoded once like in the server's cache."""
         if prompt not in self._encoded:
             text = PromptText(prompt, "", guided=True, deterministic=False)
             encoded = sound(self._encoder.encode(self._encoder.texts(text)))
@@ -127,7 +128,7 @@ class BareEngine:
 
 
 class BareEngines:
-    """So many of them, which share the work."""
+    """A number of bare engines that share the work."""
 
     def __init__(self, number: int) -> None:
         fresh = multiprocessing.get_context("spawn")
@@ -145,7 +146,7 @@ class BareEngines:
 
 @cache
 def _engine() -> BareEngine:
-    """This process's."""
+    """The engine of this process."""
     return BareEngine()
 
 
@@ -162,7 +163,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--denoisers", type=int, help="(2; 1, if simulated)")
     parser.add_argument(
-        "--proxy", choices=PROXIES, default="haproxy", help="as production has it, or Serve's"
+        "--proxy", choices=PROXIES, default="haproxy", help="haproxy, as in production, or Serve's own"
     )
     args = parser.parse_args()
     denoisers = args.denoisers or (1 if args.simulated else 2)
@@ -176,7 +177,7 @@ def main() -> None:
             path.write_text(file.model_dump_json())
             os.environ[_COST_MODEL] = str(path)
         bare = BareEngines(denoisers)
-        bare.run(requests[:16])  # warms up
+        bare.run(requests[:16])  # warm-up
         with running(midstep("benchmarks.saturation", args.proxy), denoisers) as url:
             asyncio.run(run_load(Target(url), requests[:16]))
             pairs = []

@@ -1,11 +1,11 @@
-"""Step-level against static batching, simulated: the time of forwards on one device and nothing around it.
+"""Step-level against static batching, simulated: only the time of forwards on one device.
 
     python -m benchmarks.step_scheduling                        modelled: an H200 with SD 1.5 and with SDXL
-    python -m benchmarks.step_scheduling cost_model.json        as `midstep profile` measured it
+    python -m benchmarks.step_scheduling cost_model.json        measured by `midstep profile`
 
-Static batches are those of `@serve.batch` in benchmarks/peers: the largest group of equal step counts goes
+Static batches are those of `@serve.batch` in benchmarks/peers: the largest group with equal step counts goes
 next and runs to its end. Step by step, a forward takes as many requests as fit into a row cap, or as many as
-the step scheduler finds worth it. All get the same arrivals, at shares of what static batches can do.
+the step scheduler finds worth it. All get the same arrivals, at shares of the capacity of static batches.
 """
 
 import argparse
@@ -29,7 +29,7 @@ from deployments.engine.messages import DenoiseRequest, PromptEmbeds
 from deployments.engine.step_scheduler import Group, StepScheduler, pick_members
 from serve.config.model import CostModelFile
 
-BURST = 400  # requests at once, for what a policy can do
+BURST = 400  # requests at once, to find a policy's capacity
 ROW_CAPS = (16, 32, 64)
 _NOTHING = torch.empty(0)
 _WITH_GUIDANCE = PromptEmbeds(_NOTHING, _NOTHING, _NOTHING, _NOTHING, 0, 0, 0)
@@ -52,7 +52,7 @@ def _request(steps: int) -> DenoiseRequest:
 
 @dataclass(eq=False, slots=True)
 class Denoising:
-    """What the step scheduler reads of a request."""
+    """The fields of a request that the step scheduler reads."""
 
     request: DenoiseRequest
     group: Group
@@ -62,12 +62,12 @@ class Denoising:
     calls_left: int
 
 
-# Who goes next of those that are there, and for how many forwards.
+# Picks the present requests that go next, and for how many forwards.
 Policy = Callable[[Sequence[Denoising], float], tuple[Sequence[Denoising], int]]
 
 
 class Device:
-    """One that forwards take as long as a cost model says."""
+    """A device whose forwards take as long as a cost model says."""
 
     def __init__(self, cost: StageCost) -> None:
         (shape, _), *_ = cost.curves
@@ -78,7 +78,7 @@ class Device:
         return self._cost.seconds(group.latent_shape, rows)
 
     def latencies_s(self, policy: Policy, arrivals: Iterable[tuple[float, int]]) -> list[float]:
-        """arrivals: when, in order, and of how many steps"""
+        """arrivals: (time, number of steps), in order of time"""
         to_come = [self._denoising(arrival, steps) for arrival, steps in reversed(list(arrivals))]
         present: list[Denoising] = []
         latencies_s, now = [], 0.0
@@ -102,7 +102,7 @@ class Device:
         return Denoising(request, self.group, arrival, steps, unloaded_s, steps)
 
     def policies(self) -> Mapping[str, Policy]:
-        """The static one first."""
+        """All policies, the static one first."""
 
         def static(present: Sequence[Denoising], now: float) -> tuple[Sequence[Denoising], int]:
             members = next_group(present, lambda item: item.num_calls)
@@ -120,7 +120,7 @@ class Device:
 
 
 def steps_of(count: int, seed: int) -> list[int]:
-    # A stream of its own: from that of the arrivals, long requests would come after long gaps.
+    # A separate stream: with the arrivals' stream, long requests would follow long gaps.
     return random.Random(f"steps {seed}").choices(list(STEPS), list(STEPS.values()), k=count)
 
 
@@ -162,8 +162,10 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("cost_models", type=Path, nargs="*", default=[FOLDER / name for name in FILES])
-    parser.add_argument("--loads", type=float, nargs="+", default=[0.5, 0.8, 0.9], help="of static batches'")
-    parser.add_argument("--requests", type=int, default=3000, help="in each run")
+    parser.add_argument(
+        "--loads", type=float, nargs="+", default=[0.5, 0.8, 0.9], help="shares of static capacity"
+    )
+    parser.add_argument("--requests", type=int, default=3000, help="requests per run")
     parser.add_argument("--runs", type=int, default=3)
     arguments = parser.parse_args()
     console = Console(width=160)

@@ -1,1 +1,1 @@
-"""What stands around a cluster that serves: loading it and measuring it."""
+"""Tools around a serving cluster: command line, load generator, planner, rehearsal and manifests."""

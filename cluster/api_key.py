@@ -9,11 +9,11 @@ KEY_HELP = f"Each server is sent the API key in the environment variable {KEY_VA
 
 
 def api_key() -> str | None:
-    """The key without the white space around it, such as the newline that ends a secret's file.
+    """The key, without surrounding white space such as the newline that ends a secret's file.
 
     Raises click.UsageError, which does not show the key.
     """
     key = os.environ.get(KEY_VARIABLE, "").strip()
     if not key.isascii() or not key.isprintable() or " " in key:
-        raise click.UsageError(f"{KEY_VARIABLE}: is no API key; letters, digits and signs of ASCII are")
+        raise click.UsageError(f"{KEY_VARIABLE}: is not an API key; use ASCII letters, digits and signs")
     return key or None

@@ -1,4 +1,4 @@
-"""What is wrong with a configuration or its model, as a command's last words."""
+"""Shows problems of a configuration or its model as a command's error."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager

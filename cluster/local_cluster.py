@@ -1,4 +1,4 @@
-"""A Ray cluster on this machine, whose nodes have as many GPUs as they are told to say."""
+"""A Ray cluster on this machine, whose nodes claim to have any number of GPUs."""
 
 import logging
 import os
@@ -13,13 +13,13 @@ from ray.cluster_utils import Cluster
 from cluster.ray_environment import set_ray_environment
 from serve.ray_internals import Node, default_temp_folder, drain_node
 
-_HOST = "127.0.0.2"  # not 127.0.0.1, for which Ray takes the address that others reach this machine by
-_HEAD_CPUS = 8  # that Ray reserves shares of: whatever runs there shares what this machine has
+_HOST = "127.0.0.2"  # not 127.0.0.1, which Ray replaces by this machine's outside address
+_HEAD_CPUS = 8  # Ray reserves shares of these; the processes share this machine's CPUs
 _OBJECT_STORE_BYTES = 512 * 2**20  # of the head, where requests come in and pictures go out
 
 
 class LocalCluster:
-    """GPU nodes come and go; the head stays, and has no GPU."""
+    """A cluster whose GPU nodes come and go. The head stays and has no GPU."""
 
     def __init__(self, cluster: Cluster) -> None:
         self._cluster = cluster
@@ -32,18 +32,18 @@ class LocalCluster:
         return self._cluster.add_node(num_gpus=num_gpus, num_cpus=num_cpus, node_ip_address=_HOST)
 
     def kill(self, node: Node) -> None:
-        """All of its processes at once, as when the power fails."""
+        """Kills all processes of a node at once, as a power failure would."""
         self._cluster.remove_node(node, allow_graceful=False)
 
     def drain(self, node: Node, reason: str, deadline: float) -> None:
-        """It is going to be taken away. deadline: at most until then, in seconds since the epoch."""
+        """Announces that a node will be taken away. deadline: the latest time, in seconds since the epoch"""
         drain_node(self.address, node.node_id, reason, deadline)
 
 
 @contextmanager
 def local_cluster(metrics_port: int | None = None) -> Iterator[LocalCluster]:
-    """With a head alone at first; this process is connected to it. metrics_port: of the head."""
-    os.environ["RAY_AUTH_MODE"] = "disabled"  # everything of it is bound to this machine
+    """A cluster with only a head at first. This process is connected to it. metrics_port: of the head"""
+    os.environ["RAY_AUTH_MODE"] = "disabled"  # everything listens on this machine only
     set_ray_environment(os.environ)
     os.makedirs(default_temp_folder(), exist_ok=True)  # a Cluster writes its address there
     # Sockets live below it, and their paths must stay short.

@@ -1,15 +1,15 @@
-"""Free ports of this machine, for servers that are started for a while."""
+"""Finds free ports on this machine, for temporary servers."""
 
 import random
 import socket
 
-# Neither Ray's workers' (up to 19999) nor the system's own choice (from 32768): such a port can go to one of
-# the many connections that Ray opens while it starts, before whoever asked for it here has bound it.
+# Neither the ports of Ray's workers (up to 19999) nor those that the system chooses (from 32768): Ray opens
+# many connections while it starts, and one of them could take such a port before its server binds it.
 _PORTS = range(20000, 32768)
 
 
 def free_port() -> int:
-    """Raises OSError where there is none."""
+    """A free port. Raises OSError if there is none."""
     for port in random.SystemRandom().sample(_PORTS, 100):
         with socket.socket() as listener:
             try:

@@ -1,4 +1,4 @@
-"""`midstep profile`: measures what an application's stages cost on this machine, without Ray."""
+"""`midstep profile`: measures the costs of an application's stages on this machine, without Ray."""
 
 import logging
 from functools import partial
@@ -17,7 +17,7 @@ from serve.config.schema import ConfigError
 
 
 def profile(config: AppConfig) -> CostModelFile:
-    """Stage by stage, each with the threads that it is configured to have.
+    """Measures stage by stage, each with its configured number of threads.
 
     Raises ModelLoadError and ConfigError.
     """
@@ -51,8 +51,8 @@ def profile(config: AppConfig) -> CostModelFile:
 
 
 def write_profile(config: AppConfig, output: Path) -> None:
-    """Raises ConfigError and ModelLoadError."""
+    """Measures and writes the file. Raises ConfigError and ModelLoadError."""
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     logging.getLogger("ray.serve").setLevel(logging.INFO)
     output.write_text(profile(config).model_dump_json(indent=2) + "\n")
-    print(f"written to {output}; the key model.cost_model names it")
+    print(f"written to {output}; set model.cost_model to use it")

@@ -1,4 +1,4 @@
-"""The environment that Ray is started in here; its workers inherit it. The container image sets the same."""
+"""The environment in which Ray starts. Its workers inherit it. The container image sets the same."""
 
 from collections.abc import MutableMapping
 
@@ -21,7 +21,7 @@ ENVIRONMENT = {
 
 
 def set_ray_environment(environment: MutableMapping[str, str]) -> None:
-    """Sets ENVIRONMENT, but for what is set already."""
+    """Sets ENVIRONMENT, except for variables that are already set."""
     for name, value in ENVIRONMENT.items():
         environment.setdefault(name, value)
 

@@ -1,4 +1,4 @@
-"""How a stage's `@serve.batch` gathers what arrives."""
+"""The limits within which a stage's `@serve.batch` collects a batch."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -12,6 +12,6 @@ class Batching:
     batch_wait_timeout_s: float
 
     def apply_to(self, batched: Any) -> None:
-        """Sets it on a `@serve.batch` method, before its first call."""
+        """Sets the limits on a `@serve.batch` method, before its first call."""
         batched.set_max_batch_size(self.max_batch_size)
         batched.set_batch_wait_timeout_s(self.batch_wait_timeout_s)

@@ -1,4 +1,4 @@
-"""What the stages' work costs on this device: known from a file, or measured when a replica starts."""
+"""The cost of a stage's work on this device: read from a file, or measured when a replica starts."""
 
 import logging
 from collections.abc import Callable, Sequence
@@ -16,10 +16,10 @@ logger = logging.getLogger("ray.serve")
 
 @dataclass(frozen=True, slots=True)
 class CostMeasurement:
-    """How a replica comes to know what its work costs.
+    """How a replica learns what its work costs.
 
-    shapes: the latent shapes that are measured; known: a cost model that makes measuring needless
-    kept: what earlier replicas have measured; None to measure in any case
+    shapes: the latent shapes to measure; known: a cost model that makes measuring unnecessary
+    kept: measurements of earlier replicas; None to measure in any case
     """
 
     shapes: tuple[LatentShape, ...]
@@ -27,7 +27,7 @@ class CostMeasurement:
     kept: KeptCosts | None = None
 
     def forward_cost(self, warm_up: Callable[[LatentShape, int], None], config: EngineConfig) -> StageCost:
-        """Also warms up every forward that is to be fast from the first request on."""
+        """The cost of forwards. Also warms up every forward that must be fast from the first request on."""
         counts = sorted(
             {*(config.row_counts or counts_to_measure(config.max_rows)), config.deterministic_rows}
         )
@@ -42,7 +42,7 @@ class CostMeasurement:
         caps = ", ".join(
             f"{config.row_cap(Group(shape, False), cost)} at {shape[0]}x{shape[1]}" for shape in self.shapes
         )
-        logger.info("cost of U-Net forwards; most rows that share one: %s\n%s", caps, cost.table("rows"))
+        logger.info("cost of U-Net forwards; most rows in one forward: %s\n%s", caps, cost.table("rows"))
         return cost
 
     def decode_cost(self, warm_up: Callable[[LatentShape, int], None], max_batch_size: int) -> StageCost:
@@ -83,7 +83,7 @@ class CostMeasurement:
         counts: Sequence[int],
         known: StageCost | None,
     ) -> tuple[StageCost, bool]:
-        """The costs, and whether they were measured now."""
+        """The cost, and whether it was measured just now."""
         if known is not None:
             return known, False
 

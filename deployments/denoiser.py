@@ -1,7 +1,7 @@
-"""The denoising stage: `@serve.batch` admits requests together, the engine merges them step by step.
+"""The denoising stage. `@serve.batch` admits requests together; the engine merges them step by step.
 
-A batch handler of Serve cannot take a newcomer once it runs. So it wraps admission only: it hands what has
-arrived to the engine thread and returns at once with a stream for each.
+A Serve batch handler cannot add requests once it runs. So it wraps only admission: it hands new requests to
+the engine thread and returns at once. Each request has its own stream of events.
 """
 
 import asyncio
@@ -44,7 +44,7 @@ _Stream = asyncio.Queue[DenoiseEvent]
 
 
 class Denoiser:
-    """num_threads: of torch, for this replica."""
+    """Serves the engine. num_threads: torch threads of this replica"""
 
     def __init__(
         self,
@@ -57,18 +57,18 @@ class Denoiser:
     ) -> None:
         info = load_model_info(source)
         self._tables = SamplerTables(info.scheduler_config)
-        # Samplers are compiled here, since on the engine's thread everyone would wait. With one torch thread:
-        # a second team of OpenMP workers in this process would slow down the engine's (see engine_thread).
+        # Samplers are compiled here, because compiling on the engine's thread would hold up all requests. One
+        # torch thread, because a second team of OpenMP workers would slow down the engine's (engine_thread).
         self._compiler = ThreadPoolExecutor(1, "sampler-tables", torch.set_num_threads, (1,))
 
         def build() -> Engine:
             torch.set_num_threads(num_threads)
             unet, run_step, config = unet_and_steps(source, placement, measurement, engine)
-            torch.set_num_threads(1)  # forwards on a CPU have threads of their own (engine.row_parts)
+            torch.set_num_threads(1)  # forwards on a CPU have their own threads (engine.row_parts)
             self._cost = measurement.forward_cost(partial(warm_up, unet, run_step), config)
             self._config = config
             if placement.compile_cache:
-                # What was compiled by now is all that ever is: no request waits for a compiler.
+                # From here on nothing is compiled, so that no request waits for a compiler.
                 torch.compiler.set_stance("eager_on_recompile")
             return Engine(
                 unet,
@@ -90,10 +90,10 @@ class Denoiser:
         batching.apply_to(self._admit)
 
     async def denoise(self, request: DenoiseRequest) -> AsyncIterator[DenoiseEvent | Turn]:
-        """The request's events; the last is DenoisedLatents or DenoiseFailed. To leave is to abort.
+        """The request's events; the last is DenoisedLatents or DenoiseFailed. Leaving the iterator aborts it.
 
-        An isolated request waits for its turn (deployments.isolation), which ends with its first checkpoint,
-        as isolation does in the engine.
+        An isolated request waits for its turn (deployments.isolation). The turn ends with its first
+        checkpoint, as isolation does in the engine.
         """
         self._loop = asyncio.get_running_loop()
         with (
@@ -120,12 +120,12 @@ class Denoiser:
         self._turns.begin(turn)
 
     async def cost(self) -> StageCost:
-        """What forwards cost, by rows."""
+        """The cost of forwards by rows."""
         return self._cost
 
     def record_autoscaling_stats(self) -> dict[str, float]:
-        """Called by Serve, for its autoscaling."""
-        self._telemetry.set_running(len(self._streams))  # again, for the same reason as in Work.stats
+        """Called by Serve for autoscaling."""
+        self._telemetry.set_running(len(self._streams))  # set again for the same reason as in Work.stats
         return self._work.stats()
 
     def check_health(self) -> None:
@@ -138,17 +138,17 @@ class Denoiser:
             self._thread.stop()
 
     async def _work_s(self, request: DenoiseRequest) -> float:
-        """Device-seconds that are still to come. Compiles the sampler's table if there is none yet."""
+        """Device-seconds that are left. Compiles the sampler's table if there is none yet."""
         loop = asyncio.get_running_loop()
         await loop.run_in_executor(self._compiler, self._tables.table_for, request)
         if (work_s := request.work_left_s) is not None:
             return work_s
-        # The first requests, before whoever accepted them knew what they cost.
+        # The first requests come before their ingress knows the costs.
         return self._config.work_s(group_of(request), self._cost, request.calls_left, request.num_rows)
 
     @contextmanager
     def _stream(self, request_id: str) -> Iterator[_Stream]:
-        """Where a request's events go. When it is left, the engine has done with the request or drops it."""
+        """The queue of a request's events. On leaving, the engine drops the request if it still has it."""
         stream = self._streams[request_id] = _Stream()
         self._telemetry.set_running(len(self._streams))
         try:
@@ -160,12 +160,12 @@ class Denoiser:
 
     @serve.batch  # type: ignore[untyped-decorator]
     async def _admit(self, requests: list[DenoiseRequest]) -> list[None]:
-        # Who has left while the batch was gathered has no stream any more.
+        # A request whose caller left while the batch was collected has no stream any more.
         self._thread.add([request for request in requests if request.request_id in self._streams])
         return [None] * len(requests)
 
     def _deliver(self, report: StepReport) -> None:
-        """On the engine's thread: one hop to the event loop for all of a step's events."""
+        """Runs on the engine's thread. Makes one hop to the event loop for all events of a step."""
         assert self._loop is not None, "nothing runs before the first request"
         for event in report.events:
             match event:

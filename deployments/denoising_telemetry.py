@@ -1,4 +1,4 @@
-"""What a denoiser tells the outside: metrics of its steps and images, and a log line for each image."""
+"""A denoiser's telemetry: metrics of its steps and images, and a log line for each image."""
 
 import logging
 from collections.abc import Callable, Iterator
@@ -26,16 +26,16 @@ class DenoisingTelemetry:
             boundaries=[1, 2, 3, 4, 6, 8, 12, 16, 24, 32],
         )
         self._steps = metrics.Counter(
-            "midstep_steps_total", "Model calls of images, of which a forward does many."
+            "midstep_steps_total", "Model calls of images; a forward makes many at once."
         )
         self._running = metrics.Gauge(
-            "midstep_denoising_requests", "Requests that are being denoised or wait to be."
+            "midstep_denoising_requests", "Requests in denoising, running or waiting."
         )
         self._images = metrics.Counter(
-            "midstep_denoised_images_total", "Images that were denoised, failed or canceled.", ("outcome",)
+            "midstep_denoised_images_total", "Images by outcome: denoised, failed or canceled.", ("outcome",)
         )
         self._resumed = metrics.Counter(
-            "midstep_resumed_images_total", "Images that went on from a checkpoint."
+            "midstep_resumed_images_total", "Images that resumed from a checkpoint."
         )
 
     def record(self, report: ForwardReport) -> None:
@@ -48,8 +48,8 @@ class DenoisingTelemetry:
 
     @contextmanager
     def image(self, request: DenoiseRequest) -> Iterator[Callable[[DenoiseEvent], None]]:
-        """Around an image's stay. What it yields is to be told of the image's events: one that is left before
-        its last event was canceled."""
+        """Counts an image from start to end. Call the yielded function with each of its events. An image that
+        is left before its last event counts as canceled."""
         if request.resume_from:
             self._resumed.inc()
         outcome = "canceled"

@@ -1,4 +1,4 @@
-"""A model's parts on the device that its placement names: a real one, or a simulated one."""
+"""A model's parts on the device that its placement names, real or simulated."""
 
 from deployments.cost_measurement import CostMeasurement
 from deployments.engine.conditions import UNetInterface
@@ -30,7 +30,7 @@ def text_encoder(
 def unet_and_steps(
     source: ModelSource, placement: Placement, measurement: CostMeasurement, engine: EngineConfig
 ) -> tuple[UNetInterface, StepRunner, EngineConfig]:
-    """Warm, and with what the engine's configuration comes to on that device."""
+    """The U-Net, its step runner, and the engine's configuration for the device."""
     if placement.is_simulated:
         forward = _of_device(measurement.known).forward
         faults = SimulatedFaults(placement.faults, "denoiser")
@@ -52,5 +52,5 @@ def latent_decoder(
 
 
 def _of_device(known: CostModel | None) -> CostModel:
-    assert known is not None, "the configuration is checked: a simulated device has a cost model"
+    assert known is not None, "the configuration check requires a cost model for a simulated device"
     return known

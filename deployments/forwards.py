@@ -1,4 +1,4 @@
-"""What a stage's model calls take, beside what the cost model said that they would."""
+"""The time of a stage's model calls, next to the cost model's prediction."""
 
 import time
 from collections.abc import Iterator
@@ -8,9 +8,9 @@ from ray.serve import metrics
 
 
 class Forwards:
-    """A replica's calls of its model, as Ray exports them (with the prefix `ray_`).
+    """A replica's model calls as metrics. Ray exports them with the prefix `ray_`.
 
-    Rows are what the stage batches: U-Net rows, texts or images.
+    Rows are the items that the stage batches: U-Net rows, texts or images.
     """
 
     def __init__(self) -> None:
@@ -24,10 +24,10 @@ class Forwards:
             "Time of one forward.",
             boundaries=[0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5],
         )
-        # Beside the histogram, of whose values Ray only keeps the buckets: its sum is a guess.
-        self._measured = metrics.Counter("midstep_forward_seconds_total", "Seconds that forwards have taken.")
+        # Ray keeps only the buckets of a histogram's values, so its sum is a guess. Hence this counter.
+        self._measured = metrics.Counter("midstep_forward_seconds_total", "Seconds that forwards took.")
         self._predicted = metrics.Counter(
-            "midstep_forward_predicted_seconds_total", "Seconds that the cost model said they would take."
+            "midstep_forward_predicted_seconds_total", "Seconds that the cost model predicted for them."
         )
 
     def record(self, rows: int, seconds: float, predicted_s: float) -> None:
@@ -38,7 +38,7 @@ class Forwards:
 
     @contextmanager
     def measured(self, rows: int, predicted_s: float) -> Iterator[None]:
-        """Around a forward that returns when it is done; one that raises is not counted."""
+        """Times a forward that returns when it is done. A forward that raises is not counted."""
         started = time.perf_counter()
         yield
         self.record(rows, time.perf_counter() - started, predicted_s)

@@ -1,7 +1,7 @@
-"""Whether a replica can go on. One that cannot ends its process, before it answers anybody.
+"""Whether a replica can go on. A replica that cannot ends its process before it answers any caller.
 
-A device that fails every call at once looks idle and draws requests. Without the process its callers see a
-dead replica and go to another one (serve.calls.failover), and Serve begins another in its place.
+A device whose calls all fail at once looks idle and attracts requests. When the process ends, its callers see
+a dead replica and call another one (serve.calls.failover), and Serve starts a new replica.
 """
 
 import logging
@@ -19,10 +19,9 @@ from deployments.engine.stage_errors import Fault, StageError
 logger = logging.getLogger("ray.serve")
 Result = TypeVar("Result")
 
-# So many requests in a row that were broken, with none between that worked, and the replica ends itself,
-# whatever the cause.
+# After this many broken requests in a row, the replica ends itself, whatever the cause.
 MAX_FAILURES = 3
-# A call takes milliseconds to seconds; one that takes longer than this never ends.
+# A call takes milliseconds to seconds. A call that takes longer than this never ends.
 MAX_SILENCE_S = 120.0
 
 
@@ -32,21 +31,21 @@ def end_process(reason: str) -> None:
 
 
 class Health:
-    """Counts what becomes of a replica's requests. end: called with the reason when it cannot go on."""
+    """Counts the outcomes of a replica's requests. end: called with the reason when it cannot go on."""
 
     def __init__(self, end: Callable[[str], None] = end_process) -> None:
         self._end = end
         self._failures = 0
         self._call_began: float | None = None
         self._faults = metrics.Counter(
-            "midstep_stage_faults_total", "Requests that a stage could not do, by what was wrong.", ("fault",)
+            "midstep_stage_faults_total", "Requests that a stage could not do, by fault.", ("fault",)
         )
         self._halved = metrics.Counter(
-            "midstep_out_of_memory_total", "Calls that did not fit into memory and were made again, smaller."
+            "midstep_out_of_memory_total", "Calls repeated with fewer items, as they did not fit into memory."
         )
 
     def lost(self, reason: str) -> None:
-        """The device is lost, or whoever drives it."""
+        """The device is lost, or the thread that drives it has failed."""
         self._end(reason)
 
     def halved(self) -> None:
@@ -57,7 +56,7 @@ class Health:
         self._failures = 0
 
     def failed(self, fault: Fault, reason: str) -> None:
-        """A request failed. What is the request's or the model's own fault says nothing of the device."""
+        """A request failed. Only unforeseen failures (BROKEN) count against the device."""
         self._faults.inc(tags={"fault": fault})
         if fault is not Fault.BROKEN:
             return
@@ -67,8 +66,8 @@ class Health:
 
     @contextmanager
     def watching(self) -> Iterator[None]:
-        """Around a call of the model, on the one thread that makes them: the time of a call that hangs stays,
-        whoever comes or leaves meanwhile. An error that leaves it breaks all of its requests."""
+        """Watches a model call on the one thread that makes them. The start time of a call that hangs stays,
+        even if requests come or leave. An error that leaves the call breaks all of its requests."""
         self._call_began = time.monotonic()
         try:
             yield
@@ -83,8 +82,8 @@ class Health:
             self._call_began = None
 
     def check_result(self, result: Result | StageError) -> Result:
-        """Counts a request of a call that returned. Raises its error, if it is one, and logs it: to be called
-        by the request, whose id Serve adds."""
+        """Counts one request of a call that returned. Logs and raises its error if it has one. Called within
+        the request, so that Serve adds the request's id to the log."""
         if isinstance(result, StageError):
             logger.error("the request failed: %s", result)
             self.failed(result.fault, result.detail)
@@ -93,6 +92,6 @@ class Health:
         return result
 
     def check(self) -> None:
-        """Raises RuntimeError, as Serve's `check_health` does to have the replica replaced."""
+        """Raises RuntimeError if a call hangs, so that Serve's `check_health` replaces the replica."""
         if self._call_began is not None and time.monotonic() - self._call_began > MAX_SILENCE_S:
             raise RuntimeError(f"a call has not ended for {MAX_SILENCE_S:.0f} s")

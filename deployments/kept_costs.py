@@ -1,7 +1,7 @@
-"""Costs that replicas have measured, in a folder: one that takes the place of a dead one measures nothing.
+"""A folder of measured costs, so that a replica that replaces a dead one measures nothing.
 
-A file is of one stage on one kind of device, with one model and the same versions. Whoever wants to measure
-anew deletes it.
+Each file is for one stage on one kind of device, with one model and the same library versions. Delete a file
+to measure again.
 """
 
 import json
@@ -28,7 +28,7 @@ _VERSIONS = ("torch", "diffusers", "transformers", "xformers")
 
 @dataclass(frozen=True, slots=True)
 class KeptCosts:
-    """The files of a folder. measured_with: all that costs depend on besides the device and the versions."""
+    """The files in a folder. measured_with: all that costs depend on, except device and versions"""
 
     folder: str
     measured_with: Mapping[str, Any]
@@ -36,7 +36,7 @@ class KeptCosts:
     def get_or_measure(
         self, stage: str, kind: type[Cost], counts: Sequence[int], measure: Callable[[], Cost]
     ) -> tuple[Cost, bool]:
-        """The stage's costs, and whether they were measured now. counts: that are measured"""
+        """The stage's cost, and whether it was measured just now. counts: the counts to measure"""
         described = {
             **self.measured_with,
             "stage": stage,
@@ -52,7 +52,7 @@ class KeptCosts:
             try:
                 return adapter.validate_python(json.loads(path.read_text())["cost"]), False
             except (OSError, ValueError, KeyError, ValidationError) as error:
-                logger.warning("%s cannot be used, and is measured anew: %s", path, error)
+                logger.warning("%s cannot be used; measuring again: %s", path, error)
         cost = measure()
         _write(path, {"measured_with": described, "cost": adapter.dump_python(cost, mode="json")})
         return cost, True
@@ -77,7 +77,7 @@ def _is_installed(name: str) -> bool:
 
 
 def _write(path: Path, content: Mapping[str, Any]) -> None:
-    """Whole or not at all; where it cannot be written the next replica measures again."""
+    """Writes the whole file or nothing. If that fails, the next replica measures again."""
     part = path.with_name(f".{path.name}.{token_hex(8)}")
     try:
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -87,4 +87,4 @@ def _write(path: Path, content: Mapping[str, Any]) -> None:
     except OSError as error:
         with suppress(OSError):
             part.unlink(missing_ok=True)
-        logger.warning("what was measured cannot be kept in %s: %s", path.parent, error.strerror)
+        logger.warning("measured costs cannot be kept in %s: %s", path.parent, error.strerror)

@@ -31,7 +31,7 @@ logger = logging.getLogger("ray.serve")
 
 
 class PromptEncoder:
-    """num_threads: of torch, for this replica; cache_size: texts whose embeddings are kept."""
+    """Serves a text encoder. num_threads: torch threads of this replica; cache_size: cached texts"""
 
     def __init__(
         self,
@@ -43,10 +43,10 @@ class PromptEncoder:
         measurement: CostMeasurement,
     ) -> None:
         self._encoder = text_encoder(source, placement, measurement.known)
-        # Embeddings made alone and in a batch are kept apart: their bits may differ.
+        # Embeddings made alone and made in a batch are cached separately, because their bits may differ.
         self._cache: OrderedDict[tuple[str, bool], EncodedText] = OrderedDict()
         self._cache_size = cache_size
-        # One thread, since the tokenizers are not safe in several.
+        # One thread, since the tokenizers are not thread-safe.
         self._executor = ThreadPoolExecutor(1, "prompt-encoder", torch.set_num_threads, (num_threads,))
         self._health = Health()
         self._fitting = Fitting("texts", self._health.halved)
@@ -54,26 +54,26 @@ class PromptEncoder:
         self._work = Work()
         self._forwards = Forwards()
         self._texts = metrics.Counter(
-            "midstep_prompt_texts_total", "Texts that were asked for, cached or not.", ("cache",)
+            "midstep_prompt_texts_total", "Requested texts, by whether they were cached.", ("cache",)
         )
         self._max_batch_size = batching.max_batch_size
         batching.apply_to(self._encode_together)
-        # On the thread that will encode, for torch counts its threads by thread.
+        # On the thread that will encode, because torch's number of threads is set per thread.
         self._cost = self._executor.submit(
             measurement.encode_cost, self._encoder.warm_up, self._max_batch_size
         ).result()
 
     async def encode(self, prompt: PromptText) -> PromptEmbeds:
-        """A deterministic prompt is encoded in a batch of its own, any other with what else there is."""
+        """Encodes a deterministic prompt in a batch of its own, any other together with other requests."""
         texts = self._encoder.texts(prompt)
         num_new = sum((text, prompt.deterministic) not in self._cache for text in texts)
         with self._work.of(num_new * self._cost.seconds_each(self._max_batch_size)):
             encoded = await asyncio.gather(*(self._encode(text, prompt.deterministic) for text in texts))
-        logger.info("%d texts encoded, %d of them new", len(texts), num_new, extra={"stage": "encode"})
+        logger.info("%d texts encoded, %d of them not cached", len(texts), num_new, extra={"stage": "encode"})
         return self._encoder.assemble(prompt, encoded)
 
     async def encode_isolated(self, prompt: PromptText) -> AsyncIterator[Turn | PromptEmbeds]:
-        """As `encode`, alone and in its turn: for a prompt under which a replica died."""
+        """Does `encode` alone and in its turn, for a prompt under which a replica died."""
         alone = replace(prompt, deterministic=True)
         async with aclosing(self._turns.isolated(lambda: self.encode(alone))) as events:
             async for event in events:
@@ -83,7 +83,7 @@ class PromptEncoder:
         self._turns.begin(turn)
 
     async def cost(self) -> Curve:
-        """What text encoding costs, by texts."""
+        """The cost of text encoding by texts."""
         return self._cost
 
     async def _encode(self, text: str, deterministic: bool) -> EncodedText:
@@ -105,7 +105,7 @@ class PromptEncoder:
         return encoded
 
     def record_autoscaling_stats(self) -> dict[str, float]:
-        """Called by Serve, for its autoscaling."""
+        """Called by Serve for autoscaling."""
         return self._work.stats()
 
     def check_health(self) -> None:
@@ -120,7 +120,7 @@ class PromptEncoder:
         return await asyncio.get_running_loop().run_in_executor(self._executor, self._encode_that_fits, texts)
 
     def _encode_that_fits(self, texts: Sequence[str]) -> list[EncodedText | StageError]:
-        with self._health.watching():  # all texts are padded, or cut, to one length
+        with self._health.watching():  # all texts are padded or truncated to one length
             return self._fitting.run(None, texts, self._forward)
 
     def _forward(self, texts: Sequence[str]) -> list[EncodedText | StageError]:

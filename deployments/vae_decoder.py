@@ -1,4 +1,4 @@
-"""The decoding stage: latents to picture files, and quick previews."""
+"""The decoding stage: turns latents into picture files and quick previews."""
 
 import asyncio
 import logging
@@ -29,9 +29,9 @@ logger = logging.getLogger("ray.serve")
 
 
 class VaeDecoder:
-    """num_threads: of torch, for this replica
+    """Serves a VAE. num_threads: torch threads of this replica
 
-    max_hold_s: larger batches are decoded in parts that take no longer, since others may share the device
+    max_hold_s: longest call in seconds; larger batches are split, since others may share the device
     """
 
     def __init__(
@@ -43,7 +43,7 @@ class VaeDecoder:
         max_hold_s: float,
         measurement: CostMeasurement,
     ) -> None:
-        # One thread, so that what the VAE needs of the device's memory is needed once.
+        # One thread, so that the VAE's memory on the device is needed only once.
         self._executor = ThreadPoolExecutor(1, "vae-decoder", torch.set_num_threads, (num_threads,))
         self._decoder = latent_decoder(source, placement, measurement.known)
         self._health = Health()
@@ -53,7 +53,7 @@ class VaeDecoder:
         self._forwards = Forwards()
         self._max_hold_s = max_hold_s
         self._max_batch_size = batching.max_batch_size
-        # On the thread that will decode, for torch counts its threads by thread.
+        # On the thread that will decode, because torch's number of threads is set per thread.
         self._cost = self._executor.submit(
             measurement.decode_cost, self._decoder.warm_up, self._max_batch_size
         ).result()
@@ -66,7 +66,7 @@ class VaeDecoder:
         metadata: Mapping[str, str],
         deterministic: bool,
     ) -> EncodedImage:
-        """latents: [C, h, w], scaled. Deterministic ones are decoded in a batch of their own."""
+        """latents: [C, h, w], scaled. Deterministic latents are decoded in a batch of their own."""
         shape = (latents.shape[1], latents.shape[2])
         with self._work.of(self._cost.curve(shape).seconds_each(self._max_batch_size)):
             if deterministic:
@@ -75,7 +75,7 @@ class VaeDecoder:
                 result = await self._decode_together(latents)
             pixels = self._health.check_result(result)
         image = await asyncio.to_thread(encode_image, pixels, image_format, metadata)
-        logger.info("%d bytes of %s made", len(image.data), image.media_type, extra={"stage": "decode"})
+        logger.info("made %d bytes of %s", len(image.data), image.media_type, extra={"stage": "decode"})
         return image
 
     async def decode_isolated(
@@ -85,7 +85,7 @@ class VaeDecoder:
         metadata: Mapping[str, str],
         deterministic: bool,
     ) -> AsyncIterator[Turn | EncodedImage]:
-        """As `decode`, alone and in its turn: for latents under which a replica died."""
+        """Does `decode` alone and in its turn, for latents under which a replica died."""
         work = partial(self.decode, latents, image_format, metadata, True)
         async with aclosing(self._turns.isolated(work)) as events:
             async for event in events:
@@ -95,16 +95,16 @@ class VaeDecoder:
         self._turns.begin(turn)
 
     async def preview(self, latents: torch.Tensor, image_format: ImageFormat) -> EncodedImage:
-        """A rough picture of unfinished latents [C, h, w], in full size, without the VAE."""
+        """Makes a rough picture of unfinished latents [C, h, w], in full size, without the VAE."""
         pixels = await asyncio.to_thread(self._decoder.preview, latents)
         return await asyncio.to_thread(encode_image, pixels, image_format, {})
 
     async def cost(self) -> StageCost:
-        """What VAE decoding costs, by images."""
+        """The cost of VAE decoding by images."""
         return self._cost
 
     def record_autoscaling_stats(self) -> dict[str, float]:
-        """Called by Serve, for its autoscaling."""
+        """Called by Serve for autoscaling."""
         return self._work.stats()
 
     def check_health(self) -> None:

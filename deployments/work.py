@@ -1,4 +1,4 @@
-"""What a replica has to do, in seconds of its device: autoscaling goes by it (serve.capacity.autoscaling)."""
+"""A replica's work in seconds of its device. Autoscaling goes by it (serve.capacity.autoscaling)."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -7,7 +7,7 @@ from ray.serve import metrics
 
 
 class Tally:
-    """What has been accepted, and what of it is not done yet."""
+    """The accepted work, and the part of it that is not done."""
 
     def __init__(self) -> None:
         self._held: list[float] = []
@@ -22,16 +22,16 @@ class Tally:
         self._accepted += 1
 
     def finish(self, seconds: float) -> None:
-        """Takes off a request that was accepted."""
+        """Removes an accepted request."""
         self._held.remove(seconds)
 
     @property
     def held_s(self) -> float:
-        """A sum of what is there: a running one would keep a residue, for which a replica stays for ever."""
+        """The sum of the held work. A running sum would keep a residue that keeps a replica for ever."""
         return sum(self._held)
 
     def stats(self) -> dict[str, float]:
-        """By the names that serve.capacity.autoscaling reads. accepted_s2: the sum of the squares."""
+        """The names are those that serve.capacity.autoscaling reads. accepted_s2: the sum of the squares."""
         return {
             "work_s": self.held_s,
             "accepted_s": self._accepted_s,
@@ -41,15 +41,15 @@ class Tally:
 
 
 class Work:
-    """A replica's tally, shown as metrics too. For one event loop."""
+    """A replica's tally, also exported as metrics. For use in one event loop."""
 
     def __init__(self) -> None:
         self._tally = Tally()
         self._gauge = metrics.Gauge(
-            "midstep_work_seconds", "Device-seconds of what a replica has accepted and not done."
+            "midstep_work_seconds", "Device-seconds of work that a replica has accepted and not done."
         )
         self._accepted_work = metrics.Counter(
-            "midstep_accepted_work_seconds_total", "Device-seconds of what a replica has accepted."
+            "midstep_accepted_work_seconds_total", "Device-seconds of work that a replica has accepted."
         )
         self._accepted_requests = metrics.Counter(
             "midstep_accepted_requests_total", "Requests that a replica has accepted."
@@ -57,10 +57,10 @@ class Work:
 
     @contextmanager
     def of(self, seconds: float) -> Iterator[None]:
-        """Around the work on a request that takes so many seconds of the device; none if all is cached."""
+        """Counts work while it is done. seconds: device-seconds of the request, 0 if all of it is cached"""
         self._tally.accept(seconds)
         self._accepted_requests.inc()
-        if seconds:  # Ray's counters refuse to count nothing
+        if seconds:  # Ray's counters refuse an increment of 0
             self._accepted_work.inc(seconds)
         self._gauge.set(self._tally.held_s)
         try:
@@ -70,7 +70,7 @@ class Work:
             self._gauge.set(self._tally.held_s)
 
     def stats(self) -> dict[str, float]:
-        """For `record_autoscaling_stats`."""
-        # Ray exports a gauge once for each time it is set, and what stands still must be seen as well.
+        """The tally, for `record_autoscaling_stats`."""
+        # Ray exports a gauge only once after each `set`. An unchanged value must be visible too.
         self._gauge.set(self._tally.held_s)
         return self._tally.stats()

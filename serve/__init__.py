@@ -1,1 +1,1 @@
-"""The application: HTTP in, images out. For Ray Serve itself write `from ray import serve`."""
+"""The application: HTTP in, images out. For Ray Serve itself, write `from ray import serve`."""

@@ -1,4 +1,4 @@
-"""`build_app`: from a configuration to a Ray Serve application. The only place that binds deployments."""
+"""`build_app` makes a Ray Serve application from a configuration. Only this module binds deployments."""
 
 from pathlib import Path
 
@@ -69,7 +69,7 @@ def build_app(config: AppConfig) -> Application:
 
 
 def _cost_measurement(config: AppConfig, info: ModelInfo, made_by: str) -> CostMeasurement:
-    """Raises ConfigError for a cost model file that cannot be read."""
+    """How replicas measure costs. Raises ConfigError if the cost model file cannot be read."""
     shapes = config.latent_shapes(info)
     measured_with = {
         "fingerprint": made_by,

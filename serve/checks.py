@@ -1,6 +1,6 @@
-"""What is checked of a configuration before anything is deployed: its file, and that it suits its model.
+"""Checks of a configuration before anything is deployed: its file, and whether it suits its model.
 
-Ray Serve ignores keys of its file that it does not know; here each is an error that names the nearest.
+Ray Serve ignores unknown keys in its file. Here each is an error that names the nearest known key.
 """
 
 from pathlib import Path
@@ -21,8 +21,8 @@ IMPORT_PATH = "serve.app:build_app"
 
 
 def check(path: Path) -> list[AppConfig]:
-    """The file's applications of ours. Raises ConfigError for a file that cannot be served, with a line for
-    each thing that is wrong."""
+    """The file's Midstep applications. Raises ConfigError if the file cannot be served, with a line for each
+    problem."""
     try:
         data: Any = yaml.safe_load(path.read_text())
     except OSError as error:
@@ -56,7 +56,7 @@ def only_application(path: Path) -> AppConfig:
 
 
 def checked_model_info(config: AppConfig) -> ModelInfo:
-    """What the HTTP side must know of the model, which the configuration suits and whose parts are there.
+    """The model's information for the HTTP side, after checks of its parts and of the configuration.
 
     Reads no weights. Raises ConfigError and ModelLoadError.
     """
@@ -73,7 +73,7 @@ def _problems_of_args(args: Any, place: str) -> list[str]:
         config = AppConfig.model_validate(args)
         if config.model.source().is_folder:
             checked_model_info(config)
-        else:  # the hub is asked when the application is built
+        else:  # the hub is asked only when the application is built
             config.model.known_cost()
     except ValidationError as error:
         return _sentences(error, args, place)
@@ -85,7 +85,7 @@ def _problems_of_args(args: Any, place: str) -> list[str]:
 
 
 def _problems_for_serve(data: dict[str, Any]) -> list[str]:
-    """What Ray Serve itself would refuse of its file, and ports that there are not, which it takes."""
+    """Problems that Ray Serve itself would refuse, and impossible ports, which it would accept."""
     problems = []
     try:
         ServeDeploySchema.model_validate(data)
@@ -94,12 +94,12 @@ def _problems_for_serve(data: dict[str, Any]) -> list[str]:
     for options in ("http_options", "grpc_options"):
         port = data[options].get("port") if isinstance(data.get(options), dict) else None
         if isinstance(port, int) and not 0 <= port < 2**16:
-            problems.append(f"{options}.port: {port} is no port; they go from 0 to {2**16 - 1}")
+            problems.append(f"{options}.port: {port} is not a port; ports go from 0 to {2**16 - 1}")
     return problems
 
 
 def _sentences(error: ValidationError, data: Any, place: str = "") -> list[str]:
-    """A sentence for each key that pydantic found wrong in `data`."""
+    """A sentence for each key in `data` that pydantic rejects."""
     by_place: dict[str, str] = {}
     for item in error.errors():
         by_place.setdefault(_place(item["loc"], data, place), _sentence(item))
@@ -115,11 +115,11 @@ def _sentence(item: ErrorDetails) -> str:
             return str(context["error"])
         case "enum" | "literal_error":
             return f"{item['input']!r} was given; allowed are {context['expected']}"
-    return item["msg"]  # without what was given, which may be a secret
+    return item["msg"]  # without the given value, which may be a secret
 
 
 def _place(location: tuple[int | str, ...], data: Any, place: str) -> str:
-    """The key's path in the file: pydantic adds which of several types it tried, which nobody has written."""
+    """The key's path in the file. Drops the types that pydantic tried, which nobody has written."""
     for part in location:
         if isinstance(data, list) and isinstance(part, int):
             place += f"[{part}]"

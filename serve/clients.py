@@ -1,4 +1,4 @@
-"""Who asks: the clients whose keys the configuration has."""
+"""The clients whose API keys are in the configuration."""
 
 import hmac
 from collections.abc import Sequence
@@ -8,23 +8,23 @@ from hashlib import sha256
 from serve.config.api_keys import ApiKeyConfig
 from serve.errors import InvalidApiKeyError
 
-# Replicate's older clients say Token.
+# Replicate's older clients send Token.
 _SCHEMES = ("bearer", "token")
 
 
 @dataclass(frozen=True, slots=True)
 class Client:
-    """Who asks. device_seconds_per_minute: what it may ask for in all; None: as much as there is."""
+    """A client. device_seconds_per_minute: its limit in all; None for no limit"""
 
     name: str
     device_seconds_per_minute: float | None = None
 
 
-EVERYBODY = Client("")  # where there are no keys
+EVERYBODY = Client("")  # used without keys
 
 
 class Clients:
-    """The clients whose keys the configuration has; where it has none, everybody is one client."""
+    """The clients whose keys the configuration has. Without keys, everybody is one client."""
 
     def __init__(self, api_keys: Sequence[ApiKeyConfig]) -> None:
         self._clients = [
@@ -33,7 +33,7 @@ class Clients:
         ]
 
     def of(self, authorization: str | None) -> Client:
-        """authorization: the header of that name. Raises InvalidApiKeyError."""
+        """The client of a request. authorization: the header of that name. Raises InvalidApiKeyError."""
         if not self._clients:
             return EVERYBODY
         scheme, _, key = (authorization or "").strip().partition(" ")
@@ -42,7 +42,7 @@ class Clients:
         given = sha256(key.strip().encode()).digest()
         found = None
         for known, client in self._clients:
-            # All of them to their ends: the time it takes tells nothing of any key.
+            # Compares all keys to their ends, so that the time reveals nothing about any key.
             if hmac.compare_digest(known, given):
                 found = client
         if found is None:

@@ -1,13 +1,13 @@
-"""What can go wrong, each with its status and a stable code. `serve.http.problems` puts it on the wire."""
+"""All errors, each with its status and a stable code. `serve.http.problems` puts them on the wire."""
 
 
 class MidstepError(Exception):
-    """detail: a sentence that a person can act on; param: the field at fault."""
+    """detail: a sentence that a person can act on; param: the wrong field"""
 
     status = 500
     code = "internal_error"
     title = "Internal error"
-    is_final = False  # whether the same request would end so again, as by the model or by killing replicas
+    is_final = False  # whether the same request would fail again, for example because it kills replicas
 
     def __init__(self, detail: str, param: str | None = None, retry_after_s: int | None = None) -> None:
         super().__init__(detail)
@@ -21,7 +21,7 @@ class InvalidRequestError(MidstepError):
 
 
 class InvalidApiKeyError(MidstepError):
-    """No API key, or none that is known."""
+    """The API key is missing or unknown."""
 
     status, code, title = 401, "invalid_api_key", "Invalid API key"
 
@@ -53,7 +53,7 @@ class MethodNotAllowedError(MidstepError):
 
 
 class RequestTimeoutError(MidstepError):
-    """The request itself did not come in time."""
+    """The request did not arrive in time."""
 
     status, code, title = 408, "request_timeout", "Request timeout"
 
@@ -67,13 +67,13 @@ class UnsupportedEncodingError(MidstepError):
 
 
 class ClientLeftError(MidstepError):
-    """The client is gone: nobody reads the answer, and the code is for whoever counts."""
+    """The client is gone. Nobody reads the answer, but the code is counted."""
 
     status, code, title = 499, "client_left", "Client left"
 
 
 class InvalidInputError(MidstepError):
-    """A job could never be run: said when it is handed in, not when its turn has come."""
+    """A job that can never run. It is refused when it is submitted, not when its turn comes."""
 
     status, code, title = 422, "invalid_input", "Invalid input"
 
@@ -89,19 +89,19 @@ class QueueFullError(MidstepError):
 
 
 class RateLimitError(MidstepError):
-    """The client has asked for as much as it may, for now."""
+    """The client has used up its limit for now."""
 
     status, code, title = 429, "rate_limit_exceeded", "Rate limit exceeded"
 
 
 class DeadlineTooEarlyError(MidstepError):
-    """The request takes longer than its deadline allows, whatever the load."""
+    """The request takes longer than its deadline allows, at any load."""
 
     status, code, title = 422, "deadline_too_early", "Deadline too early"
 
 
 class DeadlineTooEarlyNowError(MidstepError):
-    """The request is too late for its deadline, but not for long: at less load it would be in time."""
+    """The request misses its deadline at the present load, but not at a lower load."""
 
     status, code, title = 429, "deadline_too_early_now", "Deadline too early now"
 
@@ -111,13 +111,13 @@ class NotReadyError(MidstepError):
 
 
 class JobStoreUnavailableError(MidstepError):
-    """Its database is locked or away. What was accepted is safe; nothing new is accepted."""
+    """The database is locked or unreachable. Accepted jobs are safe, but new ones are refused."""
 
     status, code, title = 503, "job_store_unavailable", "Job store unavailable"
 
 
 class ObjectStoreUnavailableError(MidstepError):
-    """The object store is away or refuses us; what was to be done can be done again."""
+    """The object store is unreachable or refuses us. The work can be repeated later."""
 
     status, code, title = 503, "object_store_unavailable", "Object store unavailable"
 
@@ -134,13 +134,13 @@ class StorageFullError(MidstepError):
 
 
 class GenerationFailedError(MidstepError):
-    """A fault of ours in the middle of an image; the log has it under the request id."""
+    """An internal error in the middle of an image. The log has details under the request id."""
 
 
 class NotFiniteError(GenerationFailedError):
-    """The model has computed NaN or infinity: a picture of that would be black."""
+    """The model has computed NaN or infinity, which would give a black picture."""
 
-    code, title, is_final = "not_finite", "Values that are no numbers", True
+    code, title, is_final = "not_finite", "Values that are not numbers", True
 
 
 class OutOfDeviceMemoryError(GenerationFailedError):
@@ -150,6 +150,6 @@ class OutOfDeviceMemoryError(GenerationFailedError):
 
 
 class PoisonousRequestError(GenerationFailedError):
-    """Replicas die of this request. To send it again would only kill more of them."""
+    """Replicas die from this request. Sending it again would only kill more of them."""
 
     code, title, is_final = "poisonous_request", "Poisonous request", True

@@ -1,4 +1,4 @@
-"""What is asked of the pipeline and what comes out of it. All are frozen: what is of such a type is valid."""
+"""The pipeline's requests and events. All are frozen, and a value of these types is always valid."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -10,11 +10,11 @@ from deployments.engine.messages import Checkpoint, EncodedImage, ImageFormat, I
 class GenerationRequest(ImageParameters):
     """An accepted request for one or more images of one prompt.
 
-    model: the served model's name, as pictures and jobs show it
-    negative_prompt: None is not the same as empty: SDXL answers None with zeros, as diffusers does
-    seed: of the first image; the others take seed + 1, seed + 2, ...
-    num_previews: previews of each image on its way, evenly spaced
-    work_s: device-seconds of denoising all images; None where costs were not known when it was accepted
+    model: the served model's name in pictures and jobs
+    negative_prompt: None differs from empty: SDXL uses zeros for None, as diffusers does
+    seed: seed of the first image; the others use seed + 1, seed + 2, ...
+    num_previews: evenly spaced previews of each unfinished image
+    work_s: device-seconds of denoising all images; None if costs were unknown when it was accepted
     """
 
     request_id: str
@@ -28,7 +28,7 @@ class GenerationRequest(ImageParameters):
 
     @property
     def rows_per_image(self) -> int:
-        """Rows of the U-Net's batch: with guidance, the negative prompt has one too."""
+        """Rows in the U-Net's batch: one, or two with guidance, for the negative prompt."""
         return 2 if self.is_guided else 1
 
     @property
@@ -39,7 +39,7 @@ class GenerationRequest(ImageParameters):
 
 @dataclass(frozen=True, slots=True)
 class Resume:
-    """Where to go on with a request: the images that are done, and checkpoints of those that were begun."""
+    """Where to resume a request: the finished images, and checkpoints of begun ones."""
 
     done: frozenset[int] = frozenset()
     checkpoints: Mapping[int, Checkpoint] = field(default_factory=dict)
@@ -47,7 +47,7 @@ class Resume:
 
 @dataclass(frozen=True, slots=True)
 class PromptEncoded:
-    """The first event. Of the tokens that either text has the model reads no more than max_tokens."""
+    """The first event. The model reads at most max_tokens of each text's tokens."""
 
     num_tokens: int
     negative_num_tokens: int
@@ -66,7 +66,7 @@ class ImagePreview:
 
 @dataclass(frozen=True, slots=True)
 class ImageProgress:
-    """Image image_index has come to its checkpoint; what is behind that will not be done again."""
+    """Image image_index has reached a checkpoint. Work before it will not be repeated."""
 
     image_index: int
     checkpoint: Checkpoint

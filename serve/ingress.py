@@ -1,4 +1,4 @@
-"""The ingress deployment: it holds the stages' handles and mounts the HTTP routes."""
+"""The ingress deployment, which holds the stages' handles and mounts the HTTP routes."""
 
 from ray import serve
 from ray.serve.handle import DeploymentHandle
@@ -23,7 +23,7 @@ class Ingress:
         decoder: DeploymentHandle,
         runner: DeploymentHandle,
     ) -> None:
-        """config: its section `jobs` resolved; runner: never called, but Serve deploys only what is bound"""
+        """config: with section `jobs` resolved; runner: never called, but Serve deploys only bound nodes"""
         self._config = config
         self._info = info
         self._pipeline = Pipeline(encoder, denoiser, decoder, Telemetry())

@@ -1,4 +1,4 @@
-"""Files and folders of prompts, pictures and secrets, which no other user of the machine may read."""
+"""Files and folders with prompts, pictures and secrets, which no other user of the machine may read."""
 
 import logging
 import os
@@ -13,10 +13,10 @@ _OTHERS = 0o077
 
 
 def make_private_folder(folder: Path) -> None:
-    """Makes a folder that only its owner can enter, or takes one that is there from the others.
+    """Makes a folder that only its owner can enter, or closes an existing one to other users.
 
-    A folder that is for more than jobs stays as it is: one with the sticky bit, as /tmp has it, and one
-    around the home folder or the working folder. Raises OSError.
+    Folders that are not only for jobs stay unchanged: one with the sticky bit, such as /tmp, and one that
+    contains the home folder or the working folder. Raises OSError.
     """
     make_missing_folders(folder)
     around = any(
@@ -29,13 +29,13 @@ def make_private_folder(folder: Path) -> None:
 
 
 def make_missing_folders(folder: Path) -> None:
-    """Makes a folder and those above it, as far as they are missing, for its owner alone. Raises OSError."""
+    """Makes a folder and its missing parents, for its owner only. Raises OSError."""
     for missing in reversed([path for path in (folder, *folder.parents) if not path.exists()]):
         missing.mkdir(_FOLDER_MODE, exist_ok=True)
 
 
 def make_private_file(path: Path) -> None:
-    """Makes an empty file that only its owner can read, or takes one that is there from the others.
+    """Makes an empty file that only its owner can read, or closes an existing one to other users.
 
     Raises OSError.
     """
@@ -44,13 +44,13 @@ def make_private_file(path: Path) -> None:
 
 
 def make_private_if_there(path: Path) -> None:
-    """Takes a file that is there from the other users. Raises OSError."""
+    """Closes a file to other users, if it exists. Raises OSError."""
     with suppress(FileNotFoundError):
         _take_from_others(path)
 
 
 def open_private(path: str | Path, flags: int) -> int:
-    """An opener for `open`: nobody else can read a new file at any time, whatever the umask."""
+    """An opener for `open`. Nobody else can read a new file at any time, whatever the umask."""
     return os.open(path, flags, _FILE_MODE)
 
 
@@ -61,6 +61,6 @@ def _take_from_others(path: Path) -> None:
     try:
         path.chmod(was & ~_OTHERS)
     except PermissionError:  # another user's, such as the root of a mounted volume
-        logger.warning("%s is open to other users (mode %o) and not ours to change", path, was)
+        logger.warning("%s is open to other users (mode %o) and belongs to another user", path, was)
         return
-    logger.warning("%s was open to other users (mode %o) and is so no more", path, was)
+    logger.warning("%s was open to other users (mode %o) and is now closed to them", path, was)

@@ -1,6 +1,6 @@
-"""What Midstep uses of Ray that Ray does not promise to keep, in one place, each with its reason.
+"""Ray's unstable interfaces that Midstep uses, all in one place, each with its reason.
 
-`pyproject.toml` keeps Ray below the next release for it; tests/unit/test_ray_internals.py lists the names.
+`pyproject.toml` keeps Ray below its next release for this. tests/unit/test_ray_internals.py lists the names.
 """
 
 from collections.abc import Callable, Mapping
@@ -31,17 +31,17 @@ __all__ = [
 
 
 def serve_details() -> Mapping[str, Any]:
-    """The applications, deployments and replicas that Serve's controller knows of.
+    """The applications, deployments and replicas that Serve's controller knows.
 
-    `serve.status()` is made of it. That pickles a class for each deployment besides: 37 ms of CPU in place of
-    one, in which an ingress answers slowly.
+    `serve.status()` reads the same, but also pickles a class for each deployment. That takes 37 ms of CPU
+    instead of one, and slows down an ingress.
     """
     details: Mapping[str, Any] = _get_global_client().get_serve_details()
     return details
 
 
 def deploy(config: ServeDeploySchema) -> None:
-    """Has Serve's controller build and deploy the applications of a configuration, as `serve run` does."""
+    """Makes Serve's controller build and deploy the applications of a configuration, as `serve run` does."""
     _get_global_client().deploy_apps(config)
 
 
@@ -55,10 +55,10 @@ def deployment_of(path: str, **options: Any) -> Deployment:
 
 
 def num_ongoing_requests(application: str, deployment: str) -> int:
-    """The requests that the replicas of a deployment have at the moment. Raises RayActorError."""
+    """The number of requests that a deployment's replicas have at the moment. Raises RayActorError."""
     replicas = serve_details()["applications"][application]["deployments"][deployment]["replicas"]
     actors = [ray.get_actor(replica["actor_name"], namespace="serve") for replica in replicas]
-    # What Serve's own routers ask them.
+    # Serve's own routers make the same call.
     return sum(ray.get([actor.get_num_ongoing_requests.remote() for actor in actors]))
 
 
@@ -72,7 +72,7 @@ def take_worker_logs(take: Callable[[Mapping[str, Any]], None]) -> None:
 
 
 def set_request_id(request_id: str) -> None:
-    """Gives the calls that this task makes through handles an id, as Serve does for HTTP requests."""
+    """Sets the id of calls that this task makes through handles, as Serve does for HTTP requests."""
     _set_request_context(request_id=request_id)
 
 
@@ -82,9 +82,9 @@ def default_temp_folder() -> str:
 
 
 def drain_node(gcs_address: str, node_id: str, reason: str, deadline: float) -> None:
-    """Announces that a node is going to be taken away, at the latest at `deadline` (seconds since the epoch).
+    """Announces that a node will be taken away, at the latest at `deadline` (seconds since the epoch).
 
-    Raises RuntimeError where Ray refuses.
+    Raises RuntimeError if Ray refuses.
     """
     accepted, rejected = GcsClient(address=gcs_address).drain_node(
         node_id, DrainNodeReason.Value("DRAIN_NODE_REASON_PREEMPTION"), reason, int(1000 * deadline)

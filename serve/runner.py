@@ -1,4 +1,4 @@
-"""The runner's deployment: it runs jobs for as long as it lives."""
+"""The runner's deployment, which runs jobs for as long as it lives."""
 
 import asyncio
 from collections.abc import AsyncGenerator
@@ -21,7 +21,7 @@ from serve.ray_internals import set_request_id
 
 
 class Runner:
-    """config: its section `jobs` resolved; fingerprint: of model and engine, which checkpoints carry"""
+    """config: with its section `jobs` resolved; fingerprint: of model and engine, stored in checkpoints"""
 
     def __init__(
         self,
@@ -36,7 +36,7 @@ class Runner:
         self._info = info
         self._fingerprint = fingerprint
         self._pipeline = Pipeline(encoder, denoiser, decoder, Telemetry())
-        # Serve calls constructors on the replica's event loop; what is started here is stopped in __del__.
+        # Serve calls constructors on the replica's event loop. __del__ stops the task that is started here.
         self._task = asyncio.get_running_loop().create_task(self._run(), name="job-runner")
 
     def check_health(self) -> None:

@@ -1,16 +1,16 @@
-"""Where spans go: named by RAY_SERVE_TRACING_EXPORTER_IMPORT_PATH, for Serve's tracing and ours."""
+"""The spans' exporter for Serve's tracing and ours, named by RAY_SERVE_TRACING_EXPORTER_IMPORT_PATH."""
 
 from opentelemetry.sdk.trace import SpanProcessor
 from opentelemetry.sdk.trace.export import BatchSpanProcessor
 
 
 def otlp() -> list[SpanProcessor]:
-    """To a collector over OTLP and HTTP, as the variables OTEL_EXPORTER_OTLP_* say.
+    """Exports to a collector over OTLP and HTTP, by the variables OTEL_EXPORTER_OTLP_*.
 
-    Raises ImportError where the extra `otel` is not installed.
+    Raises ImportError if the extra `otel` is not installed.
     """
     try:
-        # Only here: without tracing nobody needs it.
+        # Imported here, because it is not needed without tracing.
         from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter  # noqa: PLC0415
     except ModuleNotFoundError as error:
         raise ImportError(

@@ -1,4 +1,4 @@
-"""Tests. Their process waits as the application's do: set before anything loads OpenMP."""
+"""Tests. OpenMP waits in them as in the application; the variable is set before anything loads OpenMP."""
 
 import os
 

@@ -1,4 +1,4 @@
-"""A bucket to test with, on moto's S3 server in this process."""
+"""A bucket for tests, on moto's S3 server in this process."""
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager

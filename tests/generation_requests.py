@@ -1,4 +1,4 @@
-"""Accepted requests, and their images' denoising, as tests need them."""
+"""Accepted requests, and the denoising of their images, for tests."""
 
 from typing import Any
 
@@ -29,7 +29,7 @@ def generation_request(request_id: str = "id", **changes: Any) -> GenerationRequ
 def denoise_request(
     request_id: str = "id", embeds: PromptEmbeds | None = None, steps: int = 10, **changes: Any
 ) -> DenoiseRequest:
-    """embeds: None for some of a guided prompt that nobody reads"""
+    """embeds: None for placeholder embeddings of a guided prompt"""
     nothing: Any = object()
     fields: dict[str, Any] = {
         "height": 128,

@@ -1,4 +1,4 @@
-"""What tests of the job store have in common."""
+"""Fixtures that tests of the job store share."""
 
 import asyncio
 import functools
@@ -20,7 +20,7 @@ from serve.jobs.store import JobStore
 from serve.jobs.tables import jobs
 from tests.generation_requests import generation_request
 
-# A lease that has run out as soon as it is given: that of a runner that dies at once.
+# A lease that has expired as soon as it is given, like that of a runner that dies at once.
 DEAD = -1.0
 LONG = 3600.0
 JOB_WORK_S = 4.0  # of a job of new_job: two images of ten steps
@@ -87,7 +87,7 @@ async def state_of(store: JobStore, job_id: str) -> JobState:
 
 
 async def counted(store: JobStore) -> Counter[JobState]:
-    """How many jobs are in each state."""
+    """The number of jobs in each state."""
     statement = select(jobs.c.state, func.count()).group_by(jobs.c.state)
     async with store.database.read() as connection:
         rows = (await connection.execute(statement)).all()
@@ -96,7 +96,7 @@ async def counted(store: JobStore) -> Counter[JobState]:
 
 @dataclass(frozen=True, slots=True)
 class Transition:
-    """A job came into a state. reason: where it is not the usual one"""
+    """A job's change of state. reason: if it is an unusual one"""
 
     state: JobState
     attempt: int
@@ -104,9 +104,9 @@ class Transition:
 
 
 class History(logging.Handler):
-    """The states that jobs came into, as the log has them, in the order that fencing tokens give.
+    """The states of jobs, read from the log, in the order of fencing tokens.
 
-    What two processes log is in no order, nor is what two transactions log when they are over.
+    Lines of two processes have no order, nor have lines of two transactions that end together.
     """
 
     _LINE = re.compile(r"job (.+) is (\w+), attempt (\d+)(?:: (.+))?")
@@ -142,7 +142,7 @@ def recorded() -> Iterator[History]:
 
 
 async def told(store: JobStore) -> list[tuple[str, WebhookEvent, Any]]:
-    """Takes everything out of the outbox: job, event and payload, in order."""
+    """Takes all messages out of the outbox: job, event and payload, in order."""
     deliveries = await store.outbox.due_deliveries(1000, LONG)
     for delivery in deliveries:
         await store.outbox.delivered(delivery)

@@ -1,4 +1,4 @@
-"""The overlays of cluster/kuberay, rendered as `kubectl apply -k` does, and their parts."""
+"""The overlays of cluster/kuberay, rendered like `kubectl apply -k`, and their parts."""
 
 import shutil
 import subprocess
@@ -15,7 +15,7 @@ from serve.config.model import PROJECT_FOLDER
 
 KUBERAY = PROJECT_FOLDER / "cluster" / "kuberay"
 OVERLAYS = ("dev", "gpu", "production")
-# Set by KubeRay on its pods, beside the labels of their templates.
+# KubeRay sets these labels on its pods in addition to those of the templates.
 HEAD_LABELS = {"ray.io/node-type": "head", "ray.io/group": "headgroup"}
 WORKER_LABELS = {"ray.io/node-type": "worker"}
 
@@ -68,14 +68,14 @@ def labels(name: str, group: Manifest) -> dict[str, str]:
 
 
 def selected(overlay: str, selector: Manifest) -> set[str]:
-    """The groups whose pods a selector of nothing but matchLabels means."""
+    """The groups whose pods match a selector that has only matchLabels."""
     assert set(selector) == {"matchLabels"}
     wanted = selector["matchLabels"].items()
     return {name for name, group in pod_groups(overlay).items() if wanted <= labels(name, group).items()}
 
 
 def served(overlay: str, folder: Path) -> AppConfig:
-    """What an overlay serves, read from the RayService as it is sent."""
+    """The configuration that an overlay serves, read from its RayService."""
     path = folder / "serve_config.yaml"
     path.write_text(ray_service(overlay)["spec"]["serveConfigV2"])
     [config] = check(path)

@@ -1,4 +1,4 @@
-"""A PostgreSQL server of the tests' own, and a way to it that can be closed."""
+"""A PostgreSQL server for tests, and a connection to it that can be closed."""
 
 import os
 from pathlib import Path
@@ -22,7 +22,7 @@ async def empty(url: str) -> None:
 
 
 async def disconnect_all(url: str) -> None:
-    """But this connection."""
+    """Ends all connections except this one."""
     await execute(
         url,
         "SELECT pg_terminate_backend(pid, 10000) FROM pg_stat_activity "
@@ -31,7 +31,7 @@ async def disconnect_all(url: str) -> None:
 
 
 class Way:
-    """To the server at an URL. url: the same server, for as long as the way is open."""
+    """A relay to the server at a URL. url: the same server, reachable while the relay is open"""
 
     def __init__(self, server_url: str, folder: Path) -> None:
         server = make_url(server_url)

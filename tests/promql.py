@@ -1,4 +1,4 @@
-"""What the shipped dashboard and rules ask Prometheus for."""
+"""The expressions of the shipped dashboard and rules."""
 
 import json
 import re
@@ -20,13 +20,13 @@ def rules() -> list[dict[str, Any]]:
 
 
 def panels() -> list[dict[str, Any]]:
-    """Of the dashboard, those that are no headings."""
+    """The dashboard's panels, without headings."""
     dashboard = json.loads(DASHBOARD.read_text())
     return [panel for panel in dashboard["panels"] if panel["type"] != "row"]
 
 
 def expressions() -> Iterator[tuple[str, str]]:
-    """Each with the name of the rule or panel that it is of. Grafana's variables have values."""
+    """Each expression with the name of its rule or panel. Grafana's variables have values."""
     for rule in rules():
         yield rule.get("record") or rule["alert"], rule["expr"]
     for panel in panels():
@@ -35,7 +35,7 @@ def expressions() -> Iterator[tuple[str, str]]:
 
 
 def selectors(expression: str) -> list[promql_parser.VectorSelector]:
-    """Every series that it reads. Raises ValueError for what is no PromQL."""
+    """Every series that the expression reads. Raises ValueError if it is not PromQL."""
     found: list[promql_parser.VectorSelector] = []
 
     def visit(node: promql_parser.Expr) -> None:

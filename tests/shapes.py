@@ -1,4 +1,4 @@
-"""The embedded model's own modules, which stand beside its weights and not in a package."""
+"""The embedded model's own modules, which are beside its weights and not in a package."""
 
 import importlib.util
 import sys

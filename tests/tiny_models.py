@@ -1,4 +1,4 @@
-"""Tiny randomly initialised models of every family, in diffusers format: real code paths at no cost."""
+"""Tiny randomly initialised models of every family, in diffusers format: real code paths at little cost."""
 
 import json
 import shutil
@@ -70,7 +70,7 @@ def _unet(**config: object) -> UNet2DConditionModel:
 
 
 def build(family: str) -> StableDiffusionPipeline | StableDiffusionXLPipeline:
-    """A pipeline of the family (one of FAMILIES), its weights drawn from a fixed seed."""
+    """A pipeline of the family (one of FAMILIES), with weights from a fixed seed."""
     torch.manual_seed(0)
     tokenizer = _tokenizer()
     if family == "sdxl":
@@ -118,7 +118,7 @@ def build(family: str) -> StableDiffusionPipeline | StableDiffusionXLPipeline:
 
 
 def copy(folder: Path, target: Path, file: str | None = None, **changes: Any) -> Path:
-    """The target, a copy of a model's folder. changes: of keys in one of its JSON files; None: without it."""
+    """A copy of a model's folder. changes: keys to change in one of its JSON files; None removes a key"""
     shutil.copytree(folder, target)
     if file is not None:
         path = target / file
@@ -128,13 +128,13 @@ def copy(folder: Path, target: Path, file: str | None = None, **changes: Any) ->
 
 
 def use_variant(folder: Path, part: str, variant: str) -> None:
-    """Renames a part's weights as its variant's."""
+    """Renames a part's weights to those of a variant."""
     for path in list((folder / part).glob("*.safetensors")):
         path.rename(path.with_suffix(f".{variant}.safetensors"))
 
 
 def use_pickle(folder: Path, part: str) -> None:
-    """Puts a part's weights into a pickle instead."""
+    """Replaces a part's weights by a pickle."""
     for path in list((folder / part).glob("*.safetensors")):
         stem = "pytorch_model" if path.stem == "model" else path.stem
         torch.save(load_file(path), path.with_name(f"{stem}.bin"))
@@ -142,7 +142,7 @@ def use_pickle(folder: Path, part: str) -> None:
 
 
 def drop_tensor(folder: Path, part: str, end: str) -> None:
-    """Takes a tensor out of a part's weights: the first whose name ends so."""
+    """Removes a tensor from a part's weights: the first whose name has this end."""
     [path] = (folder / part).glob("*.safetensors")
     tensors = load_file(path)
     del tensors[next(name for name in sorted(tensors) if name.endswith(end))]

@@ -1,4 +1,4 @@
-"""An event loop whose clock stands still while anything happens: a sleep takes exactly what it should."""
+"""An event loop whose clock stands still during work, so that a sleep takes exactly its time."""
 
 import asyncio
 from collections.abc import Coroutine
@@ -6,7 +6,7 @@ from selectors import DefaultSelector, SelectorKey
 from typing import Any, TypeVar
 
 T = TypeVar("T")
-# What was sent over loopback has come after as much real time, however busy the machine is.
+# Data sent over loopback arrives within this real time, however busy the machine is.
 _GRACE_S = 0.005
 
 
@@ -18,7 +18,7 @@ class _Selector(DefaultSelector):
         self.now_s = 0.0
 
     def select(self, timeout: float | None = None) -> list[tuple[SelectorKey, int]]:
-        """timeout: 0 where the loop only looks, None where it waits for no time"""
+        """timeout: 0 if the loop only looks, None if it waits for no time"""
         if not timeout:
             return super().select(timeout)
         events = super().select(_GRACE_S)
@@ -37,6 +37,6 @@ class _Loop(asyncio.SelectorEventLoop):
 
 
 def run(main: Coroutine[Any, Any, T]) -> T:
-    """As `asyncio.run`, in virtual time. Other clocks and what threads do are not part of it."""
+    """Does `asyncio.run` in virtual time. Other clocks and threads are not part of it."""
     with asyncio.Runner(loop_factory=_Loop) as runner:
         return runner.run(main)

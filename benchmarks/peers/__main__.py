@@ -1,13 +1,13 @@
-"""Midstep against what a user would pick instead: same weights, same machine, same arrivals, one run.
+"""Midstep against other servers that a user might pick: same weights, machine and arrivals, in one run.
 
     python -m benchmarks.peers                     all systems, each at all rates
     python -m benchmarks.peers --systems midstep litserve --base-rate 4.2
-    python -m benchmarks.peers --simulated         likewise, but the device is one that is modelled
+    python -m benchmarks.peers --simulated         the same on a modelled device
 
-Each system in turn is started, warmed up, given a burst that saturates it (its capacity), then loaded open
-loop at multiples of the capacity of `@serve.batch`, which is therefore measured first, and stopped. Every
-system has a process for each core, with one thread of torch, and on a simulated device one for that. Nothing
-else should run on the machine meanwhile.
+Each system in turn is started, warmed up, given a burst that saturates it (its capacity), loaded open loop at
+multiples of the capacity of `@serve.batch`, and stopped. So `@serve.batch` is measured first. Every system
+has a process per core with one torch thread, or on a simulated device one process. Nothing else should run on
+the machine.
 """
 
 import argparse
@@ -49,7 +49,7 @@ def load(url: str, requests: list[PlannedRequest]) -> Summary:
 
 
 def measure(name: str, base_rate: float | None, arguments: argparse.Namespace) -> Measured:
-    """base_rate: requests/s of which the loads are multiples; this system's own capacity if None."""
+    """base_rate: requests/s, whose multiples are the loads; None for this system's own capacity"""
     system, asked = SYSTEMS[name], mix(arguments.seed)
     with running(system, arguments.threads) as url:
         load(url, plan([0.0] * arguments.warm_up, asked, arguments.seed + 1))
@@ -71,8 +71,8 @@ def measure(name: str, base_rate: float | None, arguments: argparse.Namespace) -
 
 
 def measure_all(arguments: argparse.Namespace) -> Iterator[dict[str, Measured]]:
-    """After each system all so far, in the order of SYSTEMS. The reference goes first: its capacity sets the
-    rates of all.
+    """Yields all results so far after each system, in the order of SYSTEMS. The reference goes first, because
+    its capacity sets all rates.
     """
     base_rate = arguments.base_rate
     measured = {}
@@ -83,7 +83,7 @@ def measure_all(arguments: argparse.Namespace) -> Iterator[dict[str, Measured]]:
 
 
 def device(arguments: argparse.Namespace) -> str:
-    """For people."""
+    """A description of the device."""
     if not arguments.simulated:
         return "CPU, the embedded model"
     return f"simulated: {u_net_only(arguments.slower).device}; the U-Net of Stable Diffusion 1.5 at 512x512"
@@ -102,18 +102,16 @@ def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--simulated", action="store_true", help="on a device that is modelled and sleeps")
-    parser.add_argument("--slower", type=float, default=3.0, help="times, the simulated device")
+    parser.add_argument("--simulated", action="store_true", help="on a modelled device, which sleeps")
+    parser.add_argument("--slower", type=float, default=3.0, help="slowdown of the simulated device")
     parser.add_argument("--systems", nargs="+", choices=SYSTEMS, default=list(SYSTEMS))
     parser.add_argument("--rates", type=float, nargs="+", default=[0.3, 0.5, 0.7, COMPARED_AT, 0.9])
-    parser.add_argument(
-        "--base-rate", type=float, help="requests/s, in place of the capacity of @serve.batch"
-    )
+    parser.add_argument("--base-rate", type=float, help="requests/s instead of the capacity of @serve.batch")
     parser.add_argument("--duration", type=float, default=120.0, help="seconds of arrivals at each rate")
     parser.add_argument("--burst", type=int, default=120, help="requests at once, for the capacity")
-    # BentoML learns from its first dozen requests, run alone; Midstep compiles a sampler per step count.
-    parser.add_argument("--warm-up", type=int, default=30, help="requests at once, before those that count")
-    parser.add_argument("--threads", type=int, help="of torch, in each system: a process each (2)")
+    # BentoML learns from its first dozen requests, run alone. Midstep compiles a sampler per step count.
+    parser.add_argument("--warm-up", type=int, default=30, help="uncounted requests at once before the load")
+    parser.add_argument("--threads", type=int, help="processes per system, with one torch thread each (2)")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--json", type=Path, help="(benchmarks/results/peers*.json)")
     parser.add_argument("--plot", type=Path, help="(docs/latency*.png)")
@@ -129,7 +127,7 @@ def parse_arguments() -> argparse.Namespace:
 
 def main() -> None:
     arguments = parse_arguments()
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that the server is stopped as well
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # stops the server too
     with tempfile.TemporaryDirectory() as folder:
         if arguments.simulated:
             cost_model = Path(folder) / "cost_model.json"

@@ -1,10 +1,10 @@
-"""BentoML with adaptive batching, in the form that it documents for clients who send one item each.
+"""BentoML with adaptive batching, as it documents for clients that send one item each.
 
-`Images` has the HTTP API; `StableDiffusion`, a service on which it depends, gathers their requests into
-batches. A batch is answered when the last of its groups is done; its size is as for LitServe. BentoML refuses
-what it expects to take longer than max_latency_ms; since the other servers refuse nobody, that is an hour.
-`Images` renews its connection to `StableDiffusion` after a hundred requests or five minutes, which requests
-under way do not survive: here it never does.
+`Images` has the HTTP API. `StableDiffusion`, a service on which it depends, collects requests into batches. A
+batch is answered when the last of its groups is done; its size is the same as for LitServe. BentoML refuses
+requests that it expects to take longer than max_latency_ms. Since the other servers refuse nobody, this is
+set to an hour. `Images` renews its connection to `StableDiffusion` after a hundred requests or five minutes,
+which fails running requests, so here it never does.
 
     PEER_THREADS=2 bentoml serve benchmarks.peers.bentoml_service:Images --port 8001
 """
@@ -23,7 +23,7 @@ _TRAFFIC = {"timeout": MAX_LATENCY_S}
 _CONNECTION = {"max_requests": 1_000_000, "max_age": 24.0 * 3600}
 
 
-# A service takes no arguments; the environment is what it has.
+# A service takes no arguments, so they come from the environment.
 @bentoml.service(
     workers=int(os.environ.get("PEER_THREADS", "2")), traffic=_TRAFFIC, runner_connection=_CONNECTION
 )

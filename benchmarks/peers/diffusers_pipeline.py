@@ -1,8 +1,8 @@
-"""diffusers' own pipeline around the embedded model: what every peer serves, in a process for each core.
+"""diffusers' own pipeline around the embedded model: what every peer serves, with a process per core.
 
-Each computes with one thread. With one process on two cores OpenMP's threads wait for each other hundreds of
-times in a forward, and a server that needs one of the cores holds up both: at 80% of its capacity
-`@serve.batch` then took 1.8 times as long in the mean. On a simulated device there is one process for that.
+Each process computes with one thread. With one process on two cores, OpenMP's threads wait for each other
+hundreds of times in a forward, and a server that needs one of the cores holds up both: at 80% of its capacity
+`@serve.batch` then took 1.8 times as long on average. A simulated device has one process.
 """
 
 import asyncio
@@ -19,23 +19,23 @@ from benchmarks.peers.images_api import ImageRequest, Settings
 from benchmarks.peers.simulated_device import COST_MODEL_VARIABLE, SimulatedPipeline
 
 MODEL = Path(__file__).parents[2] / "models" / "shapes"  # its scheduler is DPMSolverMultistep, "DPM++ 2M"
-# In a simulation of the benchmark's mix, 16 has 5% more throughput than 8 and no more latency.
+# In a simulation of the benchmark's mix, 16 has 5% more throughput than 8 at no more latency.
 MAX_IMAGES_PER_CALL = 16
 _WARM_UP_SIZES = (1, 2, 4, 8, 16)
 
 
 class DiffusersPipeline:
-    """The pipeline's calls, loaded and warm. Belongs to the thread that builds it."""
+    """Calls of a loaded and warm pipeline. It belongs to the thread that builds it."""
 
     def __init__(self) -> None:
-        torch.set_num_threads(1)  # of this thread, whatever a framework has set in the environment
+        torch.set_num_threads(1)  # overrides what a framework has set in the environment
         self._pipeline = StableDiffusionPipeline.from_pretrained(MODEL, dtype=torch.float32)
         self._pipeline.set_progress_bar_config(disable=True)
         for size in _WARM_UP_SIZES:
             self([ImageRequest("a red star", "", seed, Settings(2, 5.0, None, None)) for seed in range(size)])
 
     def __call__(self, requests: Sequence[ImageRequest]) -> list[Image.Image]:
-        """For requests of equal settings."""
+        """Takes requests with equal settings."""
         settings = requests[0].settings
         return self._pipeline(
             [request.prompt for request in requests],
@@ -49,14 +49,14 @@ class DiffusersPipeline:
 
 
 class GroupedCalls:
-    """Any requests in calls of a pipeline, which take requests of equal settings."""
+    """Turns any requests into calls of a pipeline, which takes requests with equal settings."""
 
     def __init__(self) -> None:
         simulated = os.environ.get(COST_MODEL_VARIABLE)
         self._call = SimulatedPipeline(Path(simulated)) if simulated else DiffusersPipeline()
 
     def generate(self, requests: Sequence[ImageRequest]) -> list[Image.Image]:
-        """In the order of the requests; those of equal settings share a call."""
+        """Images in the order of the requests. Requests with equal settings share a call."""
         groups: dict[Settings, list[int]] = {}
         for index, request in enumerate(requests):
             groups.setdefault(request.settings, []).append(index)
@@ -70,7 +70,7 @@ class GroupedCalls:
 
 
 class PipelineThread:
-    """A pipeline on a thread of its own, for servers that live on an event loop; one call at a time."""
+    """A pipeline on its own thread, for servers on an event loop; one call at a time."""
 
     def __init__(self) -> None:
         self._executor = ThreadPoolExecutor(1, "pipeline")

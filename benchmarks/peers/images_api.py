@@ -1,6 +1,6 @@
-"""What all peers are asked and answer: Midstep's `POST /v1/images/generations`, in short.
+"""The peers' API: a short version of Midstep's `POST /v1/images/generations`.
 
-Nothing is checked: only the load generator asks.
+Nothing is checked, because only the load generator calls it.
 """
 
 import base64
@@ -16,7 +16,7 @@ PATH = "/v1/images/generations"
 
 @dataclass(frozen=True)
 class Settings:
-    """What the images of one pipeline call have in common. width, height: pixels; None is the model's own."""
+    """The settings that images of one pipeline call share. width, height: pixels; None: model's default"""
 
     num_inference_steps: int
     guidance_scale: float
@@ -35,7 +35,7 @@ class ImageRequest:
 
 
 def read_body(body: Mapping[str, Any]) -> list[ImageRequest]:
-    """A request for each of the `n` images; their seeds are seed, seed + 1, ..."""
+    """A request for each of the `n` images, with seeds seed, seed + 1, ..."""
     size = body.get("size")
     width, height = (None, None) if size in (None, "auto") else map(int, size.split("x"))
     settings = Settings(
@@ -49,7 +49,7 @@ def read_body(body: Mapping[str, Any]) -> list[ImageRequest]:
 
 
 def png(image: Image.Image) -> str:
-    """As base64."""
+    """A PNG file in base64."""
     file = io.BytesIO()
     image.save(file, "PNG")
     return base64.b64encode(file.getvalue()).decode()

@@ -1,9 +1,9 @@
 """LitServe with dynamic batching around the pipeline.
 
-A worker takes what has gathered while its last batch ran, so it needs no long wait: `batch_timeout` is only
-more than zero because at zero an idle worker polls without pause. A batch is answered when the last of its
-groups is done. It may be larger than a pipeline call, because that makes the groups in it larger: in a
-simulation of this mix 32 has more throughput than 8 or 16, and the latency of 16.
+A worker takes the requests that came while its last batch ran, so it needs no long wait. `batch_timeout` is
+above zero only because at zero an idle worker polls without pause. A batch is answered when the last of its
+groups is done. It may be larger than a pipeline call, because that makes its groups larger: in a simulation
+of this mix, 32 has more throughput than 8 or 16, and the latency of 16.
 
     python -m benchmarks.peers.litserve_server --port 8001 --threads 2
 """
@@ -48,7 +48,7 @@ def main() -> None:
     parser.add_argument("--port", type=int, required=True)
     parser.add_argument("--threads", type=int, default=2)
     arguments = parser.parse_args()
-    # LitServe ends its workers on an interrupt only.
+    # LitServe ends its workers only on an interrupt.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     server = litserve.LitServer(
         StableDiffusion(), accelerator="cpu", workers_per_device=arguments.threads, timeout=False

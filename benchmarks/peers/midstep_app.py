@@ -1,5 +1,5 @@
-"""Midstep itself, as `serve_config.yaml` has it, but with a denoiser for each core, as suits load best, and a
-queue that refuses nobody, as its peers have."""
+"""Midstep itself with `serve_config.yaml`, but with a denoiser per core, which suits load best, and a queue
+that refuses nobody, like its peers."""
 
 import os
 from pathlib import Path
@@ -28,5 +28,5 @@ def build_app(num_threads: int) -> Application:
     if cost_model := os.environ.get(COST_MODEL_VARIABLE):
         file = CostModelFile.model_validate_json(Path(cost_model).read_text())
         config["model"] = {"device": "simulated", "cost_model": cost_model, "path": file.path}
-        denoiser["max_rows"] = 2 * MAX_IMAGES_PER_CALL  # what a call of the peers can have
+        denoiser["max_rows"] = 2 * MAX_IMAGES_PER_CALL  # as many as a call of the peers
     return build_midstep(AppConfig.model_validate(config))

@@ -1,4 +1,4 @@
-"""The HTTP side of both Ray Serve peers, as Ray's Stable Diffusion tutorial has it."""
+"""The HTTP side of both Ray Serve peers, taken from Ray's Stable Diffusion tutorial."""
 
 from typing import Any
 
@@ -9,7 +9,7 @@ from ray.serve.handle import DeploymentHandle
 
 from benchmarks.peers.images_api import PATH, answer, png, read_body
 
-MAX_ONGOING_REQUESTS = 4096  # no request of a run waits outside of the replica that could batch it
+MAX_ONGOING_REQUESTS = 4096  # every request reaches the replica at once and can be batched
 
 api = FastAPI()
 

@@ -1,10 +1,11 @@
-"""`@serve.batch` over the whole pipeline: the strongest static batching that Ray Serve gives.
+"""`@serve.batch` over the whole pipeline: the best static batching that Ray Serve offers.
 
-`@serve.batch` alone forms its batches eagerly: one is cut when the wait runs out and then parked until the
-one before it is done, so that it does not grow meanwhile and most batches have one request. Hence many may be
-here at once, cut without any wait, and the handler merges them again: what waits is grouped by its settings,
-and when a call ends the largest group goes next, the oldest of equals. In a simulation of the benchmark's mix
-largest first has lower mean and 95th percentile latencies than oldest first, the more so the higher the load.
+`@serve.batch` alone forms its batches eagerly. A batch is closed when the wait runs out and then parked until
+the one before it is done. So it does not grow meanwhile, and most batches have one request. Therefore many
+batches may be here at once, closed without any wait, and the handler merges them: it groups waiting requests
+by settings, and when a call ends the largest group goes next, the oldest in a tie. In a simulation of the
+benchmark's mix, largest first has lower mean and 95th percentile latencies than oldest first, and more so at
+higher load.
 """
 
 import asyncio
@@ -25,14 +26,14 @@ Item = TypeVar("Item")
 
 @dataclass(frozen=True, eq=False)
 class Waiting:
-    """A request and where its image goes."""
+    """A request and the future of its image."""
 
     request: ImageRequest
     image: "asyncio.Future[Image.Image]"
 
 
 def next_group(waiting: Sequence[Item], settings: Callable[[Item], Hashable]) -> list[Item]:
-    """The largest group of equal settings that fits into a call; of equals the one that began first."""
+    """The largest group with equal settings that fits into a call; in a tie the oldest group."""
     groups: dict[Hashable, list[Item]] = {}
     for item in waiting:
         groups.setdefault(settings(item), []).append(item)
@@ -68,7 +69,7 @@ class StableDiffusion:
             self._waiting = [item for item in self._waiting if item not in group]
             try:
                 images = await self._thread.generate([item.request for item in group])
-            except Exception as error:  # the boundary of the loop: whatever broke, its requests are told
+            except Exception as error:  # the boundary of the loop: every error reaches its requests
                 for item in group:
                     item.image.set_exception(error)
                 continue

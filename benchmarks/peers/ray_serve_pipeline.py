@@ -1,4 +1,4 @@
-"""One diffusers pipeline behind Ray Serve, one call per request: Ray's own Stable Diffusion tutorial."""
+"""One diffusers pipeline behind Ray Serve, one call per request, from Ray's Stable Diffusion tutorial."""
 
 from collections.abc import Sequence
 

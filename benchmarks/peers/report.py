@@ -1,4 +1,4 @@
-"""What a run of all systems comes to: a table, the ratios, a file."""
+"""Results of a run of all systems: a table, ratios, a file."""
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
@@ -15,7 +15,7 @@ COMPARED_AT = 0.8  # of the reference's capacity
 
 @dataclass(frozen=True)
 class Measured:
-    """A system. capacity: a saturating burst; loads: by the multiple of the reference's capacity."""
+    """One system's results. capacity: a saturating burst; loads: by multiple of the reference's capacity"""
 
     title: str
     capacity: Summary
@@ -47,7 +47,7 @@ def _errors(run: Summary) -> int:
 
 
 def ratios(measured: Mapping[str, Measured]) -> str:
-    """Each system against the reference, as Markdown; nothing where that or COMPARED_AT was not run."""
+    """Each system against the reference, as Markdown; empty if the reference or COMPARED_AT was not run."""
     rows = list(_ratio_rows(measured))
     if not rows:
         return ""
@@ -77,7 +77,7 @@ def _ratio_rows(measured: Mapping[str, Measured]) -> Iterator[str]:
 
 
 def write_json(measured: Mapping[str, Measured], settings: Mapping[str, Any], path: Path) -> None:
-    """With date, hardware and versions; neither paths nor the names of hosts."""
+    """Writes the results with date, hardware and versions, but without paths or host names."""
     about = asdict(new_results("peers", settings, _summaries(measured)))
     del about["summaries"]
     path.parent.mkdir(parents=True, exist_ok=True)

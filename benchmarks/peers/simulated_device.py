@@ -1,9 +1,9 @@
 """A device that takes the modelled time of U-Net forwards and makes grey pictures, the same for all systems.
 
-Step-level batching is for devices that are faster, row by row, with more rows. CPU cores hardly are. So the
-same comparison runs on a modelled device as well, which sleeps: an H200 with Stable Diffusion 1.5 at 512x512,
-or a slower one, so that two cores keep up with all that is not the device. It encodes and decodes in no time:
-Midstep would do that on devices of their own, where its peers have one for all.
+Step-level batching is for devices that are faster per row with more rows, which CPU cores hardly are. So the
+same comparison also runs on a modelled device, which sleeps: an H200 with Stable Diffusion 1.5 at 512x512, or
+a slower one, so that two cores keep up with everything except the device. It encodes and decodes in no time,
+because Midstep would do that on separate devices, while its peers have one device for all.
 """
 
 import time
@@ -18,7 +18,7 @@ from benchmarks.peers.images_api import ImageRequest
 from deployments.engine.cost import CostModel, Curve, StageCost
 from serve.config.model import CostModelFile
 
-# How a server's process is told of the file with its costs. Without it there is no simulated device.
+# Passes the file of costs to the server's process. Without it there is no simulated device.
 COST_MODEL_VARIABLE = "PEER_COST_MODEL"
 MODELLED = ROOT / "cluster" / "devices" / "h200-sd15.json"
 _LATENTS, _PIXELS = (64, 64), (512, 512)
@@ -26,7 +26,7 @@ _NO_TIME = Curve(1e-9, 1, 0.0)
 
 
 def u_net_only(slower: float) -> CostModelFile:
-    """What MODELLED says, so many times slower, but for encoding and decoding."""
+    """MODELLED's costs, `slower` times as slow, without encoding and decoding."""
     modelled = CostModelFile.model_validate_json(MODELLED.read_text())
     costs = modelled.cost_model
     decode = StageCost(tuple((shape, _NO_TIME) for shape, _ in costs.decode.curves))
@@ -40,14 +40,14 @@ def u_net_only(slower: float) -> CostModelFile:
 
 
 class SimulatedPipeline:
-    """A pipeline's calls on it: with guidance, as the benchmark asks for it, two rows an image."""
+    """A pipeline's calls on the device, with two rows per image, since the benchmark asks for guidance."""
 
     def __init__(self, cost_model: Path) -> None:
         self._forward = CostModelFile.model_validate_json(cost_model.read_text()).cost_model.forward
 
     def __call__(self, requests: Sequence[ImageRequest]) -> list[Image.Image]:
-        """For requests of equal settings."""
-        # At once: a pipeline launches step after step and waits for the device at the end.
+        """Takes requests with equal settings."""
+        # One sleep, because a pipeline launches step after step and waits for the device at the end.
         forward_s = self._forward.seconds(_LATENTS, 2 * len(requests))
         time.sleep(requests[0].settings.num_inference_steps * forward_s)
         return [Image.new("RGB", _PIXELS, "grey") for _ in requests]

@@ -1,4 +1,4 @@
-"""The systems that are compared, and how each is started and stopped."""
+"""The compared systems, and how each is started and stopped."""
 
 import os
 import subprocess
@@ -19,19 +19,19 @@ from serve.http.edge import ENVIRONMENT
 
 START_TIMEOUT_S = 600.0
 STOP_TIMEOUT_S = 60.0
-# What takes HTTP in front of replicas on Ray, and how it is asked for.
+# HTTP proxies in front of replicas on Ray, and the variables that select them.
 PROXIES = {
     "serve": {"RAY_SERVE_ENABLE_HA_PROXY": "0"},
     "haproxy": {"RAY_SERVE_ENABLE_HA_PROXY": "1"},
 }
-_PROXY = PROXIES["haproxy"]  # what production has, and the better one for all of them
+_PROXY = PROXIES["haproxy"]  # used in production, and better for all systems
 _FIRST_IMAGE = {"prompt": "a red star on a blue background", "seed": 1, "num_inference_steps": 4}
 
 
 @dataclass(frozen=True)
 class System:
-    """title: in tables. python: of the environment that it runs in. arguments: after it. variables: of its
-    environment."""
+    """title: in tables; python: interpreter of its environment; arguments: of the interpreter; variables: of
+    the process's environment"""
 
     title: str
     python: Callable[[], Path]
@@ -45,7 +45,7 @@ def on_ray(title: str, module: str, variables: Mapping[str, str]) -> System:
 
 
 def midstep(module: str, proxy: str = "haproxy") -> System:
-    """The application of a module, with what stands before Serve's proxy; proxy: one of PROXIES"""
+    """A module's application, behind Midstep's edge before Serve's proxy. proxy: one of PROXIES"""
     return on_ray("Midstep", module, ENVIRONMENT | PROXIES[proxy])
 
 
@@ -63,7 +63,7 @@ SYSTEMS: Mapping[str, System] = {
 
 @contextmanager
 def running(system: System, num_threads: int) -> Iterator[str]:
-    """Its URL, once it answers. Raises RuntimeError, with the end of its log, if it does not come to that."""
+    """The system's URL, once it answers. Raises RuntimeError, with the end of its log, if it never does."""
     port = free_port()
     arguments = [text.format(port=port, threads=num_threads) for text in system.arguments]
     environment = os.environ | {
@@ -73,7 +73,7 @@ def running(system: System, num_threads: int) -> Iterator[str]:
         "BENTOML_DO_NOT_TRACK": "True",
         **system.variables,
     }
-    # Of the environment's, those that would decide on threads in place of us.
+    # Variables of the environment that would choose threads or a cluster instead of us.
     environment.pop("OMP_NUM_THREADS", None)
     environment.pop("RAY_ADDRESS", None)
     with tempfile.TemporaryFile() as log:
@@ -113,7 +113,7 @@ def _stop(process: "subprocess.Popen[bytes]") -> None:
         process.wait(STOP_TIMEOUT_S)
     except subprocess.TimeoutExpired:
         print("did not stop in time and is killed", flush=True)
-    for left in psutil.process_iter():  # Ray's workers lead groups of their own, but stay in the session
+    for left in psutil.process_iter():  # Ray's workers have their own process groups, but stay in the session
         with suppress(ProcessLookupError, psutil.NoSuchProcess):
             if os.getsid(left.pid) == process.pid:
                 left.kill()

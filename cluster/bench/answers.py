@@ -1,4 +1,4 @@
-"""What a server answers, plain or as server-sent events, and what that comes to."""
+"""Reads a server's answers, plain or as server-sent events, and classifies them."""
 
 import json
 from collections.abc import AsyncIterable, AsyncIterator, Callable
@@ -11,10 +11,10 @@ MAX_DETAIL_LENGTH = 200
 
 
 class Kind(StrEnum):
-    """What became of a request."""
+    """The outcome of a request."""
 
     COMPLETED = "completed"
-    BUSY = "busy"  # 429 and 503: refused for want of room
+    BUSY = "busy"  # 429 and 503: refused because the server is busy
     REJECTED = "rejected"  # any other 4xx
     SERVER_ERROR = "server error"  # any other status, an error event, an answer without a picture
     TRANSPORT_ERROR = "transport error"
@@ -23,7 +23,7 @@ class Kind(StrEnum):
 
 @dataclass(frozen=True)
 class Answer:
-    """ended_s: when the last byte was there, or when it was given up. num_images: pictures in it."""
+    """ended_s: time of the last byte, or of giving up; num_images: number of pictures in it"""
 
     kind: Kind
     ended_s: float
@@ -33,7 +33,7 @@ class Answer:
 
 
 async def read_answer(response: aiohttp.ClientResponse, asked: int, now_s: Callable[[], float]) -> Answer:
-    """To its last byte. asked: how many images were. Raises aiohttp.ClientError where it ends early."""
+    """Reads a response to the end. asked: requested images. Raises aiohttp.ClientError if it is cut off."""
     if not 200 <= response.status < 300:
         text = (await response.text(errors="replace")).strip()
         detail = f"{response.status} {text}"[:MAX_DETAIL_LENGTH]
@@ -41,14 +41,14 @@ async def read_answer(response: aiohttp.ClientResponse, asked: int, now_s: Calla
     if response.content_type == "text/event-stream":
         return await _read_stream(response, now_s)
     content = await response.read()
-    ended_s = now_s()  # before the answer is looked into, which is not the server's time
+    ended_s = now_s()  # taken before parsing, which is not the server's time
     if num_images := images_in(content, response.content_type, asked):
         return Answer(Kind.COMPLETED, ended_s, num_images)
     return Answer(Kind.SERVER_ERROR, ended_s, detail="the answer has no picture")
 
 
 def _kind(status: int) -> Kind:
-    """Returns the kind of a status that is no success."""
+    """The kind of a status that is not a success."""
     if status in (429, 503):
         return Kind.BUSY
     return Kind.REJECTED if 400 <= status < 500 else Kind.SERVER_ERROR
@@ -72,7 +72,7 @@ async def _read_stream(response: aiohttp.ClientResponse, now_s: Callable[[], flo
 def images_in(content: bytes, content_type: str, asked: int) -> int:
     """Pictures in an answer: one if it is a picture itself, else the length of its list `data` or `images`.
 
-    An answer of another form is taken at its word and counts as what was asked for.
+    An answer of another form is trusted and counts as the requested number.
     """
     if content_type.startswith("image/"):
         return 1
@@ -87,7 +87,7 @@ def images_in(content: bytes, content_type: str, asked: int) -> int:
 
 
 async def server_sent_events(lines: AsyncIterable[bytes]) -> AsyncIterator[tuple[str, bytes]]:
-    """Name and data of each event; an event without a name has the `type` that its data tells."""
+    """Name and data of each event. An event without a name takes the `type` in its data."""
     name, data = "", b""
     async for line in lines:
         key, _, value = line.rstrip(b"\r\n").partition(b":")

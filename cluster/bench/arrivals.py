@@ -1,4 +1,4 @@
-"""When requests fall due: sorted seconds from the start of a run, the same again for the same seed."""
+"""Arrival times: sorted seconds from the start of a run, reproducible by seed."""
 
 import csv
 import gzip
@@ -16,7 +16,7 @@ TRACE_COLUMNS = ("arrival_s", "num_images", "num_inference_steps")
 
 @dataclass(frozen=True)
 class TraceArrival:
-    """due_s: seconds from the start of the run; None where the trace does not say what was asked for."""
+    """due_s: seconds from the start of the run; the other fields are None where the trace has no value"""
 
     due_s: float
     num_images: int | None
@@ -24,7 +24,7 @@ class TraceArrival:
 
 
 def constant(rate: float, duration_s: float) -> list[float]:
-    """`rate` requests a second, evenly spaced, the first at 0."""
+    """`rate` requests per second, evenly spaced, the first at 0."""
     due, times = 0.0, []
     while due < duration_s:
         times.append(due)
@@ -33,17 +33,17 @@ def constant(rate: float, duration_s: float) -> list[float]:
 
 
 def poisson(rate: float, duration_s: float, seed: int) -> list[float]:
-    """Independent clients: `rate` requests a second in the mean, gaps exponential."""
+    """Independent clients: on average `rate` requests per second, with exponential gaps."""
     return steps([(rate, duration_s)], seed)
 
 
 def steps(plan: Sequence[tuple[float, float]], seed: int) -> list[float]:
-    """Poisson arrivals whose rate changes in steps: (requests a second, seconds) each. A rate of 0 pauses."""
+    """Poisson arrivals whose rate changes in steps: (requests per second, seconds) each. Rate 0 pauses."""
     rng = random.Random(seed)
     start, times = 0.0, []
     for rate, duration_s in plan:
         end = start + duration_s
-        # Gaps have no memory, so a new rate may begin to count at its own start.
+        # Exponential gaps have no memory, so a new rate may begin at its own start.
         due = start + rng.expovariate(rate) if rate else end
         while due < end:
             times.append(due)
@@ -55,17 +55,17 @@ def steps(plan: Sequence[tuple[float, float]], seed: int) -> list[float]:
 def trace(
     path: Path, speed_up: float, duration_s: float | None = None, start_s: float = 0.0, seed: int = 0
 ) -> list[TraceArrival]:
-    """The arrivals of a trace (CSV, also gzipped) from its second `start_s` on, `speed_up` times as fast.
+    """The arrivals of a trace (CSV, also gzipped) from second `start_s` on, `speed_up` times as fast.
 
-    duration_s: of the run, after the speed-up; None replays to the end. An arrival that is told as a whole
-    second, as most are, is put at random within it. Raises ValueError for a file that is no trace, OSError
-    for one that cannot be read.
+    duration_s: length of the run after the speed-up; None replays to the end. Most traces give whole seconds;
+    such an arrival gets a random time within its second. Raises ValueError if the file is not a trace, and
+    OSError if it cannot be read.
     """
     rng = random.Random(seed)
     try:
         with _opened(path) as lines:
             read = list(_read(lines, rng))
-    except (ValueError, EOFError, zlib.error) as error:  # the latter of what is no whole gzip file
+    except (ValueError, EOFError, zlib.error) as error:  # the last two for an incomplete gzip file
         raise ValueError(f"{path}: {error}") from error
     arrivals = [replace(arrival, due_s=(arrival.due_s - start_s) / speed_up) for arrival in read]
     in_time = [one for one in arrivals if one.due_s >= 0 and (duration_s is None or one.due_s < duration_s)]
@@ -77,7 +77,7 @@ def _opened(path: Path) -> IO[str]:
 
 
 def _read(lines: Iterable[str], rng: random.Random) -> Iterator[TraceArrival]:
-    """due_s: since the trace began. Raises ValueError, which names the line."""
+    """The rows. due_s: since the trace began. Raises ValueError, which names the line."""
     rows = csv.DictReader(lines)
     if missing := [name for name in TRACE_COLUMNS if name not in (rows.fieldnames or ())]:
         raise ValueError(f"has no column {missing[0]!r}")
@@ -97,5 +97,5 @@ def _seconds(text: str | None, rng: random.Random) -> float:
 
 
 def _count(text: str | None) -> int | None:
-    """None for an empty field; a line that ends before it has none."""
+    """The count; None if the field is empty or the line ends before it."""
     return read_positive_count(text) if text else None

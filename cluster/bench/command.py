@@ -1,4 +1,4 @@
-"""`midstep bench`: loads one or several servers at one or several rates, and reports."""
+"""`midstep bench`: loads one or more servers at one or more rates, and reports."""
 
 import sys
 from collections import Counter
@@ -25,7 +25,7 @@ _PLOT_NAME = "latency_throughput.png"
 
 @dataclass(frozen=True)
 class _Runs:
-    """The plan of each run, and the targets by name that each of them is sent to."""
+    """The plan of each run, and the targets by name. Each plan is sent to every target."""
 
     targets: Mapping[str, Target]
     plans: Sequence[Sequence[PlannedRequest]]
@@ -36,16 +36,16 @@ class _Runs:
 
 @click.command(epilog=KEY_HELP, context_settings={"show_default": True})
 @click.option("--url", type=URL, help="A server, such as http://127.0.0.1:8000.")
-@click.option("--name", type=NAME, default="midstep", help="What to call it.")
-@click.option("--system", "systems", type=SYSTEM, multiple=True, help="One of several servers.")
-@click.option("--path", default=Target.path, help="Where images are made.")
-@click.option("--body", type=file_of(read_template), help="A JSON template of bodies, for other dialects.")
+@click.option("--name", type=NAME, default="midstep", help="Name of the server.")
+@click.option("--system", "systems", type=SYSTEM, multiple=True, help="A server; repeat for several.")
+@click.option("--path", default=Target.path, help="Path of the route that makes images.")
+@click.option("--body", type=file_of(read_template), help="JSON template of bodies, for other dialects.")
 @click.option("--stream", is_flag=True, help="Ask for server-sent events with previews.")
 @click.option("--partial-images", type=POSITIVE_COUNT, default="1", help="Previews to ask for.")
 @with_load_options
-@click.option("--slo-s", type=POSITIVE, help="Seconds that a good answer takes at most.")
-@click.option("--output", type=Path, help=f"A folder (build/bench); with --plot a picture ({_PLOT_NAME}).")
-@click.option("--plot", "is_plot", is_flag=True, help="Draw earlier results (FILES), load nothing.")
+@click.option("--slo-s", type=POSITIVE, help="Longest good answer in seconds.")
+@click.option("--output", type=Path, help=f"Folder (build/bench); with --plot picture file ({_PLOT_NAME}).")
+@click.option("--plot", "is_plot", is_flag=True, help="Draw earlier results (FILES) without any load.")
 @click.argument("files", type=file_of(read_results), nargs=-1)
 def bench(
     url: str | None,
@@ -61,10 +61,10 @@ def bench(
     is_plot: bool,
     files: Sequence[Results],
 ) -> None:
-    """Load one or several image servers over HTTP, open loop, and report latency and throughput."""
+    """Load one or more image servers over HTTP, open loop, and report latency and throughput."""
     console = Console()
     if is_plot != bool(files):
-        message = "needs FILES with results" if is_plot else "is needed to draw what is in FILES"
+        message = "needs FILES with results" if is_plot else "is needed to draw FILES"
         raise click.BadParameter(message, param_hint="--plot")
     if is_plot:
         output = output or Path(_PLOT_NAME)
@@ -87,16 +87,16 @@ def _parameter(name: str) -> click.Parameter:
 
 
 def _urls(systems: Sequence[tuple[str, str]]) -> dict[str, str]:
-    """By name."""
+    """URLs by name."""
     if not systems:
         raise click.BadParameter("is required, or --system", param_hint="--url")
     if repeated := [name for name, count in Counter(name for name, _ in systems).items() if count > 1]:
-        raise click.BadParameter(f"{repeated[0]!r} is there twice", param_hint="--system")
+        raise click.BadParameter(f"{repeated[0]!r} is given twice", param_hint="--system")
     return dict(systems)
 
 
 def _by_name(earlier: Sequence[Results]) -> dict[str, Sequence[Summary]]:
-    """Results of one name are told apart by their place."""
+    """Results with the same name get their place as a suffix."""
     counts = Counter(results.name for results in earlier)
     return {
         results.name if counts[results.name] == 1 else f"{results.name} ({place})": results.summaries
@@ -118,12 +118,12 @@ def _report(results: Mapping[str, Sequence[Summary]], settings: Mapping[str, Any
 
 
 def _measured(runs: _Runs, console: Console) -> dict[str, list[Summary]]:
-    """Tells of progress on the way and of all that came out at the end."""
+    """Runs the load, shows progress, and prints all results at the end."""
     results: dict[str, list[Summary]] = {name: [] for name in runs.targets}
     problems: Counter[str] = Counter()
     try:
         with new_progress() as progress:
-            # Systems take turns within each rate, so that a machine that changes its pace does so for all.
+            # Systems take turns within each rate, so that a change in the machine's speed hits all of them.
             for planned in runs.plans:
                 for name, target in runs.targets.items():
                     outcomes = run(target, planned, runs.warmup, runs.timeout_s, name, progress)

@@ -1,8 +1,8 @@
-"""The load itself, open loop: a request is sent when it is due, whatever became of those before it.
+"""The load itself, open loop: a request is sent when it is due, whatever happened to earlier ones.
 
-Every time is in seconds from the start of the run. Latency counts from the moment a request was due, so that
-neither a server that stalls nor a generator that lags can hide what a client would have waited (coordinated
-omission).
+Every time is in seconds from the start of the run. Latency counts from the moment a request was due. So
+neither a stalling server nor a lagging generator can hide the time that a client would have waited
+(coordinated omission).
 """
 
 import asyncio
@@ -23,7 +23,7 @@ READ_BUFFER_BYTES = 2**26  # a server-sent event has a whole picture in one line
 @dataclass(frozen=True)
 class Target:
     """A server. body: a template (see `template`); stream: ask for server-sent events with previews;
-    api_key: where it takes some."""
+    api_key: for a server that needs one"""
 
     url: str
     path: str = "/v1/images/generations"
@@ -39,7 +39,7 @@ class Target:
 
 @dataclass(frozen=True)
 class RequestOutcome:
-    """What became of a request, and when it was sent."""
+    """The outcome of a request, and the time when it was sent."""
 
     request: PlannedRequest
     sent_s: float
@@ -51,7 +51,7 @@ class RequestOutcome:
 
     @property
     def lag_s(self) -> float:
-        """How late the generator itself was."""
+        """How late the generator sent it."""
         return self.sent_s - self.request.due_s
 
 
@@ -61,13 +61,13 @@ async def run_load(
     timeout_s: float = 300.0,
     on_outcome: Callable[[RequestOutcome], None] | None = None,
 ) -> list[RequestOutcome]:
-    """Sends each request when it is due; the outcomes, in the order of `planned`, once all are answered.
+    """Sends each request when it is due, and returns the outcomes in the order of `planned`.
 
-    planned: sorted by due_s. timeout_s: from due_s, after which a request is given up. on_outcome: called as
-    each request ends; what it takes delays the load.
+    planned: sorted by due_s; timeout_s: time from due_s after which a request is given up; on_outcome: called
+    when a request ends; a slow callback delays the load
     """
     bodies = [target.body_for(request) for request in planned]
-    # Each request is a client of its own: no limit, and no kept connection that the server may be closing.
+    # Each request acts as a separate client: no limit, and no kept connection that the server may be closing.
     connector = aiohttp.TCPConnector(limit=0, force_close=True)
     session = aiohttp.ClientSession(
         connector=connector, timeout=aiohttp.ClientTimeout(total=None), read_bufsize=READ_BUFFER_BYTES
@@ -82,7 +82,7 @@ async def run_load(
 
 
 class _Run:
-    """One run against one target; its clock starts when it is made."""
+    """One run against one target. Its clock starts when it is made."""
 
     def __init__(
         self,

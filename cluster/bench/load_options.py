@@ -1,4 +1,4 @@
-"""The options that say what load there is, when and of what, for every command that makes or plans one."""
+"""The options that describe a load, for every command that makes or plans one."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
@@ -34,7 +34,7 @@ def _weights(read: Callable[[str], T]) -> Read[dict[T, float]]:
 
 def _read_prompts(path: Path) -> list[str]:
     if not (prompts := [line for line in path.read_text().splitlines() if line.strip()]):
-        raise ValueError(f"{path}: has no prompts, one a line")
+        raise ValueError(f"{path}: has no prompts; it needs one per line")
     return prompts
 
 
@@ -49,44 +49,44 @@ _WHEN = (
         "--rates",
         "rates",
         type=POSITIVES,
-        help="Requests/s; several are runs, but with --arrivals step the steps of one run.",
+        help="Requests/s; several values are several runs, or with --arrivals step the steps of one run.",
     ),
     click.option(
         "--duration",
         "duration_s",
         type=POSITIVE,
-        help="Seconds of a run or step (60, to plan 600; a trace: to its end).",
+        help="Seconds of a run or step (60; plan: 600; trace: to its end).",
     ),
     click.option("--trace", type=Path, help="CSV or CSV.GZ with arrival_s, num_images, num_inference_steps."),
     click.option(
         "--speed-up",
         "speed_ups",
         type=POSITIVES,
-        help="How many times as fast as it came a trace is replayed (1); several are runs.",
+        help="Speed of a trace's replay (1); several values are several runs.",
     ),
     click.option("--start", "start_s", type=NOT_NEGATIVE, help="Second of the trace to start at (0)."),
-    click.option("--warmup", type=COUNT, default="0", help="Requests before each run, which do not count."),
+    click.option("--warmup", type=COUNT, default="0", help="Uncounted requests before each run."),
     click.option(
-        "--timeout", "timeout_s", type=POSITIVE, default="300", help="Seconds from due to the whole answer."
+        "--timeout", "timeout_s", type=POSITIVE, default="300", help="Seconds from due to the last byte."
     ),
 )
 _WHAT = (
-    click.option("--mix", type=file_of(read_mix), help="What is asked for, as a YAML or JSON file."),
-    click.option("--prompts", type=file_of(_read_prompts), help="A file with a prompt a line."),
+    click.option("--mix", type=file_of(read_mix), help="The mix of requests, as a YAML or JSON file."),
+    click.option("--prompts", type=file_of(_read_prompts), help="A file with one prompt per line."),
     click.option("--sizes", type=_weights(read_size), help="Such as 512x512:3,768x768:1."),
     click.option(
         "--steps", "num_inference_steps", type=_weights(read_positive_count), help="4:20,20:40,50:10"
     ),
     click.option("--guidance-scales", type=_weights(read_not_negative), help="1:1,5:3"),
     click.option("--samplers", type=_weights(str), help="'Euler a:1,DPM++ 2M:2'"),
-    click.option("--num-images", type=_weights(read_positive_count), help="Of one request: 1:3,4:1."),
-    click.option("--seed", type=COUNT, default="0", help="Seed of times and requests."),
+    click.option("--num-images", type=_weights(read_positive_count), help="Images per request: 1:3,4:1."),
+    click.option("--seed", type=COUNT, default="0", help="Seed of arrival times and requests."),
 )
 
 
 @dataclass(frozen=True)
 class LoadOptions:
-    """The options as they were given, None where they were not. Its methods raise click.BadParameter."""
+    """The given options, None for those not given. Its methods raise click.BadParameter."""
 
     arrivals: str | None
     rates: Sequence[float] | None
@@ -106,7 +106,7 @@ class LoadOptions:
     seed: int
 
     def whole_mix(self) -> Mix:
-        """The file's, or the default, with what the other options say."""
+        """The file's mix, or the default, with the values of the other options."""
         given = {field.name: getattr(self, field.name) for field in fields(Mix)}
         return replace(
             self.mix or Mix(), **{name: value for name, value in given.items() if value is not None}
@@ -116,7 +116,7 @@ class LoadOptions:
         return self.arrivals or ("poisson" if self.trace is None else "trace")
 
     def plans(self, default_duration_s: float = 60.0) -> list[list[PlannedRequest]]:
-        """The plan of each run. default_duration_s: of runs that no trace ends"""
+        """The plan of each run. default_duration_s: of runs without a trace"""
         mix, seed = self.whole_mix(), self.seed
         if self.kind() == "trace":
             plans = [plan_trace(times, mix, seed) for times in self._traces()]
@@ -128,7 +128,7 @@ class LoadOptions:
         return plans
 
     def settings(self, default_duration_s: float | None = None) -> dict[str, Any]:
-        """What a file of results tells of the command line: no paths, no hosts."""
+        """The settings for a file of results: no paths, no hosts."""
         mix = self.whole_mix()
         sizes = {size and f"{size[0]}x{size[1]}": weight for size, weight in mix.sizes.items()}
         return {
@@ -158,7 +158,7 @@ class LoadOptions:
 
     def _traces(self) -> list[list[TraceArrival]]:
         if self.rates is not None:
-            _refuse("--rate", "a trace has its own; --speed-up changes it")
+            _refuse("--rate", "a trace has its own rate; --speed-up changes it")
         if self.trace is None:
             _refuse("--trace", "is required with --arrivals trace")
         try:

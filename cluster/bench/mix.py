@@ -1,6 +1,6 @@
-"""What is asked for: a mix of requests, and the plan of a run that is drawn from it.
+"""A mix of requests, and the plan of a run, drawn from the mix.
 
-`Mix` is what the generator works with; `MixFile` is the same as a file has it.
+The generator works with `Mix`; `MixFile` is its form in a file.
 """
 
 import math
@@ -35,9 +35,9 @@ PROMPTS = (
 
 @dataclass(frozen=True)
 class Mix:
-    """Values and their weights, each drawn apart from the others. None leaves the choice to the server.
+    """Values with their weights. Fields are drawn independently. None leaves the choice to the server.
 
-    sizes: (width, height) in pixels. num_images: of one request.
+    sizes: (width, height) in pixels; num_images: per request
     """
 
     prompts: Sequence[str] = PROMPTS
@@ -50,7 +50,7 @@ class Mix:
 
 @dataclass(frozen=True)
 class PlannedRequest:
-    """due_s: seconds from the start of the run; width and height in pixels; None is the server's own."""
+    """due_s: seconds from the start of the run; width and height in pixels; None leaves it to the server"""
 
     due_s: float
     prompt: str
@@ -64,13 +64,13 @@ class PlannedRequest:
 
 
 def plan(due_times: Sequence[float], mix: Mix, seed: int) -> list[PlannedRequest]:
-    """A request for each time, the same again for the same seed."""
+    """A request for each time, reproducible by seed."""
     rng = random.Random(seed)
     return [_draw(due_s, mix, rng) for due_s in due_times]
 
 
 def plan_trace(arrivals: Sequence[TraceArrival], mix: Mix, seed: int) -> list[PlannedRequest]:
-    """As `plan`, but with the trace's images and step counts where it has them."""
+    """Does `plan`, but with the trace's images and step counts where it has them."""
     planned = plan([arrival.due_s for arrival in arrivals], mix, seed)
     return [
         replace(
@@ -87,7 +87,7 @@ def _draw(due_s: float, mix: Mix, rng: random.Random) -> PlannedRequest:
     return PlannedRequest(
         due_s=due_s,
         prompt=rng.choice(mix.prompts),
-        seed=rng.getrandbits(31),  # within what every server takes
+        seed=rng.getrandbits(31),  # every server accepts this range
         num_images=_pick(mix.num_images, rng),
         width=width,
         height=height,
@@ -138,7 +138,7 @@ class MixFile(BaseModel):
 
 
 def read_mix(path: Path) -> Mix:
-    """Raises ValueError, which names the first key at fault, and OSError."""
+    """The mix in a file. Raises ValueError, which names the first wrong key, and OSError."""
     try:
         data = yaml.safe_load(path.read_text())  # JSON is YAML too
     except yaml.YAMLError as error:
@@ -150,6 +150,6 @@ def read_mix(path: Path) -> Mix:
         place = ".".join(str(part) for part in problem["loc"] if part != "[key]") or "the file"
         known = ", ".join(MixFile.model_fields)
         unknown = problem["type"] == "extra_forbidden"
-        text = f"unknown key; there are {known}" if unknown else problem["msg"].removeprefix("Value error, ")
+        text = f"unknown key; known are {known}" if unknown else problem["msg"].removeprefix("Value error, ")
         raise ValueError(f"{path}: {place}: {text}") from error
     return Mix(**{name: value for name in MixFile.model_fields if (value := getattr(given, name))})

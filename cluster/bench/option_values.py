@@ -1,4 +1,4 @@
-"""Values of options, read from text: right, or an error of one line that says what is wrong."""
+"""Reads option values from text. A wrong value gives an error of one line that says what is wrong."""
 
 import math
 from collections.abc import Callable
@@ -12,9 +12,9 @@ T = TypeVar("T")
 
 
 class Read(click.ParamType[T]):
-    """An option's type: its value is what `read` makes of the text, or the error that it raises.
+    """An option's type. Its value is the result of `read` on the text, or the error that `read` raises.
 
-    metavar: what help calls the text
+    metavar: name of the text in the help
     """
 
     def __init__(self, metavar: str, read: Callable[[str], T]) -> None:
@@ -59,12 +59,12 @@ def read_positive_count(text: str) -> int:
 
 
 def _read_positives(text: str) -> list[float]:
-    """From "0.5,1,2"."""
+    """Reads "0.5,1,2"."""
     return [read_positive(item) for item in text.split(",")]
 
 
 def _read_writable_file(text: str) -> Path:
-    """Makes the file's folder. Raises OSError where it cannot be written: before the minutes until it is."""
+    """Makes the file's folder. Raises OSError at once if the file cannot be written, not after a long run."""
     path = Path(text)
     is_new = not path.exists()
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -75,7 +75,7 @@ def _read_writable_file(text: str) -> Path:
 
 
 def _read_writable_folder(text: str) -> Path:
-    """Makes the folder. Raises OSError where no file can be written to it."""
+    """Makes the folder. Raises OSError if no file can be written to it."""
     path = Path(text)
     _read_writable_file(str(path / ".midstep"))
     return path
@@ -90,12 +90,12 @@ def _read_url(text: str) -> str:
 
 def _read_name(text: str) -> str:
     if not text or "/" in text:
-        raise ValueError(f"{text!r} is not a name that a file can have")
+        raise ValueError(f"{text!r} is not a valid file name")
     return text
 
 
 def _read_system(text: str) -> tuple[str, str]:
-    """From "NAME=URL"."""
+    """Reads "NAME=URL"."""
     name, equals, url = text.partition("=")
     if not equals:
         raise ValueError(f"{text!r} is not NAME=URL")

@@ -1,4 +1,4 @@
-"""Runs of a load, with bars that show how far they are."""
+"""Runs a load with progress bars."""
 
 import asyncio
 import itertools
@@ -15,7 +15,7 @@ from cluster.bench.mix import PlannedRequest
 
 
 def new_progress() -> Progress:
-    """On stderr: bars that count outcomes."""
+    """Progress bars on stderr that count outcomes."""
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     counts = TextColumn("{task.fields[counts]}")
     return Progress(*columns, counts, console=Console(stderr=True), refresh_per_second=4)
@@ -29,9 +29,9 @@ def run(
     name: str,
     progress: Progress,
 ) -> list[RequestOutcome]:
-    """One run, with a bar of that name. warmup: requests before it, which do not count."""
+    """One run, with a bar of that name. warmup: uncounted requests before it"""
     on_outcome = counting(progress, name, len(planned))
-    # Of other seeds than the run's, so that nothing of the run is made already.
+    # These have other seeds, so that no picture of the run is made before.
     first = [
         replace(request, due_s=0.0, seed=request.seed + 1)
         for request in itertools.islice(itertools.cycle(planned), warmup)

@@ -1,4 +1,4 @@
-"""What a run comes to: a summary, a table, a plot."""
+"""Results of runs: a summary, a table, a plot."""
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -21,13 +21,13 @@ MAX_TRUSTED_LAG_S = 0.05
 
 @dataclass(frozen=True)
 class Summary:
-    """A run in numbers. Latencies are of completed requests, from due to the last byte, in seconds.
+    """A run in numbers. Latencies of completed requests are in seconds, from due to the last byte.
 
-    span_s: from the first due time to the last completion, or to the last due time where that is later, so
-    that a server that stops answering does not look fast. images_per_s: pictures completed / span_s.
-    goodput_images_per_s: likewise the pictures of requests that were completed within slo_s. offered_*: from
-    the due times. first_preview_*: from due to the first preview, of completed requests that got one.
-    Percentiles are interpolated linearly. None: there was nothing to measure.
+    span_s: from the first due time to the last completion, or to the last due time if that is later, so that
+    a server that stops answering does not look fast; images_per_s: completed pictures / span_s
+    goodput_images_per_s: the same for pictures of requests that completed within slo_s; offered_*: from the
+    due times; first_preview_*: from due to the first preview, of completed requests with previews
+    Percentiles are interpolated linearly. None: nothing to measure.
     """
 
     num_requests: int
@@ -50,12 +50,12 @@ class Summary:
 
     @property
     def trusted(self) -> bool:
-        """False if the generator lagged so much that the figures are its own."""
+        """False if the generator lagged so much that the figures describe the generator."""
         return self.generator_lag_p99_s <= MAX_TRUSTED_LAG_S
 
 
 def summarize(outcomes: Sequence[RequestOutcome], slo_s: float | None = None) -> Summary:
-    """Sums up all requests of a run, at least one."""
+    """Summarizes all requests of a run, at least one."""
     due = [outcome.request.due_s for outcome in outcomes]
     completed = [outcome for outcome in outcomes if outcome.answer.kind is Kind.COMPLETED]
     latencies = [outcome.latency_s for outcome in completed]
@@ -92,7 +92,7 @@ def summarize(outcomes: Sequence[RequestOutcome], slo_s: float | None = None) ->
 
 
 def _per_s(outcomes: Sequence[RequestOutcome], span_s: float) -> float:
-    """Pictures a second."""
+    """Pictures per second."""
     return sum(outcome.answer.num_images for outcome in outcomes) / span_s if span_s else 0.0
 
 
@@ -101,7 +101,7 @@ def _percentile(values: Sequence[float], rank: float) -> float | None:
 
 
 def table(results: Mapping[str, Sequence[Summary]]) -> Group:
-    """Two tables with a row for each run: figures, and counts of outcomes. What no run has is no column."""
+    """Two tables with a row per run: figures, and counts of outcomes. Empty columns are left out."""
     runs = [(name, summary) for name, summaries in results.items() for summary in summaries]
     figures = {
         head: [getattr(summary, field) for _, summary in runs]
@@ -139,9 +139,9 @@ def _shown(value: float | None) -> str:
 
 
 def warnings(results: Mapping[str, Sequence[Summary]]) -> list[str]:
-    """A sentence for each run whose figures are not to be trusted."""
+    """A sentence for each run with untrustworthy figures."""
     return [
-        f"{name} at {_shown(summary.offered_requests_per_s)} requests/s: the generator sent late "
+        f"{name} at {_shown(summary.offered_requests_per_s)} requests/s: the generator lagged "
         f"(p99 {1000 * summary.generator_lag_p99_s:.0f} ms, at most {1000 * MAX_TRUSTED_LAG_S:.0f}): "
         "do not trust these figures."
         for name, summaries in results.items()
@@ -151,9 +151,9 @@ def warnings(results: Mapping[str, Sequence[Summary]]) -> list[str]:
 
 
 def plot(results: Mapping[str, Sequence[Summary]], path: Path, title: str = "") -> None:
-    """Latency over throughput, and throughput over what was offered: a line per system, a point per run.
+    """Latency over throughput, and throughput over offered load: a line per system, a point per run.
 
-    The right side tells whether the latencies are those of all requests or of the few that were not refused.
+    The right side shows whether the latencies belong to all requests or only to the few not refused.
     """
     figure = Figure(figsize=(11, 4.5 + 0.25 * len(results)), layout="constrained")
     figure.suptitle(title, wrap=True)
@@ -176,7 +176,7 @@ def plot(results: Mapping[str, Sequence[Summary]], path: Path, title: str = "") 
     latency.yaxis.set_major_formatter("{x:g}")
     latency.yaxis.set_minor_formatter(NullFormatter())
     throughput.set(xlabel="offered images/s", ylabel="completed images/s", xlim=(0, None), ylim=(0, None))
-    throughput.axline((0, 0), slope=1, color="grey", linewidth=0.8, label="all that is offered")
+    throughput.axline((0, 0), slope=1, color="grey", linewidth=0.8, label="all offered load")
     for axes in (latency, throughput):
         axes.grid(alpha=0.3)
         axes.legend(fontsize="small", ncols=2, loc="lower center", bbox_to_anchor=(0.5, 1.0))  # hides nothing

@@ -1,4 +1,4 @@
-"""Results as files: what was run, on what, and its summaries; neither paths nor the names of hosts."""
+"""Files of results: settings, hardware, versions and summaries, but no paths or host names."""
 
 import importlib.metadata
 import os
@@ -20,7 +20,7 @@ PACKAGES = ("midstep", "aiohttp", "ray", "torch")
 
 @dataclass(frozen=True)
 class Results:
-    """hardware, versions: of the machine that made the load. settings: of the runs, by their options."""
+    """hardware, versions: of the machine that made the load; settings: options of the runs"""
 
     name: str
     date: str  # ISO 8601, UTC
@@ -34,7 +34,7 @@ _FORMAT = TypeAdapter(Results)
 
 
 def new_results(name: str, settings: Mapping[str, Any], summaries: Sequence[Summary]) -> Results:
-    """Makes results with the time of now and this machine's hardware."""
+    """Makes results with the current time and this machine's hardware."""
     date = datetime.now(UTC).isoformat(timespec="seconds")
     return Results(name, date, _hardware(), _versions(), settings, summaries)
 
@@ -44,13 +44,13 @@ def write_results(results: Results, path: Path) -> None:
 
 
 def read_results(path: Path) -> Results:
-    """Raises ValueError, which names what is wrong, and OSError."""
+    """Reads results. Raises ValueError, which says what is wrong, and OSError."""
     try:
         return _FORMAT.validate_json(path.read_bytes())
     except ValidationError as error:
         problem = error.errors()[0]
         place = ".".join(map(str, problem["loc"])) or "the file"
-        raise ValueError(f"{path}: is no result of midstep bench: {place}: {problem['msg']}") from error
+        raise ValueError(f"{path}: is not a result of midstep bench: {place}: {problem['msg']}") from error
 
 
 def _versions() -> dict[str, str]:

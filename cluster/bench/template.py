@@ -1,4 +1,4 @@
-"""Bodies of requests: JSON with placeholders such as "{prompt}", filled from a planned request."""
+"""Request bodies: JSON with placeholders such as "{prompt}", filled from a planned request."""
 
 import json
 import re
@@ -10,7 +10,7 @@ from typing import Any
 from cluster.bench.mix import PlannedRequest
 
 PLACEHOLDERS = tuple(field.name for field in fields(PlannedRequest) if field.name != "due_s")
-# OpenAI's images dialect and the extensions that image servers share.
+# OpenAI's images dialect with extensions that image servers share.
 IMAGES_BODY: Mapping[str, Any] = {
     "prompt": "{prompt}",
     "n": "{num_images}",
@@ -26,8 +26,8 @@ _PLACEHOLDER = re.compile(r"\{(\w+)\}")
 def fill(template: Any, request: PlannedRequest) -> Any:
     """The template with its placeholders filled in.
 
-    A text that is one placeholder becomes the value with its type; within a longer text it becomes text. What
-    needs a value that is None is left out of its object or list, so that the server chooses.
+    A string that is just one placeholder becomes the value with its type; in a longer string it becomes text.
+    If a needed value is None, the item is left out of its object or list, so that the server chooses.
     """
     return _filled(template, asdict(request))
 
@@ -55,7 +55,7 @@ def _filled_text(text: str, values: Mapping[str, Any]) -> Any:
 
 
 def read_template(path: Path) -> dict[str, Any]:
-    """Raises ValueError for what is no JSON object or has an unknown placeholder, and OSError."""
+    """Reads a template. Raises OSError, and ValueError for a non-object or an unknown placeholder."""
     try:
         template = json.loads(path.read_text())
     except ValueError as error:
@@ -64,5 +64,5 @@ def read_template(path: Path) -> dict[str, Any]:
         raise ValueError(f"{path}: is not a JSON object")
     for name in _PLACEHOLDER.findall(json.dumps(template)):
         if name not in PLACEHOLDERS:
-            raise ValueError(f"{path}: unknown placeholder {{{name}}}; there are {', '.join(PLACEHOLDERS)}")
+            raise ValueError(f"{path}: unknown placeholder {{{name}}}; known are {', '.join(PLACEHOLDERS)}")
     return template

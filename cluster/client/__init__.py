@@ -1,1 +1,1 @@
-"""`midstep generate` and `midstep jobs`: a server's jobs from the command line, over HTTP only."""
+"""`midstep generate` and `midstep jobs`: commands for a server's jobs, over HTTP only."""

@@ -1,6 +1,6 @@
 """`midstep generate PROMPT` and `midstep jobs submit|get|wait|cancel|list`.
 
-httpx and rich are imported when a server is asked, so that help is there at once.
+httpx and rich are imported only when a server is asked, so that help appears at once.
 """
 
 import json
@@ -22,7 +22,7 @@ from cluster.bench.option_values import URL, WRITABLE_FILE
 if TYPE_CHECKING:
     from cluster.client.predictions import Predictions
 
-# The fields of a prediction's input that have an option, as the server calls them.
+# The input fields of a prediction that have an option, by the server's names.
 _INPUT: dict[str, tuple[type, str]] = {
     "negative_prompt": (str, "What the image should not show."),
     "width": (int, "Pixels."),
@@ -43,7 +43,7 @@ Command = Callable[..., int]
 
 
 def _asking(command: Command) -> Command:
-    """Adds the options of every command that asks a server; `command` gets the server's predictions."""
+    """Adds the options of every command that asks a server. Passes the server's predictions to `command`."""
 
     @wraps(command)
     def asking(url: str, **given: Any) -> int:
@@ -65,7 +65,7 @@ def _asking(command: Command) -> Command:
 
 
 def _with_input(command: Command) -> Command:
-    """Adds the prompt and the options of an image; `command` gets those that were given as `asked`."""
+    """Adds the prompt and the options of an image. Passes the given ones to `command` as `asked`."""
 
     @wraps(command)
     def with_input(predictions: "Predictions", **given: Any) -> int:
@@ -107,8 +107,8 @@ def jobs() -> None:
 @jobs.command(epilog=KEY_HELP)
 @_asking
 @_with_input
-@click.option("--webhook", help="A URL that is told of the job.")
-@click.option("--idempotency-key", help="Hand in the same job once only, however often you try.")
+@click.option("--webhook", help="A URL that receives the job's events.")
+@click.option("--idempotency-key", help="Submit the same job only once, however often you try.")
 def submit(
     predictions: "Predictions",
     asked: dict[str, Any],
@@ -116,7 +116,7 @@ def submit(
     idempotency_key: str | None,
     as_json: bool,
 ) -> int:
-    """Hand in a job and print its id."""
+    """Submit a job and print its id."""
     created = predictions.create(predictions.model(), asked, webhook, idempotency_key)
     print(json.dumps(created) if as_json else created["id"])
     return 0
@@ -221,7 +221,7 @@ def _save(
 
 
 def _show(prediction: dict[str, Any], as_json: bool) -> int:
-    """For people or for scripts; the exit status says whether the job went wrong."""
+    """Prints a job for people or for scripts. Returns the exit status: 1 if the job went wrong."""
     if as_json:
         print(json.dumps(prediction))
     elif prediction["status"] == "failed":

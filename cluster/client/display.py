@@ -1,4 +1,4 @@
-"""What the client shows: a bar while a job runs, and a table of jobs."""
+"""The client's display: a bar while a job runs, and a table of jobs."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -22,7 +22,7 @@ def followed(predictions: Predictions, prediction_id: str, is_quiet: bool) -> di
 
 
 def print_table(jobs: Sequence[dict[str, Any]]) -> None:
-    table = Table(Column("id", no_wrap=True), "status", "created", "prompt")  # an id is there to be copied
+    table = Table(Column("id", no_wrap=True), "status", "created", "prompt")  # ids are for copying
     for job in jobs:
         created_at = job["created_at"][: len("2026-01-01T00:00:00")].replace("T", " ")
         table.add_row(job["id"], job["status"], created_at, str(job["input"].get("prompt", "")))

@@ -1,4 +1,4 @@
-"""The predictions of a server: created, asked after, followed, canceled."""
+"""The predictions of a server: create, get, follow, cancel."""
 
 import ipaddress
 import time
@@ -10,21 +10,21 @@ import httpx
 
 TIMEOUT_S = 60.0
 FINAL = ("succeeded", "failed", "canceled")
-# Of a stream that breaks, until there is news again: longer than a replica takes to be replaced.
+# Reconnections of a broken stream without news in between; enough for a replica to be replaced.
 MAX_RECONNECTIONS = 60
 RECONNECTION_PAUSE_S = 1.0
 
 
 class ServerError(Exception):
-    """What the server refused, in its words, or that it cannot be reached."""
+    """The server's refusal, in its words, or the fact that it cannot be reached."""
 
 
 class UnavailableError(ServerError):
-    """It cannot be reached or is not in order now, and may be again."""
+    """The server cannot be reached or has a fault now. That may pass."""
 
 
 class Predictions:
-    """The predictions of one server. Every method raises ServerError. api_key: where the server has some"""
+    """The predictions of one server. Every method raises ServerError. api_key: for a server that needs one"""
 
     def __init__(self, url: str, api_key: str | None = None) -> None:
         self._url = url.rstrip("/")
@@ -35,7 +35,7 @@ class Predictions:
         self._http.close()
 
     def model(self) -> str:
-        """The id of the model that is served."""
+        """The id of the served model."""
         return str(self._ask("GET", "/v1/models").json()["data"][0]["id"])
 
     def create(
@@ -58,9 +58,9 @@ class Predictions:
         return results
 
     def follow(self, prediction_id: str) -> Iterator[dict[str, Any]]:
-        """The prediction whenever something has happened to it; the last one is final.
+        """The prediction after every change; the last one is final.
 
-        Jobs outlive the server's replicas: where a connection breaks, another goes on from there.
+        Jobs outlive the server's replicas: if the connection breaks, a new one continues from there.
         """
         prediction = self.get(prediction_id)
         yield prediction
@@ -80,7 +80,7 @@ class Predictions:
                 time.sleep(RECONNECTION_PAUSE_S)
 
     def _event_ids(self, prediction_id: str, last: str) -> Iterator[str]:
-        """Gives the ids of the events after `last`, or of all. Raises UnavailableError after the last."""
+        """The ids of the events after `last`, or of all events. Then raises UnavailableError."""
         url = f"{self._url}/v1/predictions/{prediction_id}/stream"
         headers = self._headers | ({"last-event-id": last} if last else {})
         try:
@@ -97,7 +97,7 @@ class Predictions:
         raise UnavailableError(f"the stream of {prediction_id} ended before the job did; wait for it again")
 
     def download(self, url: str) -> bytes:
-        # Without the key: the URL is all that it takes, and may be another server's.
+        # Without the key, because the URL is enough and may be another server's.
         return self._send("GET", url).content
 
     def _ask(
@@ -116,7 +116,7 @@ class Predictions:
 
 
 def _without_proxy(url: str) -> dict[str, httpx.BaseTransport | None]:
-    """What keeps httpx from asking the environment's proxy for a server on this machine."""
+    """Keeps httpx from using the environment's proxy for a server on this machine."""
     host = urlsplit(url).hostname or ""
     try:
         is_here = ipaddress.ip_address(host).is_loopback

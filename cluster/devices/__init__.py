@@ -1,1 +1,1 @@
-"""Devices that are modelled: cost model files and models without weights, for `device: simulated`."""
+"""Modelled devices: cost model files, and models without weights, for `device: simulated`."""

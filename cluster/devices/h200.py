@@ -1,9 +1,10 @@
-"""Cost models of one H200, by arithmetic: `python -m cluster.devices.h200` writes h200-*.json beside this.
+"""Cost models of one H200, calculated: `python -m cluster.devices.h200` writes h200-*.json beside this file.
 
-Nothing here was measured. A row, an image or a text batch takes its floating-point operations, counted on
-the architectures beside this file, at 60% of the 790 TFLOP/s that dense bfloat16 products reach. A forward
-takes a fixed part besides, for launches and for the poor use of the device by few rows; how much is an
-assumption, and so is the time of text encoding. `midstep profile` on the device replaces all of it.
+Nothing here was measured. The time of a row, an image or a text batch comes from its floating-point
+operations, counted on the architectures beside this file, at 60% of the 790 TFLOP/s that dense bfloat16
+products reach. Each forward also takes a fixed time, for launches and for the poor use of the device by few
+rows. That time is an assumption, and so is the time of text encoding. `midstep profile` on the device
+replaces all of it.
 """
 
 from pathlib import Path
@@ -14,7 +15,7 @@ from serve.config.model import CostModelFile
 
 DEVICE = "modelled H200 (60% of 790 TFLOP/s), not measured"
 TFLOP_PER_S = 0.6 * 790
-# As EngineConfig.for_device pads on CUDA.
+# The same padding as EngineConfig.for_device on CUDA.
 ROW_COUNTS = (1, 2, 4, 6, 8, 12, 16, 24, 32, 48, 64)
 MAX_TEXTS = 64
 FOLDER = Path(__file__).parent
@@ -30,8 +31,8 @@ def modelled(
 ) -> CostModelFile:
     """model: a folder beside this file
 
-    row_tflop: of a U-Net row; forward_s: the fixed part of a forward; image_tflop: of decoding an image;
-    encode_s: of a batch of up to MAX_TEXTS texts
+    row_tflop: per U-Net row; forward_s: fixed part of a forward; image_tflop: for decoding an image;
+    encode_s: for a batch of up to MAX_TEXTS texts
     """
     row_s, image_s = row_tflop / TFLOP_PER_S, image_tflop / TFLOP_PER_S
     forward = Curve(forward_s + row_s, 1, row_s)

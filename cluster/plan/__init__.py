@@ -1,11 +1,11 @@
-"""`midstep plan`: what a fleet would do with a load, by discrete-event simulation.
+"""`midstep plan`: predicts how a fleet would serve a load, by discrete-event simulation.
 
-- devices: what stages share a device, and for how long it is held
+- devices: which stages share a device, and for how long it is held
 - stages: a replica of each stage, with the production step scheduler
-- pool: the replicas of a stage, and which of them a call goes to
-- scaling: the production autoscaling policy, fed with what the simulated replicas report
-- model: an application as far as time is concerned
+- pool: the replicas of a stage, and the choice of a replica for a call
+- scaling: the production autoscaling policy, fed with the simulated replicas' reports
+- model: the parts of an application that concern time
 - simulation: a load through all of it
-- plan: how many GPUs a load needs, and what it costs
-- validation: the same load on a server that runs
+- load_plan: the number of GPUs that a load needs, and their cost
+- validation: the same load on a running server
 """

@@ -39,7 +39,7 @@ from serve.config.schema import ConfigError
 
 @dataclass(frozen=True)
 class Written:
-    """What --json writes. costs: of which device; validated: for each load."""
+    """The content of the --json file. costs: the device of the costs; validated: for each load"""
 
     costs: str
     sharing: Sharing
@@ -56,7 +56,7 @@ _FORMAT = TypeAdapter(Written)
 @with_plan_options
 @shown_config_errors()
 def plan(options: PlanOptions) -> Written:
-    """Say how many GPUs a load needs and what they cost, simulated; or hold that against a server.
+    """Simulate how many GPUs a load needs and what they cost, or compare that with a server.
 
     CONFIG is a Serve configuration file with one application of Midstep.
     """
@@ -67,12 +67,12 @@ def plan(options: PlanOptions) -> Written:
     file = config.model.cost_file()
     if file is None:
         raise ConfigError(
-            "model.cost_model: a file of `midstep profile` is needed to plan with, here or as --cost-model"
+            "model.cost_model: planning needs a file of `midstep profile`, here or as --cost-model"
         )
     model = _model(options, config, file)
     console = Console()
     console.print(
-        f"Simulated, with the costs of: {file.device}. On a device, what shares its time: {model.sharing}.",
+        f"Simulated with the costs of {file.device}. A device's time is shared by: {model.sharing}.",
         highlight=False,
     )
     if options.validate is None:
@@ -94,7 +94,7 @@ def _model(options: PlanOptions, config: AppConfig, file: CostModelFile) -> Mode
 
 
 def _sharing(config: AppConfig) -> Sharing:
-    """As the application itself has it on such a device."""
+    """The sharing that the application itself has on its device."""
     if config.model.device == "simulated":
         return Sharing.NOTHING
     return Sharing.STAGES if config.num_gpus()["denoiser"] else Sharing.MACHINE
@@ -165,7 +165,7 @@ def _report(validated: Sequence[Validated], console: Console) -> None:
     told = warnings(results)
     for one in validated:
         overheads = one.overheads
-        step_s = max(0.0, overheads.step_s)  # less is not for a plan
+        step_s = max(0.0, overheads.step_s)  # a plan takes no negative value
         console.print(
             f"Measured: --overhead-s {overheads.request_s:.4f} --step-overhead-s {step_s:.5f} "
             f"--slowdown {overheads.slowdown:.3f}",

@@ -1,4 +1,4 @@
-"""Simulated devices: what runs on them shares their time, and who is placed on them shares their price."""
+"""Simulated devices: their time is shared by running calls, and their price by the replicas on them."""
 
 import heapq
 from collections.abc import Callable
@@ -10,11 +10,11 @@ from simpy import Environment, Event
 
 
 class Sharing(StrEnum):
-    """What slows down what on a device.
+    """What shares a device's time and so slows down.
 
-    NOTHING: each replica has all of a device, as simulated ones have
+    NOTHING: each replica has a whole device, as simulated ones have
     STAGES: the replicas that are placed on one device
-    MACHINE: all replicas, and all else that a request takes: on CPUs, of which each denoiser adds a share
+    MACHINE: all replicas and all other work of a request, on CPUs; each denoiser adds a share of CPUs
     """
 
     NOTHING = "nothing"
@@ -23,19 +23,19 @@ class Sharing(StrEnum):
 
 
 class Device:
-    """Processor sharing: of n calls at once each takes n times as long, where there is room for one."""
+    """Processor sharing: with room for one call, each of n calls at once takes n times as long."""
 
     def __init__(self, env: Environment) -> None:
         self._env = env
         self._room = 1
         self._calls: list[tuple[float, int, Event]] = []  # a heap: when each ends, by _clock_s
         self._order = count()
-        self._clock_s = 0.0  # seconds of work that each call that runs has got since the device was idle
+        self._clock_s = 0.0  # seconds of work done for each running call since the device was idle
         self._read_at = 0.0
         self._wake_up: Event | None = None
 
     def run(self, seconds: float) -> Event:
-        """Ends when a call is done that takes so long alone."""
+        """An event at the end of a call that takes this long alone."""
         self._read()
         ended = self._env.event()
         heapq.heappush(self._calls, (self._clock_s + seconds, next(self._order), ended))
@@ -43,7 +43,7 @@ class Device:
         return ended
 
     def has_room_for(self, calls: int) -> None:
-        """At once, at full speed."""
+        """Sets how many calls run at once at full speed."""
         self._read()
         self._room = max(1, calls)
         self._sleep()
@@ -61,7 +61,7 @@ class Device:
         self._read_at = now
 
     def _sleep(self) -> None:
-        """Until the next call ends, if none begins before."""
+        """Waits until the next call ends, unless another begins before."""
         if not self._calls:
             return
         left_s = max(0.0, self._calls[0][0] - self._clock_s) * self._slowdown
@@ -70,10 +70,10 @@ class Device:
 
     def _end(self, wake_up: Event) -> None:
         if wake_up is not self._wake_up:
-            return  # a call has begun since, and there is a later one
+            return  # a newer wake-up exists, as a call has begun since
         ends_s = self._calls[0][0]
         self._read()
-        self._clock_s = ends_s  # and not what it comes to in floating point
+        self._clock_s = ends_s  # exact, unlike the sum in floating point
         while self._calls and self._calls[0][0] <= ends_s:
             heapq.heappop(self._calls)[2].succeed()
         self._sleep()
@@ -81,7 +81,7 @@ class Device:
 
 @dataclass(eq=False, slots=True)
 class Place:
-    """One device of the fleet. free: the share of it that no replica has."""
+    """One device of the fleet. free: the share that no replica has"""
 
     device: Device
     free: float = 1.0
@@ -90,9 +90,9 @@ class Place:
 
 @dataclass(eq=False, slots=True)
 class Devices:
-    """The devices of a fleet. A replica gets the first on which its share is free, as many as it takes.
+    """The devices of a fleet. A replica gets the first device where its share is free.
 
-    held_s: device-seconds that were held by now; most: devices at once
+    held_s: device-seconds held so far; most: most devices held at once
     """
 
     env: Environment
@@ -107,7 +107,7 @@ class Devices:
         self._machine = Device(self.env)
 
     def take(self, share: float) -> tuple[Place, Device]:
-        """The place, and what the replica runs on."""
+        """The place, and the device that the replica runs on."""
         self._count()
         place = next((place for place in self.places if place.tenants and place.free >= share - 1e-9), None)
         place = place or next((place for place in self.places if not place.tenants), None)
@@ -142,7 +142,7 @@ class Devices:
         return self._held_s
 
     def outside(self) -> Callable[[float], Event]:
-        """What takes the time of a request that no stage takes."""
+        """The function that spends a request's time outside of the stages."""
         return self._machine.run if self.sharing is Sharing.MACHINE else self.env.timeout
 
     def _count(self) -> None:

@@ -1,4 +1,4 @@
-"""How many GPUs a load needs, and what they cost."""
+"""The number of GPUs that a load needs, and their cost."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -13,15 +13,15 @@ from serve.config.schema import ConfigError
 from serve.errors import InvalidRequestError
 from serve.generation import GenerationRequest
 
-# Called with what is simulated next and how many requests that are; what it returns hears of each outcome.
+# Called with the name and number of requests of the next simulation. Its result is called with each outcome.
 Watcher = Callable[[str, int], Callable[[RequestOutcome], None]]
 
 
 @dataclass(frozen=True)
 class Goal:
-    """percentile: of all requests, refused ones among them, that are to be answered within slo_s
+    """percentile: percentage of all requests, refused ones included, to be answered within slo_s
 
-    price: of a GPU for an hour; max_gpus: that are considered
+    price: of a GPU-hour; max_gpus: most GPUs to consider
     """
 
     slo_s: float
@@ -32,10 +32,10 @@ class Goal:
 
 @dataclass(frozen=True)
 class Option:
-    """One way to serve a load, and what would come of it.
+    """One way to serve a load, and its predicted results.
 
-    denoisers: (second, how many) at each change; one entry where they are fixed
-    within_slo: the share of all requests; per_1000_images: what they cost, None without any
+    denoisers: (second, number) at each change; one entry if the number is fixed
+    within_slo: share of all requests; per_1000_images: their cost, None without any image
     """
 
     is_autoscaled: bool
@@ -51,15 +51,15 @@ class Option:
 
 @dataclass(frozen=True)
 class LoadPlan:
-    """The options that were simulated for a load, and the best of those with a fixed number of replicas: the
-    fewest GPUs that do, and of their row caps the one with the most requests in time."""
+    """The simulated options of a load, and the best one with a fixed number of replicas: the fewest GPUs that
+    meet the goal, and among their row caps the one with most requests in time."""
 
     options: Sequence[Option]
     best: Option | None
 
 
 def plan_load(model: Model, planned: Sequence[PlannedRequest], goal: Goal, watch: Watcher) -> LoadPlan:
-    """Raises ConfigError for autoscaling that is not simulated."""
+    """The plan of a load. Raises ConfigError for autoscaling that is not simulated."""
     fixed = _fixed(model, planned, goal, watch)
     enough = [option for option in fixed if option.meets_goal]
     best = min(enough, key=lambda option: (option.gpus, -option.within_slo, _latency(option)), default=None)
@@ -82,8 +82,8 @@ def check_autoscaling(model: Model) -> None:
 
 
 def _fixed(model: Model, planned: Sequence[PlannedRequest], goal: Goal, watch: Watcher) -> list[Option]:
-    """From the fewest denoisers that could do the work on, as far as it takes; then with other row caps, and
-    one denoiser less."""
+    """Options with ever more denoisers, from the fewest that could do the work to the first that meets the
+    goal. Then options with other row caps, also with one denoiser less."""
     requests = _accepted(model, planned)
     least = _fewest(model, requests, planned)
     options: list[Option] = []
@@ -118,8 +118,8 @@ def _accepted(model: Model, planned: Sequence[PlannedRequest]) -> list[Generatio
 def _fewest(
     model: Model, requests: Sequence[GenerationRequest], planned: Sequence[PlannedRequest]
 ) -> Replicas:
-    """As few of each stage as can do its work in the time in which it comes; of encoder and decoder as few as
-    are no busier than their autoscaling would have them."""
+    """The fewest replicas of each stage that can do its work in the time in which it comes. Encoder and
+    decoder are no busier than their autoscaling would have them."""
     config, cost = model.config, model.cost
     span_s = planned[-1].due_s - planned[0].due_s
 
@@ -155,7 +155,7 @@ def _simulated(
 
 
 def option_of(model: Model, simulated: Simulated, is_autoscaled: bool, goal: Goal) -> Option:
-    """GPUs are paid from the start to the last answer: a short run pays for its tail."""
+    """GPUs are paid from the start to the last answer, so a short run also pays for its tail."""
     summary = summarize(simulated.outcomes, goal.slo_s)
     completed = [o for o in simulated.outcomes if o.answer.num_images]
     within_slo = sum(o.latency_s <= goal.slo_s for o in completed) / len(simulated.outcomes)

@@ -1,4 +1,4 @@
-"""An application as far as time is concerned: its configuration, its model, and what its work costs."""
+"""The parts of an application that concern time: its configuration, its model, and its costs."""
 
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -17,7 +17,7 @@ from serve.served_model import ServedModel, Wanted
 
 @dataclass(frozen=True)
 class Model:
-    """What a configuration comes to, as far as time is concerned."""
+    """The parts of a configuration that concern time."""
 
     config: AppConfig
     info: ModelInfo
@@ -30,10 +30,10 @@ class Model:
         return replace(self, config=self.config.model_copy(update={"denoiser": denoiser}))
 
     def slowed_down(self, times: float) -> "Model":
-        """A step of one image takes so many times as long as the cost model says.
+        """A model whose steps of one image take `times` times as long as the cost model says.
 
-        What shares a machine's cores slows down all forwards alike. A device of its own is as fast as ever,
-        only used later: by as much at each step, however many share it.
+        On a shared machine all forwards slow down alike. A separate device is as fast as ever but is used
+        later, by the same time at each step, however many requests share it.
         """
         if self.sharing is Sharing.MACHINE:
             return replace(self, overheads=replace(self.overheads, slowdown=times))
@@ -59,7 +59,7 @@ class Model:
         return DenoisingCosts.of(self.engine, self.cost.forward)
 
     def accepted(self, planned: PlannedRequest, request_id: str) -> GenerationRequest:
-        """Raises InvalidRequestError, as the server would."""
+        """The parsed request. Raises InvalidRequestError, as the server would."""
         wanted = Wanted(
             prompt=planned.prompt,
             width=planned.width,
@@ -73,5 +73,5 @@ class Model:
         return self.served.accept(wanted, request_id)
 
     def work_s(self, planned: PlannedRequest) -> float:
-        """Device-seconds of denoising it. Raises InvalidRequestError."""
+        """Device-seconds of denoising the request. Raises InvalidRequestError."""
         return self.accepted(planned, "").work_s or 0.0

@@ -18,13 +18,13 @@ from cluster.plan.load_plan import Goal
 from cluster.plan.validation import Known
 
 R = TypeVar("R")
-# Long enough for queues to show what they come to.
+# Long enough for queues to settle.
 DURATION_S = 600.0
 
 
 @dataclass(frozen=True)
 class PlanOptions:
-    """sharing: None for what suits the configuration; validate: the server that is held against"""
+    """sharing: None for what suits the configuration; validate: the server to compare with"""
 
     config: Path
     cost_model: str | None
@@ -41,17 +41,17 @@ class PlanOptions:
 
 _OPTIONS = (
     click.argument("config", type=Path),
-    click.option("--slo-s", type=POSITIVE, default="10", help="Seconds that an answer may take."),
+    click.option("--slo-s", type=POSITIVE, default="10", help="Longest answer in seconds."),
     click.option("--percentile", type=POSITIVE, default="95", help="Percentage of requests within that."),
     click.option("--price-per-gpu-hour", "price", type=POSITIVE, default="4", help="Dollars."),
     click.option("--max-gpus", type=POSITIVE_COUNT, default="16", help="The most GPUs to consider."),
-    click.option("--json", type=WRITABLE_FILE, help="A file for all that came out."),
+    click.option("--json", type=WRITABLE_FILE, help="A file for all results."),
     with_load_options,
     click.option("--cost-model", help="A file of `midstep profile`, instead of model.cost_model."),
     click.option(
         "--sharing",
         type=click.Choice([str(sharing) for sharing in Sharing]),
-        help="What shares a device's time (simulated: nothing; a GPU: stages; a CPU: machine).",
+        help="What shares a device's time (simulated: nothing; GPU: stages; CPU: machine).",
     ),
     click.option("--overhead-s", type=NOT_NEGATIVE, help="Seconds of a request outside of the stages (0)."),
     click.option("--step-overhead-s", type=NOT_NEGATIVE, help="Seconds of a step besides its forward (0)."),
@@ -60,13 +60,13 @@ _OPTIONS = (
         "--validate",
         "server",
         type=URL,
-        help="A server of this configuration: measure there what is not given, and replay the load.",
+        help="A server with this configuration: measure overheads not given, and replay the load.",
     ),
 )
 
 
 def with_plan_options(command: Callable[[PlanOptions], R]) -> Callable[..., R]:
-    """Adds the options to a command, which gets them together."""
+    """Adds the options to a command, which gets them as one object."""
 
     @wraps(command)
     def with_options(

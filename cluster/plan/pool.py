@@ -1,4 +1,4 @@
-"""The replicas of a simulated stage, and which of them a call goes to."""
+"""The replicas of a simulated stage, and the choice of a replica for a call."""
 
 import random
 from collections import deque
@@ -19,7 +19,7 @@ Call = TypeVar("Call")
 
 @dataclass(eq=False, slots=True)
 class Member(Generic[Call]):
-    """A replica, where it is, and what it has."""
+    """A replica, its place, and its calls."""
 
     replica: Replica[Call]
     place: Place
@@ -30,11 +30,11 @@ class Member(Generic[Call]):
 
 
 class Pool(Generic[Call]):
-    """A call goes to a replica with room, or waits in order of arrival for the first that has room.
+    """Sends a call to a replica with room. Calls without one wait in order of arrival.
 
-    share: of a device; max_ongoing: calls that a replica has at once
-    weigh: a call's weight, where calls go to the replica with the least of it, as serve.calls.routing has it;
-    without it they go to that of two drawn ones which has fewer calls, as Serve's own router has it
+    share: of a device; max_ongoing: most calls of a replica at once
+    weigh: a call's weight; calls go to the replica with the least weight, as in serve.calls.routing. Without
+    it, two replicas are drawn and the one with fewer calls is taken, as in Serve's own router
     """
 
     def __init__(
@@ -57,7 +57,7 @@ class Pool(Generic[Call]):
         self._rng = random.Random(seed)
         self._members: list[Member[Call]] = []
         self._waiting: deque[tuple[Event, Call]] = deque()
-        self.history: list[tuple[float, int]] = []  # (second, replicas that run or start)
+        self.history: list[tuple[float, int]] = []  # (second, running and starting replicas)
 
     @property
     def running(self) -> list[Member[Call]]:
@@ -69,7 +69,7 @@ class Pool(Generic[Call]):
 
     @property
     def num_replicas(self) -> int:
-        """That run or start."""
+        """Number of running and starting replicas."""
         return sum(not member.leaving for member in self._members)
 
     @property
@@ -77,7 +77,7 @@ class Pool(Generic[Call]):
         return sum(member.ongoing for member in self._members)
 
     def resize(self, num_replicas: int, cold_start_s: float) -> None:
-        """New ones work after their cold start; those that go finish what they have. The newest go first."""
+        """New replicas work after their cold start. Surplus ones finish their calls, and newest first."""
         staying = [member for member in self._members if not member.leaving]
         for _ in range(num_replicas - len(staying)):
             place, device = self._devices.take(self._share)
@@ -90,7 +90,7 @@ class Pool(Generic[Call]):
         self.history.append((self._env.now, num_replicas))
 
     def run(self, call: Call) -> Process:
-        """As a process: ends when the call is done."""
+        """The process of a call, which ends when the call is done."""
         assigned = self._assigned(call)
         member = yield assigned
         work_s = member.replica.work_s(call)
@@ -114,7 +114,7 @@ class Pool(Generic[Call]):
         ):
             assigned, call = self._waiting.popleft()
             member = self._chosen(with_room)
-            member.ongoing += 1  # now: others are assigned before the process goes on
+            member.ongoing += 1  # at once, as others are assigned before the process goes on
             if self._weigh is not None:
                 self._outstanding.assign(assigned, member, self._weigh(call))
             assigned.succeed(member)
@@ -123,7 +123,7 @@ class Pool(Generic[Call]):
         if self._weigh is None:
             drawn = self._rng.sample(with_room, min(2, len(with_room)))
             return min(drawn, key=lambda member: member.ongoing)
-        shuffled = self._rng.sample(with_room, len(with_room))  # of equals any
+        shuffled = self._rng.sample(with_room, len(with_room))  # ties are broken at random
         return min(shuffled, key=lambda member: self._outstanding.of(member, member.ongoing))
 
     def _start(self, member: Member[Call], _: Event) -> None:

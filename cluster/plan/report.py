@@ -1,4 +1,4 @@
-"""What a plan comes to, for people."""
+"""A plan's results as tables and sentences."""
 
 from collections.abc import Sequence
 
@@ -19,7 +19,7 @@ COMPARED = {
 
 
 def title(planned: Sequence[PlannedRequest]) -> str:
-    """Describes a load in a line."""
+    """Describes a load in one line."""
     span_s = planned[-1].due_s - planned[0].due_s
     images = sum(request.num_images for request in planned)
     rate = f", {(len(planned) - 1) / span_s:.2f} requests/s" if span_s else ""
@@ -27,7 +27,7 @@ def title(planned: Sequence[PlannedRequest]) -> str:
 
 
 def options_table(load: LoadPlan, goal: Goal) -> Table:
-    """An option a row; the best has a star."""
+    """A row per option; the best has a star."""
     heads = ["", "GPUs", "denoi-\nsers", "row\ncap", "images\n/s", "p50\ns", "p95\ns", "p99\ns"]
     table = _table([*heads, f"within\n{goal.slo_s:g} s", "re-\nfused", "$ per\n1,000"])
     for option in load.options:
@@ -60,13 +60,13 @@ def _denoisers(option: Option) -> str:
 
 
 def over_time(option: Option) -> str:
-    """The denoisers of an option that scales itself."""
+    """The number of denoisers over time of an autoscaled option."""
     changes = [f"{number} at {second:.0f} s" for second, number in option.denoisers]
     return f"Autoscaled, denoisers: {', '.join(changes)}."
 
 
 def recommendation(load: LoadPlan, goal: Goal) -> str:
-    """In one sentence."""
+    """The best option in one sentence."""
     wanted = f"{goal.percentile:g}% of requests within {goal.slo_s:g} s"
     if (best := load.best) is None:
         gpus = [option.gpus for option in load.options if not option.is_autoscaled]
@@ -84,7 +84,7 @@ def _counted(number: int, noun: str) -> str:
 
 
 def comparison(validated: Sequence[Validated]) -> Table:
-    """Predicted and measured, a figure of a load a row."""
+    """Predicted and measured values, a row per figure and load."""
     table = _table(["offered\nreq/s", "", "predicted", "measured", "off"])
     for one in validated:
         for figure, name in COMPARED.items():

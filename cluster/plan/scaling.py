@@ -1,4 +1,4 @@
-"""Autoscaling, simulated: the policy that Serve's controller calls, told what replicas would report."""
+"""Simulated autoscaling: Serve's policy, fed with the reports that replicas would send."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -11,25 +11,25 @@ from cluster.plan.pool import Member, Pool
 from cluster.plan.stages import Process
 from serve.config.autoscaling import Autoscaling
 
-# Serve's controller looks ten times a second, and at reports that come every metrics_interval_s.
+# Serve's controller looks ten times a second, but reports come only every metrics_interval_s.
 LOOK_INTERVAL_S = 1.0
-# Replicas note their state so often within a look-back (RAY_SERVE_AUTOSCALING_METRIC_RECORD_INTERVAL_FACTOR).
+# Replicas record their state this often per look-back (RAY_SERVE_AUTOSCALING_METRIC_RECORD_INTERVAL_FACTOR).
 NOTES_PER_LOOK_BACK = 5
 
 
 class Sample(NamedTuple):
-    """As Serve's TimeStampedValue."""
+    """The same as Serve's TimeStampedValue."""
 
     timestamp: float
     value: float
 
 
-Reports = dict[str, dict[str, list[Sample]]]  # by what is reported and by replica
+Reports = dict[str, dict[str, list[Sample]]]  # by the report's name and by replica
 
 
 @dataclass(eq=False, slots=True)
 class Upscaling:
-    """What Serve makes of a policy's wish: bounds, and that more replicas must be wanted for a while."""
+    """Serve's treatment of a policy's result: bounds, and a delay before adding replicas."""
 
     config: AutoscalingConfig
     wanted_since: float | None = None
@@ -48,7 +48,7 @@ class Upscaling:
 
 
 class Scaler:
-    """Scales one stage. Runs as two processes: `report` and `scale`."""
+    """Scales one stage. It runs as two processes: `report` and `scale`."""
 
     def __init__(self, env: Environment, name: str, pool: Pool[Any], autoscaling: Autoscaling) -> None:
         self._env = env
@@ -62,7 +62,7 @@ class Scaler:
         self._reports: Reports = {}
 
     def report(self) -> Process:
-        """What replicas note, and tell every metrics_interval_s."""
+        """Records the replicas' state and reports it every metrics_interval_s."""
         interval_s, look_back_s = self._config.metrics_interval_s, self._config.look_back_period_s
         told_at = self._env.now
         while True:
@@ -89,7 +89,7 @@ class Scaler:
         return reports
 
     def scale(self) -> Process:
-        """As many replicas as the policy wants."""
+        """Resizes the pool to the policy's number of replicas."""
         state: Mapping[str, Any] = {}
         upscaling = Upscaling(self._config)
         while True:

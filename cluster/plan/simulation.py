@@ -1,4 +1,4 @@
-"""A load through a simulated application: admission, stages and scaling as the configuration has them."""
+"""A load through a simulated application, with the configuration's admission, stages and scaling."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -26,7 +26,7 @@ _NOTHING = torch.empty(0)
 
 @dataclass(frozen=True, slots=True)
 class Replicas:
-    """How many replicas each stage has, from the start to the end."""
+    """Fixed numbers of replicas of each stage."""
 
     encoder: int
     denoiser: int
@@ -35,10 +35,10 @@ class Replicas:
 
 @dataclass(frozen=True)
 class Simulated:
-    """What came of a load.
+    """The results of a load.
 
-    outcomes: in the order of the load; gpus: devices at once, at most; gpu_s: seconds that they were held
-    denoisers: (second, replicas that run or start) at each change
+    outcomes: in the order of the load; gpus: most devices at once; gpu_s: seconds that they were held
+    denoisers: (second, running and starting replicas) at each change
     """
 
     outcomes: Sequence[RequestOutcome]
@@ -48,9 +48,9 @@ class Simulated:
 
 
 class Simulation:
-    """One run. Its clock starts at 0 with the replicas there.
+    """One run. Its clock starts at 0 with the replicas running.
 
-    replicas: None for min_replicas of each stage, and then as many as autoscaling wants
+    replicas: None for autoscaling, starting with min_replicas of each stage
     """
 
     def __init__(self, model: Model, replicas: Replicas | None, seed: int = 0) -> None:
@@ -117,9 +117,9 @@ class Simulation:
     def run(
         self, planned: Sequence[PlannedRequest], on_outcome: Callable[[RequestOutcome], None] | None = None
     ) -> Simulated:
-        """Until all of the load is answered. A second run finds everything as the first one left it.
+        """Runs until the whole load is answered. A second run starts from the state the first one left.
 
-        on_outcome: called as each request ends
+        on_outcome: called when a request ends
         """
         self._started = self._env.now
         requests = [
@@ -137,7 +137,7 @@ class Simulation:
         )
 
     def _request(self, planned: PlannedRequest, request_id: str) -> Process:
-        """As a process: its value is the outcome."""
+        """The process of a request; its value is the outcome."""
         yield self._env.timeout(planned.due_s)
         try:
             request = self._model.accepted(planned, request_id)
@@ -168,7 +168,7 @@ class Simulation:
 
 
 def _denoise_request(request: GenerationRequest, index: int) -> DenoiseRequest:
-    """One image of a request, as the pipeline asks for it, with embeddings that nobody reads."""
+    """One image of a request, like the pipeline's, with embeddings that nobody reads."""
     negative = _NOTHING if request.is_guided else None
     return DenoiseRequest(
         request_id=f"{request.request_id}/{index}",

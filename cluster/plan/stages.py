@@ -1,4 +1,4 @@
-"""A replica of each stage, simulated: what it does with its device, when, in what batches."""
+"""A simulated replica of each stage: its calls to its device, and their batches."""
 
 from collections import OrderedDict
 from collections.abc import Callable, Generator, Sequence
@@ -28,17 +28,17 @@ class Replica(Protocol[Call_contra]):
         ...
 
     def run(self, call: Call_contra) -> Event:
-        """Ends when it is done."""
+        """An event at the end of the call."""
         ...
 
 
 @dataclass(frozen=True, slots=True)
 class Overheads:
-    """What the cost model does not know, in seconds.
+    """Overheads that the cost model does not know, in seconds.
 
-    request_s: of a request, outside of all stages
-    step_s: of a denoising step, besides its forward; less than 0 where a device is faster than its costs
-    slowdown: times as long as the cost model says forwards take, with all else that a machine does
+    request_s: per request, outside of all stages
+    step_s: per denoising step, besides its forward; negative if a device is faster than its costs
+    slowdown: the factor by which forwards take longer than the cost model says, because of other work
     """
 
     request_s: float = 0.0
@@ -47,7 +47,7 @@ class Overheads:
 
 
 class Batches(Generic[Item]):
-    """As `@serve.batch`: a batch closes when it is full or its first item has waited, whatever runs."""
+    """Batches like `@serve.batch`: a batch closes when it is full or its first item has waited that long."""
 
     def __init__(self, env: Environment, batching: Batching, closed: Callable[[list[Item]], object]) -> None:
         self._env = env
@@ -70,7 +70,7 @@ class Batches(Generic[Item]):
 
 
 class _BatchedCalls(Generic[Item]):
-    """Batches that go to the device one after another. parts_s: seconds of the calls for a batch."""
+    """Batches that go to the device one after another. parts_s: seconds of each call for a batch"""
 
     def __init__(
         self,
@@ -101,7 +101,7 @@ class _BatchedCalls(Generic[Item]):
 
 
 class EncoderReplica:
-    """Texts that are kept cost nothing."""
+    """A simulated text encoder. Cached texts cost nothing."""
 
     def __init__(
         self, env: Environment, device: Device, batching: Batching, cost: Curve, cache_size: int
@@ -160,7 +160,7 @@ class DecoderReplica:
 
 @dataclass(eq=False, slots=True)
 class SimulatedDenoising:
-    """An image in the engine: what the step scheduler reads of it, and when it is done."""
+    """An image in the engine, with the fields that the step scheduler reads, and its end."""
 
     request: DenoiseRequest
     group: Group
@@ -177,7 +177,7 @@ class SimulatedDenoising:
 
 @dataclass(frozen=True, slots=True)
 class DenoisingCosts:
-    """What every denoiser goes by, computed once for all that is asked again and again."""
+    """The costs that every denoiser uses, each computed once."""
 
     row_cap: Callable[[Group], int]
     seconds: Callable[[Group, int], float]

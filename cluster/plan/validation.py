@@ -1,5 +1,5 @@
-"""The simulation held against a server that runs: what it does not know is measured, then the same load runs
-through both."""
+"""Compares the simulation with a running server. Unknown overheads are measured first, then the same load
+runs through both."""
 
 import asyncio
 import statistics
@@ -18,15 +18,15 @@ from serve.config.schema import ConfigError
 
 UNLOADED_REQUESTS = 7  # of few steps, and as many of many
 NUM_EVEN = 60  # requests for each denoiser
-MAX_SHARE = 0.8  # of what the denoisers can do by their costs
-# Where steps after a load take so much longer or shorter than before it, the machine itself has changed.
+MAX_SHARE = 0.8  # of the denoisers' capacity by their costs
+# If steps after a load take this share longer or shorter than before it, the machine itself has changed.
 MAX_DRIFT = 0.1
 MIN_SLOWDOWN, MAX_SLOWDOWN = 0.5, 4.0
 
 
 @dataclass(frozen=True)
 class Known:
-    """The overheads that need not be measured."""
+    """The overheads that are given and need not be measured."""
 
     request_s: float | None
     step_s: float | None
@@ -34,13 +34,13 @@ class Known:
 
     @property
     def has_pace(self) -> bool:
-        """Whether it is known how long steps take."""
+        """Whether the time of steps is known."""
         return self.step_s is not None or self.slowdown is not None
 
 
 @dataclass(frozen=True)
 class Validated:
-    """A load on both. drift: how much longer steps took after it than before; None where it is unknown."""
+    """A load on both. drift: how much longer steps took after it than before; None if unknown"""
 
     predicted: Summary
     measured: Summary
@@ -49,7 +49,7 @@ class Validated:
 
     @property
     def is_steady(self) -> bool:
-        """Whether the machine was the same one all the time, as far as is known."""
+        """Whether the machine kept its speed, as far as is known."""
         return self.drift is None or abs(self.drift) <= MAX_DRIFT
 
 
@@ -72,8 +72,8 @@ def sender(target: Target, timeout_s: float, on_outcome: Callable[[RequestOutcom
 
 
 def measured_request_s(model: Model, first: PlannedRequest, send: Send) -> float:
-    """What a request takes outside of all stages, in seconds: by some like the first, alone, of few and of
-    many steps. The model has no overheads."""
+    """Seconds that a request takes outside of all stages, measured with requests like the first, alone, with
+    few and with many steps. The model must have no overheads."""
     measured_s, simulated_s = (_rest_s(model, first, run) for run in (send, _simulated(model)))
     return max(0.0, measured_s - simulated_s)
 
@@ -86,29 +86,29 @@ def _rest_s(model: Model, first: PlannedRequest, send: Send) -> float:
         model.accepted(replace(first, num_inference_steps=steps), "").num_calls for steps in (few, most)
     )
     few_s, most_s = (_alone_s(first, steps, send) for steps in (few, most))
-    step_s = (most_s - few_s) / max(1, most_calls - few_calls)  # none, where one step is all that is allowed
+    step_s = (most_s - few_s) / max(1, most_calls - few_calls)  # 0 if only one step is allowed
     return few_s - few_calls * step_s
 
 
 def _alone_s(first: PlannedRequest, steps: int, send: Send) -> float:
-    """In the median of several times."""
+    """The median latency of several requests."""
     alike = replace(first, due_s=0.0, num_images=1, num_inference_steps=steps)
     seeds = range(first.seed, first.seed + UNLOADED_REQUESTS)
     latencies_s = [_mean_latency_s(send([replace(alike, seed=seed)])) for seed in seeds]
-    return statistics.median(latencies_s[1:])  # the first finds nothing encoded
+    return statistics.median(latencies_s[1:])  # the first one finds an empty cache
 
 
 def _simulated(model: Model) -> Send:
-    """Sends to a server of the model's own."""
+    """A function that sends planned requests to a simulated server."""
     simulation = Simulation(model, None)
     return lambda planned: list(simulation.run(planned).outcomes)
 
 
 def measured_slowdown(model: Model, planned: Sequence[PlannedRequest], send: Send) -> float:
-    """How many times as long as the cost model says steps take at the rate of this load.
+    """The factor by which steps take longer than the cost model says, at the rate of this load.
 
-    That is, slowed down how much the model has the same mean latency for the requests of `evenly`, by
-    bisection. Raises ConfigError for what is past all sense.
+    It is the slowdown at which the model has the same mean latency for the requests of `evenly`, found by
+    bisection. Raises ConfigError if it is out of a plausible range.
     """
     load = evenly(model, planned)
     measured_s = _mean_latency_s(send(load))
@@ -122,16 +122,16 @@ def measured_slowdown(model: Model, planned: Sequence[PlannedRequest], send: Sen
     if low == MIN_SLOWDOWN or high == MAX_SLOWDOWN:
         raise ConfigError(
             f"--validate: requests take {measured_s:.2f} s on the server, which is not {MIN_SLOWDOWN:g} to "
-            f"{MAX_SLOWDOWN:g} times as long as its costs say: measure them there (`midstep profile`)"
+            f"{MAX_SLOWDOWN:g} times as long as its costs say: measure the costs there (`midstep profile`)"
         )
     return (low + high) / 2
 
 
 def evenly(model: Model, planned: Sequence[PlannedRequest]) -> list[PlannedRequest]:
-    """Requests of the load, the last first, that come one after another at its rate.
+    """Requests of the load, the last first, evenly spaced at its rate.
 
-    Steps take the longer the busier a machine is with all else that requests bring, so the rate matters.
-    It is no higher than what a machine somewhat slower than its costs can keep up with.
+    Steps take longer the busier a machine is with other work of requests, so the rate matters. It is limited
+    to what a machine somewhat slower than its costs can keep up with.
     """
     num_denoisers = model.config.denoiser.min_replicas
     chosen = list(islice(cycle(reversed(planned)), NUM_EVEN * num_denoisers))

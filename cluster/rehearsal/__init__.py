@@ -1,2 +1,2 @@
-"""`midstep rehearse`: a cluster of many GPUs, on one machine and without any: nodes of Ray that say they have
-them, and simulated devices."""
+"""`midstep rehearse`: a cluster of many GPUs on one machine without any. Ray's nodes claim to have GPUs, and
+the devices are simulated."""

@@ -1,4 +1,4 @@
-"""A configuration's application on a local cluster: its devices simulated, its jobs in a folder that goes."""
+"""Runs a configuration's application on a local cluster, with simulated devices and temporary data."""
 
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -15,7 +15,7 @@ from serve.config.shares import gpu_shares
 
 NAME = "rehearsal"
 _HOST = "127.0.0.1"
-# What is not on a GPU node is on the head, and does not have to wait for room there.
+# Stages without a GPU run on the head, and need not wait for room there.
 _HEAD_STAGE_CPUS = 0.01
 Changed = TypeVar("Changed", bound=Section)
 
@@ -31,9 +31,9 @@ def on_gpus(config: AppConfig) -> AppConfig:
 
 
 def rehearsed(config: AppConfig, data_folder: str) -> AppConfig:
-    """What a local cluster can run of it, with as many replicas and by the same policy. Raises ConfigError.
+    """The configuration adapted to a local cluster, with the same replicas and policy. Raises ConfigError.
 
-    Nodes there have GPUs and no CPUs, as simulated devices need none.
+    Nodes there have GPUs and no CPUs, because simulated devices need none.
     """
     shares = config.num_gpus()
     stages = {
@@ -77,7 +77,7 @@ def _changed(section: Changed, **values: object) -> Changed:
 
 @contextmanager
 def running(config: AppConfig) -> Iterator[str]:
-    """Its URL, once every stage has the replicas that it starts with. Raises ConfigError."""
+    """The URL of the application, once every stage has its first replicas. Raises ConfigError."""
     port = free_port()
     with tempfile.TemporaryDirectory() as data_folder:
         application = build_app(rehearsed(config, data_folder))

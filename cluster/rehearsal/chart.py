@@ -1,5 +1,4 @@
-"""Rehearsals as a picture: one above the other over time what came, what waited, what there was, and what it
-cost."""
+"""Draws rehearsals: arrivals, queue, replicas, latency and cost over time, one above the other."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""`midstep rehearse`: a cluster, one or several rehearsals of a load on it, a table, a file and a picture."""
+"""`midstep rehearse`: runs one or more rehearsals of a load on a local cluster, and writes their results."""
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
@@ -35,7 +35,7 @@ from serve.config.schema import ConfigError
 
 @dataclass(frozen=True)
 class Written:
-    """What rehearsal.json has. devices: whose time the simulated ones take."""
+    """The content of rehearsal.json. devices: the devices whose time is simulated"""
 
     devices: str
     results: Sequence[Results]
@@ -50,17 +50,17 @@ _FORMAT = TypeAdapter(Written)
 @with_rehearsal_options
 @shown_config_errors()
 def rehearse(options: RehearsalOptions) -> None:
-    """Run a configuration on a local cluster whose GPUs are none, under a load, and draw what comes of it.
+    """Run a configuration under a load on a local cluster with simulated GPUs, and draw the results.
 
-    CONFIG is a Serve configuration file with one application of Midstep. It runs as it is, its autoscaling
-    included, on simulated devices.
+    CONFIG is a Serve configuration file with one application of Midstep. It runs unchanged, with its
+    autoscaling, on simulated devices.
     """
     config = on_gpus(only_application(options.config))
     check_room(config, options.nodes)
     work_s = _work_s(config)
     console = Console()
     devices = f"simulated devices: {_cost_file(config).device}"
-    console.print(f"{options.gpus} GPUs that are none; {devices}", markup=False, highlight=False)
+    console.print(f"{options.gpus} simulated GPUs; {devices}", markup=False, highlight=False)
     rehearsals = _rehearsed(options, config)
     summaries = {name: summarize(one.outcomes, options.slo_s) for name, one in rehearsals.items()}
     runs = {name: [summary] for name, summary in summaries.items()}
@@ -123,10 +123,10 @@ def _work_s(config: AppConfig) -> Callable[[PlannedRequest], float]:
 
 
 def _cost_file(config: AppConfig) -> CostModelFile:
-    """Raises ConfigError."""
+    """The configuration's cost file. Raises ConfigError if it has none."""
     if (file := config.model.cost_file()) is None:
         raise ConfigError(
-            "model.cost_model: is needed, as the time that simulated devices take; cluster/devices has some"
+            "model.cost_model: is needed for the time of simulated devices; cluster/devices has some"
         )
     return file
 

@@ -17,7 +17,7 @@ R = TypeVar("R")
 
 @dataclass(frozen=True)
 class RehearsalOptions:
-    """policies: by which replicas are counted, in one rehearsal each; empty: as the configuration says"""
+    """policies: autoscaling policies, one rehearsal each; empty: the configuration's policy"""
 
     config: Path
     planned: Sequence[PlannedRequest]
@@ -31,29 +31,29 @@ class RehearsalOptions:
 
     @property
     def nodes(self) -> list[int]:
-        """GPUs of each."""
+        """GPUs of each node."""
         full, rest = divmod(self.gpus, self.gpus_per_node)
         return [self.gpus_per_node] * full + [rest] * (rest > 0)
 
 
 _OPTIONS = (
     click.argument("config", type=Path),
-    click.option("--gpus", type=POSITIVE_COUNT, default="16", help="GPUs in all."),
-    click.option("--gpus-per-node", type=POSITIVE_COUNT, default="8", help="GPUs of a node."),
+    click.option("--gpus", type=POSITIVE_COUNT, default="16", help="Number of GPUs."),
+    click.option("--gpus-per-node", type=POSITIVE_COUNT, default="8", help="GPUs per node."),
     click.option(
         "--policies",
         type=click.Choice(("work", "requests")),
         nargs=2,
-        help="Autoscaling policies to compare, in one rehearsal each (as the configuration says).",
+        help="Autoscaling policies to compare, one rehearsal each (the configuration's).",
     ),
     with_load_options,
-    click.option("--slo-s", type=POSITIVE, help="Seconds that a good answer takes at most."),
-    click.option("--output", type=WRITABLE_FOLDER, default="build/rehearsal", help="A folder."),
+    click.option("--slo-s", type=POSITIVE, help="Longest good answer in seconds."),
+    click.option("--output", type=WRITABLE_FOLDER, default="build/rehearsal", help="Output folder."),
 )
 
 
 def with_rehearsal_options(command: Callable[[RehearsalOptions], R]) -> Callable[..., R]:
-    """Adds the options to a command, which gets them together."""
+    """Adds the options to a command, which gets them as one object."""
 
     @wraps(command)
     def with_options(
@@ -67,7 +67,7 @@ def with_rehearsal_options(command: Callable[[RehearsalOptions], R]) -> Callable
     ) -> R:
         plans = load.plans()
         if len(plans) != 1:
-            message = "one run is rehearsed; --arrivals step makes one of several rates"
+            message = "only one run can be rehearsed; use --arrivals step for several rates"
             raise click.BadParameter(message, param_hint="--rate")
         cluster = {"gpus": gpus, "gpus_per_node": gpus_per_node, "slo_s": slo_s}
         return command(

@@ -1,4 +1,4 @@
-"""A load on a configuration's application, on GPUs that are none: what came of it, over time."""
+"""A load on a configuration's application with simulated GPUs, observed over time."""
 
 import asyncio
 from collections.abc import Callable, Mapping, Sequence
@@ -19,9 +19,9 @@ OnOutcome = Callable[[RequestOutcome], None]
 
 @dataclass(frozen=True)
 class Rehearsal:
-    """The requests, and what there was while they were served.
+    """The requests' outcomes, and observations while they were served.
 
-    gpus: that a replica of each stage has; num_gpus: that there are: replicas past them wait for theirs
+    gpus: GPUs of one replica of each stage; num_gpus: all GPUs; replicas beyond them wait for theirs
     """
 
     outcomes: Sequence[RequestOutcome]
@@ -30,7 +30,7 @@ class Rehearsal:
     num_gpus: float
 
     def gpus_held(self) -> list[tuple[float, float]]:
-        """(seconds from the start, GPUs that replicas have their shares of)."""
+        """(seconds from the start, GPUs that replicas hold)"""
 
         def held(seen: Sighting) -> float:
             return sum(self.gpus[stage] * number for stage, number in seen.replicas.items())
@@ -38,7 +38,7 @@ class Rehearsal:
         return [(seen.at_s, min(held(seen), self.num_gpus)) for seen in self.sightings]
 
     def gpu_seconds(self) -> float:
-        """That are paid for, from the start of the load until all is answered."""
+        """GPU-seconds to pay for, from the start of the load until all requests are answered."""
         return sum((end - start) * held for (start, held), (end, _) in pairwise(self.gpus_held()))
 
 

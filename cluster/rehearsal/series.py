@@ -1,4 +1,4 @@
-"""A rehearsal over time, in numbers that can be drawn and kept."""
+"""A rehearsal over time, as numbers to draw and keep."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -17,12 +17,11 @@ _NUM_WINDOWS = 40
 
 @dataclass(frozen=True)
 class Series:
-    """All of one length; the i-th is of the window from at_s[i] on, at_s[1] - at_s[0] seconds long.
+    """Values per window, all of one length. Window i starts at at_s[i] and lasts at_s[1] - at_s[0] seconds.
 
-    arrivals_per_s, done_per_s: images; queue_s: device-seconds of denoising that were due and not done, in
-    the mean; replicas: of each stage, in the mean, those that wait for a GPU included; latency_*: of the
-    requests that were due in the window and completed, None if there were none; gpu_seconds: paid for up to
-    its end
+    arrivals_per_s, done_per_s: images; queue_s: mean device-seconds of denoising that were due and not done;
+    replicas: mean of each stage, including those that wait for a GPU; latency_*: of completed requests that
+    were due in the window, None if there were none; gpu_seconds: paid for up to its end
     """
 
     at_s: Sequence[float]
@@ -77,11 +76,11 @@ def series_of(rehearsal: Rehearsal, work_s: Callable[[PlannedRequest], float]) -
 
 
 def _means(fine: Sequence[float]) -> list[float]:
-    """Returns the mean of each window."""
+    """The mean of each window."""
     return [float(mean) for mean in np.reshape(fine, (_NUM_WINDOWS, -1)).mean(axis=1)]
 
 
 def _last_seen(times: Array, seen_at: Array, counts: Sequence[int]) -> list[float]:
-    """By each of the times; before the first, the first."""
+    """The last count seen at each of the times; before the first sighting, the first count."""
     last = np.maximum(0, np.searchsorted(seen_at, times, side="right") - 1)
     return [float(count) for count in np.array(counts)[last]]

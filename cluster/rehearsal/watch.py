@@ -1,4 +1,4 @@
-"""What there is while a load runs: the replicas of each stage."""
+"""Observes the replicas of each stage while a load runs."""
 
 import asyncio
 from collections.abc import Callable, Mapping
@@ -14,15 +14,15 @@ _STAGES = {"PromptEncoder": "encoder", "Denoiser": "denoiser", "VaeDecoder": "de
 
 @dataclass(frozen=True)
 class Sighting:
-    """Replicas by stage, as the configuration names it: those that start, run or finish what they have, or
-    wait for their share of a GPU. at_s: from the start of the load."""
+    """Replicas by stage, under the configuration's names: starting, running, finishing, or waiting for their
+    share of a GPU. at_s: from the start of the load"""
 
     at_s: float
     replicas: Mapping[str, int]
 
 
 async def watch(now_s: Callable[[], float], seen: list[Sighting]) -> None:
-    """Adds a sighting every half second, until it is cancelled."""
+    """Adds a sighting every half second until cancelled."""
     while True:
         seen.append(await asyncio.to_thread(_look, now_s()))
         await asyncio.sleep(_INTERVAL_S)

@@ -8,8 +8,8 @@
 - conditions: what a U-Net is given beside latents and timesteps
 - cost: how long a forward takes, measured; engine_config: how an engine batches
 - step_scheduler: which requests share the next forward
-- engine: the engine: launch, finish; denoising: a request in it
-- step_inputs, device_step: what a step is given, and what it is to the device; row_parts: on a CPU
+- engine: launches and finishes forwards; denoising: the state of one request
+- step_inputs: the tensors of one step; device_step: that step on a device; row_parts: on a CPU
 - engine_thread: the thread that owns a device and runs the engine
 - images: latents to pixels to PNG, WebP or JPEG; previews
 - local_engine: all stages in one process, for a script; README.md has one
@@ -30,8 +30,8 @@ logging.getLogger("xformers").setLevel(logging.ERROR)
 
 
 def load_engine(path: str, **options: Any) -> "LocalEngine":
-    """A model's stages in this process; see `local_engine.load_engine`."""
-    # Here, since all that import some part of this package would load models' code otherwise.
+    """Loads a model's stages into this process; see `local_engine.load_engine`."""
+    # Imported here because every import from this package would load the models' code otherwise.
     from deployments.engine import local_engine  # noqa: PLC0415
 
     return local_engine.load_engine(path, **options)

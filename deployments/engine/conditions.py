@@ -1,7 +1,7 @@
-"""What conditions a U-Net beside latents and timesteps, as one record of rows.
+"""A U-Net's inputs besides latents and timesteps, as one record of rows.
 
-A new input is a field of `Conditions`, a line in `conditions_of` and one in `random_conditions`, which make
-it, and one where `models.UNet` hands it to diffusers. All that lies between passes the record on.
+To add an input, add a field to `Conditions`, fill it in `conditions_of` and `random_conditions`, and pass it
+to diffusers in `models.UNet`. All code in between passes the record on unchanged.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ import torch
 from deployments.engine.messages import DenoiseRequest
 from deployments.engine.transfers import send
 
-MAX_TOKENS = 77  # of every Stable Diffusion text encoder
+MAX_TOKENS = 77  # the same in every Stable Diffusion text encoder
 NUM_TIME_IDS = 6  # original size, crop, target size
 
 
 class UNetInterface(Protocol):
-    """What one must know of a U-Net, real or simulated, to make its inputs; see `models.UNet`."""
+    """What the code that makes inputs reads from a U-Net, real or simulated; see `models.UNet`."""
 
     @property
     def device(self) -> torch.device: ...
@@ -38,15 +38,15 @@ class UNetInterface(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Conditions:
-    """Rows of a U-Net's other inputs, alike for all requests: no field is missing in some of them.
+    """Rows of a U-Net's other inputs. All requests have the same fields, so their rows fit together.
 
-    An input that a model does not take has no width; one that a request does not use has the value that
+    An input that the model does not take has width 0. An input that the request does not use has a value that
     changes nothing.
     """
 
     prompt_embeds: torch.Tensor  # [rows, tokens, width]
-    pooled_prompt_embeds: torch.Tensor  # [rows, width], of width 0 but for SDXL
-    time_ids: torch.Tensor  # [rows, NUM_TIME_IDS], of width 0 but for SDXL
+    pooled_prompt_embeds: torch.Tensor  # [rows, width], width 0 except for SDXL
+    time_ids: torch.Tensor  # [rows, NUM_TIME_IDS], width 0 except for SDXL
 
     @classmethod
     def join(cls, parts: Sequence[Conditions]) -> Conditions:
@@ -60,18 +60,18 @@ class Conditions:
         return Conditions(*map(change, self.tensors()))
 
     def take(self, rows: torch.Tensor) -> Conditions:
-        """The rows of these indices."""
+        """The rows with these indices."""
         return self.map(lambda tensor: tensor[rows])
 
     def repeat_first(self, times: int) -> Conditions:
-        """So many of the first row."""
+        """The first row, repeated `times` times."""
         return self.map(lambda tensor: tensor[:1].expand(times, *tensor.shape[1:]))
 
 
 def conditions_of(request: DenoiseRequest, unet: UNetInterface) -> Conditions:
-    """A request's rows, on the U-Net's device; the negative prompt's comes first."""
+    """A request's rows on the U-Net's device, the negative prompt's row first."""
     embeds = request.embeds
-    # As diffusers sets them where nobody asks for others.
+    # diffusers' default values.
     time_ids = torch.tensor([request.height, request.width, 0, 0, request.height, request.width])
     rows = [(embeds.prompt_embeds, embeds.pooled_prompt_embeds, time_ids[: unet.time_ids_width])]
     if embeds.negative_prompt_embeds is not None:
@@ -82,7 +82,7 @@ def conditions_of(request: DenoiseRequest, unet: UNetInterface) -> Conditions:
 
 
 def random_conditions(rows: int, unet: UNetInterface) -> Conditions:
-    """Rows of the U-Net's widths, on its device, of no request's."""
+    """Random rows with the U-Net's widths, on its device, for warming up and measuring."""
     conditions = Conditions(
         prompt_embeds=torch.randn(rows, MAX_TOKENS, unet.embeds_width),
         pooled_prompt_embeds=torch.randn(rows, unet.pooled_width),

@@ -1,6 +1,6 @@
-"""The cost model: seconds of device time, as measured on this device and fitted.
+"""The cost model: device time in seconds, measured on this device and fitted to a curve.
 
-The row cap, the order of turns and the refusal of deadlines that cannot be met are computed from it.
+The row cap, the order of turns and the refusal of unreachable deadlines are computed from it.
 """
 
 import math
@@ -14,22 +14,22 @@ import numpy as np
 
 from deployments.engine.messages import LatentShape
 
-# The knee has this much of the best throughput. With the embedded model's curve a cap at 90% of it lost 8% of
-# the capacity and at 90% load, simulated, had three times the latency: what does not fit waits outside, which
-# costs more than a slower forward.
+# The knee is the fewest rows with this share of the best throughput. In a simulation with the embedded
+# model's curve, a cap at 90% lost 8% of the capacity and had three times the latency at 90% load: requests
+# that do not fit wait outside, which costs more than a slower forward.
 KNEE_THROUGHPUT = 0.98
-# Measuring goes on until the fit is this close at every point, relative, or for MAX_ROUNDS: whatever else a
-# machine does while a server starts only adds to timings, so that their minima become good with time.
+# Measuring continues until the fit has at most this relative error at every point, or for MAX_ROUNDS. Other
+# work on the machine while a server starts only adds to timings, so the minima improve with time.
 CLOSE_FIT = 0.05
 MIN_ROUNDS, MAX_ROUNDS = 3, 12
 
 
 @dataclass(frozen=True, slots=True)
 class Curve:
-    """Seconds of one call over `count` rows (or images, or texts): flat at first, then a straight line.
+    """Seconds per call over `count` rows (or images, or texts): flat at first, then a straight line.
 
-    base_s: up to flat_count; slope_s: for each one more
-    residuals: (count, measured / fitted - 1) at every count that was measured
+    base_s: seconds up to flat_count; slope_s: seconds for each further item
+    residuals: (count, measured / fitted - 1) at every measured count
     """
 
     base_s: float
@@ -51,12 +51,12 @@ class Curve:
         return self.seconds(count) / count
 
     def knee(self, counts: Sequence[int]) -> int:
-        """The fewest of these counts, rising, that have KNEE_THROUGHPUT of the best count per second."""
+        """The lowest count that reaches KNEE_THROUGHPUT times the best throughput. counts: rising"""
         best = max(count / self.seconds(count) for count in counts)
         return next(count for count in counts if count / self.seconds(count) >= KNEE_THROUGHPUT * best)
 
     def most_within(self, seconds: float) -> int:
-        """The most that a call of so many seconds can hold, and one at least."""
+        """The most items that fit into a call of that many seconds, at least one."""
         if seconds < self.base_s:
             return 1
         if self.slope_s == 0:
@@ -64,7 +64,7 @@ class Curve:
         return self.flat_count + int((seconds - self.base_s) / self.slope_s)
 
     def table(self, unit: str) -> str:
-        """For people: a line for every count that was measured."""
+        """A table to read, with one line for every measured count."""
         lines = [f"{unit:>6} {'ms':>8} {'per second':>10} {'fit misses':>10}"]
         for count, residual in self.residuals:
             seconds = self.seconds(count)
@@ -74,9 +74,9 @@ class Curve:
 
 
 def fit_curve(timings: Mapping[int, float]) -> Curve:
-    """Least squares of the relative error, over every place where the flat part could end.
+    """Least squares on the relative error, minimized over where the flat part could end.
 
-    timings: seconds by count, at least one
+    timings: seconds by count, at least one entry
     """
     counts = sorted(timings)
     seconds = np.array([timings[count] for count in counts])
@@ -85,7 +85,7 @@ def fit_curve(timings: Mapping[int, float]) -> Curve:
         rising = np.maximum(0.0, np.array(counts) - flat_count)
         columns = np.stack([np.ones(len(counts)), rising], axis=1) / seconds[:, None]
         (base_s, slope_s), *_ = np.linalg.lstsq(columns, np.ones(len(counts)), rcond=None)
-        if slope_s < 0 or base_s <= 0:  # noise: no device is faster with more to do
+        if slope_s < 0 or base_s <= 0:  # only noise makes a device look faster with more work
             base_s, slope_s = 1 / np.mean(1 / seconds), 0.0
         residuals = seconds / (base_s + slope_s * rising) - 1
         pairs = tuple(zip(counts, (float(residual) for residual in residuals), strict=True))
@@ -96,9 +96,9 @@ def fit_curve(timings: Mapping[int, float]) -> Curve:
 
 @dataclass(frozen=True, slots=True)
 class StageCost:
-    """A stage's curve for every latent shape that was measured, at least one.
+    """A stage's curve for every measured latent shape, at least one.
 
-    padded_to: counts, rising, that calls are padded to; empty: none are
+    padded_to: the counts, rising, that calls are padded to; empty for no padding
     """
 
     curves: tuple[tuple[LatentShape, Curve], ...]
@@ -106,27 +106,27 @@ class StageCost:
 
     def __post_init__(self) -> None:
         if not self.curves:
-            raise ValueError("a stage's cost needs the curve of one latent shape at least")
+            raise ValueError("a stage's cost needs the curve of at least one latent shape")
 
     def curve(self, shape: LatentShape) -> Curve:
-        """One that was not measured is taken from the nearest, in proportion to the area."""
+        """The shape's curve. If it was not measured, the nearest shape's curve is scaled by the area."""
         nearest, curve = min(self.curves, key=lambda known: abs(math.prod(known[0]) - math.prod(shape)))
         factor = math.prod(shape) / math.prod(nearest)
         return Curve(curve.base_s * factor, curve.flat_count, curve.slope_s * factor, curve.residuals)
 
     def seconds(self, shape: LatentShape, count: int) -> float:
-        """Seconds of a call, padding included."""
+        """Seconds per call, padding included."""
         return self.curve(shape).seconds(
             next((padded for padded in self.padded_to if padded >= count), count)
         )
 
     def parts(self, shape: LatentShape, count: int, max_hold_s: float) -> list[int]:
-        """The calls that so many are shared out to, so that none takes longer than that if it can be."""
+        """Splits `count` items into calls that take at most max_hold_s each, if one item can."""
         most = self.curve(shape).most_within(max_hold_s)
         return [min(most, count - start) for start in range(0, count, most)]
 
     def table(self, unit: str) -> str:
-        """For people."""
+        """The curves' tables, to read."""
         return "\n".join(
             f"latents {height}x{width}:\n{curve.table(unit)}" for (height, width), curve in self.curves
         )
@@ -134,7 +134,7 @@ class StageCost:
 
 @dataclass(frozen=True, slots=True)
 class CostModel:
-    """All stages. encode: over texts, forward: over U-Net rows, decode: over images."""
+    """The cost of every stage: encode per text, forward per U-Net row, decode per image."""
 
     encode: Curve
     forward: StageCost
@@ -150,10 +150,11 @@ class CostModel:
         other_rows: int,
         fixed_rows: int | None = None,
     ) -> float:
-        """Until the last image is there of a request whose images take num_calls calls of num_rows rows each.
+        """Seconds until a request's last image is done, if each image takes num_calls calls of num_rows rows.
 
-        It shares forwards of up to row_cap rows with other_rows of others, and goes first where not all fit.
-        fixed_rows: what its forwards have in any case
+        The request shares forwards of up to row_cap rows with other_rows rows of other requests. It goes
+        first where not all fit.
+        fixed_rows: the rows of its forwards if that number is fixed
         """
         own_rows = num_rows * num_images
         forward_rows = fixed_rows or min(own_rows + other_rows, max(row_cap, num_rows))
@@ -164,19 +165,19 @@ class CostModel:
 
 
 def counts_to_measure(most: int) -> list[int]:
-    """1, 2, 4, ... and the most itself."""
+    """1, 2, 4, ... up to and including `most`."""
     return sorted({*(2**power for power in range(most.bit_length())), most})
 
 
 def measure(
     work: Callable[[int], None], counts: Sequence[int], clock: Callable[[], float] = time.perf_counter
 ) -> Curve:
-    """Times `work(count)`, which must return only when the device is done, and fits its curve.
+    """Times `work(count)`, which must return only when the device is done, and fits a curve.
 
-    All counts take turns, so that a disturbance does not hit one alone.
+    The counts take turns, so that a disturbance does not hit only one of them.
     """
     for count in sorted(counts, reverse=True):
-        work(count)  # warms up: kernels are chosen, memory is allocated, the most first
+        work(count)  # warm-up: chooses kernels and allocates memory, the largest count first
     best = dict.fromkeys(counts, math.inf)
     order = random.Random(0)
     for done in range(1, MAX_ROUNDS + 1):

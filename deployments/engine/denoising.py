@@ -1,4 +1,4 @@
-"""A request in the engine: where it is in its table, and all that its next model call needs."""
+"""A request in the engine: its place in its sampler's table, and the inputs of its next model call."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from deployments.engine.transfers import receive, send
 
 @dataclass(eq=False, slots=True)
 class Denoising:
-    """The only thing in the engine that changes.
+    """The state of one request, the only thing in the engine that changes.
 
     arrival: in seconds since the epoch
-    unloaded_s: what it would take alone
-    state: [STATE_SLOTS, C, h, w] float32, the latents first, after all that was launched
-    call: of the table, the one that is launched next
-    checkpointed_at: when it last could be resumed from where it was, in seconds since the epoch
+    unloaded_s: seconds that the request would take alone
+    state: [STATE_SLOTS, C, h, w] float32, the latents first, after every launched call
+    call: the index in the table of the call that is launched next
+    checkpointed_at: time of the last checkpoint, or of the start, in seconds since the epoch
     """
 
     request: DenoiseRequest
@@ -34,7 +34,7 @@ class Denoising:
     generator: torch.Generator
     state: torch.Tensor
     call: int = 0
-    _noise: torch.Tensor | None = None  # of the next call, once it was asked for
+    _noise: torch.Tensor | None = None  # for the next call, once drawn
 
     @property
     def num_calls(self) -> int:
@@ -45,13 +45,13 @@ class Denoising:
         return self.table.num_calls - self.call
 
     def steps_done(self, call: int) -> int:
-        """Steps that are done where `call` comes next; a sampler may make more than one for a step."""
+        """Steps that are done before call `call`. A sampler may call the model more than once per step."""
         return -(-call * self.request.num_inference_steps // self.table.num_calls)
 
     def noise(self) -> torch.Tensor:
-        """What the sampler adds at the next call, [C, h, w] on the CPU; zeros where it adds none.
+        """The noise that the sampler adds at the next call, [C, h, w] on the CPU; zeros where it adds none.
 
-        Drawn once, however often the call is launched: each draw moves the generator on.
+        It is drawn once, even if the call is launched again, because each draw moves the generator on.
         """
         if self._noise is None:
             shape = self.state.shape[1:]
@@ -60,13 +60,13 @@ class Denoising:
         return self._noise
 
     def advance(self, state: torch.Tensor) -> None:
-        """A call was launched. state: what it makes of the last one"""
+        """Moves on after a launched call. state: the new state"""
         self.state = state
         self.call += 1
         self._noise = None
 
     def saved_state(self) -> torch.Tensor:
-        """A copy on the CPU of those slots that the calls to come read; see `transfers.receive`."""
+        """A copy on the CPU of the slots that later calls read; see `transfers.receive`."""
         return receive(self.state[: self.table.num_slots(self.call)])
 
 
@@ -79,7 +79,7 @@ def begin(
     now: float,
     unloaded_s: float,
 ) -> Denoising:
-    """Noise is drawn in diffusers' order: the latents first, then step by step."""
+    """Starts or resumes a request. Draws noise in diffusers' order: the latents first, then step by step."""
     generator = torch.Generator().manual_seed(request.seed)
     shape = torch.Size((unet.in_channels, *group.latent_shape))
     state = torch.zeros(STATE_SLOTS, *shape)
@@ -105,5 +105,5 @@ def begin(
 
 
 def draw_noise(generator: torch.Generator, shape: torch.Size) -> torch.Tensor:
-    # Of the shape that diffusers draws for one image: the stream of a generator depends on it.
+    # diffusers draws this shape for one image, and a generator's stream depends on the shape.
     return torch.randn(1, *shape, generator=generator)[0]

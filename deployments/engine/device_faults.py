@@ -1,12 +1,12 @@
-"""What a failed call says of its device: that it is lost, that its memory was too small, or nothing.
+"""Classifies a failed call: the device is lost, its memory was too small, or neither.
 
-A device that is lost answers every later call of this process with an error as well: the process must end
-(deployments/health.py). One whose memory was too small goes on, with less at once (fitting.py).
+A lost device answers every later call of this process with an error, so the process must end
+(deployments/health.py). A device whose memory was too small continues with smaller calls (fitting.py).
 """
 
 import torch
 
-# As cuBLAS and cuDNN say it, whose errors have no type of their own.
+# The messages of cuBLAS and cuDNN, whose errors have no type of their own.
 _OUT_OF_MEMORY = ("out of memory", "CUBLAS_STATUS_ALLOC_FAILED", "CUDNN_STATUS_ALLOC_FAILED")
 _LOST = (
     "CUBLAS_STATUS_EXECUTION_FAILED",
@@ -17,7 +17,7 @@ _LOST = (
 
 
 class DeviceFaultError(RuntimeError):
-    """The device is lost to this process."""
+    """This process has lost its device."""
 
     @classmethod
     def of(cls, error: BaseException) -> "DeviceFaultError":
@@ -25,7 +25,7 @@ class DeviceFaultError(RuntimeError):
 
 
 def is_device_fault(error: BaseException) -> bool:
-    """Whether the device is lost: an error of CUDA stays with the process until its end."""
+    """Whether the device is lost. A CUDA error stays with the process until the process ends."""
     if isinstance(error, DeviceFaultError):
         return True
     if is_out_of_memory(error):
@@ -35,7 +35,7 @@ def is_device_fault(error: BaseException) -> bool:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether a smaller call may do."""
+    """Whether a smaller call may succeed."""
     if isinstance(error, torch.OutOfMemoryError):
         return True
     return isinstance(error, RuntimeError) and any(words in str(error) for words in _OUT_OF_MEMORY)

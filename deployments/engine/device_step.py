@@ -1,7 +1,7 @@
-"""What one denoising step is to the device: a function of tensors, without a branch on their values.
+"""One denoising step on a device: a function of tensors, without a branch on their values.
 
-Run as it is, or on CUDA captured once for every shape and replayed, since launching a U-Net's kernels one by
-one takes the CPU longer than a fast device takes to run them.
+It runs as it is, or, on CUDA, is captured once for every shape and replayed. Launching a U-Net's kernels one
+by one takes the CPU longer than a fast device takes to run them.
 """
 
 from collections.abc import Collection
@@ -19,7 +19,7 @@ from deployments.engine.transfers import pinned, send
 
 
 def denoise_step(unet: UNet | RowParts, inputs: StepInputs) -> torch.Tensor:
-    """The next states and the estimates of the clean latents, [B, NUM_OUTPUTS, C, h, w] float32."""
+    """Computes the next states and the estimates of the clean latents, [B, NUM_OUTPUTS, C, h, w] float32."""
     latents = inputs.states[:, 0] * inputs.input_scales[:, None, None, None]
     predictions = unet(latents[inputs.request_of_row], inputs.timesteps, inputs.conditions)
     negative, positive = predictions[inputs.first_rows], predictions[inputs.last_rows]
@@ -28,31 +28,31 @@ def denoise_step(unet: UNet | RowParts, inputs: StepInputs) -> torch.Tensor:
 
 
 class Completion(Protocol):
-    """The end of all that was launched before it was asked for; as torch.cuda.Event."""
+    """The end of everything that was launched before `completion` was called, like torch.cuda.Event."""
 
     def query(self) -> bool:
-        """Whether it is done, well or not."""
+        """Whether it is done, successfully or not."""
         ...
 
     def synchronize(self) -> None:
-        """Waits until it is done. Raises what went wrong with it."""
+        """Waits until it is done. Raises the error if it failed."""
         ...
 
 
 class StepRunner(Protocol):
-    """A device as the engine sees it: it does steps in the order in which they are launched."""
+    """A device as the engine sees it. It runs steps in the order in which they are launched."""
 
     def launch(self, inputs: StepInputs) -> torch.Tensor:
-        """As `denoise_step`; its values are there when the device has done it."""
+        """Launches `denoise_step`. The result has its values when the device is done."""
         ...
 
     def completion(self) -> Completion:
-        """The completion of all that was launched until now."""
+        """The completion of everything launched so far."""
         ...
 
 
 class _Done:
-    """The completion of a CPU, which has done a step when its launch returns."""
+    """The completion on a CPU, where a step is done when its launch returns."""
 
     def query(self) -> bool:
         return True
@@ -79,7 +79,7 @@ class _Recorded:
 
 
 class EagerSteps:
-    """Launches every step's kernels anew."""
+    """Launches the kernels of every step one by one."""
 
     def __init__(self, unet: UNet) -> None:
         self._device = unet.device
@@ -96,10 +96,11 @@ class EagerSteps:
 class CapturedSteps:
     """Captures a CUDA graph for every shape of inputs that it meets, and replays it.
 
-    latent_shapes: what is captured; steps of others, which would each cost memory and a pause, run eagerly
+    latent_shapes: the shapes to capture; steps of other shapes run eagerly, since each capture costs memory
+        and a pause
 
-    The graphs share one pool of memory, since only one runs at a time and its outputs are copied out of it.
-    Memory is only reused on one stream and in blocks that are large enough: the largest should come first.
+    The graphs share one memory pool, since only one runs at a time and its outputs are copied out. Memory is
+    reused only on one stream and in blocks that are large enough, so the largest shape should come first.
     """
 
     def __init__(self, unet: UNet, latent_shapes: Collection[LatentShape]) -> None:
@@ -129,7 +130,7 @@ class CapturedSteps:
 
     def _capture(self, inputs: StepInputs) -> tuple[torch.cuda.CUDAGraph, StepInputs, torch.Tensor]:
         held = inputs.map(lambda tensor: tensor.to(self._unet.device, copy=True))
-        # Kernels are chosen and workspaces allocated outside of the capture, on the stream it will use.
+        # Choose kernels and allocate workspaces before the capture, on the stream that the capture uses.
         self._stream.wait_stream(torch.cuda.current_stream(self._unet.device))
         with torch.cuda.stream(self._stream):
             for _ in range(2):
@@ -142,14 +143,14 @@ class CapturedSteps:
 
 
 def step_runner(unet: UNet, static_shapes: Collection[LatentShape]) -> StepRunner:
-    """What is fastest on the U-Net's device. static_shapes: whose forwards are padded to a few row counts."""
+    """The fastest runner on the U-Net's device. static_shapes: shapes that are padded to a few row counts"""
     if unet.device.type == "cuda" and static_shapes:
         return CapturedSteps(unet, static_shapes)
     return EagerSteps(unet)
 
 
 def warm_up(unet: UNetInterface, run_step: StepRunner, latent_shape: LatentShape, rows: int) -> None:
-    """One step on random data, waited for: to warm up and to be timed."""
+    """Runs one step on random data and waits for it, for warming up and measuring."""
     every_row = torch.arange(rows)
     with torch.inference_mode():
         run_step.launch(

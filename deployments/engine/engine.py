@@ -1,15 +1,15 @@
 """The denoising engine: a request joins the running batch at any step and leaves it at any step.
 
-It is single-threaded; whoever calls it owns the device (`engine_thread` in a server, a loop in a script):
+It is single-threaded. Its caller owns the device (`engine_thread` in a server, a loop in a script):
 
     engine.add(request)
     while engine.num_requests:
         for event in engine.step().events: ...
 
-`Engine.step()` is the whole of it: whose turn is it (`step_scheduler`), launch that forward, finish the one
-before it. Where a device has not done a forward when its launch returns, as on CUDA, the next one is launched
-before that is finished: so the device need not wait. Which requests finish at a step is in their tables; no
-values are needed to know it.
+`Engine.step()` picks whose turn it is (`step_scheduler`), launches that forward, and finishes the previous
+one. On CUDA a launch returns before the device is done, so the next forward is launched before the previous
+one is finished, and the device need not wait. The sampler tables say which requests finish at a step, so no
+values are needed for that.
 """
 
 import logging
@@ -46,12 +46,12 @@ from deployments.engine.transfers import receive
 logger = logging.getLogger(__name__)
 
 _KEPT_COSTS = 4096
-# How long before a forward should be done the next one is launched: a share of its predicted time, and so
-# many seconds at least, since a thread may wait some milliseconds for its turn. Who comes later joins one
-# forward later.
+# How early to launch the next forward before the running one should be done: a share of its predicted time,
+# but at least some milliseconds, since a thread may wait that long for its turn. A request that arrives later
+# joins one forward later.
 _LEAD = 0.1
 _MIN_LEAD_S = 0.01
-# After what share of that time, and how many seconds at most, to look whether the device is done before it.
+# How often to look whether the device is done earlier: a share of the predicted time, capped in seconds.
 _LOOK_AFTER = 0.05
 _MAX_LOOK_AFTER_S = 0.01
 
@@ -60,10 +60,10 @@ _MAX_LOOK_AFTER_S = 0.01
 class ForwardReport:
     """What one forward did.
 
-    rows: that did work; forward_rows: of the forward, padding included
-    seconds: since it was launched or, where that is later, the one before it was finished. The launch of the
-        one behind it may lie between, so that one seems too long by what the next one seems too short
-    predicted_s: what the cost model said that it would take
+    rows: rows with work; forward_rows: rows with padding
+    seconds: time since its launch or, if that is later, since the previous forward was finished. The launch
+        of the next forward may lie in between, so one forward can seem too long, the next as much too short
+    predicted_s: the cost model's prediction
     """
 
     num_requests: int
@@ -76,7 +76,7 @@ class ForwardReport:
 
 @dataclass(frozen=True, slots=True)
 class StepReport:
-    """What there is to tell after a step. forward: the one that was finished, None where none was"""
+    """The result of a step. forward: the forward that was finished, None if there was none"""
 
     events: list[DenoiseEvent]
     forward: ForwardReport | None
@@ -84,11 +84,11 @@ class StepReport:
 
 @dataclass(frozen=True, slots=True)
 class _Forward:
-    """One that was launched and is not finished.
+    """A forward that was launched and is not finished.
 
-    events: what there is to tell of it when the device has done it; only then their tensors have values
+    events: the events to report when the device is done; their tensors have no values before
     started: when its launch began, by time.perf_counter
-    launch_s: what its launch took
+    launch_s: how long its launch took
     """
 
     batch: Sequence[Denoising]
@@ -104,8 +104,8 @@ class _Forward:
 class Engine:
     """Denoises any mix of requests on one device.
 
-    Its parts are given: the U-Net and who runs its steps, the tables of its noise schedule, what forwards
-    cost, and a clock that counts as deadlines do (seconds since the epoch).
+    Its parts are passed in: the U-Net and its step runner, the tables of its noise schedule, the cost of
+    forwards, and a clock that counts as deadlines do (seconds since the epoch).
     halved: called when a forward did not fit into the device's memory
     """
 
@@ -126,7 +126,7 @@ class Engine:
         self._clock = clock
         self._denoisings: dict[str, Denoising] = {}
         self._cost = cost
-        # Asked for again and again at each step. A cache of bounded size: isolated requests are a group each.
+        # Read often at each step. The cache is bounded because every isolated request is a group of its own.
         self._seconds = lru_cache(maxsize=_KEPT_COSTS)(self._seconds_uncached)
         self._fitting = Fitting("rows", halved)
         row_cap = lru_cache(maxsize=_KEPT_COSTS)(lambda group: config.row_cap(group, cost))
@@ -138,20 +138,20 @@ class Engine:
 
     @property
     def num_requests(self) -> int:
-        """How many requests are here whose last event is still to come."""
+        """Number of requests whose last event is still to come."""
         return len(self._denoisings)
 
     @property
     def waiting(self) -> list[Denoising]:
-        """The requests of which a step is still to be launched."""
+        """The requests with steps that are not yet launched."""
         return [item for item in self._denoisings.values() if item.calls_left]
 
     def add(self, request: DenoiseRequest, arrival: float | None = None) -> None:
-        """Takes a request in; it joins the next forward that has room for it.
+        """Adds a request; it joins the next forward that has room for it.
 
-        arrival: on the engine's clock, if it was not just now
-        Raises DeviceFaultError, UnsupportedSamplerError for a sampler that this model or step count cannot
-        have, ValueError for an id that is here already.
+        arrival: on the engine's clock, if it did not arrive just now
+        Raises DeviceFaultError, UnsupportedSamplerError if this model or step count cannot have the sampler,
+        and ValueError if the id is in use.
         """
         if request.request_id in self._denoisings:
             raise ValueError(f"request {request.request_id!r} is being denoised already")
@@ -167,15 +167,15 @@ class Engine:
         )
 
     def abort(self, request_id: str) -> None:
-        """Frees the request's rows from the next forward on. Ids that are unknown or finished are ignored."""
+        """Frees the request's rows from the next forward on. Ignores unknown and finished ids."""
         self._denoisings.pop(request_id, None)
 
     @property
     def due_in_s(self) -> float | None:
-        """Seconds after which to step, or to ask again; 0: now; None: not before there is a request.
+        """Seconds until the next step or the next look; 0 for now, None if there is no request.
 
-        A forward is launched shortly before the one under way is done: so late that who comes until then
-        joins it, and so early that the device does not wait.
+        The next forward is launched shortly before the running one is done: late enough that requests
+        arriving until then join it, and early enough that the device does not wait.
         """
         forward = self._under_way
         if forward is None:
@@ -190,8 +190,8 @@ class Engine:
     def step(self) -> StepReport:
         """Launches the next forward and finishes the one before it; there must be a request.
 
-        One that is done when its launch returns is finished at once. Raises DeviceFaultError. Where anything
-        else breaks a forward, its requests are tried each alone, and one that breaks alone fails.
+        A forward that is done when its launch returns is finished at once. Raises DeviceFaultError. If a
+        forward breaks otherwise, its requests are tried one by one, and a request that breaks alone fails.
         """
         before = self._under_way
         failed: list[DenoiseEvent] = []
@@ -205,7 +205,7 @@ class Engine:
         return StepReport([*failed, *report.events], report.forward)
 
     def _launch_next(self) -> tuple[_Forward | None, list[DenoiseEvent]]:
-        """The forward of those whose turn it is, if any wait; or, where it broke, what they are told."""
+        """Launches the next forward, if a request is waiting. Returns it, or the failures of its requests."""
         if not (waiting := self.waiting):
             return None, []
         batch: Sequence[Denoising] = self._scheduler.admit(waiting, self._clock())
@@ -214,7 +214,7 @@ class Engine:
             started = time.perf_counter()
             try:
                 outputs = self._launch(batch)
-            except Exception as error:  # the boundary of a forward: whatever broke it, it is dealt with
+            except Exception as error:  # the boundary of a forward: every error is handled
                 if is_device_fault(error):
                     raise DeviceFaultError.of(error) from error
                 if not is_out_of_memory(error):
@@ -223,12 +223,12 @@ class Engine:
             else:
                 self._fitting.fitted(_memory_shape(batch[0].group), self._forward_rows(batch))
                 return self._launched(batch, outputs, started), []
-            # Here and not in the handler: what had been allocated lives as long as the error's traceback.
+            # Here and not in the handler: the error's traceback keeps the allocated memory alive.
             batch, failed = self._make_smaller(batch)
         return None, failed
 
     def _make_smaller(self, batch: Sequence[Denoising]) -> tuple[Sequence[Denoising], list[DenoiseEvent]]:
-        """As many of a batch that did not fit as may; or, where they are too few for less, their failures."""
+        """The part of a batch to try after it did not fit, or the failures if it cannot be made smaller."""
         shape, rows = _memory_shape(batch[0].group), self._forward_rows(batch)
         if self._forward_rows(smaller := pick_members(batch, max(1, rows // 2))) < rows:
             self._fitting.halve(shape, rows)
@@ -238,7 +238,7 @@ class Engine:
         return [], [self._fail(item, does_not_fit("rows", shape[0])) for item in batch]
 
     def _fail_one_or_isolate(self, batch: Sequence[Denoising], error: Exception) -> list[DenoiseEvent]:
-        """After a forward that broke: one request has failed; each of several is to be tried alone."""
+        """After a broken forward: fails the request if it was alone, else isolates each of them."""
         if len(batch) == 1:
             return [self._fail(batch[0], broken(error))]
         for item in batch:
@@ -250,16 +250,16 @@ class Engine:
 
     @torch.inference_mode()
     def _launch(self, batch: Sequence[Denoising]) -> torch.Tensor:
-        """One call of every request in the batch: of one group, at whatever calls of whatever tables.
+        """One model call for every request in the batch. All are of one group; calls and tables may differ.
 
-        Where it fails nothing has changed, so that the calls can be made again.
+        If it fails, nothing has changed, so the calls can be made again.
         """
         static = bool(self._config.row_counts)
         return self._run_step.launch(step_inputs(batch, self._forward_rows(batch), static))
 
     @torch.inference_mode()
     def _launched(self, batch: Sequence[Denoising], outputs: torch.Tensor, started: float) -> _Forward:
-        for item, state in zip(batch, outputs[:, :STATE_SLOTS], strict=False):  # padding comes behind
+        for item, state in zip(batch, outputs[:, :STATE_SLOTS], strict=False):  # padding comes last
             item.advance(state)
         events = self._events(batch, outputs[:, STATE_SLOTS])
         rows = sum(item.request.num_rows for item in batch)
@@ -277,7 +277,7 @@ class Engine:
     def _events(
         self, batch: Sequence[Denoising], estimates: torch.Tensor
     ) -> list[tuple[Denoising, DenoiseEvent]]:
-        """What there will be to tell of the forward that was launched."""
+        """The events to report when the launched forward is done."""
         events: list[tuple[Denoising, DenoiseEvent]] = []
         interval_s, now = self._config.checkpoint_interval_s, self._clock()
         for item, estimate in zip(batch, estimates, strict=False):
@@ -295,17 +295,17 @@ class Engine:
         return events
 
     def _finish(self, forward: _Forward) -> StepReport:
-        """Waits for a forward, and tells of it; finished requests leave. Raises DeviceFaultError."""
+        """Waits for a forward and returns its events. Finished requests leave. Raises DeviceFaultError."""
         try:
             forward.completion.synchronize()
         except Exception as error:
-            # What comes to light only now no other forward here can be free of: so it is with CUDA.
+            # With CUDA, an error that shows only now affects every other forward here too.
             raise DeviceFaultError.of(error) from error
         started, self._done_at = max(forward.started, self._done_at), time.perf_counter()
         events = [
             self._tell(item, event)
             for item, event in forward.events
-            # Of those that are still here, and not of others that have come under their ids.
+            # Requests that are still here, and not later ones with the same ids.
             if self._is_here(item)
         ]
         report = ForwardReport(
@@ -319,13 +319,13 @@ class Engine:
         return StepReport(events, report)
 
     def _tell(self, item: Denoising, event: DenoiseEvent) -> DenoiseEvent:
-        """The event of a forward that is done, whose values are there; a failure if they are no numbers."""
+        """The event of a forward that is done; a failure if its values are not finite."""
         match event:
             case DenoisedLatents(_, values):
                 self.abort(event.request_id)
             case Checkpoint(state=values):
-                # Alone it has by now come at least as far as it had among others when an engine died or a
-                # forward broke under them: this request was not the cause.
+                # When an engine died or a forward broke under this request and others, it had come no further
+                # than it now has alone. So it was not the cause.
                 item.group = replace(item.group, isolated=None)
             case StepProgress(preview_latents=values):
                 pass
@@ -341,10 +341,10 @@ class Engine:
         return self._denoisings.get(item.request.request_id) is item
 
     def _seconds_uncached(self, group: Group, rows: int) -> float:
-        """What a forward of so many rows takes by the cost model."""
+        """The cost model's seconds for a forward of that many rows."""
         return self._cost.seconds(group.latent_shape, self._config.forward_rows(group, rows))
 
 
 def _memory_shape(group: Group) -> tuple[LatentShape, bool]:
-    """What says how many rows fit; deterministic forwards have one row count in any case."""
+    """The key that decides how many rows fit. Deterministic forwards have a fixed row count."""
     return group.latent_shape, group.deterministic

@@ -1,4 +1,4 @@
-"""How an engine batches: the row cap, and what forwards are padded to."""
+"""How an engine batches: the row cap, and the row counts that forwards are padded to."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ class EngineConfig:
     """How the engine batches.
 
     max_rows: most U-Net rows in one forward
-    rows_per_forward: the row cap; None takes the knee of the measured cost, past which rows only cost time
+    rows_per_forward: the row cap; None for the knee of the measured cost, past which rows only cost time
     deterministic_rows: the one row count of deterministic forwards; another value gives other bytes
-    latent_shape: the usual one, that the row cap is meant for; larger ones get fewer rows
-    row_counts: what forwards are padded to, rising, so that few shapes must be captured; empty: no padding;
-        None: what suits the device
-    checkpoint_interval_s: how often a request that runs gives a checkpoint; None: never
+    latent_shape: the usual shape, for which the row cap is meant; larger ones get fewer rows
+    row_counts: the counts that forwards are padded to, rising, so that few shapes must be captured; empty for
+        no padding, None for what suits the device
+    checkpoint_interval_s: seconds between the checkpoints of a running request; None for no checkpoints
     """
 
     max_rows: int
@@ -50,7 +50,7 @@ class EngineConfig:
         return replace(self, row_counts=tuple(count for count in counts if count <= self.max_rows))
 
     def row_cap(self, group: Group, cost: StageCost) -> int:
-        """Most rows that a group's forward takes in."""
+        """The most rows in a forward of this group."""
         if group.deterministic:
             return self.deterministic_rows
         usual = self.latent_shape
@@ -60,12 +60,12 @@ class EngineConfig:
         return max((count for count in counts if 2 <= count <= allowed), default=2)
 
     def work_s(self, group: Group, cost: StageCost, num_calls: int, num_rows: int) -> float:
-        """Device-seconds of model calls of so many rows, in forwards that are as full as they get."""
+        """Device-seconds of num_calls model calls of num_rows rows, in forwards as full as possible."""
         rows = self.row_cap(group, cost)
         return num_calls * num_rows * cost.seconds(group.latent_shape, rows) / rows
 
     def forward_rows(self, group: Group, rows: int) -> int:
-        """How many rows the forward of so many has, padding included."""
+        """The rows of a forward with `rows` rows of work, padding included."""
         if group.deterministic:
             return self.deterministic_rows
         return next((count for count in self.row_counts or () if count >= rows), rows)

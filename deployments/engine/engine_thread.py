@@ -1,7 +1,7 @@
-"""The thread that owns a device: it alone touches the engine; others post to its inbox.
+"""The thread that owns a device. Only it touches the engine; other threads post to its inbox.
 
-Until a step is due it takes in what is posted (newcomers, aborts); after each step it hands over what there
-is to tell in one call.
+Until a step is due it takes in what is posted (new requests, aborts). After each step it delivers all events
+in one call.
 """
 
 import logging
@@ -24,7 +24,7 @@ logger = logging.getLogger(__name__)
 @dataclass(frozen=True, slots=True)
 class _Add:
     requests: Sequence[DenoiseRequest]
-    arrival: float  # in seconds since the epoch: a step may still run, and that wait counts
+    arrival: float  # in seconds since the epoch; waiting for a running step counts
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,12 +35,12 @@ class _Abort:
 class EngineThread:
     """Builds an engine and runs it, both on its own thread.
 
-    Building there is more than tidy: where two threads of a process have each started OpenMP's workers, these
-    outnumber the cores, stop spinning, and forwards on a CPU take nearly twice as long.
+    Building on the same thread matters for speed. If two threads of a process have each started OpenMP's
+    workers, the workers outnumber the cores and stop spinning, and CPU forwards take nearly twice as long.
 
     deliver: called on this thread after each step; must not block
-    lost: called on this thread when the engine cannot go on, as where its device is lost, with the reason;
-        nobody is told before. The thread ends after it
+    lost: called on this thread with the reason when the engine cannot go on, for example when its device is
+        lost. Nobody is told before. The thread ends afterwards
     """
 
     def __init__(
@@ -58,12 +58,12 @@ class EngineThread:
         self._heartbeat = time.monotonic()
 
     def start(self) -> None:
-        """Returns when the engine is built. Raises what its building raised."""
+        """Returns when the engine is built. Raises the error of building it."""
         self._thread.start()
         self._built.result()
 
     def stop(self) -> None:
-        """Returns when what is being launched or waited for is; requests that are not finished stay so."""
+        """Returns when the current launch or wait is over. Unfinished requests get no further events."""
         self._inbox.put(None)
         self._thread.join()
 
@@ -74,7 +74,7 @@ class EngineThread:
         self._inbox.put(_Abort(request_id))
 
     def problem(self, max_silence_s: float) -> str | None:
-        """Why this engine cannot go on, or None: for health checks, from any thread."""
+        """The reason why this engine cannot go on, or None; for health checks, from any thread."""
         if not self._thread.is_alive():
             return "the engine thread has ended"
         silence = time.monotonic() - self._heartbeat
@@ -98,12 +98,12 @@ class EngineThread:
                 if report.forward is not None:
                     self._heartbeat = time.monotonic()
                 self._deliver(report)
-        except Exception as error:  # a lost device, or a fault of ours that leaves nobody to step the engine
+        except Exception as error:  # a lost device or a bug of ours: nobody steps the engine any more
             logger.critical("the engine cannot go on", exc_info=error)
             self._lost(f"{type(error).__name__}: {error}")
 
     def _take_in(self) -> bool:
-        """Takes in what is posted until a step is due; False when told to stop."""
+        """Takes in posted messages until a step is due. Returns False when told to stop."""
         while True:
             due_in_s = self._engine.due_in_s
             try:
@@ -125,16 +125,16 @@ class EngineThread:
     def _add(self, request: DenoiseRequest, arrival: float) -> None:
         try:
             self._engine.add(request, arrival)
-        except Exception as error:  # a boundary: this request is told, the others go on
+        except Exception as error:  # a boundary: this request fails, the others go on
             if is_device_fault(error):
                 raise
-            logger.exception("request %s could not be taken in", request.request_id)
+            logger.exception("request %s could not be added", request.request_id)
             failed = DenoiseFailed(request.request_id, *_reason_and_fault(request, error))
             self._deliver(StepReport([failed], None))
 
 
 def _reason_and_fault(request: DenoiseRequest, error: Exception) -> tuple[str, Fault]:
-    """Why a request could not be taken in."""
+    """The reason and the fault of a request that could not be added."""
     if is_out_of_memory(error):
         too_large = does_not_fit("rows", request.latent_shape)
         return too_large.detail, too_large.fault

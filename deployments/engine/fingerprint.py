@@ -1,6 +1,6 @@
-"""The fingerprint of whatever decides about an image beside its request: model, precision, engine.
+"""A fingerprint of everything besides the request that decides about an image: model, precision, engine.
 
-Two processes with the same fingerprint can go on with each other's images.
+Two processes with the same fingerprint can continue each other's images.
 """
 
 import hashlib
@@ -10,20 +10,20 @@ from pathlib import Path
 
 from deployments.engine.model_source import ModelSource, Placement
 
-# To be raised whenever the same request would give other bytes, or checkpoints would mean something else.
+# Raise this whenever the same request would give other bytes, or checkpoints would mean something else.
 ENGINE_VERSION = 1
 
-_WHOLE_BYTES = 1 << 20  # a file up to this size is read whole; of a larger one the start has its header
+_WHOLE_BYTES = 1 << 20  # smaller files are read whole; the start of a larger one has its header
 _NUM_SAMPLES = 64
 _SAMPLE_BYTES = 16 << 10
 
 
 def fingerprint(source: ModelSource, placement: Placement, deterministic_rows: int) -> str:
-    """Hexadecimal digits. Of a folder it reads about a MB a file, of a hub id it asks for the revision.
+    """The fingerprint in hexadecimal. It reads about 1 MB per file of a folder, or asks the hub for a commit.
 
-    deterministic_rows: of every deterministic forward, which decide about its bytes
+    deterministic_rows: the row count of deterministic forwards, which decides about their bytes
 
-    Raises OSError where the model is neither a folder nor on the hub.
+    Raises OSError if the model is neither a folder nor on the hub.
     """
     digest = hashlib.sha256()
     settings = (ENGINE_VERSION, placement.is_simulated, placement.dtype, placement.attention)
@@ -42,7 +42,7 @@ def fingerprint(source: ModelSource, placement: Placement, deterministic_rows: i
 
 
 def _samples(path: Path) -> Iterator[bytes]:
-    """All of a small file; of a large one its start and samples at equal distances, up to its end."""
+    """The whole of a small file; the start of a large one and samples at equal distances up to its end."""
     size_bytes = path.stat().st_size
     with path.open("rb") as file:
         yield file.read(_WHOLE_BYTES)

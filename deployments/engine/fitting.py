@@ -1,9 +1,9 @@
-"""How much of a shape fits into the device's memory at once, as learned from what did not.
+"""How much of a shape fits into the device's memory at once, as learned from failures.
 
-A call that does not fit is made again with half as many. That is remembered; after a thousand full calls, and
-then ever more rarely, twice as many are tried: what others had taken may be free again. One alone that has
-never fitted is refused. One alone that had fitted before is no fault of its own: somebody else holds the
-memory. If that does not pass within seconds, the device is lost to this process.
+A call that does not fit is repeated with half as many items, and that limit is remembered. After a thousand
+full calls, and then ever more rarely, the limit is doubled on trial, since memory that others had taken may
+be free again. A single item that has never fitted is refused. If a single item had fitted before, somebody
+else holds the memory. If that does not pass within seconds, the device is lost to this process.
 """
 
 import logging
@@ -22,13 +22,13 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 _FULL_CALLS = 1000
-# Seconds to wait for memory that somebody else may hold for a call only.
+# Seconds to wait for memory that somebody else may hold only for one call.
 _PATIENCE_S = (0.1, 0.3, 1.0)
 
 
 @dataclass
 class _Limit:
-    """full_calls: how many have fitted since it was set; trial_after: how many must before it is doubled"""
+    """full_calls: full calls that fitted since it was set; trial_after: full calls until it is doubled"""
 
     most: int
     trial_after: int
@@ -36,9 +36,9 @@ class _Limit:
 
 
 class Fitting:
-    """Remembers by shape what fitted and what did not.
+    """Remembers for each shape what fitted and what did not.
 
-    unit: rows, images or texts; halved: called when a call did not fit and is made again with half as many
+    unit: rows, images or texts; halved: called when a call did not fit and is repeated with half as many
     """
 
     def __init__(self, unit: str, halved: Callable[[], None] = lambda: None) -> None:
@@ -49,12 +49,12 @@ class Fitting:
         self._waits = iter(_PATIENCE_S)
 
     def most(self, shape: Hashable, count: int) -> int:
-        """So many, or as many as may fit."""
+        """`count`, or the limit if that is lower."""
         limit = self._limits.get(shape)
         return count if limit is None else min(count, limit.most)
 
     def fitted(self, shape: Hashable, count: int) -> None:
-        """So many did fit."""
+        """Records that `count` items fitted."""
         self._waits = iter(_PATIENCE_S)
         self._fitted[shape] = max(count, self._fitted.get(shape, 0))
         limit = self._limits.get(shape)
@@ -65,7 +65,7 @@ class Fitting:
             self._limits[shape] = _Limit(2 * limit.most, 2 * limit.trial_after)
 
     def halve(self, shape: Hashable, count: int) -> None:
-        """So many did not fit: half as many are tried from now on, one at least."""
+        """Records that `count` items did not fit; from now on half as many are tried, at least one."""
         limit = self._limits.get(shape)
         most = max(1, count // 2)
         self._limits[shape] = _Limit(most, limit.trial_after if limit else _FULL_CALLS)
@@ -80,9 +80,9 @@ class Fitting:
         _free_cached()
 
     def wait(self, shape: Hashable, count: int) -> bool:
-        """One request's so many did not fit. Whether to try again: memory that had been there may come back.
+        """Whether to try again with one request's `count` items, which did not fit: memory may become free.
 
-        Raises DeviceFaultError where as many had fitted before, and waiting has not helped.
+        Raises DeviceFaultError if as many had fitted before and waiting has not helped.
         """
         if count > self._fitted.get(shape, 0):
             return False
@@ -97,14 +97,14 @@ class Fitting:
         return True
 
     def patiently(self, shape: Hashable, count: int, make: Callable[[], Result]) -> Result:
-        """What is made; where there is no memory even for that, though so many had fitted, see `wait`."""
+        """Calls `make`. If memory is short although `count` items fitted before, it waits and repeats."""
         while True:
             try:
                 return make()
             except Exception as error:
                 if not is_out_of_memory(error):
                     raise
-                reason = str(error)  # and not the error, whose traceback holds on to what had been allocated
+                reason = str(error)  # not the error itself: its traceback keeps the allocated memory alive
             if not self.wait(shape, count):
                 raise torch.OutOfMemoryError(reason)
 
@@ -114,10 +114,10 @@ class Fitting:
         items: Sequence[Item],
         call: Callable[[Sequence[Item]], Sequence[Result | StageError]],
     ) -> list[Result | StageError]:
-        """A result for each item, of as few calls as fit; an error for one that cannot be done alone.
+        """A result for each item, in as few calls as fit; an error for an item that fails alone.
 
-        Where a call of several breaks, each is tried alone, so that none fails for another's sake. Only an
-        error that says that the device is lost is raised.
+        If a call of several items breaks, each is tried alone, so that none fails because of another. Raises
+        only errors that say that the device is lost.
         """
         results: list[Result | StageError] = []
         while left := items[len(results) :]:
@@ -134,7 +134,7 @@ class Fitting:
             else:
                 self.fitted(shape, len(part))
                 continue
-            # Here and not in the handler: what had been allocated lives as long as the error's traceback.
+            # Here and not in the handler: the error's traceback keeps the allocated memory alive.
             if len(part) == 1:
                 if failure or not self.wait(shape, 1):
                     results.append(failure or does_not_fit(self._unit, shape))
@@ -148,11 +148,11 @@ class Fitting:
 
 def _free_cached() -> None:
     if torch.cuda.is_available():
-        torch.cuda.empty_cache()  # what is cached is in pieces of the size that did not fit
+        torch.cuda.empty_cache()  # cached blocks have the size that did not fit
 
 
 def does_not_fit(unit: str, shape: Hashable) -> StageError:
-    """For a request that is alone."""
+    """The error of a request that does not fit even alone."""
     of_shape = "" if shape is None else f" with latents of shape {shape}"
     return StageError(
         Fault.OUT_OF_MEMORY,

@@ -1,4 +1,4 @@
-"""All of a model's stages in one process, for a script: prompts in, pixels out, without Ray."""
+"""All stages of a model in one process, for a script: prompts in, pixels out, without Ray."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -22,14 +22,14 @@ from deployments.engine.stage_errors import StageError, sound
 
 @dataclass(frozen=True, slots=True)
 class Picture:
-    """A picture that is done. index: of its prompt, counted over all that were ever added"""
+    """A finished picture. index: the index of its prompt among all prompts ever added"""
 
     index: int
     pixels: Pixels
 
 
 class LocalEngine:
-    """One model's text encoder, engine and decoder, and the tables of its samplers; see `load_engine`."""
+    """One model's text encoder, engine, decoder and sampler tables; see `load_engine`."""
 
     def __init__(
         self,
@@ -41,9 +41,9 @@ class LocalEngine:
         width: int,
         scale_factor: int,
     ) -> None:
-        """height, width: in pixels, of pictures that are asked for without a size
+        """height, width: in pixels, for pictures without a given size
 
-        scale_factor: pixels per latent, each way
+        scale_factor: image pixels per latent, in each direction
         """
         self.encoder = encoder
         self.engine = engine
@@ -56,7 +56,7 @@ class LocalEngine:
 
     @property
     def num_requests(self) -> int:
-        """Pictures that are still to come."""
+        """Number of unfinished pictures."""
         return self.engine.num_requests
 
     def add(
@@ -70,10 +70,10 @@ class LocalEngine:
         height: int | None = None,
         width: int | None = None,
     ) -> None:
-        """Takes in a picture a prompt, with seeds from `seed` on; they join the next forward.
+        """Adds one picture per prompt, with seeds counting up from `seed`; they join the next forward.
 
         height, width: in pixels, multiples of the model's scale factor
-        Raises UnsupportedSamplerError, and StageError where the text encoder overflows.
+        Raises UnsupportedSamplerError, and StageError if the text encoder overflows.
         """
         height, width = height or self.height, width or self.width
         latent_shape = (height // self.scale_factor, width // self.scale_factor)
@@ -103,9 +103,9 @@ class LocalEngine:
             self._num_added += 1
 
     def step(self) -> list[Picture]:
-        """Steps the engine, and decodes the pictures that this has finished; there must be a request.
+        """Steps the engine and decodes the pictures that it finished; there must be a request.
 
-        Raises StageError for one that failed.
+        Raises StageError if a picture failed.
         """
         with _one_thread():
             events = self.engine.step().events
@@ -119,7 +119,7 @@ class LocalEngine:
         return [Picture(int(event.request_id), image) for event, image in zip(done, pixels, strict=True)]
 
     def finish(self) -> list[Pixels]:
-        """Steps until all pictures are there; in the order in which they were added."""
+        """Steps until all pictures are done. Returns them in the order in which they were added."""
         pictures: list[Picture] = []
         while self.num_requests:
             pictures += self.step()
@@ -127,10 +127,10 @@ class LocalEngine:
 
 
 def load_engine(path: str, device: str = "auto", dtype: str = "float32", max_images: int = 8) -> LocalEngine:
-    """A model in diffusers format, ready to make pictures. path: a folder or a hub id
+    """Loads a model in diffusers format, ready to make pictures. path: a folder or a hub id
 
     device: auto, cpu or cuda; dtype: float32, bfloat16 or float16
-    max_images: with guidance, so many of the model's usual size share a forward
+    max_images: number of guided pictures of the model's usual size that share a forward
     Raises ModelLoadError.
     """
     source, placement = ModelSource(path), Placement(device, dtype)
@@ -139,7 +139,7 @@ def load_engine(path: str, device: str = "auto", dtype: str = "float32", max_ima
     rows = 2 * max_images
     unet = load_unet(source, placement)
     config = EngineConfig(rows, rows, rows, shape, None).for_device(unet.device)
-    # Not measured: rows that cost nothing all share a forward.
+    # Not measured. As more rows cost nothing here, all share a forward.
     cost = StageCost(((shape, Curve(0.01, 1, 0.0)),))
     tables = SamplerTables(info.scheduler_config)
     run_step = step_runner(unet, [shape] if config.row_counts else ())
@@ -156,7 +156,7 @@ def load_engine(path: str, device: str = "auto", dtype: str = "float32", max_ima
 
 @contextmanager
 def _one_thread() -> Iterator[None]:
-    """Forwards on a CPU have threads of their own (row_parts)."""
+    """Sets one torch thread for a while, since forwards on a CPU have their own threads (row_parts)."""
     num_threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:

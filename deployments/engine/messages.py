@@ -1,4 +1,4 @@
-"""The values that travel between the stages. All are frozen: what is of such a type is valid."""
+"""The messages between the stages. All are frozen, and a value of these types is always valid."""
 
 from __future__ import annotations
 
@@ -15,12 +15,13 @@ LatentShape = tuple[int, int]  # height and width of the latents
 
 @dataclass(frozen=True, slots=True)
 class PromptEmbeds:
-    """A prompt and its negative, encoded, on the CPU in the model's dtype.
+    """An encoded prompt and negative prompt, on the CPU in the model's dtype.
 
     prompt_embeds, negative_prompt_embeds: [tokens, width]; the negative is None without guidance
-    pooled_prompt_embeds, negative_pooled_prompt_embeds: likewise, [pooled width], of width 0 but for SDXL
-    num_tokens, negative_num_tokens: of the texts as given, start and end tokens included
-    max_tokens: how many of them the text encoder reads; the rest were cut off
+    pooled_prompt_embeds, negative_pooled_prompt_embeds: [pooled width], width 0 except for SDXL; the negative
+        is None without guidance
+    num_tokens, negative_num_tokens: tokens of the whole text, start and end tokens included
+    max_tokens: the number of tokens that the text encoder reads; it cuts off the rest
     """
 
     prompt_embeds: torch.Tensor
@@ -34,15 +35,15 @@ class PromptEmbeds:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ImageParameters:
-    """What an image shall be, as far as its denoising is concerned: the fields that whole requests and the
-    denoiser's requests for each of their images have in common.
+    """The parameters of an image that concern its denoising. Whole requests and the denoiser's requests for
+    each image share them.
 
     height, width: in pixels, multiples of the model's scale factor; latent_shape: of the latents
-    num_calls: of the model, for all its steps; some samplers call it more than once a step
-    guidance_scale: classifier-free guidance as diffusers counts it; at 1 or below there is none
-    eta: of samplers that have one, from 0, without fresh noise, to 1; None: as the sampler has it
-    deadline: in seconds since the epoch, past which nobody wants it any more; None where the client set none
-    priority: each level up halves the time that it will wait while others are served
+    num_calls: model calls for all steps; some samplers call the model more than once per step
+    guidance_scale: classifier-free guidance as diffusers counts it; there is none at 1 or below
+    eta: 0 (no fresh noise) to 1, for samplers that have it; None for the sampler's default
+    deadline: in seconds since the epoch; the image is useless later. None if the client set none
+    priority: each level up halves the time that the request waits while others are served
     """
 
     height: int
@@ -63,7 +64,7 @@ class ImageParameters:
         return self.guidance_scale > 1
 
     def parameters(self) -> dict[str, Any]:
-        """These fields alone, by name."""
+        """Only these fields, by name."""
         return {field.name: getattr(self, field.name) for field in fields(ImageParameters)}
 
 
@@ -71,10 +72,10 @@ class ImageParameters:
 class DenoiseRequest(ImageParameters):
     """One image to denoise.
 
-    preview_steps: after which steps (counted from 1) it wants to hear of its progress, with a preview
-    work_s: device-seconds of all its calls; None where costs are not known yet
-    resume_from: where another engine left off; None to begin
-    isolated: shares no forward with others before its first checkpoint, since an engine died under it
+    preview_steps: steps (counted from 1) after which a preview is sent
+    work_s: device-seconds of all its calls; None while costs are unknown
+    resume_from: a checkpoint of another engine; None to begin
+    isolated: shares no forward before its first checkpoint, because an engine died under it
     """
 
     request_id: str
@@ -86,24 +87,24 @@ class DenoiseRequest(ImageParameters):
 
     @property
     def num_rows(self) -> int:
-        """Rows of the U-Net's batch that it takes: with guidance, the negative prompt has one too."""
+        """Rows of the request in the U-Net's batch: one, or two with guidance, for the negative prompt."""
         return 1 if self.embeds.negative_prompt_embeds is None else 2
 
     @property
     def calls_left(self) -> int:
-        """Model calls that are still to come where it begins or goes on."""
+        """Model calls that are left, from the start or from the checkpoint."""
         return self.num_calls - (self.resume_from.call if self.resume_from else 0)
 
     @property
     def work_left_s(self) -> float | None:
-        """Device-seconds of those; None where costs are not known yet."""
+        """Device-seconds of the calls that are left; None while costs are unknown."""
         return None if self.work_s is None else self.work_s * self.calls_left / self.num_calls
 
 
 @dataclass(frozen=True, slots=True)
 class StepProgress:
-    """One of a request's preview_steps is done. preview_latents: the clean latents as estimated by now,
-    [C, h, w] float32 on the CPU, scaled."""
+    """A request has done one of its preview_steps. preview_latents: the current estimate of the clean
+    latents, [C, h, w] float32 on the CPU, scaled."""
 
     request_id: str
     step: int
@@ -112,10 +113,10 @@ class StepProgress:
 
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
-    """All that it takes, beside the request, to go on with an image elsewhere after `step` of its steps.
+    """What another engine needs besides the request to continue an image after `step` of its steps.
 
-    call: of the sampler's table, the one that comes next
-    state: [slots, C, h, w] float32 on the CPU, those slots that the calls to come read
+    call: the index in the sampler's table of the next call
+    state: [slots, C, h, w] float32 on the CPU, the slots that later calls read
     """
 
     request_id: str
@@ -134,7 +135,7 @@ class DenoisedLatents:
 
 @dataclass(frozen=True, slots=True)
 class DenoiseFailed:
-    """The last event of an image that could not be made; the log has it under the request id."""
+    """The last event of an image that could not be made. The log has details under the request id."""
 
     request_id: str
     reason: str
@@ -147,7 +148,7 @@ LAST_EVENTS = (DenoisedLatents, DenoiseFailed)
 
 @dataclass(frozen=True, slots=True)
 class ImageFormat:
-    """What file is wanted: image/png, image/webp or image/jpeg; quality 0 to 100, which PNG has none of."""
+    """The wanted file type: image/png, image/webp or image/jpeg. quality: 0 to 100; PNG has none."""
 
     media_type: str = "image/png"
     quality: int | None = None

@@ -1,4 +1,4 @@
-"""What is wrong with a model's files, found by their names, configurations and headers: no weights are read.
+"""Checks a model's files by their names, configurations and headers. It reads no weights.
 
 Every problem is a sentence that names the file by its path in the model's folder.
 """
@@ -51,13 +51,13 @@ _PREDICTION_TYPES = ("epsilon", "v_prediction", "sample")
 
 @dataclass(frozen=True, slots=True)
 class WeightFiles:
-    """Which files a part's weights may be in. variant: as in `from_pretrained`, for example fp16"""
+    """The files that a part's weights may be in. variant: as in `from_pretrained`, for example fp16"""
 
     variant: str | None
     allow_pickle: bool
 
     def problems(self, folder: Path, part: str) -> Iterator[str]:
-        """What is wrong with the weights of a part in the model's folder."""
+        """What is wrong with the weights of one part in the model's folder."""
         if (path := self._safetensors(folder, part)) is not None:
             yield from _shard_problems(path, part) if path.suffix == ".json" else _header_problems(path, part)
             return
@@ -70,17 +70,17 @@ class WeightFiles:
         found = [name for name in names if (folder / part / name).is_file()]
         if found and not self.allow_pickle:
             yield (
-                f"{part}/{found[0]} is a pickle, which can run any code when it is loaded, and there is no "
-                "safetensors file; convert it, or set model.allow_pickle if you trust who made it"
+                f"{part}/{found[0]} is a pickle, which can run any code when it is loaded. There is no "
+                "safetensors file: convert it, or set model.allow_pickle if you trust its author"
             )
         elif not found:
             yield self._missing(folder, part)
 
     def lacking(self, folder: Path, part: str, module: torch.nn.Module) -> list[str]:
-        """The tensors of a text encoder that its files do not have. Of pickles that is not known."""
+        """The tensors of a text encoder that its files lack. Unknown for pickles, so empty."""
         if (path := self._safetensors(folder, part)) is None:
             return []
-        wrapper = "text_model."  # in the files; in the module it depends on the version of transformers
+        wrapper = "text_model."  # in the files; the module has it with some versions of transformers
         stored: set[str] = set()
         for file in _shards(path) if path.suffix == ".json" else [path]:
             with safe_open(file, framework="np") as header:
@@ -89,7 +89,7 @@ class WeightFiles:
         return [name for name in module.state_dict() if name.removeprefix(wrapper) not in stored]
 
     def _safetensors(self, folder: Path, part: str) -> Path | None:
-        """The file, or the index of several, that diffusers takes."""
+        """The safetensors file, or index of several files, that diffusers loads."""
         for variant in self._variants(part):
             for end in ("safetensors", "safetensors.index.json"):
                 path = folder / part / _with_variant(f"{_stem(part)}.{end}", variant)
@@ -98,7 +98,7 @@ class WeightFiles:
         return None
 
     def _variants(self, part: str) -> tuple[str | None, ...]:
-        """diffusers' pipeline takes a text encoder's plain weights where there are none of the variant."""
+        """The variants to look for, in order. For text encoders, diffusers falls back to plain weights."""
         return (self.variant, None) if part.startswith("text_encoder") else (self.variant,)
 
     def _missing(self, folder: Path, part: str) -> str:
@@ -125,20 +125,20 @@ def _header_problems(path: Path, part: str) -> Iterator[str]:
         with safe_open(path, framework="np"):
             return
     except (OSError, SafetensorError) as error:
-        yield f"{part}/{path.name} is no whole safetensors file: {error}"
+        yield f"{part}/{path.name} is not a complete safetensors file: {error}"
 
 
 def _shard_problems(index: Path, part: str) -> Iterator[str]:
     try:
         shards = _shards(index)
     except (OSError, ValueError, KeyError, AttributeError, TypeError):
-        yield f"{part}/{index.name} is no index of safetensors files"
+        yield f"{part}/{index.name} is not an index of safetensors files"
         return
     for path in shards:
         if path.is_file():
             yield from _header_problems(path, part)
         else:
-            yield f"{part}/{path.name} is not there, which {part}/{index.name} names"
+            yield f"{part}/{path.name} is not there, although {part}/{index.name} lists it"
 
 
 def _shards(index: Path) -> list[Path]:
@@ -147,7 +147,7 @@ def _shards(index: Path) -> list[Path]:
 
 
 def unet_problems(config: Mapping[str, Any]) -> Iterator[str]:
-    """What is wrong with a U-Net's configuration: it must need no more than a prompt."""
+    """What is wrong with a U-Net's configuration. It may need nothing but a prompt."""
     given = config.get
     needs = {
         "in_channels": given("in_channels") != given("out_channels") and "an image to edit",
@@ -158,7 +158,7 @@ def unet_problems(config: Mapping[str, Any]) -> Iterator[str]:
     }
     for key, need in needs.items():
         if need:
-            yield f"{UNET_FILE}: its U-Net's {key} says that it needs {need}, which is not served"
+            yield f"{UNET_FILE}: {key} says that the U-Net needs {need}, which is not served"
     if sample_size(config) is None:
         yield (
             f"{UNET_FILE}: sample_size is {given('sample_size')!r}; it must be a number of latents, "
@@ -167,7 +167,7 @@ def unet_problems(config: Mapping[str, Any]) -> Iterator[str]:
 
 
 def sample_size(unet_config: Mapping[str, Any]) -> tuple[int, int] | None:
-    """Height and width in latents of what the U-Net was trained on; None where the configuration has none."""
+    """Height and width in latents of the U-Net's training images; None if the configuration has none."""
     given = unet_config.get("sample_size")
     sides: list[Any] = given if isinstance(given, list) else [given, given]
     if len(sides) != 2 or not all(isinstance(side, int) and side > 0 for side in sides):
@@ -178,7 +178,7 @@ def sample_size(unet_config: Mapping[str, Any]) -> tuple[int, int] | None:
 def vae_problems(config: Mapping[str, Any]) -> Iterator[str]:
     """What is wrong with a VAE's configuration."""
     if not config.get("block_out_channels"):
-        yield f"{VAE_FILE}: has no block_out_channels, which say how many pixels a latent has"
+        yield f"{VAE_FILE}: block_out_channels is missing, which gives the number of pixels per latent"
 
 
 def scheduler_problems(config: Mapping[str, Any]) -> Iterator[str]:
@@ -188,7 +188,7 @@ def scheduler_problems(config: Mapping[str, Any]) -> Iterator[str]:
         yield f"{SCHEDULER_FILE}: has no _class_name, so that it does not say whose noise schedule it is"
     elif not isinstance(name, str) or name not in SCHEDULERS:
         yield (
-            f"{SCHEDULER_FILE}: {name} has another noise schedule than Stable Diffusion's betas, "
+            f"{SCHEDULER_FILE}: {name} has a noise schedule other than Stable Diffusion's betas, "
             "which is not served"
         )
     elif config.get("timestep_type", "discrete") != "discrete":
@@ -201,12 +201,12 @@ def scheduler_problems(config: Mapping[str, Any]) -> Iterator[str]:
 
 
 def tokenizer_problems(folder: Path, part: str, text_config: Mapping[str, Any]) -> Iterator[str]:
-    """What is wrong with a tokenizer of the model's folder, whose tokens the text encoder is to read."""
+    """What is wrong with a tokenizer in the model's folder. The text encoder reads its tokens."""
     if not (folder / part / "tokenizer.json").is_file():
         missing = [name for name in ("vocab.json", "merges.txt") if not (folder / part / name).is_file()]
         if missing:
-            # transformers makes a tokenizer that knows no words, and every prompt gives the same picture.
-            yield (f"{part} has no vocabulary: {' and '.join(missing)} must be there, or tokenizer.json")
+            # transformers would make a tokenizer without words, and every prompt would give the same picture.
+            yield (f"{part} has no vocabulary: {' and '.join(missing)} must exist, or tokenizer.json")
     file = f"{part}/tokenizer_config.json"
     try:
         length = read_config(folder, file).get("model_max_length")
@@ -222,7 +222,7 @@ def tokenizer_problems(folder: Path, part: str, text_config: Mapping[str, Any]) 
 
 
 class ConfigFileError(ValueError):
-    """A configuration file of the model is not there, or is none."""
+    """A configuration file of the model is missing or is not a JSON object."""
 
 
 def read_config(folder: Path, file: str) -> Mapping[str, Any]:
@@ -236,12 +236,12 @@ def read_config(folder: Path, file: str) -> Mapping[str, Any]:
     except ValueError as error:
         raise ConfigFileError(f"{file} is not JSON: {error}") from error
     if not isinstance(config, dict):
-        raise ConfigFileError(f"{file} is no JSON object")
+        raise ConfigFileError(f"{file} is not a JSON object")
     return config
 
 
 def part_problems(folder: Path, text_encoders: Sequence[str], weights: WeightFiles) -> Iterator[str]:
-    """What only loading needs: the tokenizers, the text encoders' configurations, and all weights."""
+    """Problems that only loading would meet: tokenizers, text encoder configurations and weights."""
     for part in text_encoders:
         text_config: Mapping[str, Any] = {}
         try:

@@ -1,6 +1,6 @@
 """Loading the parts of a model in diffusers format, on a device, in a dtype.
 
-Stable Diffusion 1.x and 2.x (epsilon or v-prediction) and SDXL. What cannot be served is refused here, at
+Stable Diffusion 1.x and 2.x (epsilon or v-prediction) and SDXL are served. Other models are refused here, at
 start, with the reason.
 """
 
@@ -39,7 +39,7 @@ transformers_logging.disable_progress_bar()
 
 @contextmanager
 def _loading(source: ModelSource, part: str) -> Iterator[None]:
-    """Raises ModelLoadError for what the libraries say of a part that they cannot load."""
+    """Turns the libraries' errors into a ModelLoadError that names the part."""
     try:
         yield
     except (OSError, ValueError, SafetensorError) as error:
@@ -57,7 +57,7 @@ def load_text_pipeline(source: ModelSource, placement: Placement) -> diffusers.D
             source.path, dtype=placement.torch_dtype(), **parts, **source.from_pretrained_kwargs()
         )
     weights = WeightFiles(source.variant, source.allow_pickle)
-    for part in PIPELINES[name] if source.is_folder else ():  # transformers draws what is lacking at random
+    for part in PIPELINES[name] if source.is_folder else ():  # transformers makes up missing tensors
         _refuse_missing(source, part, weights.lacking(Path(source.path), part, getattr(pipeline, part)))
     pipeline.set_progress_bar_config(disable=True)
     return pipeline.to(placement.torch_device())
@@ -69,7 +69,7 @@ def _refuse_missing(source: ModelSource, part: str, missing: Sequence[str]) -> N
 
 
 def load_vae(source: ModelSource, placement: Placement) -> diffusers.AutoencoderKL:
-    """The VAE, in float32 where diffusers' pipeline decodes in it although the rest is in float16."""
+    """The VAE; in float32 where diffusers' pipeline decodes in float32 although the rest is in float16."""
     dtype = placement.torch_dtype()
     if dtype is torch.float16 and _is_upcast(source):
         dtype = torch.float32
@@ -87,10 +87,10 @@ def load_vae(source: ModelSource, placement: Placement) -> diffusers.Autoencoder
 
 
 def _is_upcast(source: ModelSource) -> bool:
-    """Whether diffusers upcasts the model's VAE, as SDXL's own overflows in float16.
+    """Whether diffusers upcasts the model's VAE to float32, as SDXL's own VAE overflows in float16.
 
-    Only SDXL's pipeline looks at the key, and takes it for true where it is absent. The VAEs of Stable
-    Diffusion 1.x and 2.x run in float16, whatever they say.
+    Only SDXL's pipeline reads the key `force_upcast`, and takes it as true if it is absent. The VAEs of
+    Stable Diffusion 1.x and 2.x run in float16 in any case.
     """
     if pipeline_name(source) != "StableDiffusionXLPipeline":
         return False
@@ -98,9 +98,9 @@ def _is_upcast(source: ModelSource) -> bool:
 
 
 class UNet:
-    """A U-Net as the engine calls it: rows in, predictions out, float32 whatever it computes in.
+    """A U-Net as the engine calls it: rows in, predictions out, always float32 outside.
 
-    embeds_width, pooled_width: of the prompt embeddings that it takes; time_ids_width: their number. 0: none
+    embeds_width, pooled_width: widths of the prompt embeddings; time_ids_width: number of time ids; 0: none
     """
 
     def __init__(
@@ -128,7 +128,7 @@ class UNet:
     ) -> torch.Tensor:
         """The model's output for every row, [rows, C, h, w] float32.
 
-        latents [rows, C, h, w] float32, timesteps [rows], conditions of as many rows
+        latents [rows, C, h, w] float32, timesteps [rows], conditions with as many rows
         """
         added = {"text_embeds": conditions.pooled_prompt_embeds, "time_ids": conditions.time_ids}
         prediction: torch.Tensor = self._module(
@@ -149,7 +149,7 @@ class UNet:
 
 
 def load_unet(source: ModelSource, placement: Placement) -> UNet:
-    """Raises ModelLoadError for a U-Net that needs more than a prompt, or an attention that cannot run."""
+    """Raises ModelLoadError if the U-Net needs more than a prompt, or if the attention cannot run here."""
     load_unet_config(source)
     device, dtype = placement.torch_device(), placement.torch_dtype()
     with _loading(source, "unet"):
@@ -165,7 +165,7 @@ def load_unet(source: ModelSource, placement: Placement) -> UNet:
     _set_attention(module, placement.attention, device, dtype)
     if placement.compile_cache:
         os.environ["TORCHINDUCTOR_CACHE_DIR"] = placement.compile_cache  # read when it first compiles
-        # Each row count of each size is compiled by itself; past its limit dynamo would quietly run eagerly.
+        # Each row count of each size is compiled separately. Past its limit dynamo silently runs eagerly.
         torch._dynamo.config.recompile_limit = 256
         module.compile(dynamic=False)
     return UNet(module, device, dtype, is_compiled=placement.compile_cache is not None)

@@ -1,4 +1,4 @@
-"""Text to embeddings, by the stock pipeline's own `encode_prompt`."""
+"""Turns text into embeddings with the stock pipeline's own `encode_prompt`."""
 
 from __future__ import annotations
 
@@ -13,22 +13,22 @@ from deployments.engine.messages import PromptEmbeds
 from deployments.engine.prompt_text import PromptText
 from deployments.engine.stage_errors import StageError, is_finite, not_finite
 
-# encode_prompt warns about every prompt that it cuts; here the response says so.
+# encode_prompt warns about every prompt that it truncates. Here the response says so instead.
 diffusers_logging.set_verbosity_error()
 diffusers_logging.disable_progress_bar()
 
 
 @dataclass(frozen=True, slots=True)
 class EncodedText:
-    """One text's embeddings, on the CPU: embeds [tokens, width], pooled [pooled width], 0 but for SDXL."""
+    """One text's CPU embeddings: embeds [tokens, width], pooled [pooled width], width 0 except for SDXL."""
 
     embeds: torch.Tensor
     pooled: torch.Tensor
-    num_tokens: int  # of the text as given, start and end included; what is past max_tokens was not read
+    num_tokens: int  # of the whole text, start and end included; the encoder reads max_tokens of them
 
 
 def join_embeds(positive: EncodedText, negative: EncodedText | None, max_tokens: int) -> PromptEmbeds:
-    """max_tokens: how many of a text the encoder reads."""
+    """Joins a prompt's embeddings. max_tokens: the number of tokens that the encoder reads"""
     return PromptEmbeds(
         prompt_embeds=positive.embeds,
         negative_prompt_embeds=negative.embeds if negative else None,
@@ -41,7 +41,7 @@ def join_embeds(positive: EncodedText, negative: EncodedText | None, max_tokens:
 
 
 class TextEncoder:
-    """Texts to embeddings. Keeps nothing; not thread-safe (its tokenizers are not)."""
+    """Encodes texts. It keeps no state and is not thread-safe, because its tokenizers are not."""
 
     def __init__(self, pipeline: diffusers.DiffusionPipeline) -> None:
         self._pipeline = pipeline
@@ -49,7 +49,7 @@ class TextEncoder:
 
     @torch.inference_mode()
     def encode(self, texts: Sequence[str]) -> list[EncodedText | StageError]:
-        """All in one batch, in order; an error for each that overflows."""
+        """Encodes all texts in one batch, in order, with an error for each that overflows."""
         encoded = self._pipeline.encode_prompt(
             prompt=list(texts),
             device=self._pipeline.device,
@@ -57,7 +57,7 @@ class TextEncoder:
             do_classifier_free_guidance=False,
         )
         pooled = encoded[2].cpu() if self._is_xl else torch.empty(len(texts), 0)
-        # Copies, so that a text that is kept does not keep its whole batch.
+        # Copies, so that keeping one text does not keep its whole batch in memory.
         return [
             EncodedText(embeds.clone(), p.clone(), len(self._pipeline.tokenizer(text).input_ids))
             if is_finite(embeds, p)
@@ -66,17 +66,17 @@ class TextEncoder:
         ]
 
     def warm_up(self, num_texts: int) -> None:
-        """Encodes something, waited for: to warm up and to be timed."""
+        """Encodes some texts and waits for them, for warming up and measuring."""
         self.encode(["a rehearsal"] * num_texts)
 
     def texts(self, prompt: PromptText) -> list[str]:
-        """What must be encoded for a prompt: the prompt itself and, where it is needed, its negative."""
+        """The texts to encode for a prompt: the prompt and, if needed, its negative prompt."""
         if not prompt.guided or self._zeroes_negative(prompt):
             return [prompt.prompt]
         return [prompt.prompt, prompt.negative_prompt or ""]
 
     def assemble(self, prompt: PromptText, encoded: Sequence[EncodedText]) -> PromptEmbeds:
-        """The embeddings of a prompt from those of `texts(prompt)`."""
+        """A prompt's embeddings from the encoded `texts(prompt)`."""
         positive, negative = encoded[0], encoded[1] if len(encoded) > 1 else None
         if prompt.guided and self._zeroes_negative(prompt):
             negative = EncodedText(torch.zeros_like(positive.embeds), torch.zeros_like(positive.pooled), 0)

@@ -1,4 +1,4 @@
-"""Compiles a stock diffusers scheduler into a table, by stepping it on unit vectors in float64 on the CPU."""
+"""Compiles a stock diffusers scheduler into a table by stepping it on unit vectors, in float64 on the CPU."""
 
 import copy
 import math
@@ -19,25 +19,25 @@ from deployments.engine.sampler_table import (
 
 MAX_REPLAY_ERROR = 1e-4
 
-_Key = tuple[str, int]  # an attribute of a scheduler, and the place in it where it is a list
+_Key = tuple[str, int]  # an attribute of a scheduler, and the index in it if it is a list
 _LATENTS: _Key = ("latents", 0)
 _NOISE_SEED = 0
-# Coordinates of a probe: the latents, everything saved and the model's output get one each, in that order;
-# the rest stay zero in every input, so that only noise shows there.
+# Coordinates of a probe. The latents, every saved tensor and the model's output get one each, in that order.
+# The rest stay zero in every input, so that only noise shows there.
 _PROBE_SHAPE = torch.Size((1, 16, 1, 1))
 
 
 def compile_table(scheduler: Any, step_kwargs: Mapping[str, Any]) -> SamplerTable:
-    """The table of a scheduler whose timesteps are set; step_kwargs: what its `step` is given besides.
+    """The table of a scheduler whose timesteps are set. step_kwargs: further arguments of its `step`
 
-    Raises ValueError for one that is not linear or carries more from step to step than is kept,
-    ArithmeticError for one that comes to no numbers, and whatever the scheduler itself raises.
+    Raises ValueError if it is not linear or carries more state than the table keeps, ArithmeticError if its
+    results are not numbers, and whatever the scheduler itself raises.
     """
     calls = _probe(copy.deepcopy(scheduler), step_kwargs)
     table = _assemble(scheduler, calls)
     missed_by = _replay_error(table, scheduler, step_kwargs, calls)
     if math.isnan(missed_by):
-        raise ArithmeticError(f"{type(scheduler).__name__} gives no numbers")
+        raise ArithmeticError(f"{type(scheduler).__name__} gives values that are not numbers")
     if missed_by >= MAX_REPLAY_ERROR:
         raise ValueError(
             f"{type(scheduler).__name__} is not linear with this model's configuration "
@@ -48,7 +48,7 @@ def compile_table(scheduler: Any, step_kwargs: Mapping[str, Any]) -> SamplerTabl
 
 @dataclass(frozen=True, slots=True)
 class _Call:
-    """What one model call's step does: outputs as weights over `inputs`, the model's output and noise."""
+    """One model call's step: outputs as weights over `inputs`, the model's output and noise."""
 
     input_scale: float
     inputs: tuple[_Key, ...]
@@ -57,7 +57,7 @@ class _Call:
 
 
 def _saved(scheduler: Any) -> dict[_Key, torch.Tensor]:
-    """What a scheduler carries on: every attribute, or item of a list, of the latents' shape."""
+    """A scheduler's state: every attribute or list item with the latents' shape."""
     return {
         (name, index): item
         for name, value in vars(scheduler).items()
@@ -91,10 +91,10 @@ def _step(
 
 
 def _probe(scheduler: Any, step_kwargs: Mapping[str, Any]) -> list[_Call]:
-    """Steps a scheduler on unit vectors: what comes out of a call are columns of weights.
+    """Steps a scheduler on unit vectors, so that a call's outputs are columns of weights.
 
-    Before each call the latents and all that the scheduler has saved are replaced by unit vectors. A second
-    run on zeros, with the same noise, tells what noise adds.
+    Before each call, the latents and everything that the scheduler saved are replaced by unit vectors. A
+    second run on zeros, with the same noise, shows what noise adds.
     """
     calls = []
     for timestep in scheduler.timesteps:
@@ -135,7 +135,7 @@ def _noise_weight(noisy: torch.Tensor, dtype: torch.dtype) -> float:
 
 
 def _noise_dtype(noisy: torch.Tensor) -> torch.dtype:
-    """Whether a scheduler draws its noise in the latents' dtype or always in float32: the streams differ."""
+    """The dtype in which a scheduler draws noise: the latents' or always float32. The streams differ."""
     misses = {
         dtype: float((noisy - _noise_weight(noisy, dtype) * _unit_noise(dtype)).abs().max())
         for dtype in (torch.float64, torch.float32)
@@ -144,9 +144,9 @@ def _noise_dtype(noisy: torch.Tensor) -> torch.dtype:
 
 
 def _assemble(scheduler: Any, calls: list[_Call]) -> SamplerTable:
-    """Gives everything that is read again a slot of the state, and drops the rest."""
+    """Gives every value that is read later a slot of the state, and drops the rest."""
     weights = torch.zeros(len(calls), NUM_OUTPUTS, NUM_INPUTS, dtype=torch.float64)
-    read_later: list[_Key] = []  # behind the last call nothing but the latents is wanted
+    read_later: list[_Key] = []  # after the last call only the latents are needed
     for index, call in reversed(list(enumerate(calls))):
         wanted = [_LATENTS, *read_later]
         read = [
@@ -178,7 +178,7 @@ def _assemble(scheduler: Any, calls: list[_Call]) -> SamplerTable:
 
 
 def _clean_estimate(scheduler: Any, timestep: float) -> tuple[float, float]:
-    """Weights of the model's input and output in its estimate of the clean latents."""
+    """The weights of the model's input and output in its estimate of the clean latents."""
     below = int(timestep)
     above = min(below + 1, len(scheduler.alphas_cumprod) - 1)
     alpha_cumprod = float(
@@ -199,7 +199,7 @@ def _clean_estimate(scheduler: Any, timestep: float) -> tuple[float, float]:
 def _replay_error(
     table: SamplerTable, scheduler: Any, step_kwargs: Mapping[str, Any], calls: list[_Call]
 ) -> float:
-    """How far the table is from the scheduler on a smooth made-up model, relative to the largest latent."""
+    """The table's largest error against the scheduler on a smooth model, relative to the largest latent."""
 
     def model(latents: torch.Tensor, timestep: float) -> torch.Tensor:
         return torch.sin(2 * latents + timestep / 300) + 0.5 * latents.roll(1, dims=1)

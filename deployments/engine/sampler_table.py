@@ -1,15 +1,15 @@
 """A sampler at a number of steps, as a table: one small matrix per model call.
 
-Every diffusers scheduler for this model family is linear in what it is given: the next latents and whatever
-it saves for later are weighted sums of the current latents, what it saved before, the guided model output and
-fresh noise, with weights that depend on the step alone. So no sampler mathematics is written here:
-`sampler_compiler` reads the weights off the stock scheduler, and `advance` applies them to requests that are
-at different calls of different tables in one operation.
+Every diffusers scheduler for this model family is linear in its inputs. The next latents and the values it
+saves are weighted sums of the current latents, the values saved before, the guided model output and fresh
+noise. The weights depend on the step alone. So no sampler mathematics is written here: `sampler_compiler`
+reads the weights off the stock scheduler, and `advance` applies them in one operation to requests at
+different calls of different tables.
 
-One call's matrix acts on a request's state `[STATE_SLOTS, C, h, w]`, slot 0 being the latents and the others
-what the scheduler saves (earlier model outputs, an earlier sample). With the inputs
-`[state..., model output, noise]` stacked to `[STATE_SLOTS + 2, C, h, w]`, it gives the next state and, as one
-output more, the current estimate of the clean latents (for previews).
+One call's matrix acts on a request's state `[STATE_SLOTS, C, h, w]`. Slot 0 is the latents, and the others
+hold what the scheduler saves (earlier model outputs, an earlier sample). From the inputs
+`[state..., model output, noise]`, stacked to `[STATE_SLOTS + 2, C, h, w]`, it computes the next state and one
+further output: the current estimate of the clean latents, for previews.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ NUM_OUTPUTS = STATE_SLOTS + 1  # the next state, the estimate of the clean laten
 
 @dataclass(frozen=True, slots=True)
 class SamplerTable:
-    """A sampler at a number of steps, model call by model call (some samplers make two a step).
+    """A sampler at a number of steps, one entry per model call (some samplers make two calls per step).
 
-    timesteps: [calls] float32, as the model is given them
-    input_scales: [calls] float64, what the latents are multiplied by on their way into the model
+    timesteps: [calls] float32, the model's timestep inputs
+    input_scales: [calls] float64, factors for the latents before they enter the model
     weights: [calls, NUM_OUTPUTS, NUM_INPUTS] float64
-    draws_noise: by call, whether a draw from the request's generator belongs to it
-    initial_scale: what the first standard normal draw is multiplied by
+    draws_noise: for each call, whether it draws from the request's generator
+    initial_scale: factor for the initial standard normal latents
     """
 
     timesteps: torch.Tensor
@@ -47,18 +47,18 @@ class SamplerTable:
         return len(self.draws_noise)
 
     def num_slots(self, call: int) -> int:
-        """How many state slots, from the first on, the calls from `call` to the end read."""
+        """The number of state slots, counted from the first, that calls from `call` to the end read."""
         read = self.weights[call:, :, :STATE_SLOTS].ne(0).any(dim=0).any(dim=0)  # [STATE_SLOTS]
         return int(read.nonzero().max()) + 1
 
 
 def advance(weights: torch.Tensor, inputs: torch.Tensor) -> torch.Tensor:
-    """One weighted sum per request.
+    """Computes one weighted sum per request.
 
     weights [B, NUM_OUTPUTS, NUM_INPUTS], inputs [B, NUM_INPUTS, C, h, w] -> [B, NUM_OUTPUTS, C, h, w].
 
-    Written as products and sums over the inputs, in order, because these are elementwise: a request's bits
-    then cannot depend on how many others are stepped with it, which no matrix product promises.
+    It is written as products and sums over the inputs, in order. These are elementwise, so a request's bits
+    cannot depend on the number of other requests, which no matrix product promises.
     """
     weights = weights[..., None, None, None]
     outputs = weights[:, :, 0] * inputs[:, None, 0]

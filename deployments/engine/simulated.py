@@ -1,7 +1,7 @@
-"""A simulated device: every stage takes the time that its cost curve says and gives values that cost nothing.
+"""A simulated device: every stage takes its cost curve's time and returns cheap placeholder values.
 
-It reads a model's configuration and no weights. What it makes are no pictures of anything; whoever shows its
-figures says that they are simulated.
+It reads a model's configuration and no weights. Its pictures show nothing. Figures measured with it must be
+labelled as simulated.
 """
 
 import math
@@ -29,12 +29,12 @@ NO_FAULTS = SimulatedFaults(None, "")
 
 
 class SimulatedUNet:
-    """As UNet, without its forward, from the model's own configuration of one. Embeddings are one wide.
+    """A U-Net without a forward, made from the model's own U-Net configuration. Embeddings have width 1.
 
-    faults: of its device
+    faults: faults of its device
 
-    What is sent to its device has a shape and no values: to copy them is a real device's work, and would take
-    the CPU longer than all else that a step needs of it.
+    Tensors sent to its device have a shape but no values. Copying them is a real device's work, and would
+    take the CPU longer than the rest of a step.
     """
 
     embeds_width = 1
@@ -56,8 +56,8 @@ class SimulatedUNet:
 class SimulatedSteps:
     """Sleeps until a device would have done a step that takes what it costs.
 
-    clock, sleep: in seconds; others than time's for a clock of one's own
-    runs_ahead: as a GPU does; otherwise a step is done when its launch returns, as on a CPU
+    clock, sleep: in seconds; given to simulate time itself
+    runs_ahead: whether a launch returns before the step is done, as on a GPU; on a CPU it does not
     """
 
     def __init__(
@@ -73,7 +73,7 @@ class SimulatedSteps:
         self._sleep = sleep
         self._runs_ahead = runs_ahead
         self._faults = faults
-        self._done_at = -math.inf  # all that was launched
+        self._done_at = -math.inf  # the end of everything launched
 
     def launch(self, inputs: StepInputs) -> torch.Tensor:
         self._faults.check(len(inputs.request_of_row))
@@ -90,7 +90,7 @@ class SimulatedSteps:
 
 @dataclass(frozen=True, slots=True)
 class _Slept:
-    """The completion of simulated steps. done_at: by the clock"""
+    """The completion of simulated steps. done_at: in the clock's seconds"""
 
     done_at: float
     clock: Callable[[], float]
@@ -104,7 +104,7 @@ class _Slept:
 
 
 class SimulatedTextEncoder:
-    """As TextEncoder, with embeddings of zeros, which hold no more than the engine looks at."""
+    """A TextEncoder whose embeddings are zeros, with only the values that the engine looks at."""
 
     def __init__(self, encode: Curve, is_xl: bool, faults: SimulatedFaults = NO_FAULTS) -> None:
         self._encode = encode
@@ -128,7 +128,7 @@ class SimulatedTextEncoder:
 
 
 class SimulatedDecoder:
-    """As LatentDecoder, with pictures of one grey."""
+    """A LatentDecoder whose pictures are plain grey."""
 
     def __init__(self, decode: StageCost, scale_factor: int, faults: SimulatedFaults = NO_FAULTS) -> None:
         self._decode = decode

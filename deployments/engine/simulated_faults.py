@@ -1,4 +1,4 @@
-"""Faults of a simulated device, on demand: files in a folder say what goes wrong."""
+"""Faults of a simulated device on demand. Files in a folder say what goes wrong."""
 
 from pathlib import Path
 
@@ -12,12 +12,11 @@ _LASTING: dict[str, tuple[type[RuntimeError], str]] = {
 
 
 class SimulatedFaults:
-    """The faults of one stage's device. folder: None for a device that has none
+    """The faults of one stage's device. folder: None for no faults
 
-    STAGE.lost: the first device that finds it takes it away and is lost: all that is asked of it then fails,
-        as after an error of CUDA
-    STAGE.broken: likewise, with an error that does not say that the device is lost
-    STAGE.taken: likewise, and nothing fits into its memory any more
+    STAGE.lost: the first device that finds it removes it and is lost: later calls fail as after a CUDA error
+    STAGE.broken: the same, but the error does not say that the device is lost
+    STAGE.taken: the same, but every call fails for lack of memory
     STAGE.memory: a number; calls with more rows, texts or images do not fit
     """
 
@@ -27,7 +26,7 @@ class SimulatedFaults:
         self._error: tuple[type[RuntimeError], str] | None = None
 
     def check(self, count: int = 0) -> None:
-        """To be called before anything is done on the device. Raises what a device would."""
+        """Called before any work on the device. Raises the error that a real device would."""
         if self._folder is None:
             return
         for fault, error in _LASTING.items():

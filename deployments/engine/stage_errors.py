@@ -1,4 +1,4 @@
-"""Why a stage could not do its work for one request."""
+"""The errors of a stage that could not do its work for one request."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ Result = TypeVar("Result")
 
 
 class Fault(StrEnum):
-    """BROKEN: something unforeseen; REFUSED: it cannot be had, which should have been said before."""
+    """BROKEN: something unforeseen; REFUSED: impossible, which should have been said before."""
 
     BROKEN = "broken"
     REFUSED = "refused"
@@ -22,7 +22,7 @@ class Fault(StrEnum):
 
 
 class StageError(Exception):
-    """A request's own failure: the stage goes on. detail: a sentence for its client"""
+    """One request fails and the stage goes on. detail: a sentence for the client"""
 
     def __init__(self, fault: Fault, detail: str) -> None:
         super().__init__(fault, detail)
@@ -38,16 +38,16 @@ def broken(error: Exception) -> StageError:
 
 
 def not_finite(part: str) -> StageError:
-    """part: of the model"""
+    """The error for NaN or infinity. part: the part of the model that gave it"""
     return StageError(
         Fault.NOT_FINITE,
-        f"The {part} gave values that are no numbers (NaN or infinity). With model.dtype float16 they have "
-        "become too large for it; bfloat16 takes them.",
+        f"The {part} gave values that are not numbers (NaN or infinity). In model.dtype float16 such "
+        "values overflow; bfloat16 has the range for them.",
     )
 
 
 def sound(results: Sequence[Result | StageError]) -> list[Result]:
-    """Raises the first error."""
+    """The results, if none is an error. Raises the first error."""
     found: list[Result] = []
     for result in results:
         if isinstance(result, StageError):

@@ -1,4 +1,4 @@
-"""What one denoising step of a batch is given, made from its requests."""
+"""The inputs of one denoising step, made from the requests of its batch."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from deployments.engine.denoising import Denoising
 
 @dataclass(frozen=True, slots=True)
 class StepInputs:
-    """One step of B requests that share a forward of R rows. Those on the CPU are sent along."""
+    """One step of B requests that share a forward of R rows. The runner sends CPU tensors to the device."""
 
     states: torch.Tensor  # [B, STATE_SLOTS, C, h, w] float32
     noise: torch.Tensor  # [B, C, h, w] float32
@@ -41,11 +41,11 @@ class StepInputs:
 
 
 def step_inputs(batch: Sequence[Denoising], forward_rows: int, static: bool) -> StepInputs:
-    """The next model call of every request of a batch, padded to so many rows.
+    """The next model call of every request in a batch, padded to `forward_rows` rows.
 
-    A request's rows lie side by side, the negative prompt's first; without guidance there is but one.
-    Padding repeats the first request: in rows, and where shapes are static in requests as well, of which
-    there are then as many as rows.
+    A request's rows lie side by side, the negative prompt's first; without guidance there is only one.
+    Padding repeats the first request's row. With static shapes the requests are padded as well, to as many as
+    there are rows.
     """
     ends = list(accumulate(item.request.num_rows for item in batch))
     padding = forward_rows - ends[-1]

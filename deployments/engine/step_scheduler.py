@@ -1,11 +1,11 @@
 """The step scheduler: which requests share the next forward.
 
-Rows share a forward when their latents have the same shape; deterministic requests keep to forwards of
-their own, which always have the same number of rows. Requests of one group go by deadline, so that a
-short request is not held up by long ones, as many at once as the cost of a forward and the length of the
-queue make worth it, and make way for a much shorter one that such a forward would make late; groups go by
-slack, the time a group could still be left waiting before one of its requests is late. Nothing is moved to
-leave a request out of a forward: that is all that preemption is here.
+Rows share a forward when their latents have the same shape. Deterministic requests only share forwards with
+each other, which always have the same number of rows. Within a group, requests go by deadline, so that a
+short request is not held up by long ones. The cost of a forward and the length of the queue decide how many
+go at once. They make way for a much shorter request that a full forward would make late. Groups go by slack:
+the time that a group can still wait before one of its requests is late. Leaving a request out of a forward
+moves no data, and there is no other preemption.
 """
 
 import math
@@ -17,16 +17,16 @@ from typing import Protocol, TypeVar
 
 from deployments.engine.messages import DenoiseRequest, LatentShape
 
-# A request that names no deadline may take this many times what it would take alone. In a simulation of 4 to
-# 50 steps at 80% and 90% load, 10 gave means 1% to 4% below those of 3 or 4: it is nearer to shortest first.
+# A request without a deadline may take this many times its time alone. In a simulation of 4 to 50 steps at
+# 80% and 90% load, 10 gave means 1% to 4% below those of 3 or 4, because it is nearer to shortest first.
 PATIENCE = 10.0
-# Within this many times a request is prompt. Others that have MUCH_LONGER times as long to go as it needs
-# make way for that. In the same simulation it concerned 1% of the forwards and left the mean as it was.
+# A request is prompt within this many times its time alone. Requests that have MUCH_LONGER times as long to
+# go make way for that. In the same simulation this concerned 1% of the forwards and left the mean unchanged.
 PROMPTNESS = 3.0
 MUCH_LONGER = 4.0
-# A row that is there counts so much in what a forward costs all. Simulated with the modelled costs of an H200
-# and those of the embedded model at 50% to 90% load, weights from 8 to 24 had means within a seventh of each
-# other; with lower ones forwards are too small when there is much to do (benchmarks/step_scheduling.py).
+# The weight of a present row in the price of a forward. In simulations with the modelled costs of an H200 and
+# those of the embedded model at 50% to 90% load, weights from 8 to 24 had means within a seventh of each
+# other. With lower weights, forwards are too small under high load (benchmarks/step_scheduling.py).
 WAITING_WEIGHT = 12.0
 # A group that has been passed over this many times goes next, whatever the slack of the others.
 MAX_TURNS_WAITED = 8
@@ -34,9 +34,9 @@ MAX_TURNS_WAITED = 8
 
 @dataclass(frozen=True, slots=True)
 class Group:
-    """What must be equal for requests to share a forward.
+    """Requests with equal groups can share a forward.
 
-    isolated: the id of a request that shares none, None for all others
+    isolated: the id of a request that shares no forward, None for all others
     """
 
     latent_shape: LatentShape
@@ -59,22 +59,22 @@ class Schedulable(Protocol):
     def group(self) -> Group: ...
     @property
     def calls_left(self) -> int:
-        """Model calls that are still to come."""
+        """Model calls that are left."""
         ...
 
     @property
     def num_calls(self) -> int:
-        """All of them."""
+        """All model calls."""
         ...
 
     @property
     def arrival(self) -> float:
-        """In seconds since the epoch."""
+        """Time in seconds since the epoch."""
         ...
 
     @property
     def unloaded_s(self) -> float:
-        """Seconds that all of it takes alone."""
+        """Seconds that the whole request takes alone."""
         ...
 
 
@@ -82,14 +82,14 @@ Item = TypeVar("Item", bound=Schedulable)
 
 
 def deadline(item: Schedulable) -> float:
-    """The longer a request takes alone, the longer it can wait. Its own deadline counts where it is earlier:
-    one that is far away is a time-out and no wish to be served last."""
+    """When a request should be done. The longer it takes alone, the longer it can wait. Its own deadline
+    counts if it is earlier: one that is far away is a time-out and not a wish to be served last."""
     patient = item.arrival + PATIENCE * item.unloaded_s * 2.0**-item.request.priority
     return min(item.request.deadline or math.inf, patient)
 
 
 def remaining_s(item: Schedulable) -> float:
-    """Seconds that a request would still take alone."""
+    """Seconds that the rest of a request takes alone."""
     return item.unloaded_s * item.calls_left / item.num_calls
 
 
@@ -99,7 +99,7 @@ def slack_s(items: Iterable[Schedulable], now: float) -> float:
 
 
 def pick_group(slacks: Mapping[Group, float], turns_waited: Mapping[Group, int]) -> Group:
-    """Whose turn it is; of g groups none is passed over more than MAX_TURNS_WAITED + g - 1 times."""
+    """The group to go next; of g groups none is passed over more than MAX_TURNS_WAITED + g - 1 times."""
     overdue = [group for group in slacks if turns_waited.get(group, 0) >= MAX_TURNS_WAITED]
     if overdue:
         return max(overdue, key=lambda group: turns_waited[group])
@@ -107,7 +107,7 @@ def pick_group(slacks: Mapping[Group, float], turns_waited: Mapping[Group, int])
 
 
 def pick_members(items: Iterable[Item], max_rows: int) -> list[Item]:
-    """The earliest deadline in any case, and then as many requests as fit into a forward of max_rows."""
+    """The request with the earliest deadline, and then as many others as fit into a forward of max_rows."""
     members: list[Item] = []
     rows = 0
     for item in sorted(items, key=deadline):
@@ -118,14 +118,14 @@ def pick_members(items: Iterable[Item], max_rows: int) -> list[Item]:
 
 
 def worth_it(members: Sequence[Item], present_rows: int, seconds: Callable[[int], float]) -> list[Item]:
-    """The first of the members, as many as had best share a forward.
+    """The first members, as many as should share a forward.
 
-    present_rows: of all requests, members or not; seconds: of a forward of so many rows
+    present_rows: rows of all requests, members or not; seconds: of a forward by its rows
 
-    A full forward makes the most of the device, a small one is sooner done. Were all n rows of a queue alike
-    and came no others, forwards of k rows, each k until its end, would have a mean latency in proportion to
-    (n + k) * seconds(k) / k. Others do come, and to make the most of the device is for their sake as well:
-    so n has a weight.
+    A full forward makes the most of the device, but a small one is done sooner. Suppose that all n rows of a
+    queue are alike, that no others come, and that forwards of k rows run each to their end. Then the mean
+    latency is in proportion to (n + k) * seconds(k) / k. Others do come, and using the device well is for
+    their sake too, so n has a weight.
     """
     weighted = WAITING_WEIGHT * present_rows
     prices = [
@@ -138,8 +138,8 @@ def worth_it(members: Sequence[Item], present_rows: int, seconds: Callable[[int]
 def make_way(batch: Sequence[Item], seconds: Callable[[int], float], now: float) -> list[Item]:
     """The requests of a forward without those that step aside for the shortest that can still be prompt.
 
-    seconds: of a forward of so many rows. Nobody steps aside where the whole batch is prompt enough, where a
-    smaller one would not be either, where it would make them late, or for a request that is not much shorter.
+    seconds: of a forward by its rows. Nobody steps aside if the whole batch is prompt enough, if a smaller
+    batch would not be either, if it would make them late, or for a request that is not much shorter.
     """
     prompt = [item for item in batch if remaining_s(item) <= _time_to_be_prompt_s(item, now)]
     if not prompt:
@@ -166,9 +166,9 @@ def _time_to_be_prompt_s(item: Schedulable, now: float) -> float:
 
 
 class StepScheduler:
-    """Whose turn it is, step by step; it counts the turns that groups wait.
+    """Picks the group and the requests of every step; it counts the turns that groups wait.
 
-    row_cap: most rows of a group's forward; seconds: of a group's forward of so many rows
+    row_cap: most rows of a group's forward; seconds: of a group's forward by its rows
     """
 
     def __init__(self, row_cap: Callable[[Group], int], seconds: Callable[[Group, int], float]) -> None:
@@ -177,7 +177,7 @@ class StepScheduler:
         self._turns_waited: dict[Group, int] = {}
 
     def admit(self, items: Iterable[Item], now: float) -> list[Item]:
-        """Chooses the items, one at least, that share the next forward."""
+        """Chooses the items that share the next forward, at least one."""
         present: dict[Group, list[Item]] = {}
         present_rows = 0
         for item in items:

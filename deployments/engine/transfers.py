@@ -1,21 +1,21 @@
-"""Copies between the CPU and a device, in the order of what the device does and without waiting for it."""
+"""Copies between the CPU and a device, in the order of the device's work and without waiting for it."""
 
 import torch
 
 
 def pinned(tensor: torch.Tensor) -> torch.Tensor:
-    """From pageable memory a copy to the device would wait for it."""
+    """The tensor in pinned memory. A copy from pageable memory to the device would wait for the device."""
     return tensor if tensor.is_cuda else tensor.pin_memory()
 
 
 def send(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
-    """A copy on the device, unless the tensor is there."""
+    """The tensor on the device, copied if it is not there."""
     return pinned(tensor).to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
 
 
 def receive(tensor: torch.Tensor) -> torch.Tensor:
-    """A copy on the CPU, whose values are there when the device has done what was launched until now; zeros
-    of a simulated device, which holds no values.
+    """A copy on the CPU, whose values are there when the device has done everything launched so far. From a
+    simulated device, which holds no values, it is zeros.
     """
     if tensor.is_meta:
         return torch.zeros_like(tensor, device="cpu")

@@ -8,12 +8,12 @@ from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 TEXT_WIDTH = 128
-LATENT_CHANNELS = 8  # with four, as in Stable Diffusion, so small a VAE blurs the corners of small stars
-MAX_TOKENS = 77  # what every Stable Diffusion text encoder takes
+LATENT_CHANNELS = 8  # with four, as in Stable Diffusion, such a small VAE blurs the corners of small stars
+MAX_TOKENS = 77  # the same in every Stable Diffusion text encoder
 
 
 def build_tokenizer() -> CLIPTokenizer:
-    """CLIP's byte-level BPE, its vocabulary learned on the scenes' words; any other text still encodes."""
+    """CLIP's byte-level BPE, with a vocabulary learned from the scenes' words; any text encodes."""
     words = [*COLOURS, *SHAPES, *SIZES, *RELATIONS, "a an on background"]
     trainer = trainers.BpeTrainer(
         vocab_size=1024,
@@ -38,7 +38,7 @@ def build_tokenizer() -> CLIPTokenizer:
 
 
 def build_vae() -> AutoencoderKL:
-    """Eight pixels to one latent each way, as in Stable Diffusion: 128x128 becomes [8, 16, 16]."""
+    """Eight pixels per latent in each direction, as in Stable Diffusion: 128x128 becomes [8, 16, 16]."""
     return AutoencoderKL(
         down_block_types=("DownEncoderBlock2D",) * 4,
         up_block_types=("UpDecoderBlock2D",) * 4,
@@ -84,7 +84,7 @@ def build_unet() -> UNet2DConditionModel:
 
 
 def build_scheduler() -> DPMSolverMultistepScheduler:
-    """The noise schedule all samplers share; it ends at so little signal that no background colour leaks."""
+    """The noise schedule of all samplers. It ends at so little signal that no background colour leaks."""
     return DPMSolverMultistepScheduler(
         num_train_timesteps=1000,
         beta_start=0.00085,

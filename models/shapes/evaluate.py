@@ -1,10 +1,10 @@
-"""Measures how often the embedded model draws what the prompt says, by looking at the pixels.
+"""Measures how often the embedded model draws what the prompt says, from the pixels.
 
     python models/shapes/evaluate.py            the README's table: 200 prompts at 4, 8, 12, 20, 50 steps
     python models/shapes/evaluate.py --sheet F  also draws the first pictures at the last step count
 
-A picture counts as right in colour if the background and every object have theirs, in position if the two
-objects stand as said (of the pictures with two), in shape if every object has its own.
+A picture is right in colour if the background and every object have their colours, right in position if its
+two objects stand as said (only pictures with two count), and right in shape if every object has its shape.
 """
 
 import argparse
@@ -21,7 +21,7 @@ from deployments.engine import load_engine
 from deployments.engine.local_engine import LocalEngine
 
 _BATCH_SIZE = 16
-_MIN_AREA = 60  # pixels; smaller specks are no objects
+_MIN_AREA = 60  # pixels; smaller specks are not objects
 _BORDER = 3  # pixels at the edge, where only the background is
 _PALETTE = np.array(list(COLOURS.values()), dtype=np.int32)
 _NAMES = list(COLOURS)
@@ -39,7 +39,7 @@ class Seen:
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """position is None where there is but one object."""
+    """position: None with only one object"""
 
     colour: bool
     position: bool | None
@@ -63,7 +63,7 @@ def look(pixels: np.ndarray) -> tuple[str, list[Seen]]:
 
 
 def _components(mask: np.ndarray) -> list[np.ndarray]:
-    """The connected parts of a mask [h, w] that are no specks, largest first."""
+    """The connected parts of a mask [h, w] that are not specks, largest first."""
     left = mask.copy()
     parts = []
     while left.any():
@@ -101,7 +101,7 @@ def _shape_of(mask: np.ndarray) -> str:
 
 
 def judge(scene: Scene, pixels: np.ndarray) -> Verdict:
-    """Holds a picture [h, w, 3] of bytes against the scene that its prompt said."""
+    """Compares a picture [h, w, 3] of bytes with the scene of its prompt."""
     background, seen = look(pixels)
     if len(seen) != len(scene.things):
         return Verdict(False, None if scene.relation is None else False, False)
@@ -110,8 +110,8 @@ def judge(scene: Scene, pixels: np.ndarray) -> Verdict:
         pairs = zip(scene.things, order, strict=True)
         return sum((thing.colour == it.colour) + (thing.shape == it.shape) for thing, it in pairs)
 
-    # Objects are told apart by what they are, so that two that stand the wrong way round count as misplaced;
-    # two of a kind cannot.
+    # Objects are matched by colour and shape, so that two in swapped places count as misplaced. Two equal
+    # ones cannot be told apart.
     orders = [seen, seen[::-1]]
     if scene.relation is not None:
         orders.sort(key=lambda order: not _stands(scene.relation, *order))
@@ -125,7 +125,7 @@ def judge(scene: Scene, pixels: np.ndarray) -> Verdict:
 
 
 def _stands(relation: str, first: Seen, second: Seen) -> bool:
-    """Whether the first stands so to the second, and rather so than otherwise."""
+    """Whether the first object stands in this relation to the second, and mainly in this direction."""
     across, down = second.x - first.x, second.y - first.y
     along, aside = {
         "left of": (across, down),
@@ -144,13 +144,13 @@ class Case:
 
 
 def draw_cases(count: int, seed: int) -> list[Case]:
-    """Prompts drawn at random, guidance 3 to 7."""
+    """Random prompts with guidance 3 to 7."""
     rng = random.Random(seed)
     return [Case(random_scene(rng), rng.uniform(3, 7), rng.randrange(2**32)) for _ in range(count)]
 
 
 def paint(engine: LocalEngine, cases: list[Case], sampler: str, num_inference_steps: int) -> list[np.ndarray]:
-    """By the project's own engine, since it takes any mix of guidance scales in a batch."""
+    """Draws with the project's own engine, which takes any mix of guidance scales in a batch."""
     pictures: list[np.ndarray] = []
     for start in range(0, len(cases), _BATCH_SIZE):
         for case in cases[start : start + _BATCH_SIZE]:

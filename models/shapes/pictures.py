@@ -1,4 +1,4 @@
-"""Scenes as the tensors that training takes."""
+"""Scenes as tensors for training."""
 
 import random
 
@@ -18,7 +18,7 @@ def draw_scenes(count: int, rng: random.Random) -> tuple[torch.Tensor, list[str]
 
 
 def draw_crops(count: int, rng: random.Random) -> torch.Tensor:
-    """Squares [count, 3, CROP_SIZE, CROP_SIZE] around objects: four times cheaper, and dense with edges."""
+    """Squares [count, 3, CROP_SIZE, CROP_SIZE] around objects: four times cheaper and full of edges."""
     crops = []
     for _ in range(count):
         scene = random_scene(rng)

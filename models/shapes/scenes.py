@@ -1,7 +1,7 @@
-"""The scenes that the embedded model knows: what they hold, how they are said and how they are drawn.
+"""The scenes that the embedded model knows: their content, their prompts and their drawing.
 
-This is the one definition of the model's world. `train.py` draws its data from it, `evaluate.py` and the
-integration tests ask it what a prompt should have given.
+This is the only definition of the model's world. `train.py` draws its data from it. `evaluate.py` and the
+integration tests check pictures against it.
 """
 
 import math
@@ -25,7 +25,7 @@ SHAPES = ("circle", "square", "triangle", "star")
 SIZES = ("small", "medium", "large")
 RELATIONS = ("left of", "right of", "above", "below")
 
-# Circumradius in pixels: an object alone may be larger than one that shares the picture.
+# Circumradius in pixels: a single object may be larger than one of two.
 RADII_ALONE = {"small": 20, "medium": 32, "large": 46}
 RADII_TOGETHER = {"small": 14, "medium": 20, "large": 25}
 _SUPERSAMPLING = 4
@@ -33,7 +33,7 @@ _SUPERSAMPLING = 4
 
 @dataclass(frozen=True, slots=True)
 class Thing:
-    """One object of a scene. `size` is None where the prompt does not say it."""
+    """One object of a scene. size: None if the prompt does not say it"""
 
     colour: str
     shape: str
@@ -68,7 +68,7 @@ class Placed:
 
 
 def random_scene(rng: random.Random) -> Scene:
-    """A scene drawn from all that can be said; two objects in two of three, sizes unsaid in two of five."""
+    """A random scene. Two thirds have two objects; two fifths of the sizes are left out."""
     background = rng.choice(list(COLOURS))
     foregrounds = [colour for colour in COLOURS if colour != background]
 
@@ -82,7 +82,7 @@ def random_scene(rng: random.Random) -> Scene:
 
 
 def place(scene: Scene, rng: random.Random) -> tuple[Placed, ...]:
-    """Chooses what the prompt leaves open: sizes unsaid, and a little freedom of place."""
+    """Chooses what the prompt leaves open: sizes, and positions within a small range."""
     radii = RADII_ALONE if scene.relation is None else RADII_TOGETHER
     middle = IMAGE_SIZE / 2
     # Offsets of the first object from the middle, in pixels; the second stands opposite.
@@ -100,7 +100,7 @@ def place(scene: Scene, rng: random.Random) -> tuple[Placed, ...]:
 
 
 def outline(shape: str, x: float, y: float, radius: float) -> list[tuple[float, float]]:
-    """The corners of a shape of the given circumradius around (x, y); a circle has many."""
+    """The corners of a shape with the given circumradius around (x, y); a circle has many corners."""
 
     def corner(angle: float, distance: float) -> tuple[float, float]:
         return x + distance * math.sin(angle), y - distance * math.cos(angle)
@@ -117,7 +117,7 @@ def outline(shape: str, x: float, y: float, radius: float) -> list[tuple[float, 
 
 
 def draw(background: str, placed: tuple[Placed, ...]) -> Image.Image:
-    """The scene as an RGB picture of IMAGE_SIZE x IMAGE_SIZE pixels, edges smoothed."""
+    """The scene as an RGB picture of IMAGE_SIZE x IMAGE_SIZE pixels, with smooth edges."""
     side = IMAGE_SIZE * _SUPERSAMPLING
     image = Image.new("RGB", (side, side), COLOURS[background])
     pen = ImageDraw.Draw(image)

@@ -1,10 +1,11 @@
-"""Trains the embedded model from nothing and writes it beside this file as a diffusers folder.
+"""Trains the embedded model from scratch and writes it beside this file as a diffusers folder.
 
     make train          (or: python models/shapes/train.py)
 
-Four stages, each seeded: the VAE learns the pictures, the text encoder learns what stands where, every scene
-is encoded once, then the U-Net learns to denoise the latents (v-prediction). Stages that are done are kept in
-the work folder, so that a run that was cut off goes on from the last checkpoint. It takes hours on two cores.
+There are four seeded stages: the VAE learns the pictures, the text encoder learns which object stands where,
+every scene is encoded once, then the U-Net learns to denoise the latents (v-prediction). Finished stages stay
+in the work folder, so that an interrupted run continues from its last checkpoint. It takes hours on two
+cores.
 """
 
 import argparse
@@ -31,11 +32,11 @@ from pictures import draw_crops, draw_scenes, to_signal
 from scenes import COLOURS, SHAPES, SIZES, Scene, random_scene
 from transformers import CLIPTextModel, CLIPTokenizer
 
-# Of a batch of 32 rows, 22 are scenes with their prompts and 10 the first of these without, for guidance.
+# In a batch of 32 rows, 22 are scenes with prompts and 10 repeat the first without prompts, for guidance.
 NUM_SCENES, NUM_UNPROMPTED = 22, 10
 MAX_GUIDANCE_SCALE = 8.0
-DECIDED_TIMESTEP = 600  # below it the noise hides so little that a scene is known without its prompt
-GUIDED_WEIGHT = 0.3  # of the guided prediction's loss beside that of the plain ones
+DECIDED_TIMESTEP = 600  # below it there is so little noise that the scene shows without its prompt
+GUIDED_WEIGHT = 0.3  # weight of the guided prediction's loss against the plain ones'
 
 
 def learning_rate(step: int, steps: int, peak: float) -> float:
@@ -59,7 +60,7 @@ def training_steps(optimizer: torch.optim.Optimizer, first: int, last: int, peak
 
 
 def train_vae(steps: int, seed: int) -> AutoencoderKL:
-    """On crops first; the last quarter on whole pictures, whose statistics it will meet in use."""
+    """Trains on crops first, and in the last quarter on whole pictures, for their statistics."""
     torch.manual_seed(seed)
     rng = random.Random(seed)
     vae = build_vae()
@@ -121,10 +122,10 @@ def answers(scene: Scene) -> list[int]:
 
 
 def train_text_encoder(tokenizer: CLIPTokenizer, steps: int, batch_size: int, seed: int) -> CLIPTextModel:
-    """Learns to answer, from any token behind a prompt's end, what stands where.
+    """Learns to answer which object stands where, from any token behind a prompt's end.
 
-    The U-Net alone teaches it colours soon, and left from right not in 6,000 steps: its causal attention has
-    to carry both objects past the words that say how they stand, and denoising rewards that late.
+    The U-Net alone soon teaches it colours, but not left and right in 6,000 steps: its causal attention must
+    carry both objects past the words for their relation, and denoising rewards that late.
     """
     torch.manual_seed(seed + 3)
     rng = random.Random(seed + 3)
@@ -153,12 +154,12 @@ def train_text_encoder(tokenizer: CLIPTokenizer, steps: int, batch_size: int, se
 
 
 def with_unprompted(rows: torch.Tensor) -> torch.Tensor:
-    """A batch [NUM_SCENES, ...] followed by those of its rows that are seen without their prompts as well."""
+    """A batch [NUM_SCENES, ...] followed by copies of its rows that are also seen without prompts."""
     return torch.cat([rows, rows[:NUM_UNPROMPTED]])
 
 
 class Ema:
-    """Exponential moving average of weights, slow only once there is something worth keeping."""
+    """Exponential moving average of weights, slow once there is something worth keeping."""
 
     def __init__(self, module: torch.nn.Module) -> None:
         self.module = copy.deepcopy(module).requires_grad_(False)
@@ -179,10 +180,10 @@ def train_denoiser(
     seed: int,
     checkpoint: Path,
 ) -> UNet2DConditionModel:
-    """On latents [n, 8, 16, 16] that are already scaled.
+    """Trains on scaled latents [n, 8, 16, 16].
 
-    The text encoder stays as it is, as in Stable Diffusion. Trained along from the first step it forgot who
-    stands where before the U-Net had come to ask: after 10,000 steps places were right by chance only.
+    The text encoder stays fixed, as in Stable Diffusion. Trained along from the first step, it forgot the
+    positions before the U-Net could use them: after 10,000 steps positions were right only by chance.
     """
     torch.manual_seed(seed + 2)
     text_encoder.requires_grad_(False)
@@ -231,11 +232,11 @@ def denoising_losses(
     clean: torch.Tensor,
     ids: torch.Tensor,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """The loss of the plain predictions and of the guided ones, at random timesteps.
+    """The losses of the plain and of the guided predictions, at random timesteps.
 
     clean: latents [NUM_SCENES, 8, 16, 16]; ids: tokens [NUM_SCENES + NUM_UNPROMPTED, tokens]
     """
-    # Logit-normal (Esser et al. 2024): most often in the middle, where the scene is decided.
+    # Logit-normal (Esser et al. 2024): mostly in the middle, where the scene is decided.
     timesteps = (len(alphas_cumprod) * torch.sigmoid(0.6 + 1.1 * torch.randn(NUM_SCENES))).long()
     alpha = alphas_cumprod[timesteps].sqrt().view(-1, 1, 1, 1)
     sigma = (1 - alpha**2).sqrt()
@@ -257,11 +258,11 @@ def denoising_losses(
 def guided_loss(
     conditional: torch.Tensor, unconditional: torch.Tensor, target: torch.Tensor, timesteps: torch.Tensor
 ) -> torch.Tensor:
-    """The loss of what guidance makes of both predictions [n, 8, 16, 16], at random scales, once the scene is
-    decided.
+    """The loss of the guided combination of both predictions [n, 8, 16, 16], at random scales, once the scene
+    is decided.
 
-    There both should say the same. Guidance multiplies what little they differ by, and at scale 7 that gave
-    one picture in seven a wrong colour; guidance before that point did no harm.
+    From there on both should be the same. Guidance multiplies their small difference, and at scale 7 that
+    gave one picture in seven a wrong colour. Guidance before that point did no harm.
     """
     scales = 1 + (MAX_GUIDANCE_SCALE - 1) * torch.rand(len(target), 1, 1, 1)
     guided = unconditional + scales * (conditional - unconditional)
@@ -270,7 +271,7 @@ def guided_loss(
 
 
 def save_whole(value: object, path: Path) -> None:
-    """A run that is cut off in the middle leaves what was there before."""
+    """Saves a value so that an interruption leaves the earlier file intact."""
     unfinished = path.with_suffix(".tmp")
     torch.save(value, unfinished)
     unfinished.replace(path)
@@ -302,7 +303,7 @@ def main() -> None:
     )
     parser.add_argument("--output", type=Path, default=Path(__file__).parent)
     parser.add_argument(
-        "--work", type=Path, default=Path("build/train"), help="checkpoints; a later run goes on"
+        "--work", type=Path, default=Path("build/train"), help="folder of checkpoints; a later run continues"
     )
     parser.add_argument("--vae-steps", type=int, default=4000)
     parser.add_argument("--text-steps", type=int, default=2500)

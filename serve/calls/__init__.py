@@ -1,1 +1,1 @@
-"""The call path: the stages called in order, through the deaths of replicas, by the least work."""
+"""The call path: calls the stages in order, survives dead replicas, and picks the one with the least work."""

@@ -1,9 +1,8 @@
-"""Calls that outlive the replica that served them: Ray does not retry a request whose replica died.
+"""Calls that survive the death of a replica. Ray does not retry a request whose replica died.
 
-Encoding and decoding change nothing and are called again. Denoising goes on from its last checkpoint. Both in
-isolation, until it is clear which of the requests that were under way had killed the replica, if any had
-(deployments.isolation). The first death counts against each of these; later ones only against the one that
-had begun its turn.
+Encoding and decoding change nothing and are called again. Denoising continues from its last checkpoint. Both
+run isolated until it is clear which request, if any, killed the replica (deployments.isolation). The first
+death counts against every request that was under way. Later ones count only against the request in its turn.
 """
 
 import asyncio
@@ -28,19 +27,19 @@ from serve.errors import (
 logger = logging.getLogger("ray.serve")
 Result = TypeVar("Result")
 
-# A call that met this many deaths is given up, whoever may be at fault.
+# A call gives up after this many deaths, whoever may be at fault.
 MAX_ATTEMPTS = 6
-# One that met so many, the later ones alone, is taken for their cause.
+# A request that met this many deaths, the later ones in its own turn, is taken as their cause.
 MAX_DEATHS_CAUSED = 2
-# Before the second attempt nobody waits, then so many seconds, doubled each time: what has died may still be
-# routed to for a moment.
+# The second attempt begins at once. Later ones wait this many seconds, doubled each time, because a dead
+# replica may still be routed to for a moment.
 BACK_OFF_S = 0.25
-# What a call raises whose replica, or whose node with a result on it, is gone; and whose handler raised.
+# Raised by a call if its replica is gone, if the node with its result is gone, or if its handler raised.
 _REPLICA_ERRORS = (RayActorError, ObjectLostError, RayTaskError)
 
 
 class _Deaths:
-    """The deaths that one request has met."""
+    """The deaths that one request has seen."""
 
     def __init__(self, request_id: str) -> None:
         self._request_id = request_id
@@ -48,25 +47,25 @@ class _Deaths:
         self._caused = 0
 
     def clear(self) -> None:
-        """What was under way when a replica died has got past that point."""
+        """The work under way when a replica died has got past that point."""
         self._caused = 0
 
     async def survive(self, error: RayError, under_way: bool) -> None:
-        """Returns when the next attempt may begin. under_way: the request may have caused this.
+        """Returns when the next attempt may begin. under_way: whether the request may have caused the death
 
-        Raises PoisonousRequestError and GenerationFailedError where another attempt would not help.
+        Raises PoisonousRequestError and GenerationFailedError if another attempt would not help.
         """
         self._attempts += 1
         cause = error.cause if isinstance(error, RayTaskError) else error
         if isinstance(cause, StageError):
             raise _failure(cause.fault, cause.detail) from error
-        # A call through another deployment reports a dead replica as a RayTaskError with that cause.
+        # A call through another deployment raises a RayTaskError whose cause is the dead replica's error.
         if not isinstance(cause, RayActorError | ObjectLostError):
             raise GenerationFailedError(f"A stage failed: {type(error).__name__}.") from error
         self._caused += under_way
         if self._caused == MAX_DEATHS_CAUSED:
             raise PoisonousRequestError(
-                f"{self._caused} replicas have died of this request; it is not tried again."
+                f"{self._caused} replicas died from this request; it is not tried again."
             ) from error
         if self._attempts == MAX_ATTEMPTS:
             raise GenerationFailedError(f"{self._attempts} replicas have died under this request.") from error
@@ -81,9 +80,9 @@ class _Deaths:
 
 
 async def denoise(handle: DeploymentHandle, request: DenoiseRequest) -> AsyncGenerator[DenoiseEvent, None]:
-    """One image's events, through the deaths of replicas, the last its latents. Leaving it aborts the image.
+    """One image's events, the last its latents, even if replicas die. Leaving the iterator aborts the image.
 
-    A request that reaches its next checkpoint has passed the step that was fatal and is cleared.
+    A request that reaches its next checkpoint has passed the fatal step and is cleared.
     Raises PoisonousRequestError and GenerationFailedError.
     """
     deaths = _Deaths(request.request_id)
@@ -112,9 +111,9 @@ async def denoise(handle: DeploymentHandle, request: DenoiseRequest) -> AsyncGen
 
 
 async def call(request_id: str, handle: DeploymentHandle, method: str, *arguments: Any) -> Any:
-    """What a stage's method returns, through the deaths of replicas.
+    """The result of a stage's method, even if replicas die.
 
-    The stage has it as `<method>_isolated` too, streaming (deployments.isolation), for later attempts.
+    Later attempts call the stage's streaming `<method>_isolated` (deployments.isolation).
     Raises PoisonousRequestError and GenerationFailedError.
     """
     deaths = _Deaths(request_id)
@@ -139,7 +138,7 @@ async def call(request_id: str, handle: DeploymentHandle, method: str, *argument
 
 
 async def retried(request_id: str, attempt_call: Callable[[], Awaitable[Result]]) -> Result:
-    """Calls again where a replica died under the call, which cannot have been its cause.
+    """Calls again if a replica died under the call. For calls that cannot have caused the death.
 
     Raises GenerationFailedError.
     """
@@ -152,7 +151,7 @@ async def retried(request_id: str, attempt_call: Callable[[], Awaitable[Result]]
 
 
 async def call_once(remote: Callable[..., Any], *arguments: Any) -> Any:
-    """A unary call that is cancelled downstream whenever it is left here, which Serve does not see to."""
+    """A unary call. If it is left here, it is cancelled downstream, which Serve does not do by itself."""
     response = remote(*arguments)
     try:
         return await response
@@ -162,10 +161,10 @@ async def call_once(remote: Callable[..., Any], *arguments: Any) -> Any:
 
 
 def _failure(fault: Fault, detail: str) -> GenerationFailedError:
-    """What a client is told of a stage that could not do its work for a request."""
+    """The client's error for a stage that could not do a request's work."""
     match fault:
         case Fault.OUT_OF_MEMORY:
             return OutOfDeviceMemoryError(detail)
         case Fault.NOT_FINITE:
             return NotFiniteError(detail)
-    return GenerationFailedError("A stage failed: a fault of ours.")
+    return GenerationFailedError("A stage failed: an internal error.")

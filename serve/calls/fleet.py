@@ -1,4 +1,4 @@
-"""How many replicas there are at the moment, as Serve's controller knows it."""
+"""The current number of replicas, from Serve's controller."""
 
 import asyncio
 import logging
@@ -9,37 +9,37 @@ from serve.ray_internals import serve_details
 logger = logging.getLogger("ray.serve")
 
 _LOOK_INTERVAL_S = 2.0
-# Those that take requests: also while the controller is new, or a replacement on another node is awaited.
+# Replicas that take requests, also after the controller restarted or while a replacement is awaited.
 _SERVING = ("RUNNING", "UPDATING", "RECOVERING", "PENDING_MIGRATION")
 
 
 class Fleet:
-    """The running replicas of an application; one of each before the first look."""
+    """The running replicas of an application. Before the first look it assumes one of each."""
 
     def __init__(self, application: str, stages: Mapping[str, str], ingress: str) -> None:
-        """stages: the deployments' names by encoder, denoiser and decoder; ingress: its deployment's"""
+        """stages: deployment names by encoder, denoiser and decoder; ingress: the ingress deployment"""
         self._application = application
         self._deployments = {**stages, "ingress": ingress}
         self._running = dict.fromkeys(self._deployments, 1)
 
     def denoisers_per_ingress(self) -> float:
-        """An ingress replica's share of the denoisers. None yet counts as one: a request brings it."""
+        """An ingress replica's share of the denoisers. None counts as one, because a request starts one."""
         return max(1, self._running["denoiser"]) / self.num_ingresses()
 
     def num_ingresses(self) -> int:
-        """One at least."""
+        """The number of ingress replicas, at least one."""
         return max(1, self._running["ingress"])
 
     def has_replica(self, stage: str) -> bool:
         return self._running[stage] > 0
 
     async def watch(self) -> None:
-        """Until it is cancelled."""
+        """Keeps the numbers up to date until cancelled."""
         while True:
             try:
                 self._running = await asyncio.to_thread(self._look)
             except Exception:  # the boundary of a loop that must outlive a controller's restart
-                logger.exception("the number of replicas could not be read; the last known is kept")
+                logger.exception("the number of replicas could not be read; keeping the last known number")
             await asyncio.sleep(_LOOK_INTERVAL_S)
 
     def _look(self) -> dict[str, int]:

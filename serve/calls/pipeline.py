@@ -1,4 +1,4 @@
-"""Encode, denoise, decode as one stream of events: the only file that knows the order of the stages."""
+"""Encode, denoise and decode as one stream of events. Only this file knows the order of the stages."""
 
 import asyncio
 import time
@@ -45,7 +45,7 @@ PREVIEW_FORMAT = ImageFormat("image/jpeg", quality=80)
 
 
 class Pipeline:
-    """The stages, called in their order. telemetry: this process's"""
+    """The stages, called in order. telemetry: this process's telemetry"""
 
     def __init__(
         self,
@@ -58,7 +58,7 @@ class Pipeline:
         self._denoiser = denoiser
         self._decoder = decoder
         self._telemetry = telemetry
-        # In the order of the cost model.
+        # In the cost model's order.
         self._stages = {"encoder": encoder, "denoiser": denoiser, "decoder": decoder}
         self._costs: dict[str, Any] = {}  # by stage
         self._cost_model: CostModel | None = None
@@ -66,9 +66,9 @@ class Pipeline:
     async def generate(
         self, request: GenerationRequest, resume: Resume = FROM_THE_START
     ) -> AsyncGenerator[GenerationEvent, None]:
-        """PromptEncoded, then per image progress, previews and ImageDone; images come as they are done.
+        """PromptEncoded, then progress, previews and ImageDone of all images, as they come.
 
-        Leaving it cancels what is under way. Raises DeadlineExceededError and GenerationFailedError.
+        Leaving the iterator cancels the work. Raises DeadlineExceededError and GenerationFailedError.
         """
         with self._telemetry.request(request) as context:
             embeds = await _until(request.deadline, self._encode(request, context))
@@ -85,8 +85,9 @@ class Pipeline:
     async def check_ready(self, timeout_s: float, asked_once: Collection[str] = ()) -> None:
         """Returns when every stage has answered. Raises NotReadyError.
 
-        A call waits its turn among the requests: once every stage has answered, one that is late is busy.
-        asked_once: stages that are not called again
+        A call waits its turn among the requests. So once every stage has answered, a late answer means only
+        that the stage is busy.
+        asked_once: stages that are not called again after they have answered
         """
         done = self._costs.keys() & set(asked_once)
         try:
@@ -101,11 +102,11 @@ class Pipeline:
 
     @property
     def known_cost_model(self) -> CostModel | None:
-        """None before every stage has said what its work costs."""
+        """The cost model; None before every stage has reported its costs."""
         return self._cost_model
 
     async def cost_model(self, deadline: float) -> CostModel:
-        """What each stage's work costs, as its replicas know it; asked once.
+        """The cost model, from the stages' replicas. Each stage is asked once.
 
         Raises DeadlineExceededError and GenerationFailedError.
         """
@@ -141,7 +142,7 @@ class Pipeline:
         resume_from: Checkpoint | None,
         context: Context,
     ) -> AsyncGenerator[GenerationEvent, None]:
-        """Every image is a request of its own to the denoiser, so that they can spread over replicas."""
+        """Every image is a separate request to the denoiser, so that images can spread over replicas."""
         wanted = _denoise_request(request, index, embeds, resume_from)
         num_previews = 0
         latents = None
@@ -149,7 +150,7 @@ class Pipeline:
             async for event in events:
                 match event:
                     case StepProgress(_, step, preview_latents):
-                        # After a restart the steps come again; what was shown is not shown twice.
+                        # After a restart the steps come again; no preview is shown twice.
                         if step in sorted(wanted.preview_steps)[num_previews:]:
                             preview = await self._preview(request.request_id, preview_latents)
                             yield ImagePreview(index, num_previews, step, preview)
@@ -189,7 +190,7 @@ def _denoise_request(
     request: GenerationRequest, index: int, embeds: PromptEmbeds, resume_from: Checkpoint | None
 ) -> DenoiseRequest:
     return DenoiseRequest(
-        # Clients choose request ids and may use one twice at once; the engine's must differ.
+        # Clients choose request ids and may use one twice at once; the engine's ids must differ.
         request_id=f"{request.request_id}/{index}/{uuid.uuid4().hex[:8]}",
         embeds=embeds,
         preview_steps=preview_steps(request.num_inference_steps, request.num_previews),
@@ -200,14 +201,14 @@ def _denoise_request(
 
 
 def preview_steps(num_inference_steps: int, num_previews: int) -> frozenset[int]:
-    """Evenly spaced steps before the last; fewer than asked for where there are not so many."""
+    """Evenly spaced steps before the last one; fewer than requested if there are too few steps."""
     parts = num_previews + 1
     steps = (round(num_inference_steps * part / parts) for part in range(1, parts))
     return frozenset(step for step in steps if 0 < step < num_inference_steps)
 
 
 def _metadata(request: GenerationRequest, seed: int) -> dict[str, str]:
-    """What it takes to make the picture again."""
+    """Everything that is needed to make the picture again."""
     own_eta = {} if request.eta is None else {"eta": str(request.eta)}
     return {
         "prompt": request.prompt,
@@ -227,7 +228,7 @@ def _metadata(request: GenerationRequest, seed: int) -> dict[str, str]:
 async def _merge(
     streams: Sequence[AsyncGenerator[GenerationEvent, None]], deadline: float | None
 ) -> AsyncGenerator[GenerationEvent, None]:
-    """The events of all streams as they come. An error of one ends all."""
+    """The events of all streams in the order in which they come. An error in one stream ends all."""
     queue: asyncio.Queue[GenerationEvent | BaseException | None] = asyncio.Queue()
 
     async def pump(stream: AsyncGenerator[GenerationEvent, None]) -> None:
@@ -236,7 +237,7 @@ async def _merge(
                 async for event in stream:
                     queue.put_nowait(event)
             queue.put_nowait(None)
-        except Exception as error:  # handed on to whoever reads the merged stream
+        except Exception as error:  # raised to the reader of the merged stream
             queue.put_nowait(error)
 
     pumps = [asyncio.create_task(pump(stream)) for stream in streams]
@@ -257,12 +258,10 @@ async def _merge(
 
 
 async def _until(deadline: float | None, awaitable: Awaitable[Result]) -> Result:
-    """Awaits until a time in seconds since the epoch."""
+    """Awaits until the deadline, in seconds since the epoch."""
     if deadline is None:
         return await awaitable
     try:
         return await asyncio.wait_for(awaitable, max(0.0, deadline - time.time()))
     except TimeoutError as error:
-        raise DeadlineExceededError(
-            "The deadline that the request set has passed; nothing more is done for it."
-        ) from error
+        raise DeadlineExceededError("The request's deadline has passed; its work was stopped.") from error

@@ -1,4 +1,4 @@
-"""Whether an ingress replica can take requests, told without waking what sleeps."""
+"""Whether an ingress replica can take requests, checked without waking sleeping stages."""
 
 from collections.abc import Mapping
 
@@ -10,8 +10,8 @@ from serve.errors import NotReadyError
 class Readiness:
     """min_replicas: the fewest replicas of each stage
 
-    A stage that may have no replicas is called until it has answered once, and then no more, as a call would
-    bring one. Not while it has some either: the last may go in that moment.
+    A stage that may scale to zero is called until it has answered once. Later calls would wake it. It is not
+    called while it has replicas either, because the last one may stop in that moment.
     """
 
     def __init__(self, pipeline: Pipeline, fleet: Fleet, min_replicas: Mapping[str, int]) -> None:
@@ -21,8 +21,8 @@ class Readiness:
         self._always_there = min_replicas.keys() - self._may_sleep
 
     async def check(self, timeout_s: float) -> None:
-        """Returns when every stage has answered or may sleep. Raises NotReadyError."""
+        """Returns when every stage has answered or may scale to zero. Raises NotReadyError."""
         for stage in sorted(self._always_there):
             if not self._fleet.has_replica(stage):
-                raise NotReadyError(f"The {stage} has no replica that runs.", retry_after_s=1)
+                raise NotReadyError(f"The {stage} has no running replica.", retry_after_s=1)
         await self._pipeline.check_ready(timeout_s, self._may_sleep)

@@ -1,8 +1,8 @@
-"""Which denoiser an image goes to: of all, the one that has the least to do.
+"""Routes an image to the denoiser with the least work.
 
-Serve's own router draws two replicas and takes the one with fewer requests. An image of 4 steps then counts
-as much as one of 50, two are a narrow choice among many, and what is still on its way to a replica is not
-counted, so that bursts pile up. Named in the options of its stage; runs wherever a handle does.
+Serve's own router draws two replicas and takes the one with fewer requests. Then an image of 4 steps counts
+as much as one of 50, two are a narrow choice among many, and requests on their way to a replica are not
+counted, so bursts pile up. The denoiser's options name this router. It runs wherever a handle does.
 """
 
 import asyncio
@@ -18,10 +18,10 @@ from deployments.engine.messages import DenoiseRequest
 
 
 class Outstanding:
-    """What a handle has sent to replicas and is not done.
+    """The work that a handle has sent to replicas and that is not done.
 
-    A handle knows exactly what it has sent itself. Of what others have sent, it has heard how many requests a
-    replica had by its last answer; each counts as one of its own in the mean.
+    A handle knows exactly what it has sent itself. Of other handles' requests it knows only the number, from
+    the replica's last answer. Each of these counts as much as the mean of its own.
     """
 
     def __init__(self) -> None:
@@ -30,14 +30,14 @@ class Outstanding:
         self._number: Counter[Hashable] = Counter()
 
     def assign(self, call: Hashable, replica: Hashable, work_s: float) -> None:
-        """Again, where it was assigned before."""
+        """Assigns a call to a replica. An earlier assignment ends."""
         self.finish(call)
         self._sent[call] = replica, work_s
         self._work_s[replica] += work_s
         self._number[replica] += 1
 
     def finish(self, call: Hashable) -> None:
-        """Nothing, where it is not assigned."""
+        """Ends a call's assignment, if it has one."""
         if call not in self._sent:
             return
         replica, work_s = self._sent.pop(call)
@@ -47,23 +47,23 @@ class Outstanding:
             del self._work_s[replica], self._number[replica]
 
     def of(self, replica: Hashable, num_ongoing: int) -> float:
-        """Device-seconds. num_ongoing: requests that the replica was last heard to have, of all handles"""
+        """Device-seconds on a replica. num_ongoing: requests of all handles, by the replica's last answer"""
         of_others = max(0, num_ongoing - self._number[replica])
         mean_s = sum(self._work_s.values()) / len(self._sent) if self._sent else 1.0
         return self._work_s.get(replica, 0.0) + of_others * mean_s
 
 
 class LeastWorkRouter(FIFOMixin, RequestRouter):  # type: ignore[misc]  # Serve's have no types
-    """For calls whose first argument is a DenoiseRequest; others weigh nothing.
+    """Weighs calls whose first argument is a DenoiseRequest; other calls weigh nothing.
 
-    What a call weighs counts from when its replica is chosen, not from when that has answered.
+    A call counts from the moment when its replica is chosen, not from when the replica has answered.
     """
 
     def initialize_state(self, **_: Any) -> None:
         """Called by Serve."""
         self._outstanding = Outstanding()
-        # Calls whose replica has not answered yet, with the ids that Serve tells their end by. It gives the
-        # same one to all calls of an HTTP request: a call's own is its future.
+        # Calls whose replica has not answered yet, with the ids under which Serve reports their end. Serve
+        # gives the same id to all calls of an HTTP request, so the future identifies the call.
         self._unanswered: dict[asyncio.Future[Any], tuple[ReplicaID, str]] = {}
 
     async def choose_replicas(
@@ -71,16 +71,16 @@ class LeastWorkRouter(FIFOMixin, RequestRouter):  # type: ignore[misc]  # Serve'
         candidate_replicas: Sequence[RunningReplica],
         pending_request: PendingRequest | None = None,
     ) -> list[list[RunningReplica]]:
-        """Called by Serve: that with the least to do, and all others should it have no room."""
+        """Called by Serve: the replica with the least work, then all others in case it has no room."""
         if not candidate_replicas:
             return []
         ongoing = self.replica_queue_len_cache.get
         best, *others = sorted(
-            random.sample(candidate_replicas, len(candidate_replicas)),  # of equals any
+            random.sample(candidate_replicas, len(candidate_replicas)),  # ties are broken at random
             key=lambda one: self._outstanding.of(one.replica_id, ongoing(one.replica_id) or 0),
         )
         if pending_request is not None:
-            pending_request.routing_context.should_backoff = True  # where none has room, not at once again
+            pending_request.routing_context.should_backoff = True  # wait if none has room
             self._expect(pending_request, best.replica_id)
         return [[best], others]
 
@@ -89,12 +89,12 @@ class LeastWorkRouter(FIFOMixin, RequestRouter):  # type: ignore[misc]  # Serve'
         call = pending_request.future
         self._unanswered.pop(call, None)
         self._outstanding.assign(call, replica_id, _work_s(pending_request))
-        # Called on a thread of Ray's.
+        # The callback runs on a thread of Ray's.
         finish = partial(asyncio.get_running_loop().call_soon_threadsafe, self._outstanding.finish, call)
         result.add_done_callback(lambda _: finish())
 
     def on_request_completed(self, replica_id: ReplicaID, internal_request_id: str) -> None:
-        """Called by Serve, also for calls that a replica refused or died of before it answered."""
+        """Called by Serve, also for calls that a replica refused, and if it died before it answered."""
         ended = replica_id, internal_request_id
         for call in [call for call, unanswered in self._unanswered.items() if unanswered == ended]:
             self._forget(call)
@@ -117,5 +117,5 @@ def _work_s(pending_request: PendingRequest) -> float:
 
 
 def work_s(request: DenoiseRequest) -> float:
-    """Device-seconds of a call; before costs are known, when no call has any, all weigh the same."""
+    """Device-seconds of a call. Before costs are known, no call has any, and all weigh the same."""
     return 1.0 if request.work_left_s is None else request.work_left_s

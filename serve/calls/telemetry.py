@@ -1,4 +1,4 @@
-"""What becomes of requests, as metrics and as OpenTelemetry spans, of each and of each of its stages."""
+"""Metrics and OpenTelemetry spans of requests and of their stages."""
 
 import time
 from collections.abc import Iterator
@@ -16,10 +16,10 @@ _SECONDS = [0.1, 0.2, 0.5, 1, 2, 3, 5, 8, 12, 20, 30, 45, 60, 90, 120, 300, 600]
 
 
 class Telemetry:
-    """The telemetry of a process that drives the stages. Ray exports its metrics with the prefix `ray_`.
+    """The telemetry of a process that calls the stages. Ray exports its metrics with the prefix `ray_`.
 
-    tracer: another one than that of the process's OpenTelemetry provider; where none is set up, spans are
-        nothing and cost next to nothing
+    tracer: replaces the tracer of the process's OpenTelemetry provider. Without a provider, spans do nothing
+        and cost almost nothing
     """
 
     def __init__(self, tracer: Tracer | None = None) -> None:
@@ -36,17 +36,17 @@ class Telemetry:
         )
         self._stage_latency = metrics.Histogram(
             "midstep_stage_latency_seconds",
-            "Seconds that a stage took as its caller saw it, with waiting and further attempts.",
+            "Seconds that a stage took for its caller, with waiting and further attempts.",
             boundaries=_SECONDS,
             tag_keys=("stage",),
         )
 
     @contextmanager
     def request(self, request: GenerationRequest) -> Iterator[Context]:
-        """Around all of a request; what it yields is for its stages.
+        """Measures a whole request. It yields the context for the stages.
 
-        Its span is never the current one: around an async generator that may be left from another task, whose
-        context is not this one.
+        Its span is never made the current one, because it surrounds an async generator that may be left from
+        another task with another context.
         """
         started, outcome = time.monotonic(), "canceled"
         span = self._tracer.start_span("generate")
@@ -70,7 +70,7 @@ class Telemetry:
     def stage(
         self, stage: str, request: GenerationRequest, context: Context, **attributes: str | int | bool
     ) -> Iterator[None]:
-        """Around one stage's work on a request. What did not come to its end is no latency."""
+        """Measures one stage's work on a request. Work that did not finish is not counted as latency."""
         started = time.monotonic()
         attributes["request_id"] = request.request_id
         named = {f"midstep.{name}": value for name, value in attributes.items()}

@@ -1,1 +1,1 @@
-"""Capacity: admission, estimates, rate limits, and how many replicas a stage has."""
+"""Capacity: admission, estimates, rate limits, and the number of replicas of a stage."""

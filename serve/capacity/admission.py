@@ -1,5 +1,5 @@
-"""Admission: what an ingress replica has accepted and not finished stays within limits, in images and in
-seconds of work, and what cannot be there by its deadline is refused before any work is done for it."""
+"""Admission. The accepted and unfinished work of an ingress replica stays within limits, in images and in
+seconds of work. A request that cannot meet its deadline is refused before any work is done for it."""
 
 import math
 import time
@@ -13,9 +13,9 @@ from serve.generation import GenerationRequest
 
 @dataclass(frozen=True, slots=True)
 class JobsWork:
-    """An ingress replica's share of what jobs under way keep the denoisers busy with.
+    """An ingress replica's share of the jobs' work on the denoisers.
 
-    work_s: device-seconds of denoising; is_refilled: more jobs wait, which come in as these are done
+    work_s: device-seconds of denoising; is_refilled: more jobs are waiting, which start as others finish
     """
 
     rows: float = 0.0
@@ -24,11 +24,11 @@ class JobsWork:
 
 
 class Admission:
-    """Counts images, their rows and their work. What is refused is refused before any work is done for it.
+    """Counts images, their rows and their work. Requests are refused before any work is done for them.
 
-    max_queue: images; max_wait_s: seconds that the denoisers may be busy with what is accepted
-    num_denoisers: replicas that share the load of this ingress replica, at the moment
-    jobs: what they do besides, at the moment
+    max_queue: in images; max_wait_s: seconds that the denoisers may be busy with accepted requests
+    num_denoisers: current number of replicas that share the load of this ingress replica
+    jobs: the denoisers' current work for jobs
     """
 
     def __init__(
@@ -49,8 +49,8 @@ class Admission:
     def check_deadline(self, request: GenerationRequest, latency_s: Callable[[float], float]) -> None:
         """Checks an admitted request that has a deadline.
 
-        latency_s: what it takes on a denoiser with so many rows of others
-        Raises DeadlineTooEarlyError, or DeadlineTooEarlyNowError where less load would help.
+        latency_s: seconds that the request takes on a denoiser that also has the given number of other rows
+        Raises DeadlineTooEarlyError, or DeadlineTooEarlyNowError if less load would help.
         """
         assert request.deadline is not None, "only deadlines are checked"
         left_s = request.deadline - time.time()
@@ -59,12 +59,12 @@ class Admission:
         now_s = latency_s(other_rows / self._num_denoisers())
         if alone_s > left_s:
             raise DeadlineTooEarlyError(
-                f"deadline_s: {left_s:.2f} s are left, and alone the request takes about {alone_s:.2f} s.",
+                f"deadline_s: {left_s:.2f} s are left, but the request takes about {alone_s:.2f} s alone.",
                 "deadline_s",
             )
         if now_s > left_s:
             raise DeadlineTooEarlyNowError(
-                f"deadline_s: {left_s:.2f} s are left, and beside what is served now the request takes about "
+                f"deadline_s: {left_s:.2f} s are left, but under the current load the request takes about "
                 f"{now_s:.2f} s ({alone_s:.2f} s alone). Try again later.",
                 "deadline_s",
                 retry_after_s=_whole_s(now_s - left_s),
@@ -72,18 +72,18 @@ class Admission:
 
     @contextmanager
     def admitted(self, request: GenerationRequest) -> Iterator[None]:
-        """Holds the images' places. Raises QueueFullError, which says when to come again.
+        """Holds places for the request's images. Raises QueueFullError, which says when to come again.
 
-        Of a request whose work is not known only the images count.
+        If the work of a request is not known, only its images count.
         """
         jobs = self._jobs()
         wait_s = self._wait_s(self._work_s + jobs.work_s)
         excess = self._queued + request.num_images - self._max_queue
         if excess > 0:
             raise QueueFullError(
-                f"{self._queued} images are queued and {request.num_images} more were asked for; "
+                f"{self._queued} images are queued and {request.num_images} more were requested; "
                 f"at most {self._max_queue} are allowed. Try again later.",
-                # What is accepted shares the denoisers: so much of it is done in that part of the wait.
+                # Accepted work shares the denoisers, so this share of it is done in this share of the wait.
                 retry_after_s=_whole_s(wait_s * min(1.0, excess / max(1, self._queued))),
             )
         if wait_s > self._max_wait_s:
@@ -104,13 +104,13 @@ class Admission:
             self._queued_rows -= request.num_rows
 
     def _wait_s(self, work_s: float) -> float:
-        """Seconds that the denoisers need for so much work."""
+        """Seconds that the denoisers need for the work."""
         return work_s / self._num_denoisers()
 
     def _shrunk_in_s(self, wait_s: float, jobs: JobsWork) -> float:
-        """Seconds until the wait is no longer than it may be, if nothing else is accepted.
+        """Seconds until the wait is short enough, if nothing else is accepted.
 
-        Where jobs take the places of jobs, only what is not theirs shrinks, by its share of what is done.
+        If waiting jobs replace finished ones, only the other work shrinks, by its share of the work done.
         """
         excess_s = wait_s - self._max_wait_s
         if not jobs.is_refilled:
@@ -120,5 +120,5 @@ class Admission:
 
 
 def _whole_s(seconds: float) -> int:
-    """For `Retry-After`."""
+    """Whole seconds for `Retry-After`, at least 1."""
     return max(1, math.ceil(seconds))

@@ -1,7 +1,8 @@
-"""Replicas by work: how many a stage needs to do what has come and what will, in seconds of its device.
+"""Autoscaling by work: the number of replicas that a stage needs for its present and coming work.
 
-Serve calls WorkPolicy in its controller, for every stage and several times a second, and applies the bounds
-and `upscale_delay_s`. This module is sent there by value: it imports nothing of Midstep.
+Work is in device-seconds. Serve calls WorkPolicy in its controller, for every stage and several times a
+second, and applies the bounds and `upscale_delay_s`. This module is sent there by value, so it never imports
+Midstep.
 """
 
 import logging
@@ -14,9 +15,9 @@ from ray.serve.config import AutoscalingContext
 
 logger = logging.getLogger("ray.serve")
 
-# What replicas report (deployments.work).
+# The names of replicas' reports (deployments.work).
 WORK_S, ACCEPTED_S, ACCEPTED_S2, ACCEPTED = "work_s", "accepted_s", "accepted_s2", "accepted"
-# How many standard deviations of Poisson arrivals are more than chance.
+# Deviations from the mean above this many standard deviations of Poisson arrivals are more than chance.
 _MORE_THAN_CHANCE = 3.0
 
 Value = TypeVar("Value")
@@ -24,8 +25,8 @@ History = list[tuple[float, Value]]  # (time, value), one for every second
 
 
 class Arrivals(NamedTuple):
-    """Requests that came within a look-back. work_s: device-seconds; work_s2: the sum of their squares, which
-    is the variance of work_s when requests come at random."""
+    """Requests that came within the look-back. work_s: device-seconds; work_s2: the sum of their squares,
+    which is the variance of work_s if requests come at random."""
 
     requests: float
     work_s: float
@@ -37,10 +38,10 @@ class Arrivals(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Reports:
-    """What a stage's replicas report. waiting: requests that none of them has taken in yet
+    """Reports of a stage's replicas. waiting: requests outside of the replicas
 
-    held_s: device-seconds of what they have taken in and not done
-    arrived: what they have taken in within the look-back; ever: since their starts
+    held_s: device-seconds of work that the replicas have accepted and not done
+    arrived: requests accepted within the look-back; ever: requests accepted since the replicas' starts
     """
 
     waiting: float
@@ -53,9 +54,9 @@ class Reports:
 class Load:
     """A stage's load.
 
-    replicas: that run
-    work_s: device-seconds of what is not done, what waits outside of the replicas included
-    arriving: device-seconds that come in a second
+    replicas: running replicas
+    work_s: device-seconds of unfinished work, including requests that wait outside of the replicas
+    arriving: device-seconds that arrive per second
     """
 
     replicas: int
@@ -65,13 +66,13 @@ class Load:
 
 @dataclass(frozen=True, slots=True)
 class Aim:
-    """What replicas are there for.
+    """The aims of autoscaling.
 
-    utilization: the share of its time that a device should be busy, at most
-    drain_s: seconds within which all that waits is to be done
+    utilization: the largest share of its time that a device should be busy
+    drain_s: seconds within which the queue should be done
     cold_start_s: seconds that a new replica needs before it works
-    downscale_delay_s: seconds for which more replicas than are needed are kept: as many as were needed at any
-        time within them
+    downscale_delay_s: seconds for which surplus replicas are kept: the target stays at the largest need
+        within them
     """
 
     utilization: float
@@ -81,7 +82,7 @@ class Aim:
 
 
 def replicas_needed(load: Load, aim: Aim) -> int:
-    """Enough for what arrives, and to drain the queue in time. A new replica helps after its cold start."""
+    """Enough replicas for the arriving work and to drain the queue; new ones help after a cold start."""
     enough = load.arriving / aim.utilization
     work_s = load.work_s + load.arriving * aim.drain_s
     missing_s = work_s - load.replicas * aim.drain_s
@@ -91,7 +92,7 @@ def replicas_needed(load: Load, aim: Aim) -> int:
 
 
 def reports_of(ctx: AutoscalingContext) -> Reports | None:
-    """None before a replica has reported twice."""
+    """The stage's reports; None before a replica has reported twice."""
     reported = ctx.raw_metrics
     accepted = reported.get(ACCEPTED)
     if not accepted or not any(map(_seconds, accepted.values())):
@@ -100,7 +101,7 @@ def reports_of(ctx: AutoscalingContext) -> Reports | None:
     return Reports(
         waiting=ctx.total_queued_requests,
         held_s=sum(series[-1].value for series in reported[WORK_S].values()),
-        # A new replica has looked back less far, and what it took in at its start came over a longer time.
+        # A new replica's look-back is shorter, and its first requests came over a longer time.
         arrived=Arrivals(*(sum(map(_growth, of)) for of in taken_in)),
         ever=Arrivals(*(sum(series[-1].value for series in of) for of in taken_in)),
     )
@@ -115,28 +116,28 @@ def _seconds(series: Any) -> float:
 
 
 def steady(arrived: Arrivals, history: History[Arrivals]) -> tuple[Arrivals, bool]:
-    """The arrivals to plan with: their mean over the history, unless the work of the look-back departs from
-    that by more than chance explains. And whether it does.
+    """The arrivals to plan with, and whether they depart from the past. They are the mean of the history,
+    unless the work in the look-back differs from it by more than chance.
 
-    A look-back of some seconds sees a change at once, in how many requests come and in what they cost, and is
-    too short to tell how much arrives on average.
+    A look-back of some seconds shows a change at once, in the number of requests and in their cost. It is too
+    short to tell the average arrivals.
     """
     if not history:
         return arrived, False
     pasts = [past for _, past in history]
     mean = Arrivals(*map(sum, zip(*pasts, strict=True))).times(1 / len(pasts))
-    # That of one request at least: of a few it cannot be told whether they are more than usual, or dearer.
+    # At least the variance of one request: a few do not tell whether they are more than usual, or dearer.
     variance = max(mean.work_s2, arrived.work_s2 / max(1.0, arrived.requests))
     departs = abs(arrived.work_s - mean.work_s) > _MORE_THAN_CHANCE * math.sqrt(variance)
     return (arrived if departs else mean), departs
 
 
 class WorkPolicy:
-    """A stage's autoscaling policy, as Serve calls one; made from the fields of its Aim.
+    """A stage's autoscaling policy, as Serve calls it. Its arguments are the fields of Aim.
 
-    More replicas as soon as they are needed, fewer only when they have not been for downscale_delay_s. While
-    some start and those that run are too few, all that were asked for count as needed. Where nothing is
-    known, as many as there are meant to be: a policy that raises would stop all autoscaling.
+    It adds replicas as soon as they are needed, and removes them only after downscale_delay_s without need.
+    While new replicas start and the running ones are too few, the current target counts as needed. If nothing
+    is known, it keeps the target, since a policy that raises would stop all autoscaling.
     """
 
     def __init__(self, **aim: float) -> None:
@@ -149,28 +150,28 @@ class WorkPolicy:
                 return ctx.target_num_replicas, ctx.policy_state
             return self._decide(reports, ctx)
         except Exception:  # the boundary to the controller
-            logger.exception("autoscaling of %s: replicas are left as they are", ctx.deployment_name)
+            logger.exception("autoscaling of %s: keeping the current number of replicas", ctx.deployment_name)
             return ctx.target_num_replicas, ctx.policy_state
 
     def _decide(self, reports: Reports, ctx: AutoscalingContext) -> tuple[int, dict[str, Any]]:
         now, state, aim = ctx.current_time, ctx.policy_state, self._aim
         look_back_s = ctx.config.look_back_period_s
         waiting = _with(state.get("waiting", []), now, reports.waiting, now - look_back_s)
-        # What a request is like: as those of late, and as those before when none came.
+        # A typical request: the mean of recent ones or, if none came, of earlier ones.
         request = _mean(reports.arrived) or state.get("request") or _mean(reports.ever) or Arrivals(1, 0, 0)
-        # What replicas have no room for arrives as well: the queue outside of them grows by it.
+        # Requests without room in a replica arrive as well: the queue outside of the replicas grows by them.
         grown = max(0.0, waiting[-1][1] - waiting[0][1])
         arrived = request.times(reports.arrived.requests + grown)
         planned, departs = steady(arrived, state.get("arrivals", []))
         arrivals = _with(state.get("arrivals", []), now, arrived, now if departs else now - aim.drain_s)
         request = _mean(planned) or request
-        # What waits outside of the replicas is as much work as what comes.
+        # Requests that wait outside of the replicas weigh as much as arriving ones.
         work_s = reports.held_s + reports.waiting * request.work_s
         load = Load(ctx.current_num_replicas, work_s, planned.work_s / look_back_s)
         needed = replicas_needed(load, aim)
         if needed > ctx.current_num_replicas:
-            # Others still start. What admission refuses for want of them is not seen here, so that less seems
-            # to come than when they were asked for.
+            # Other replicas are still starting. Requests refused by admission meanwhile are not seen here, so
+            # arrivals seem lower than when these replicas were requested.
             needed = max(needed, ctx.target_num_replicas)
         recent = _with(state.get("needed", []), now, needed, now - aim.downscale_delay_s, merge=max)
         seen_for_s = now - recent[0][0]
@@ -182,7 +183,7 @@ class WorkPolicy:
 
 
 def _mean(arrivals: Arrivals) -> Arrivals | None:
-    """One of these requests; None if there are none."""
+    """The mean request; None if there are no requests."""
     return arrivals.times(1 / arrivals.requests) if arrivals.requests else None
 
 
@@ -197,7 +198,7 @@ def _with(
     since: float,
     merge: Callable[[Value, Value], Value] = _latest,
 ) -> History[Value]:
-    """The history with this value, from `since` on and with one entry from before. merge: of one second."""
+    """The history from `since` on, one older entry, and this value. merge: joins values of one second"""
     if history and now - history[-1][0] < 1.0:
         history = [*history[:-1], (history[-1][0], merge(history[-1][1], value))]
     else:

@@ -1,4 +1,4 @@
-"""Problems of a configuration that only the costs of a model show."""
+"""Problems of a configuration that show only when a model's costs are known."""
 
 import math
 
@@ -14,7 +14,7 @@ _UNKNOWN_LONGEST_S = 600.0
 
 
 def check_drain(config: AppConfig, info: ModelInfo) -> None:
-    """Checks `ingress.drain_timeout_s` where the costs are known from a file. Raises ConfigError."""
+    """Checks `ingress.drain_timeout_s` if the costs are known from a file. Raises ConfigError."""
     cost = config.model.known_cost()
     if cost is not None and (problem := drain_problem(config, info, cost)):
         raise ConfigError(problem)
@@ -39,15 +39,15 @@ def drain_problem(config: AppConfig, info: ModelInfo, cost: CostModel) -> str | 
     if drain_s >= wait_s + longest_s:
         return None
     return (
-        f"ingress.drain_timeout_s: {drain_s:g} s are too few, {math.ceil(wait_s + longest_s)} are needed: a "
-        f"request may wait for {wait_s:g} s (limits.max_wait_s), and the longest that is allowed "
+        f"ingress.drain_timeout_s: {drain_s:g} s is too short, {math.ceil(wait_s + longest_s)} are needed: a "
+        f"request may wait for {wait_s:g} s (limits.max_wait_s), and the longest allowed request "
         f"(limits.max_width, max_height, max_pixels, max_num_inference_steps, max_num_images) takes "
         f"{math.ceil(longest_s)} s itself"
     )
 
 
 def crowding_problem(config: AppConfig, info: ModelInfo, cost: CostModel) -> str | None:
-    """What is wrong with `jobs.max_running_images`; None where jobs leave room for synchronous requests."""
+    """What is wrong with `jobs.max_running_images`; None if jobs leave room for synchronous requests."""
     engine = config.engine_config(info).padded_to(cost.forward.padded_to)
     group = Group(config.latent_shapes(info)[0], deterministic=False)
     image_s = engine.work_s(group, cost.forward, config.defaults.num_inference_steps, num_rows=2)
@@ -56,9 +56,9 @@ def crowding_problem(config: AppConfig, info: ModelInfo, cost: CostModel) -> str
     if wait_s < config.limits.max_wait_s:
         return None
     return (
-        f"jobs.max_running_images: {num_images} images, which jobs may have under way, keep all denoisers "
-        f"that there may be busy for {wait_s:.0f} s. Beside them every synchronous request is refused, "
-        f"as it would wait for more than {config.limits.max_wait_s:g} s (limits.max_wait_s)"
+        f"jobs.max_running_images: {num_images} images of running jobs keep all denoisers busy for "
+        f"{wait_s:.0f} s, even with max_replicas of them. Every synchronous request would then be refused, "
+        f"because it would wait for more than {config.limits.max_wait_s:g} s (limits.max_wait_s)"
     )
 
 

@@ -1,4 +1,4 @@
-"""How long requests take, and how much work they are, by the cost model."""
+"""Estimates of a request's latency and work, from the cost model."""
 
 import math
 from dataclasses import dataclass
@@ -11,12 +11,12 @@ from serve.generation import GenerationRequest
 
 @dataclass(frozen=True, slots=True)
 class Estimator:
-    """Estimates for denoisers that batch as `engine` says."""
+    """Estimates for denoisers that batch according to `engine`."""
 
     engine: EngineConfig
 
     def latency_s(self, request: GenerationRequest, cost: CostModel, other_rows: float = 0.0) -> float:
-        """Seconds until the last image is there, on a denoiser that has other_rows rows of others."""
+        """Seconds until the last image is done, on a denoiser with other_rows rows of other requests."""
         group, engine = _group(request), self._engine(cost)
         return cost.latency_s(
             group.latent_shape,
@@ -29,7 +29,7 @@ class Estimator:
         )
 
     def work_s(self, request: GenerationRequest, cost: CostModel) -> float:
-        """Device-seconds of denoising all its images."""
+        """Device-seconds of denoising all images of the request."""
         num_calls, num_rows = request.num_calls, request.num_rows
         return self._engine(cost).work_s(_group(request), cost.forward, num_calls, num_rows)
 

@@ -1,7 +1,7 @@
-"""What clients may ask for: so many device-seconds a minute each, charged by the cost model at acceptance.
+"""Rate limits of clients in device-seconds per minute, charged at acceptance by the cost model.
 
-What was accepted stays charged, also if it is canceled, fails or misses its deadline: part of it may have
-been done by then. Before long it no longer counts in any case.
+A charge stays even if the request is canceled, fails or misses its deadline, because part of it may be done
+by then. It wears off within minutes in any case.
 """
 
 import math
@@ -17,18 +17,18 @@ _MINUTE_S = 60.0
 
 
 class TokenBucket:
-    """Holds a minute of a client's limit and fills up within one. Costs are in seconds of filling, so that
-    the limit itself may change meanwhile.
+    """Holds one minute of a client's limit, and fills up within a minute. Costs are in seconds of filling, so
+    that the limit itself may change meanwhile.
 
-    What costs more than it holds passes once it is full, and those that come then wait for the rest as well:
-    over time nobody gets more than the limit, and no request is too large for it.
+    A cost above the capacity passes when the bucket is full, and later requests wait for the rest as well.
+    Over time nobody gets more than the limit, and no request is too large for it.
     """
 
     def __init__(self) -> None:
         self._full_at = -math.inf
 
     def take(self, cost_s: float, now: float) -> float:
-        """0 if it was taken; else nothing was, and in so many seconds it could be."""
+        """Takes the cost and returns 0, or takes nothing and returns the seconds until it could."""
         missing_s = max(0.0, self._full_at - now)
         wait_s = missing_s + min(cost_s, _MINUTE_S) - _MINUTE_S
         if wait_s > 0:
@@ -37,14 +37,14 @@ class TokenBucket:
         return 0.0
 
     def give_back(self, cost_s: float) -> None:
-        """What was taken a moment ago."""
+        """Returns a cost that was taken a moment ago."""
         self._full_at -= cost_s
 
 
 class RateLimits:
-    """The limits of all clients, as far as they are this ingress replica's to enforce.
+    """This ingress replica's share of the limits of all clients.
 
-    num_ingresses: replicas that share each limit in equal parts, at the moment
+    num_ingresses: current number of replicas that share each limit in equal parts
     """
 
     def __init__(
@@ -60,8 +60,8 @@ class RateLimits:
     def charged(self, client: Client, request: GenerationRequest) -> Iterator[Callable[[], None]]:
         """Charges for the request. Raises RateLimitError, which says when to come again.
 
-        What is refused within is given back, and what the function that it yields is called for. Nothing is
-        charged for a request whose work is not known.
+        The charge is given back if the request is refused inside, or when the yielded function is called. A
+        request whose work is not known costs nothing.
         """
         limit, work_s = client.device_seconds_per_minute, request.work_s
         if limit is None or work_s is None:
@@ -71,8 +71,8 @@ class RateLimits:
         bucket = self._buckets.setdefault(client.name, TokenBucket())
         if wait_s := bucket.take(cost_s, self._clock()):
             raise RateLimitError(
-                f"The request takes about {work_s:.2f} device-seconds; of the {limit:g} per minute that this "
-                f"API key has, too few are left for it now. Try again in {math.ceil(wait_s)} s.",
+                f"The request takes about {work_s:.2f} device-seconds; this API key's "
+                f"limit of {limit:g} per minute leaves too few now. Try again in {math.ceil(wait_s)} s.",
                 retry_after_s=math.ceil(wait_s),
             )
         try:

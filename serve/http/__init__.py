@@ -1,1 +1,1 @@
-"""HTTP: one folder per dialect, and what all dialects share. Nothing outside knows of it."""
+"""HTTP: one package per dialect, and the parts that all dialects share. No other code imports it."""

@@ -1,4 +1,4 @@
-"""Whose request it is: settled by its API key, before anything of it is read."""
+"""Identifies the client by its API key, before the rest of the request is read."""
 
 from collections.abc import Sequence
 
@@ -12,7 +12,7 @@ from serve.http.problems import problem_response
 
 
 class Authentication:
-    """ASGI middleware. open_routes: for those that come without a key as well; no others are."""
+    """ASGI middleware. open_routes: the only routes that need no key"""
 
     def __init__(self, app: ASGIApp, clients: Clients, open_routes: Sequence[BaseRoute]) -> None:
         self._app = app
@@ -36,6 +36,6 @@ class Authentication:
 
 
 def client_of(request: Request) -> Client:
-    """The client of a request that came through Authentication, by a route that is not open."""
+    """The client of a request that came through Authentication by a route that needs a key."""
     client: Client = request.state.client
     return client

@@ -1,4 +1,4 @@
-"""Connections of clients: who has begun a request goes on with it, or the connection is closed."""
+"""Client connections. A client that begins a request must finish its headers, or the connection is closed."""
 
 import asyncio
 from asyncio.events import TimerHandle
@@ -11,8 +11,8 @@ from serve.http.problems import problem
 
 
 class TimelyProtocol(HttpToolsProtocol):
-    """uvicorn's, with a limit of time for a request's headers: without one, half a header holds a connection
-    for ever. Between two requests it is `http_options.keep_alive_timeout_s` that counts."""
+    """uvicorn's protocol with a time limit for a request's headers. Without it, half a header holds a
+    connection for ever. Between two requests `http_options.keep_alive_timeout_s` counts."""
 
     headers_timeout_s = HEADERS_TIMEOUT_S
     _headers_timer: TimerHandle | None = None
@@ -30,7 +30,7 @@ class TimelyProtocol(HttpToolsProtocol):
         self._stop_timer()
 
     def send_400_response(self, msg: str) -> None:
-        """What is no HTTP is refused in the same form as all else."""
+        """Refuses data that is not HTTP, in the same form as other errors."""
         body = bytes(problem(InvalidRequestError(msg), "").body)
         head = (
             "HTTP/1.1 400 Bad Request\r\ncontent-type: application/problem+json\r\n"

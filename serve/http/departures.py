@@ -1,4 +1,4 @@
-"""Clients that leave before they are answered: nobody is at fault, and one line in the log says so."""
+"""Clients that leave before they are answered. Nobody is at fault, and one line in the log says so."""
 
 import logging
 
@@ -11,11 +11,11 @@ logger = logging.getLogger("ray.serve")
 
 
 class Departures:
-    """ASGI middleware: a client that is gone, however that is learned, is a disconnect to the application.
+    """ASGI middleware that turns every sign of a departed client into a disconnect for the application.
 
-    Serve's proxy cancels the request of a client that has left, and with it the call by which this replica
-    waits for the proxy's next message: `receive()` then raises TaskCancelledError, now and then sooner than
-    the request's own cancellation comes. A proxy that dies takes its clients with it in the same way.
+    When a client leaves, Serve's proxy cancels the request, and with it the call by which this replica waits
+    for the proxy's next message. `receive()` then raises TaskCancelledError, sometimes before the request's
+    own cancellation arrives. A dying proxy takes its clients with it in the same way.
     """
 
     def __init__(self, app: ASGIApp) -> None:

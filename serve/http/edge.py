@@ -1,9 +1,9 @@
-"""What a request meets before Serve's own proxy, in the proxy's process: an ASGI middleware around it.
+"""The edge: an ASGI middleware around Serve's own proxy, in the proxy's process.
 
-Serve's proxy reads some headers of clients as if a trusted balancer had sent them, before any key is asked
-for, and where it fails itself it answers in plain text. It is Serve's; what stands before it is ours.
-`midstep run` and the container image set ENVIRONMENT, by which Serve finds `middlewares`. Where HAProxy takes
-the proxy's place, the same middleware stands in the ingress replicas.
+Serve's proxy obeys some headers of clients as if a trusted balancer had sent them, before any key is checked,
+and its own failures are answered in plain text. We cannot change the proxy, so this middleware runs before
+it. `midstep run` and the container image set ENVIRONMENT, by which Serve finds `middlewares`. With HAProxy
+instead of the proxy, the same middleware runs in the ingress replicas.
 """
 
 import asyncio
@@ -34,8 +34,8 @@ ENVIRONMENT = {"RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "serve.http.edge:mid
 _MAX_ATTEMPTS = 2
 _RETRY_AFTER_S = 1
 _SERVES_OWN_PATHS = "/-/"  # health and routes
-# Headers by which Serve's proxy takes orders: how long a request may take, whether it goes on when its client
-# has left, which replica has it. Their bytes need not be text, which the proxy takes for granted.
+# Headers that command Serve's proxy: how long a request may take, whether it continues after its client has
+# left, which replica gets it. The proxy assumes that their bytes are text, which they need not be.
 _ORDERS = {
     b"x-request-timeout-seconds",
     b"x-request-disconnect-disabled",
@@ -50,13 +50,13 @@ Headers = list[tuple[bytes, bytes]]
 
 
 def middlewares() -> list[Middleware]:
-    """Called by Serve where an HTTP server of its is about to start."""
+    """Called by Serve when one of its HTTP servers is about to start."""
     uvicorn.config.HTTP_PROTOCOLS["auto"] = "serve.http.connections:TimelyProtocol"
     return [Middleware(Edge)]
 
 
 class Edge:
-    """ASGI middleware. body_timeout_s: for all of a request's body to come."""
+    """ASGI middleware. body_timeout_s: for the whole body of a request"""
 
     def __init__(self, app: ASGIApp, body_timeout_s: float = BODY_TIMEOUT_S) -> None:
         self._app = app
@@ -72,13 +72,13 @@ class Edge:
             await exchange.attempt(self._app)
             if attempt == _MAX_ATTEMPTS or not exchange.may_be_repeated:
                 break
-            logger.warning("request %s was lost with its ingress replica; once more", exchange.request_id)
+            logger.warning("request %s lost its ingress replica; trying once more", exchange.request_id)
         if exchange.has_no_route and not await self._serves_anything():
             exchange.refuse_for_now()
         await exchange.end()
 
     async def _serves_anything(self) -> bool:
-        """As Serve's proxy knows it: nothing at first, and nothing while `midstep run` ends."""
+        """Whether Serve's proxy knows a route. It has none at first, and none while `midstep run` ends."""
         transport = httpx.ASGITransport(self._app)
         async with httpx.AsyncClient(transport=transport, base_url="http://proxy") as proxy:
             routes = await proxy.get(f"{_SERVES_OWN_PATHS}routes")
@@ -102,7 +102,7 @@ class _Exchange:
         self._received: list[Message] = []  # of a request that may be repeated
         self._num_bytes = 0
         self._has_all = self._has_left = self._is_late = False
-        self._start: Message | None = None  # of the answer, once it has begun
+        self._start: Message | None = None  # start of the answer, once it has begun
         self._is_complete = False
         self._refusal: MidstepError | None = None  # what Serve's proxy said, in our words
 
@@ -112,7 +112,7 @@ class _Exchange:
 
     @property
     def may_be_repeated(self) -> bool:
-        """Whether it came to nothing and nothing of it can be done twice: a job would be handed in again."""
+        """Whether there was no answer and a repetition is safe, which it is not for creating a job."""
         is_lost = self._start is None and self._refusal is None and not (self._has_left or self._is_late)
         return is_lost and self._has_all and self._leaves_no_trace
 
@@ -124,7 +124,7 @@ class _Exchange:
         self._refusal = NotReadyError("Nothing is served at the moment.", retry_after_s=_RETRY_AFTER_S)
 
     async def attempt(self, app: ASGIApp) -> None:
-        """Until the application has answered or failed."""
+        """Runs the application until it has answered or failed."""
         messages = iter(list(self._received))
 
         async def replayed() -> Message:
@@ -134,30 +134,31 @@ class _Exchange:
             scope = {**self._scope, "headers": list(self._scope["headers"])}
             await app(scope, replayed, self._forward)
         except asyncio.CancelledError:
-            # A replica behind HAProxy ends a request so whose client has left or whose time is over.
+            # A replica behind HAProxy ends a request like this if its client has left or its time is over.
             if (task := asyncio.current_task()) is None or task.cancelling():
                 raise
-        except Exception:  # the boundary of a request: whatever it is, its client gets an answer
-            if not self._is_complete:  # else it has been told of where it was answered
+        except Exception:  # the boundary of a request: its client gets an answer in any case
+            if not self._is_complete:  # else the error was logged where the request was answered
                 logger.exception("request %s failed before it was answered", self.request_id)
 
     async def end(self) -> None:
-        """The rest of an answer that was not given, or not to its end."""
+        """Sends the rest of an answer that was not given, or not completely."""
         if self._is_complete or self._has_left:
             return
         if self._start is None:
             await self._refuse(self._problem())
         elif self._scope["method"] == "POST" and _is_event_stream(self._start):
-            # Nobody can ask for the rest of such a stream: one that just stopped would look complete.
-            error = error_object(MidstepError("The stream was cut: a fault of ours, or its time was over."))
+            # Nobody can ask for the rest of such a stream. If it just stopped, it would look complete.
+            error = error_object(MidstepError("The stream was cut off by an internal error or a time limit."))
             data = json.dumps({"type": "error", "error": error})
             body = f"event: error\ndata: {data}\n\n".encode()
             await self._send({"type": "http.response.body", "body": body, "more_body": False})
 
     async def _next_message(self) -> Message:
-        """The client's next. Past the time for a body the application is told that the client has left.
+        """The client's next message. After the time for a body, the application hears that the client has
+        left.
 
-        Of a body that is too large no more is taken in than shows it, however fast it comes.
+        Of a body that is too large, no more is read than shows it, however fast it comes.
         """
         if self._has_all:
             message = await self._receive()
@@ -231,7 +232,7 @@ class _Cors:
 
 
 def _cleaned(scope: Scope) -> Scope:
-    """The scope without orders to the proxy, and with exactly one request id, which is fit for a log."""
+    """The scope without commands to the proxy, and with exactly one request id, which is safe for a log."""
     headers: Headers = []
     request_id = b""
     for name, value in scope["headers"]:
@@ -249,7 +250,7 @@ def _is_usable(request_id: bytes) -> bool:
 
 
 def _leaves_no_trace(scope: Scope, headers: dict[bytes, bytes]) -> bool:
-    """Whether a request that may have been done already can be done again."""
+    """Whether a request that may already have been done can be repeated."""
     path: str = scope["path"]
     return (
         scope["method"] in ("GET", "HEAD")
@@ -259,7 +260,7 @@ def _leaves_no_trace(scope: Scope, headers: dict[bytes, bytes]) -> bool:
 
 
 def _in_our_words(start: Message, path: str) -> MidstepError | None:
-    """What Serve's proxy says itself. The application answers errors as problems, and never in plain text."""
+    """Our form of Serve's own errors. The application sends errors as problems and never in plain text."""
     if start["status"] < 400 or not _content_type(start["headers"]).startswith(b"text/plain"):
         return None
     match start["status"]:

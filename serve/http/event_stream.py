@@ -1,4 +1,4 @@
-"""Server-sent events, as every dialect sends them."""
+"""Server-sent events in the form that all dialects use."""
 
 from collections.abc import AsyncGenerator
 from contextlib import AsyncExitStack
@@ -16,7 +16,7 @@ class Closable(Protocol):
 
 
 class EventStream(EventSourceResponse):
-    """Sends the events and, however that ends, closes their generator and then what they come from."""
+    """Sends the events. However that ends, it closes their generator and then the sources."""
 
     def __init__(self, events: AsyncGenerator[ServerSentEvent, None], *sources: Closable) -> None:
         super().__init__(events, ping=_PING_INTERVAL_S, sep="\n")

@@ -38,7 +38,7 @@ _GET = Operation(
 class FilesRoute:
     """The route's handler, for GET and HEAD of an image. Who has the key may have the image.
 
-    presign_s: where the object store can do that, redirect to it, by a URL good for so long; None: never
+    presign_s: if the object store can, redirects to it by a URL that is valid this long; None: never
     """
 
     def __init__(self, objects: ObjectStore, presign_s: float | None = None) -> None:

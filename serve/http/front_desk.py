@@ -1,7 +1,7 @@
-"""The front desk: the one way in, whatever the dialect.
+"""The front desk: the only way in for all dialects.
 
-A dialect parses a body into what is `Wanted`, hands that in here, and formats what comes back: a `Generation`
-that runs now, or a job.
+A dialect parses a body into a `Wanted`, submits it here, and formats the result: a `Generation` that runs
+now, or a job.
 """
 
 import asyncio
@@ -22,7 +22,7 @@ from serve.served_model import ServedModel, Wanted, shown
 
 
 class Generation:
-    """An admitted request and its events, to be read once. Closing it cancels what is under way and gives its
+    """An admitted request and its events, which can be read once. Closing it cancels its work and gives its
     places back."""
 
     def __init__(
@@ -76,9 +76,9 @@ class FrontDesk:
         return self.names[name]
 
     async def submit(self, wanted: Wanted, client: Client, request_id: str) -> Generation:
-        """Admits a request that is served now. Whoever gets the generation closes it.
+        """Admits a request that is served now. The caller must close the returned generation.
 
-        Raises a MidstepError for what is refused, before any work is done for it.
+        Raises a MidstepError for a refusal, before any work is done.
         """
         model, request = await self._accepted(wanted, request_id)
         with ExitStack() as held:
@@ -93,10 +93,10 @@ class FrontDesk:
     async def submit_job(
         self, wanted: Wanted, client: Client, job_id: str, new_job: Callable[[GenerationRequest], NewJob]
     ) -> Job:
-        """A job that is on disk: another one than job_id where its idempotency key has come before.
+        """Creates a job on disk, or returns the earlier one with the same idempotency key.
 
-        new_job: what the client wants of the job, around the request
-        Raises a MidstepError for what is refused.
+        new_job: makes the job's record from the accepted request
+        Raises a MidstepError for a refusal.
         """
         _, request = await self._accepted(wanted, job_id)
         with self._rate_limits.charged(client, request) as give_back:
@@ -107,5 +107,5 @@ class FrontDesk:
 
     async def _accepted(self, wanted: Wanted, request_id: str) -> tuple[ServedModel, GenerationRequest]:
         model = self.model(wanted.model, wanted.name("model"))
-        # In a thread: a sampler that is met for the first time takes a while.
+        # In a thread, because a sampler takes a while at its first use.
         return model, await asyncio.to_thread(model.accept, wanted, request_id)

@@ -1,4 +1,4 @@
-"""Limits of a request's size and of the time that it may take to come, wherever it is read."""
+"""Limits of a request's size and of the time that it may take to arrive."""
 
 MAX_BODY_BYTES = 1 << 19
 MAX_UPLOAD_BYTES = 1 << 25

@@ -1,4 +1,4 @@
-"""Errors on the wire: one body, RFC 9457 and what the OpenAI, Replicate and fal clients read."""
+"""Errors on the wire: one body with RFC 9457 and the fields that OpenAI, Replicate and fal clients read."""
 
 import difflib
 import logging
@@ -52,7 +52,7 @@ class Problem(TypedDict):
 
 
 def request_id(request: Request) -> str:
-    """The client's own or the one that Serve's proxy gave it; the proxy puts it on the response."""
+    """The client's own id or the one that Serve's proxy gave; the proxy puts it on the response."""
     if not hasattr(request.state, "request_id"):
         given = request.headers.get("x-request-id", "")
         request.state.request_id = given if USABLE_ID.fullmatch(given) else uuid.uuid4().hex
@@ -76,7 +76,7 @@ def error_event(error: MidstepError) -> ErrorEvent:
 
 
 def problem_response(error: MidstepError, request: Request) -> Response:
-    """Every answer of the application that is an error is made here, and counted."""
+    """Makes and counts every error answer of the application."""
     request.app.state.refused.inc(tags={"code": error.code})
     return problem(error, request.url.path)
 
@@ -108,7 +108,7 @@ async def on_midstep_error(request: Request, error: Exception) -> Response:
 
 
 async def on_http_exception(request: Request, error: Exception) -> Response:
-    """Starlette's own refusals, in our words."""
+    """Turns Starlette's own refusals into our form."""
     assert isinstance(error, HTTPException)
     match error.status_code:
         case 404:
@@ -147,7 +147,7 @@ def _with_parts_of(path: str, template: str) -> str:
 async def on_fault(request: Request, error: Exception) -> Response:
     logger.error("request %s failed", request_id(request), exc_info=error)
     return problem_response(
-        MidstepError(f"A fault of ours; the log has it under request id {request_id(request)}."), request
+        MidstepError(f"An internal error; see the log under request id {request_id(request)}."), request
     )
 
 

@@ -1,4 +1,4 @@
-"""What dialects tell a client that was done otherwise than it may have meant."""
+"""Warnings to a client about parts of its request that it may have meant otherwise."""
 
 from deployments.engine.prompt_text import literal_syntax
 from serve.generation import GenerationRequest
@@ -6,7 +6,7 @@ from serve.served_model import shown
 
 
 def syntax_warnings(request: GenerationRequest) -> list[str]:
-    """A sentence for each text that has commands to other programs in it."""
+    """A sentence for each text that contains commands of other programs."""
     texts = {"prompt": request.prompt, "negative_prompt": request.negative_prompt or ""}
     return [
         f"{field}: {shown(syntax)} was taken literally; weights like (word:1.4), BREAK and <lora:name:1> "

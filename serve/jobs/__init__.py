@@ -1,1 +1,1 @@
-"""Durable jobs: what is accepted here is on disk first, and ends in exactly one recorded result."""
+"""Durable jobs: an accepted job is on disk first, and ends in exactly one recorded result."""

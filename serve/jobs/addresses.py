@@ -1,4 +1,4 @@
-"""Where webhooks may be sent: to public addresses, so that nobody reaches our own network through us."""
+"""Allows webhooks only to public addresses, so that nobody reaches our own network through us."""
 
 import socket
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address
@@ -6,8 +6,8 @@ from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_add
 from aiohttp import AddrInfoType
 
 _NAT64 = IPv6Network("64:ff9b::/96")
-_IPV6_UNICAST = IPv6Network("2000::/3")  # all of IPv6 that was ever given out
-# Beside what `is_global` knows, in every version of Python.
+_IPV6_UNICAST = IPv6Network("2000::/3")  # all IPv6 space that was ever assigned
+# Networks that `is_global` counts as public in some version of Python.
 _NEVER_PUBLIC = (
     IPv4Network("168.63.129.16"),  # Azure's own services, the same in every virtual machine
     IPv4Network("192.0.0.0/24"),  # protocol assignments; Oracle's metadata
@@ -15,23 +15,23 @@ _NEVER_PUBLIC = (
     IPv4Network("240.0.0.0/4"),
     IPv6Network("2001::/23"),  # protocol assignments, Teredo among them: a tunnel to any IPv4 address
     IPv6Network("2001:db8::/32"),
-    IPv6Network("2002::/16"),  # 6to4, likewise a tunnel
+    IPv6Network("2002::/16"),  # 6to4, also a tunnel
     IPv6Network("3fff::/20"),
 )
 
 
 class PrivateAddressError(OSError):
-    """A connection to an address that is not public was refused before there was a socket.
+    """A connection to a non-public address was refused before a socket was opened.
 
-    All of them read the same: aiohttp joins the errors of a host's addresses where they differ.
+    All these errors have one text, because aiohttp joins the errors of a host's addresses if they differ.
     """
 
     def __init__(self) -> None:
-        super().__init__("the host's address is not a public one")
+        super().__init__("the host's address is not public")
 
 
 def is_public(address: IPv4Address | IPv6Address) -> bool:
-    """Whether it is one host of the internet. IPv4 in IPv6 (mapped, NAT64) is as public as it is in IPv4."""
+    """Whether it is one host on the internet. IPv4 in IPv6 (mapped, NAT64) is judged by the IPv4 address."""
     if isinstance(address, IPv6Address):
         if address.ipv4_mapped is not None:
             return is_public(address.ipv4_mapped)
@@ -44,10 +44,10 @@ def is_public(address: IPv4Address | IPv6Address) -> bool:
 
 
 def public_socket(addr_info: AddrInfoType) -> socket.socket:
-    """A socket for an address that is about to be dialled: aiohttp's `socket_factory`, called for each.
+    """A socket for an address about to be dialled: aiohttp's `socket_factory`, called for each address.
 
-    It sees what a name has resolved to: one that resolves to something else a moment later gains nothing.
-    Raises PrivateAddressError for an address that is not public.
+    It checks the resolved address, so a name that resolves differently later gains nothing.
+    Raises PrivateAddressError if the address is not public.
     """
     family, kind, protocol, _, sockaddr = addr_info
     if not is_public(ip_address(sockaddr[0])):

@@ -1,4 +1,4 @@
-"""How jobs change: in one transaction with what webhooks hear of it; then log and listeners are told."""
+"""Changes jobs in one transaction with their webhook messages, and then tells the log and the listeners."""
 
 import logging
 from collections.abc import AsyncIterator, Sequence
@@ -38,8 +38,8 @@ class Changes:
 
 
 class Transaction:
-    """connection: for the statements of this transaction; audiences: who is told of it
-    changed: the jobs that came into another state, each with the reason where it is not the usual one"""
+    """connection: for the statements of this transaction; audiences: who hears of it
+    changed: the jobs whose state changed, each with the reason if it is an unusual one"""
 
     def __init__(self, connection: AsyncConnection, outbox: Outbox) -> None:
         self.connection = connection
@@ -55,7 +55,7 @@ class Transaction:
     async def transition(
         self, to: JobState, where: ColumnElement[bool], reason: str | None = None, **values: Any
     ) -> list[Job]:
-        """The only way into a state, from those that TRANSITIONS allows. The jobs that took it, in order."""
+        """The only way to change state, if TRANSITIONS allows it. Returns the changed jobs in order."""
         origins = [state for state, destinations in TRANSITIONS.items() if to in destinations]
         if to is not JobState.PROCESSING:
             values["lease_until"] = None
@@ -70,7 +70,7 @@ class Transaction:
             return []
         self.changed += [(job, reason) for job in changed]
         self.audiences.add(Audience.CLIENTS)
-        if to in (JobState.STARTING, JobState.CANCELED):  # to be claimed, or to be left in the middle
+        if to in (JobState.STARTING, JobState.CANCELED):  # to claim the job, or to stop work on it
             self.audiences.add(Audience.RUNNERS)
         if to.is_final:
             await self.tell(WebhookEvent.COMPLETED, changed)
@@ -79,6 +79,6 @@ class Transaction:
         return changed
 
     async def tell(self, event: WebhookEvent, changed: Sequence[Job]) -> None:
-        """Tells the webhooks that are for such events."""
+        """Adds messages for the webhooks that want such events."""
         if await self._outbox.add(self.connection, event, changed):
             self.audiences.add(Audience.RUNNERS)

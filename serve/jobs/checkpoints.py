@@ -1,4 +1,4 @@
-"""Checkpoints of jobs in the object store, so that a job outlives its runner in mid-image too."""
+"""Checkpoints of jobs in the object store, so that a job survives its runner's death in mid-image too."""
 
 from safetensors import SafetensorError
 
@@ -6,7 +6,7 @@ from deployments.engine.messages import Checkpoint
 
 
 class UnusableCheckpointError(ValueError):
-    """The image is begun anew; the message says why."""
+    """The image starts from the beginning; the message says why."""
 
 
 def checkpoint_key(job_id: str, image_index: int) -> str:
@@ -14,9 +14,9 @@ def checkpoint_key(job_id: str, image_index: int) -> str:
 
 
 def to_bytes(checkpoint: Checkpoint, fingerprint: str) -> bytes:
-    """A safetensors file: unlike a pickle it is safe to read, whoever may write to the store.
+    """A safetensors file. Unlike a pickle it is safe to read, whoever may write to the store.
 
-    fingerprint: of what made it, in hexadecimal digits: deployments.engine.fingerprint
+    fingerprint: hexadecimal, from deployments.engine.fingerprint
     """
     import torch  # noqa: PLC0415 - runners are there sooner without it
     from safetensors.torch import save  # noqa: PLC0415

@@ -1,4 +1,4 @@
-"""Conditions on the rows of the table `jobs`, as the statements of the job store share them."""
+"""Conditions on the rows of the table `jobs`, shared by the job store's statements."""
 
 from collections.abc import Collection
 from typing import Any
@@ -9,7 +9,7 @@ from serve.jobs.job import JobState
 from serve.jobs.records import Claim
 from serve.jobs.tables import jobs, now_s
 
-# A job that only waits in runners that die is not what they die of; one that was in all of these may well be.
+# A waiting job does not kill its runner. But a job that was in this many dying runners may well have.
 MAX_DEATHS = 20
 
 _c = jobs.c
@@ -21,8 +21,8 @@ deadline_passed = _c.deadline <= now_s()
 
 
 def exhausted(max_attempts: int) -> ColumnElement[bool]:
-    """The last of the attempts that a job has ended with the death of its runner."""
-    # The lease comes first, so that databases find these few by its index among all that waits.
+    """The runner of the job's last attempt has died."""
+    # The lease comes first, so that databases find these few rows by its index in a long queue.
     return and_(
         lease_ran_out,
         or_(and_(_c.is_begun, _c.failures + 1 >= max_attempts), _c.deaths + 1 >= MAX_DEATHS),
@@ -30,7 +30,7 @@ def exhausted(max_attempts: int) -> ColumnElement[bool]:
 
 
 def lost(max_attempts: int, running: Collection[str]) -> ColumnElement[bool]:
-    """No runner will go on with the job. running: the ids of those that the asking runner has"""
+    """No runner will continue the job. running: ids of the asking runner's own jobs"""
     return and_(unfinished, exhausted(max_attempts), _c.id.not_in(running))
 
 
@@ -47,7 +47,7 @@ def held(claims: Collection[Claim]) -> ColumnElement[bool]:
 
 
 def pick(where: ColumnElement[bool], limit: int, *order: ColumnElement[Any], skip_locked: bool = True) -> CTE:
-    """The seq of rows, locked in this order. A subquery might be run again for each row, and pick anew."""
+    """The seq of rows, locked in this order. Not a subquery, which might run again per row and pick anew."""
     return (
         select(_c.seq)
         .where(where)

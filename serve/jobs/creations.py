@@ -1,4 +1,4 @@
-"""Jobs on their way into the job store: those that come together share a transaction."""
+"""Adds jobs to the job store. Jobs that arrive together share a transaction."""
 
 import asyncio
 from collections.abc import Sequence
@@ -26,13 +26,13 @@ class _Creation:
 
 
 class Creations:
-    """Most of what a job costs is its transaction, which waits for the disk: under load one pays for many."""
+    """Adds jobs in batches. A job's main cost is its transaction, which waits for the disk."""
 
     def __init__(self, database: Database, changes: Changes) -> None:
         self._changes = changes
         self._waiting: list[_Creation] = []
         self._turn = asyncio.Lock()
-        # Kept, since SQLAlchemy then need not look at all of it for each job.
+        # Kept, so that SQLAlchemy need not process it again for each job.
         self._insertion = (
             database.insert(jobs)
             .values(created_at=now_s(), deadline=now_s() + bindparam("lifetime_s", type_=Double))
@@ -41,17 +41,17 @@ class Creations:
         )
 
     async def create(self, new: NewJob) -> Job:
-        """As `JobStore.create`."""
+        """See `JobStore.create`."""
         creation = _Creation(new, asyncio.get_running_loop().create_future())
         self._waiting.append(creation)
         async with self._turn:
-            if not creation.created.done():  # else it was done by whoever had the turn before
+            if not creation.created.done():  # else the previous holder of the turn did it
                 together, self._waiting = self._waiting, []
                 await self._create(together)
         return await creation.created
 
     async def _create(self, together: Sequence[_Creation]) -> None:
-        """Whatever becomes of the transaction is told to each of them."""
+        """Creates the jobs and passes the transaction's outcome to each caller."""
         made: dict[str, Job | IdempotencyKeyReusedError] = {}
         try:
             async with self._changes.begin() as transaction:
@@ -74,8 +74,8 @@ class Creations:
     async def _insert(
         self, transaction: Transaction, news: Sequence[NewJob]
     ) -> dict[str, Job | IdempotencyKeyReusedError]:
-        """By the ids that were asked for, without those whose idempotency key was freed in this moment."""
-        # By their keys, and so in the same order everywhere: none waits for one that waits for it.
+        """Results by requested id. Lacks those whose idempotency key was freed in this moment."""
+        # Sorted by key, so in the same order everywhere: no two transactions wait for each other.
         in_order = sorted(news, key=lambda new: idempotency_key_column(new) or "")
         connection = transaction.connection
         rows = (await connection.execute(self._insertion, [new_row(new) for new in in_order])).all()
@@ -96,7 +96,7 @@ async def _find_by_key(connection: AsyncConnection, new: NewJob) -> Job | Idempo
         return None
     if row.fingerprint != new.idempotency_key.fingerprint:
         return IdempotencyKeyReusedError(
-            "This idempotency key was used for another payload; take a new key for a new prediction.",
+            "This idempotency key was used for another payload; use a new key for a new prediction.",
             param="Idempotency-Key",
         )
     return read_job(row)

@@ -1,4 +1,4 @@
-"""The database under the job store: which one it is, how it is spoken to, and what its errors mean."""
+"""The database of the job store: its connections, its transactions, and the meaning of its errors."""
 
 import asyncio
 import functools
@@ -30,23 +30,24 @@ Result = TypeVar("Result")
 Owner = TypeVar("Owner", bound="OnDatabase")
 
 MIGRATIONS_FOLDER = Path(__file__).parent / "migrations"
-# How long a write waits for those of other processes, unless the URL says `?timeout=`.
+# How long a write waits for writes of other processes, unless the URL says `?timeout=`.
 SQLITE_TIMEOUT_S = 5
-# SQLite wakes nobody who waits to write: he looks again so soon, and whoever has written leaves time for it.
-# Its own way is to look ever more seldom, so that a process that writes often would keep the others out.
+# SQLite does not wake waiting writers. A waiting writer looks again after this time, and a writer that is
+# done leaves that much time to others. SQLite's own wait looks less and less often, so a process that writes
+# often would lock the others out.
 SQLITE_LOOK_S = 0.004
-# For a server to answer at all, and to answer a statement.
+# Seconds for the server to answer at all, and to answer a statement.
 POSTGRESQL_TIMEOUTS_S = {"timeout": 5, "command_timeout": 30}
-# In a URL of PostgreSQL, beside what asyncpg takes.
+# Allowed in a PostgreSQL URL besides asyncpg's own arguments.
 _SQLALCHEMYS_OWN = ("prepared_statement_cache_size", "prepared_statement_name_func")
-# At opening, for a database that is locked or that is only coming up itself.
+# Pauses at opening, for a database that is locked or still starting.
 OPENING_PAUSES_S = (0.1, 0.2, 0.4, 0.8, 1.6, 3.2)
-# Whoever holds this advisory lock of PostgreSQL's migrates; "midstep" in ASCII.
+# The holder of this PostgreSQL advisory lock migrates; "midstep" in ASCII.
 MIGRATION_LOCK = int.from_bytes(b"midstep")
 
 
 def parse_database_url(url: str) -> URL:
-    """With its asyncio driver. Raises ValueError for what is neither SQLite in a file nor PostgreSQL."""
+    """The URL with its asyncio driver. Raises ValueError if it is neither SQLite in a file nor PostgreSQL."""
     try:
         parsed = make_url(url)
     except ArgumentError as error:
@@ -62,13 +63,13 @@ def parse_database_url(url: str) -> URL:
 
 
 def _for_asyncpg(query: Mapping[str, Any]) -> dict[str, Any]:
-    """Raises ValueError for what libpq knows and asyncpg does not, which would only show when it connects."""
+    """Raises ValueError for options that only libpq knows, which asyncpg would refuse only at connecting."""
     renamed = {"ssl" if key == "sslmode" else key: value for key, value in query.items()}
     known = {*inspect.signature(asyncpg.connect).parameters, *_SQLALCHEMYS_OWN} - {"dsn", "loop"}
     if unknown := sorted(renamed.keys() - known):
         raise ValueError(
-            f"{unknown[0]!r} is not known to asyncpg, which connects to PostgreSQL here. TLS is asked for by "
-            "`?sslmode=require`, or `verify-full` to check who answers."
+            f"{unknown[0]!r} is not an option of asyncpg, which connects to PostgreSQL here. For TLS use "
+            "`?sslmode=require`, or `verify-full` to check the server's certificate."
         )
     return renamed
 
@@ -76,9 +77,9 @@ def _for_asyncpg(query: Mapping[str, Any]) -> dict[str, Any]:
 class Database:
     """Transactions on SQLite or PostgreSQL.
 
-    Whatever goes wrong with the database itself is raised as JobStoreUnavailableError or StorageFullError.
-    Nothing of the transaction is written then, unless the connection was lost in the moment of the commit.
-    Both pass without a restart.
+    Faults of the database itself are raised as JobStoreUnavailableError or StorageFullError. Nothing of the
+    transaction is written then, unless the connection was lost in the moment of the commit. Both faults pass
+    without a restart.
     """
 
     def __init__(self, url: str) -> None:
@@ -100,7 +101,7 @@ class Database:
         self._turn = _SqliteTurn() if self._is_sqlite else nullcontext()
 
     async def open(self) -> None:
-        """Makes the tables, or brings them up to date; of several processes that do so at once, one does."""
+        """Creates or migrates the tables. If several processes do so at once, only one does the work."""
         for pause_s in OPENING_PAUSES_S:
             try:
                 return await self._migrate()
@@ -109,17 +110,17 @@ class Database:
         await self._migrate()
 
     async def close(self) -> None:
-        """Waits for what is under way."""
+        """Waits for running work and closes the connections."""
         if self._under_way:
             await asyncio.wait(self._under_way)
         for engine in {self.reader, self.writer}:
             await engine.dispose()
 
     async def finish(self, work: Coroutine[Any, Any, Result]) -> Result:
-        """Work on this database, which goes on to its end if its caller is canceled.
+        """Runs work on this database to its end, even if the caller is canceled.
 
         A transaction cut off midway would hold SQLite's only write lock for seconds, until its connection is
-        cleared away.
+        cleaned up.
         """
         task = asyncio.create_task(work)
         self._under_way.add(task)
@@ -127,26 +128,26 @@ class Database:
         try:
             return await asyncio.shield(task)
         except asyncio.CancelledError:
-            task.add_done_callback(_log_fault)  # nobody else would look
+            task.add_done_callback(_log_fault)  # nobody else would see its error
             raise
 
     @asynccontextmanager
     async def read(self) -> AsyncIterator[AsyncConnection]:
-        """For one statement that changes nothing."""
+        """A connection for one statement that changes nothing."""
         with _translated_errors():
             async with self.reader.connect() as connection:
                 yield connection
 
     @asynccontextmanager
     async def write(self) -> AsyncIterator[AsyncConnection]:
-        """A transaction: when it is left without an exception, it is on disk."""
+        """A transaction. When it is left without an exception, it is on disk."""
         async with self._turn:
             with _translated_errors():
                 async with self.writer.begin() as connection:
                     yield connection
 
     def insert(self, table: Table) -> sqlite.Insert | postgresql.Insert:
-        """With ON CONFLICT, which SQL has no standard for."""
+        """An insert with ON CONFLICT, which standard SQL does not have."""
         return sqlite.insert(table) if self._is_sqlite else postgresql.insert(table)
 
     async def _migrate(self) -> None:
@@ -162,7 +163,7 @@ class Database:
 
 
 class _SqliteTurn:
-    """Within a process writers queue, and after each one those of other processes have their chance."""
+    """Writers of one process queue. After each of them, writers of other processes get a chance."""
 
     def __init__(self) -> None:
         self._lock = asyncio.Lock()
@@ -182,7 +183,7 @@ class OnDatabase(Protocol):
 def uninterrupted(
     method: Callable[Concatenate[Owner, Parameters], Coroutine[Any, Any, Result]],
 ) -> Callable[Concatenate[Owner, Parameters], Coroutine[Any, Any, Result]]:
-    """A method whose caller may be canceled, as when a client leaves: see Database.finish."""
+    """A method that runs to its end even if its caller is canceled, as when a client leaves."""
 
     @functools.wraps(method)
     async def run(owner: Owner, /, *arguments: Parameters.args, **named: Parameters.kwargs) -> Result:
@@ -192,7 +193,7 @@ def uninterrupted(
 
 
 def _log_fault(work: asyncio.Task[Any]) -> None:
-    """Of work whose caller has left. MidstepErrors were meant for him."""
+    """Logs the error of work whose caller has left. MidstepErrors were meant for the caller only."""
     error = None if work.cancelled() else work.exception()
     if error is not None and not isinstance(error, MidstepError):
         logger.error("work on the job store failed after its caller had left", exc_info=error)
@@ -206,7 +207,7 @@ def _upgrade(connection: Connection) -> None:
 
 
 def _make_private(database: Path) -> None:
-    """Makes SQLite's file, for prompts are in it; what SQLite lays beside it later gets the same mode."""
+    """Makes SQLite's file private, because it holds prompts. SQLite gives its other files the same mode."""
     make_missing_folders(database.parent)
     make_private_file(database)
     for suffix in ("-wal", "-shm"):
@@ -214,15 +215,15 @@ def _make_private(database: Path) -> None:
 
 
 def _prepare_sqlite(connection: Any, _record: Any) -> None:
-    connection.isolation_level = None  # Python's driver begins no transactions: we do, below
+    connection.isolation_level = None  # Python's driver begins no transactions; we do, below
     cursor = connection.cursor()
-    cursor.execute("PRAGMA synchronous=FULL")  # in WAL mode, less would lose what was committed last
+    cursor.execute("PRAGMA synchronous=FULL")  # in WAL mode, less would lose the last commits
     cursor.execute("PRAGMA foreign_keys=ON")
     cursor.close()
 
 
 def _begin_on_sqlite(timeout_s: float, connection: Connection) -> None:
-    """As a writer: one that begins as a reader and comes to write beside another does not wait, but fails."""
+    """Begins as a writer. A reader that starts to write beside another writer would fail without waiting."""
     until = time.monotonic() + timeout_s
     while True:
         try:
@@ -242,12 +243,12 @@ def _translated_errors() -> Iterator[None]:
         if translated is None:
             raise
         raise translated from error
-    except (PoolTimeoutError, OSError) as error:  # of asyncpg's, as it connects or waits
+    except (PoolTimeoutError, OSError) as error:  # from asyncpg, while it connects or waits
         raise _unavailable() from error
 
 
 def _translate(error: DBAPIError) -> MidstepError | None:
-    """None for what is a mistake of ours."""
+    """The error to raise; None if it is a mistake of ours."""
     match error.orig:
         case sqlite3.Error():
             code = _sqlite_code(error)
@@ -281,5 +282,5 @@ _SQLITE_AWAY = frozenset(
     }
 )
 # Classes of SQLSTATE: connection, rolled back for others, resources, in use, operator (shutdown), system.
-# The last one is of a server that has become a standby.
+# The last code comes from a server that has become a standby.
 _POSTGRESQL_AWAY = ("08", "40", "53", "55", "57", "58", "25006")

@@ -1,4 +1,4 @@
-"""Sends webhooks: takes from the outbox what is due, and says there what came of it."""
+"""Sends webhooks: takes due messages from the outbox and records the outcome there."""
 
 import asyncio
 import logging
@@ -13,11 +13,11 @@ logger = logging.getLogger("ray.serve")
 
 _MAX_AT_ONCE = 32
 _MAX_AT_ONCE_TO_HOST = 4
-_LEASE_S = 60.0  # longer than a receiver is given to answer
+_LEASE_S = 60.0  # longer than a receiver may take to answer
 
 
 class Deliveries:
-    """The webhooks that a runner has under way.
+    """The webhooks that a runner is sending.
 
     has_room: set whenever one is over, since there may be others that had no room
     """
@@ -29,7 +29,7 @@ class Deliveries:
         self._outbox = outbox
         self._sender = sender
         self._metrics = metrics
-        self._under_way: dict[asyncio.Task[None], str] = {}  # and to which host
+        self._under_way: dict[asyncio.Task[None], str] = {}  # the host of each
 
     @property
     def busy_hosts(self) -> list[str]:
@@ -38,7 +38,7 @@ class Deliveries:
         return [host for host, number in hosts.items() if number >= _MAX_AT_ONCE_TO_HOST]
 
     async def send_due(self) -> None:
-        """At once and without waiting for the receivers: a slow one holds up nobody."""
+        """Starts due deliveries and does not wait for the receivers, so that a slow one delays no others."""
         free = _MAX_AT_ONCE - len(self._under_way)
         if not free:
             return
@@ -50,7 +50,7 @@ class Deliveries:
             task.add_done_callback(self._end)
 
     async def stop(self) -> None:
-        """Each is sent again when its lease has run out."""
+        """Cancels deliveries. Each is sent again when its lease has run out."""
         tasks = list(self._under_way)
         for task in tasks:
             task.cancel()
@@ -74,6 +74,6 @@ class Deliveries:
                     logger.warning("webhook %s of job %s given up: %s", delivery.id, delivery.job_id, reason)
                     await self._outbox.give_up(delivery, reason)
         except AWAY as error:
-            logger.warning("webhook %s will be sent again, since %s", delivery.id, error.detail)
-        except Exception:  # the boundary of a delivery: its lease runs out, and it is tried again
+            logger.warning("webhook %s will be sent again: %s", delivery.id, error.detail)
+        except Exception:  # the boundary of a delivery; it is tried again after its lease
             logger.exception("webhook %s of job %s failed", delivery.id, delivery.job_id)

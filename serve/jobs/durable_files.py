@@ -69,7 +69,7 @@ def unlink_all(root: Path, keys: Sequence[str]) -> None:
 
 @contextmanager
 def disk_errors() -> Iterator[None]:
-    """Turns what the operating system says into StorageFullError and ObjectStoreUnavailableError."""
+    """Turns the operating system's errors into StorageFullError and ObjectStoreUnavailableError."""
     try:
         yield
     except OSError as error:

@@ -1,4 +1,4 @@
-"""What time does to jobs, whoever made them: deadlines, runners that died, keys and data that are old."""
+"""Time's effects on jobs: deadlines, dead runners, old keys and old data."""
 
 from collections.abc import Collection, Mapping
 
@@ -11,7 +11,7 @@ from serve.jobs.job import Job, JobState
 from serve.jobs.records import Waiting, columns_without_data, read_job
 from serve.jobs.tables import jobs, now_s
 
-# More are ended by the next sweep: others want to write, too.
+# The next sweep ends more, so that others can write in between.
 MAX_SWEPT = 500
 DAY_S = 24 * 3600.0
 
@@ -20,7 +20,7 @@ _late = and_(unfinished, deadline_passed)
 
 
 class Housekeeping:
-    """The part of the job store that ends, cleans up and counts. It asks for no model and no owner."""
+    """The part of the job store that ends, cleans up and counts jobs, of all models and owners."""
 
     def __init__(self, database: Database, changes: Changes, max_attempts: int) -> None:
         self.database = database
@@ -34,9 +34,9 @@ class Housekeeping:
 
     @uninterrupted
     async def sweep(self, running: Collection[str] = (), key_age_s: float = DAY_S) -> list[Job]:
-        """Ends jobs past their deadline and those whose last runner died; answers with them.
+        """Ends jobs past their deadline and jobs whose last runner died, and returns them.
 
-        running: as `JobQueue.claim` has it; key_age_s: idempotency keys older than this are free again
+        running: see `JobQueue.claim`; key_age_s: idempotency keys older than this become free again
         """
         too_late = pick(_late, MAX_SWEPT, _c.deadline)
         reason = "It was not finished by its deadline."
@@ -55,7 +55,7 @@ class Housekeeping:
 
     @uninterrupted
     async def waiting(self) -> Mapping[str, Waiting]:
-        """Jobs that no runner has begun, by model: also of such as nobody serves."""
+        """Jobs that no runner has begun, by model, including models that nobody serves."""
         oldest_s = now_s() - func.min(_c.created_at)
         statement = select(_c.model, func.count(), oldest_s).where(waiting).group_by(_c.model)
         async with self.database.read() as connection:
@@ -64,9 +64,9 @@ class Housekeeping:
 
     @uninterrupted
     async def expired(self, age_s: float, limit: int) -> list[Job]:
-        """Jobs that are over for longer than this and still have their data, oldest first.
+        """Jobs that ended longer ago than this and still have their data, oldest first.
 
-        Delete their objects and then call remove_data: in this order a crash between leaves nothing behind.
+        Delete their objects and then call remove_data. In this order a crash leaves nothing behind.
         """
         statement = (
             select(jobs)
@@ -79,7 +79,7 @@ class Housekeeping:
 
     @uninterrupted
     async def remove_data(self, expired: Collection[Job]) -> None:
-        """Prompts, input and output are gone; what webhooks have not been told yet they still are."""
+        """Deletes prompts, input and output. Webhook messages that are not yet delivered stay."""
         async with self.database.write() as connection:
             for job in expired:
                 assert job.state.is_final
@@ -89,7 +89,7 @@ class Housekeeping:
 
     @uninterrupted
     async def forget(self, age_s: float, limit: int) -> int:
-        """Deletes jobs that are over for longer than this and have no data left. How many there were."""
+        """Deletes jobs that ended longer ago than this and have no data left. Returns their number."""
         old = and_(_c.data_removed.is_(True), _c.completed_at < now_s() - age_s)
         picked = pick(old, limit, _c.completed_at)
         statement = delete(jobs).where(_c.seq.in_(select(picked.c.seq))).returning(_c.id)
@@ -98,7 +98,7 @@ class Housekeeping:
 
     async def _fail_lost(self, transaction: Transaction, running: Collection[str]) -> list[Job]:
         picked = pick(lost(self._max_attempts, running), MAX_SWEPT, _c.lease_until)
-        reason = f"It came no further in {self._max_attempts} attempts or more; at the last its runner died."
+        reason = f"It made no progress in {self._max_attempts} attempts or more; its last runner died."
         return await transaction.transition(
             JobState.FAILED, _c.seq.in_(select(picked.c.seq)), reason=reason, error=reason
         )

@@ -1,4 +1,4 @@
-"""A job: what was asked for, how far it is, and the states that it goes through."""
+"""A job: its request, its progress, and its states."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -9,7 +9,7 @@ from serve.generation import GenerationRequest
 
 
 class JobState(StrEnum):
-    """Replicate's, and no others: its client waits for ever on one that it does not know."""
+    """Replicate's states and no others, because its client waits for ever on an unknown state."""
 
     STARTING = "starting"
     PROCESSING = "processing"
@@ -22,7 +22,7 @@ class JobState(StrEnum):
         return not TRANSITIONS[self]
 
 
-# From processing back to starting: given back by a runner that stops. To itself: taken over from a dead one.
+# From processing to starting: a stopping runner gives it back. To itself: taken over from a dead runner.
 TRANSITIONS: Mapping[JobState, frozenset[JobState]] = {
     JobState.STARTING: frozenset({JobState.PROCESSING, JobState.FAILED, JobState.CANCELED}),
     JobState.PROCESSING: frozenset(JobState),
@@ -33,7 +33,7 @@ TRANSITIONS: Mapping[JobState, frozenset[JobState]] = {
 
 
 class WebhookEvent(StrEnum):
-    """What a client can be told of; the names of Replicate's `webhook_events_filter`."""
+    """The events of webhooks, by the names of Replicate's `webhook_events_filter`."""
 
     START = "start"
     OUTPUT = "output"
@@ -49,9 +49,9 @@ class Webhook:
 
 @dataclass(frozen=True, slots=True)
 class IdempotencyKey:
-    """One client's; another's may be the same.
+    """The key of one client. Another client may use the same key.
 
-    fingerprint: of the payload; the same key with another one is a mistake of the client's
+    fingerprint: of the payload; reusing a key with another payload is a client's mistake
     """
 
     key: str
@@ -62,11 +62,11 @@ class IdempotencyKey:
 class NewJob:
     """An accepted job that is not on disk yet.
 
-    request: its request_id is the job's id, unguessable
-    owner: the name of the client whose it is, without line breaks; empty where there are no API keys
+    request: its request_id is the job's id, which cannot be guessed
+    owner: the name of the job's client, without line breaks; empty without API keys
     input: as the client gave it
-    base_url: under which the client reached us, without a slash at the end
-    lifetime_s: a job that is not finished then is canceled
+    base_url: the URL by which the client reached us, without a slash at the end
+    lifetime_s: an unfinished job is canceled after this
     """
 
     request: GenerationRequest
@@ -82,10 +82,10 @@ class NewJob:
 class Job:
     """A job as it is on disk. Times are in seconds since the epoch, on the database's clock.
 
-    attempt: how often it was begun, and the fencing token of whoever runs it now
+    attempt: the number of attempts, and the fencing token of the current one
     steps_done: denoising steps of all its images together, of num_steps
-    output: the object store's keys of the images that are done, by the index of the image
-    data_removed: input and output were deleted when their time was over
+    output: the object store's keys of finished images, by image index
+    data_removed: input and output were deleted after the retention time
     """
 
     id: str

@@ -1,7 +1,7 @@
-"""Runs jobs: claims them under leases, drives the pipeline, records what comes of it, and sends webhooks.
+"""Runs jobs: claims them under leases, drives the pipeline, records the results, and sends webhooks.
 
-Whatever is written carries the fencing token of its claim, so that a runner that was taken for dead and comes
-back can do no harm. Nothing here is remembered that is not in the job store: a runner may die at any time.
+Every write carries the fencing token of its claim, so a runner that was taken for dead and comes back can do
+no harm. All state that matters is in the job store, so a runner may die at any time.
 """
 
 import asyncio
@@ -56,7 +56,7 @@ class RunnerSettings:
 
 @dataclass(eq=False, slots=True)
 class _Running:
-    """is_begun: the store knows that this attempt has come to something"""
+    """is_begun: the store knows that this attempt has progressed"""
 
     job: Job
     task: "asyncio.Task[None]"
@@ -64,7 +64,7 @@ class _Running:
 
 
 class JobRunner:
-    """One per process; any number of processes."""
+    """Runs the jobs of one process. Any number of processes may do so."""
 
     def __init__(
         self,
@@ -81,7 +81,7 @@ class JobRunner:
         self._generate = generate
         self._settings = settings
         self._running: dict[str, _Running] = {}
-        self._steps_done: dict[Claim, int] = {}  # what is to be recorded of them
+        self._steps_done: dict[Claim, int] = {}  # progress that is not recorded yet
         self._metrics = JobMetrics(store.models)
         self._looked_at = 0.0  # for something to do, on the monotonic clock
         self._has_room = asyncio.Event()  # for another job or webhook
@@ -89,7 +89,7 @@ class JobRunner:
         self._may_have_lost = asyncio.Event()
 
     async def run(self) -> None:
-        """Until it is cancelled; then it gives back what it has not finished."""
+        """Runs until cancelled, and then gives back the unfinished jobs."""
         news, poll_s = self._store.news, self._settings.poll_interval_s
         renewal_s = min(1.0, self._settings.lease_s / 3)
         try:
@@ -128,7 +128,7 @@ class JobRunner:
         await self._store.housekeeping.sweep(list(self._running))
 
     async def _claim(self) -> None:
-        """As many as there is room for, of which the last one may go over it."""
+        """Claims as many jobs as there is room for; the last one may exceed it."""
         under_way = sum(running.job.request.num_images for running in self._running.values())
         room, ours = self._settings.max_images - under_way, list(self._running)
         if room <= 0:
@@ -137,7 +137,7 @@ class JobRunner:
         try:
             jobs = await asyncio.shield(claiming)
         except asyncio.CancelledError:
-            await self._give_back_claimed(await claiming)  # it went on: what it took nobody else knows of
+            await self._give_back_claimed(await claiming)  # it went on; nobody else knows its jobs
             raise
         for job in jobs:
             self._running[job.id] = _Running(job, asyncio.create_task(self._work(job)))
@@ -148,11 +148,11 @@ class JobRunner:
         await self._queue.renew(claims, self._settings.lease_s)
 
     async def _leave_lost(self) -> None:
-        """Stops work on jobs that are no longer ours: canceled by their clients, or taken for lost."""
+        """Stops work on jobs that are no longer ours: canceled by their clients, or taken over."""
         running = list(self._running.values())
         held = await self._queue.held([Claim.of(one.job) for one in running])
         for one in running:
-            # Once: a second time would cut off what it does to leave.
+            # Only once: a second cancellation would interrupt the clean-up.
             if one.job.id not in held and not one.task.cancelling():
                 one.task.cancel()
 
@@ -165,7 +165,7 @@ class JobRunner:
             await until_it_is_done(partial(end, claim, error.detail))
         except Exception:  # the boundary of a job: the others go on
             logger.exception("job %s failed in attempt %d", job.id, job.attempt)
-            reason = "A fault of ours; the log has it under the job's id."
+            reason = "An internal error; the log has details under the job's id."
             await until_it_is_done(partial(self._queue.retry, claim, reason))
         finally:
             del self._running[job.id]
@@ -201,14 +201,14 @@ class JobRunner:
         await self._objects.delete_folder(f"checkpoints/{job.id}")
 
     async def _begin(self, claim: Claim) -> None:
-        """Before an image is kept, so that a death of which keeping it is the cause counts."""
+        """Marks the job as begun before an image is stored, so that a death caused by storing it counts."""
         running = self._running[claim.job_id]
         if not running.is_begun:
             await until_it_is_done(partial(self._queue.begin, claim))
             running.is_begun = True
 
     async def _resume(self, job: Job) -> Resume:
-        """What another runner had come to."""
+        """The results that other runners have left."""
         if job.attempt == 1:
             return Resume()
         checkpoints = {}
@@ -221,19 +221,19 @@ class JobRunner:
                 continue
             except UnusableCheckpointError as error:
                 self._metrics.count_left_checkpoint()
-                logger.warning("job %s: the checkpoint of image %d is left: %s", job.id, index, error)
+                logger.warning("job %s: the checkpoint of image %d cannot be used: %s", job.id, index, error)
         return Resume(frozenset(job.output), checkpoints)
 
     async def _keep_checkpoint(self, claim: Claim, index: int, checkpoint: Checkpoint) -> None:
-        """Worth having, and no reason to wait: where it cannot be kept the image goes on without."""
+        """Stores a checkpoint, but never waits for it: if that fails, the image continues without."""
         try:
             data = to_bytes(checkpoint, self._settings.fingerprint)
             await self._objects.put(checkpoint_key(claim.job_id, index), data)
         except AWAY as error:
-            logger.warning("job %s: a checkpoint is not kept, since %s", claim.job_id, error.detail)
+            logger.warning("job %s: a checkpoint was not stored: %s", claim.job_id, error.detail)
 
     async def _record_progress(self) -> None:
-        """All jobs' in one transaction: SQLite has one writer, and clients wait to hand in theirs."""
+        """Records all jobs in one transaction, because SQLite has one writer and clients wait to add jobs."""
         steps_done, self._steps_done = self._steps_done, {}
         for job_id in await self._queue.record_progress(steps_done):
             if running := self._running.get(job_id):
@@ -243,7 +243,7 @@ class JobRunner:
         self._metrics.set_waiting(await self._store.housekeeping.waiting())
 
     async def _expire(self) -> None:
-        """Deletes what was kept for long enough: first the images, then what names them, at last the rows."""
+        """Deletes old data: first the images, then the references to them, and at last the rows."""
         while expired := await self._store.housekeeping.expired(self._settings.retention_s, _EXPIRED_AT_ONCE):
             for job in expired:
                 for folder in (f"images/{job.id}", f"checkpoints/{job.id}"):
@@ -268,4 +268,4 @@ class JobRunner:
             try:
                 await self._queue.give_back(Claim.of(job))
             except AWAY as error:
-                logger.warning("job %s is taken over when its lease is over, since %s", job.id, error.detail)
+                logger.warning("job %s will be taken over after its lease: %s", job.id, error.detail)

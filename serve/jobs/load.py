@@ -1,4 +1,4 @@
-"""What jobs keep the denoisers busy with, for those who tell a synchronous request how long it would wait."""
+"""The jobs' load on the denoisers, for estimating how long a synchronous request would wait."""
 
 import asyncio
 import logging
@@ -19,10 +19,10 @@ _IDLE_INTERVAL_S = 10.0
 
 
 class JobLoad:
-    """The load in the job store, looked up in the background: no request waits for a database here.
+    """The load in the job store. It is read in the background, so that no request waits for a database.
 
-    num_ingresses: replicas that share the load
-    work_s: device-seconds of a request; None while costs are not known
+    num_ingresses: ingress replicas that share the load
+    work_s: device-seconds of a request; None while costs are unknown
     """
 
     def __init__(
@@ -37,7 +37,7 @@ class JobLoad:
         self._share = JobsWork()
 
     def share(self) -> JobsWork:
-        """An ingress replica's, when it was last looked up."""
+        """An ingress replica's share, as of the last look."""
         return self._share
 
     async def watch(self) -> None:

@@ -1,4 +1,4 @@
-"""How long jobs wait and what becomes of webhooks, as Ray exports it (with the prefix `ray_`)."""
+"""Metrics of waiting jobs and of webhooks. Ray exports them with the prefix `ray_`."""
 
 from collections.abc import Collection, Mapping
 
@@ -11,18 +11,18 @@ _OUTCOMES = {Delivered: "delivered", RetryIn: "failed", GaveUp: "given_up"}
 
 
 class JobMetrics:
-    """A runner's metrics. What waits is the same for all of them: it is the job store's."""
+    """A runner's metrics. All runners report the same waiting jobs, because they share the job store."""
 
     def __init__(self, models: Collection[str]) -> None:
-        """models: that are served here, which are 0 where no job waits for them"""
+        """models: the served models; they report 0 if no job waits for them"""
         self._models_seen = set(models)
         self._waiting = metrics.Gauge("midstep_jobs_waiting", "Jobs that no runner has begun.", ("model",))
         self._oldest_s = metrics.Gauge(
-            "midstep_oldest_waiting_job_seconds", "How long the oldest of them has waited.", ("model",)
+            "midstep_oldest_waiting_job_seconds", "Seconds that the oldest of them has waited.", ("model",)
         )
         self._checkpoints_left = metrics.Counter(
             "midstep_job_checkpoints_left_total",
-            "Checkpoints that could not be used, so that their images were begun anew.",
+            "Unusable checkpoints, whose images started from the beginning.",
         )
         self._deliveries = metrics.Counter(
             "midstep_webhook_deliveries_total",
@@ -31,7 +31,7 @@ class JobMetrics:
         )
 
     def set_waiting(self, waiting: Mapping[str, Waiting]) -> None:
-        """waiting: by model"""
+        """waiting: waiting jobs by model"""
         for model in self._models_seen - waiting.keys():
             self._set_waiting(model, Waiting(0, 0.0))
         self._models_seen |= waiting.keys()

@@ -1,8 +1,8 @@
-"""News of the job store: whoever waits for a change is woken, in other processes too.
+"""News of the job store. Whoever waits for a change is woken, in other processes too.
 
-Nothing depends on it: what is missed is seen at the next look, which comes all the same, only more seldom.
-PostgreSQL tells by NOTIFY, with the commit. SQLite tells nobody, but each commit writes to its log file,
-whose size and time of change cost microseconds to see.
+Nothing depends on the news: a missed change is seen at the next regular look, only later. PostgreSQL sends
+NOTIFY with the commit. SQLite notifies nobody, but each commit writes to its log file, and checking the
+file's size and time of change takes microseconds.
 """
 
 import asyncio
@@ -22,20 +22,20 @@ from serve.jobs.database import Database
 
 logger = logging.getLogger("ray.serve")
 
-# Between looks at SQLite's log file, and the least between what is done for two pieces of news.
+# Seconds between looks at SQLite's log file, and the shortest time between two reactions to news.
 _LOOK_S = 0.05
 _RECONNECT_S = 2.0
 
 
 class Audience(StrEnum):
-    """Who is told, by the name of PostgreSQL's channel. On SQLite everybody is told of everything."""
+    """Who hears a change, by the name of PostgreSQL's channel. On SQLite everybody hears every change."""
 
     RUNNERS = "midstep_runners"
     CLIENTS = "midstep_clients"
 
 
 class News:
-    """The news of one database, for the listeners of this process."""
+    """The news of one database for the listeners of this process."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
@@ -54,7 +54,7 @@ class News:
 
     @contextmanager
     def listening(self, audience: Audience, event: asyncio.Event) -> Iterator[None]:
-        """The event is set whenever there is something new; it is set to begin with."""
+        """Sets the event whenever there is something new. It is also set at the start."""
         event.set()
         self._listeners[event] = audience
         self._is_heard.set()
@@ -66,7 +66,7 @@ class News:
                 self._is_heard.clear()
 
     async def announce(self, connection: AsyncConnection, audiences: Collection[Audience]) -> None:
-        """In the transaction of the change."""
+        """Called in the transaction of the change."""
         if audiences and self._database.sqlite_file is None:
             await connection.execute(select(*(func.pg_notify(audience, "") for audience in audiences)))
 
@@ -78,9 +78,9 @@ class News:
                 else:
                     await self._watch_sqlite(self._database.sqlite_file)
             except (JobStoreUnavailableError, StorageFullError) as error:
-                logger.warning("no news of jobs, which are looked for instead: %s", error.detail)
+                logger.warning("no news of jobs; looking for changes instead: %s", error.detail)
             except Exception:  # the boundary of a task that nobody waits for
-                logger.exception("no news of jobs, which are looked for instead")
+                logger.exception("no news of jobs; looking for changes instead")
             await asyncio.sleep(_RECONNECT_S)
 
     async def _watch_sqlite(self, file: Path) -> None:
@@ -95,14 +95,14 @@ class News:
             await asyncio.sleep(_LOOK_S)
 
     async def _watch_postgresql(self) -> None:
-        """Until the connection is lost."""
+        """Returns when the connection is lost."""
         is_lost = asyncio.Event()
         async with self._database.read() as connection:
             driver: Any = (await connection.get_raw_connection()).driver_connection
             driver.add_termination_listener(lambda _: is_lost.set())
             for audience in Audience:
                 await driver.add_listener(audience, lambda _c, _p, channel, _: self._tell(Audience(channel)))
-                self._tell(audience)  # what was missed while nobody listened
+                self._tell(audience)  # changes may have been missed meanwhile
             await is_lost.wait()
             await connection.invalidate()
 
@@ -113,7 +113,7 @@ class News:
 
 
 async def news_or_timeout(event: asyncio.Event, timeout_s: float) -> None:
-    """Returns when the event is set, or after that time; however much is new, not at once again."""
+    """Returns when the event is set or the time is over, but after a short pause at least."""
     pause_s = min(_LOOK_S, timeout_s)
     await asyncio.sleep(pause_s)
     with suppress(TimeoutError):

@@ -1,4 +1,4 @@
-"""The object store: images and checkpoints by key, in a local folder or in a bucket."""
+"""The object store: images and checkpoints by key, in a local folder or a bucket."""
 
 import asyncio
 import logging
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger("ray.serve")
 _SUFFIXES = {"image/png": ".png", "image/webp": ".webp", "image/jpeg": ".jpg"}
 _MEDIA_TYPES = {suffix: media_type for media_type, suffix in _SUFFIXES.items()}
-_NAME = r"[A-Za-z0-9_-][A-Za-z0-9._-]*"  # no dot in front: no way up, and nothing that is still being written
+_NAME = r"[A-Za-z0-9_-][A-Za-z0-9._-]*"  # no leading dot: no path upwards and no unfinished file
 _KEY = re.compile(rf"{_NAME}(/{_NAME})*")
 _IMAGE_KEY = re.compile(r"(images/[A-Za-z0-9_-]+/[0-9]+-|answers/)[A-Za-z0-9_-]{22}\.(png|webp|jpg)")
 _CHUNK_BYTES = 256 * 1024
@@ -37,14 +37,14 @@ _CHUNK_BYTES = 256 * 1024
 ANSWERS_FOLDER = "answers"  # images of no job, that are deleted by their age
 IMAGE_CACHE_CONTROL = "private, max-age=31536000, immutable"
 
-# A store that is away is reported in seconds; whoever needs it comes again.
+# An unreachable store is reported within seconds; its callers try again.
 _RETRIES: "RetryConfig" = {
     "max_retries": 4,
     "backoff": {"init_backoff": timedelta(seconds=0.1), "max_backoff": timedelta(seconds=2), "base": 2},
     "retry_timeout": timedelta(seconds=10),
 }
 _TIMEOUTS: "ClientConfig" = {"connect_timeout": "5s", "read_timeout": "15s", "timeout": "2min"}
-# obstore wants these apart from the store's own options, and panics where they are among them.
+# obstore takes these apart from the store's own options, and panics if they are among them.
 _CLIENT_OPTIONS = frozenset(
     [
         "allow_http",
@@ -72,7 +72,7 @@ _CLIENT_OPTIONS = frozenset(
 
 @dataclass(frozen=True, slots=True)
 class StoredObject:
-    """What is known of an object. etag: as it is in HTTP, in quotes; media_type: by the key's suffix."""
+    """An object's metadata. etag: as in HTTP, in quotes; media_type: from the key's suffix"""
 
     key: str
     size_bytes: int
@@ -82,34 +82,32 @@ class StoredObject:
 
 
 class ObjectStore:
-    """Bytes by key. Keys are names between slashes; an object is never seen half written.
+    """Bytes by key. Keys are names between slashes. A half-written object is never visible.
 
     A local folder keeps what was put durably through a loss of power: the file and the folders above it are
     synchronised before `put` returns. A bucket promises what its service does.
 
-    Every method raises ObjectStoreUnavailableError if the store is away or refuses us, and ValueError for
-    what is no key at all.
+    Every method raises ObjectStoreUnavailableError if the store is unreachable or refuses us, and ValueError
+    if the key is malformed.
     """
 
     def __init__(self, url: str, options: Mapping[str, str] | None = None) -> None:
-        """url: the path of a folder, which is made if need be, or file://, s3://bucket/prefix, gs:// or az://
+        """url: the path of a folder, which is made if needed, or file://, s3://bucket/prefix, gs:// or az://
 
-        options: of a bucket, as obstore names them: endpoint, region, access_key_id, ...
+        options: options of a bucket, as obstore names them: endpoint, region, access_key_id, ...
 
-        Raises ValueError for a store that there cannot be.
+        Raises ValueError for an impossible store.
         """
         self._folder = _local_folder(url)
         if self._folder is None:
             self._backend: Backend = _bucket(url, options or {})
         elif options:
-            raise ValueError(
-                f"{url} is a local folder, and such take no options: {', '.join(sorted(options))}"
-            )
+            raise ValueError(f"{url} is a local folder, which takes no options: {', '.join(sorted(options))}")
         else:
             try:
                 make_private_folder(self._folder)
             except OSError as error:
-                raise ValueError(f"{self._folder} cannot be made: {error.strerror}") from error
+                raise ValueError(f"{self._folder} cannot be created: {error.strerror}") from error
             self._backend = LocalStore(self._folder)
 
     async def put(
@@ -133,13 +131,13 @@ class ObjectStore:
             attributes["Cache-Control"] = IMAGE_CACHE_CONTROL
         with _bucket_errors():
             try:
-                # In one part: a part of several that is left behind would be seen nowhere, and paid for.
+                # In one part: abandoned parts of an upload would be invisible but cost money.
                 await obstore.put_async(self._backend, key, data, attributes=attributes, use_multipart=False)
             except FileNotFoundError as error:
                 raise ObjectStoreUnavailableError("There is no such bucket.") from error
 
     async def get(self, key: str) -> StoredObject:
-        """What is known of an object, without its bytes. Raises ObjectNotFoundError."""
+        """An object's metadata without its bytes. Raises ObjectNotFoundError."""
         _check_key(key)
         with _bucket_errors(), _missing(key):
             meta = await obstore.head_async(self._backend, key)
@@ -149,20 +147,20 @@ class ObjectStore:
         return StoredObject(key, size_bytes, modified, etag, media_type)
 
     async def read(self, key: str) -> bytes:
-        """Raises ObjectNotFoundError."""
+        """The object's bytes. Raises ObjectNotFoundError."""
         _check_key(key)
         with _bucket_errors(), _missing(key):
             return bytes(await (await obstore.get_async(self._backend, key)).bytes_async())
 
     async def stream(self, key: str) -> AsyncIterator[bytes]:
-        """The object in parts, of which no more than one is in memory. Raises ObjectNotFoundError at once."""
+        """The object in parts; only one part is in memory. Raises ObjectNotFoundError at once."""
         _check_key(key)
         with _bucket_errors(), _missing(key):
             opened = await obstore.get_async(self._backend, key)
         return opened.stream(_CHUNK_BYTES)
 
     async def delete(self, keys: Sequence[str]) -> None:
-        """Deletes what there is of these."""
+        """Deletes the objects that exist."""
         for key in keys:
             _check_key(key)
         if self._folder is not None:
@@ -173,7 +171,7 @@ class ObjectStore:
                 await self._delete_from_bucket(keys)
 
     async def delete_folder(self, folder: str) -> None:
-        """Deletes all keys that begin with `folder` and a slash: also those that nobody has written down."""
+        """Deletes all keys that begin with `folder` and a slash, also those that no record names."""
         _check_key(folder)
         if self._folder is not None:
             with disk_errors(), suppress(FileNotFoundError):
@@ -194,7 +192,7 @@ class ObjectStore:
                     await self._delete_from_bucket(old)
 
     async def presigned_url(self, key: str, expires_in_s: float) -> str | None:
-        """A URL that gives the object to whoever has it, for so long; None: a local folder has none."""
+        """A URL that gives the object to anyone who has it, until it expires; None for a local folder."""
         _check_key(key)
         if self._folder is not None:
             return None
@@ -205,14 +203,14 @@ class ObjectStore:
     async def _delete_from_bucket(self, keys: Sequence[str]) -> None:
         try:
             await obstore.delete_async(self._backend, keys)
-        except FileNotFoundError:  # some services say so, and leave the others where they are
+        except FileNotFoundError:  # some services raise this and keep the other objects
             for key in keys:
                 with suppress(FileNotFoundError):
                     await obstore.delete_async(self._backend, key)
 
 
 def image_key(job_id: str, index: int, media_type: str) -> str:
-    """A new key for an image of a job; who has not been given it cannot guess it."""
+    """A new key for an image of a job. Nobody can guess it."""
     return f"images/{job_id}/{index}-{token_urlsafe(16)}{_SUFFIXES[media_type]}"
 
 
@@ -227,11 +225,11 @@ def is_image_key(key: str) -> bool:
 
 def _check_key(key: str) -> None:
     if not _KEY.fullmatch(key):
-        raise ValueError(f"{key!r} is no key of an object")
+        raise ValueError(f"{key!r} is not an object key")
 
 
 def _local_folder(url: str) -> Path | None:
-    """None: it is not one."""
+    """The folder of a path or file URL; None for other URLs."""
     if "://" not in url:
         return Path(url).expanduser().absolute()
     parts = urlsplit(url)
@@ -248,7 +246,7 @@ def _bucket(url: str, options: Mapping[str, str]) -> "Backend":
     plain_http = any(
         "endpoint" in name.lower() and value.startswith("http://") for name, value in options.items()
     )
-    # Any: obstore's types know which names there are, and it is asked instead.
+    # Any: obstore's types list the known names, but obstore itself is asked.
     config: Any = {name: value for name, value in options.items() if name not in _CLIENT_OPTIONS}
     client: Any = {name: value for name, value in options.items() if name in _CLIENT_OPTIONS}
     client = {**_TIMEOUTS, "allow_http": str(plain_http).lower(), **client}
@@ -262,7 +260,7 @@ def _bucket(url: str, options: Mapping[str, str]) -> "Backend":
 
 
 def _first_line(error: Exception) -> str:
-    """obstore adds a page of its own internals."""
+    """The first line of an error, because obstore adds a page of its own internals."""
     return str(error).partition("\n")[0]
 
 
@@ -280,4 +278,4 @@ def _missing(key: str) -> Iterator[None]:
     try:
         yield
     except FileNotFoundError as error:
-        raise ObjectNotFoundError(f"There is no {key}; files are deleted when their time is over.") from error
+        raise ObjectNotFoundError(f"There is no {key}; files are deleted after a time.") from error

@@ -1,4 +1,4 @@
-"""A job store that is open for as long as somebody needs it."""
+"""Opens the job store for as long as it is needed."""
 
 import asyncio
 import logging
@@ -15,7 +15,7 @@ _INTERVAL_S = 2.0
 
 @asynccontextmanager
 async def opened(store: JobStore) -> AsyncIterator[JobStore]:
-    """Open before long, or as soon as its database answers; till then it raises JobStoreUnavailableError."""
+    """Opens the store as soon as its database answers. Until then it raises JobStoreUnavailableError."""
     opening = asyncio.create_task(_open(store))
     try:
         await asyncio.wait({opening}, timeout=_WAIT_S)

@@ -1,4 +1,4 @@
-"""What webhooks are to be told: written with the change it tells of, kept until delivered or given up."""
+"""The outbox: webhook messages, written with the change they report, kept until delivered or given up."""
 
 import json
 import secrets
@@ -17,12 +17,12 @@ from serve.jobs.tables import deliveries, now_s
 
 @dataclass(frozen=True, slots=True)
 class Delivery:
-    """A message to a webhook, leased to whoever has it.
+    """A message to a webhook, leased to a sender.
 
-    id: the same over all attempts, unguessable
+    id: the same in all attempts, cannot be guessed
     payload: JSON
     attempt: 1 for the first
-    due: when the lease runs out and it is given to another, on the database's clock
+    due: when the lease ends and another sender may take it, on the database's clock
     """
 
     id: str
@@ -36,16 +36,16 @@ class Delivery:
 
 
 class Outbox:
-    """describe: what a webhook is told of a job; if it fails, so does the change that it was to tell of."""
+    """describe: a job as webhooks get it; if it fails, the change that it reports fails too"""
 
     def __init__(self, database: Database, describe: Callable[[Job], Mapping[str, Any]]) -> None:
         self.database = database
         self._describe = describe
 
     async def add(self, connection: AsyncConnection, event: WebhookEvent, changed: Iterable[Job]) -> bool:
-        """In the transaction of the change. Those jobs are told of that have a webhook for such events.
+        """Adds messages in the transaction of the change, for jobs with a webhook for such events.
 
-        Whether there are any.
+        Returns whether there are any.
         """
         rows = [
             {
@@ -75,9 +75,9 @@ class Outbox:
     async def due_deliveries(
         self, limit: int, lease_s: float, per_host: int | None = None, busy_hosts: Collection[str] = ()
     ) -> list[Delivery]:
-        """Leases them: nobody else is given them before lease_s have passed. Those longest due come first.
+        """Leases due messages, longest due first. Nobody else gets them before lease_s have passed.
 
-        per_host: at most, so that one slow receiver leaves room for others; busy_hosts: nothing for these
+        per_host: limit for one host, so that a slow one leaves room for others; busy_hosts: to leave out
         """
         columns = deliveries.c
         is_due = _is_due(busy_hosts)
@@ -122,12 +122,12 @@ class Outbox:
 
     @uninterrupted
     async def postpone(self, delivery: Delivery, in_s: float) -> None:
-        """Another attempt in so many seconds; of no effect if there was another attempt."""
+        """Schedules another attempt; has no effect if there was another attempt meanwhile."""
         await self._update(delivery, {"due": now_s() + in_s})
 
     @uninterrupted
     async def give_up(self, delivery: Delivery, reason: str) -> None:
-        """It is kept, with the reason but without its payload; of no effect if there was another attempt."""
+        """Keeps the message with the reason and without payload; no effect if there was another attempt."""
         await self._update(delivery, {"due": None, "payload": b"", "reason": reason})
 
     async def _update(self, delivery: Delivery, values: Mapping[str, Any]) -> None:

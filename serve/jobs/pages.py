@@ -47,7 +47,7 @@ async def read_page(
     is_more = len(rows) > limit
     rows = rows[:limit] if goes_back else rows[:limit][::-1]
     newest, oldest = (rows[0].seq, rows[-1].seq) if rows else (bound, bound)
-    has_older = is_more if goes_back else True  # the page that it was reached from
+    has_older = is_more if goes_back else True  # the page that the cursor came from
     has_newer = bound is not None if goes_back else is_more
     return Page(
         tuple(map(read, rows)),

@@ -1,4 +1,4 @@
-"""The queue of the job store: what runners ask and what they write."""
+"""The job store's queue: the reads and writes of runners."""
 
 from collections.abc import Collection, Mapping
 from dataclasses import replace
@@ -24,11 +24,11 @@ _c = jobs.c
 class JobQueue:
     """The part of the job store that runners use.
 
-    A runner claims a job under a lease. Its attempt is the fencing token: as soon as the job has another one
-    or is over, what the runner writes is refused, and the methods that take a claim answer False. A lease
-    that ran out takes nothing from its holder until somebody claims the job.
+    A runner claims a job under a lease. The attempt number is the fencing token. Once the job has a later
+    attempt or has ended, the runner's writes are refused, and the methods that take a claim return False. An
+    expired lease takes nothing from its holder until somebody claims the job.
 
-    models, max_attempts, event_interval_s: as in JobStore
+    models, max_attempts, event_interval_s: see JobStore
     """
 
     def __init__(
@@ -51,13 +51,13 @@ class JobQueue:
 
     @uninterrupted
     async def claim(self, max_images: int, lease_s: float, running: Collection[str] = ()) -> list[Job]:
-        """By priority and then by age: jobs that wait, and those whose runner let its lease run out.
+        """Claims waiting jobs and jobs with an expired lease, by priority and then by age.
 
-        max_images: of all of them; the last one may go over it, or the largest would never have a turn
-        running: the ids of what this runner has already: it is not dead, whatever its leases say
+        max_images: of all jobs together; the last job may exceed it, or the largest would never have a turn
+        running: ids of this runner's own jobs; the runner is alive, whatever its leases say
         """
         order = (_c.priority.desc(), _c.seq)
-        # Each has an image at least. Rows are locked first, as no statement locks what a window is over.
+        # Each job has at least one image. Rows are locked first: no statement locks under a window.
         first = (
             select(_c.seq, _c.priority, _c.num_images)
             .where(self._claimable(running))
@@ -84,7 +84,7 @@ class JobQueue:
 
     @uninterrupted
     async def renew(self, claims: Collection[Claim], lease_s: float) -> set[str]:
-        """The ids of the jobs that are still held; they now are for lease_s more."""
+        """Renews leases for lease_s more. Returns the ids of the jobs that are still held."""
         if not claims:
             return set()
         picked = pick(held(claims), len(claims), _c.seq, skip_locked=False)
@@ -99,7 +99,7 @@ class JobQueue:
 
     @uninterrupted
     async def held(self, claims: Collection[Claim]) -> set[str]:
-        """The ids of the jobs that nobody has taken from these claims: that are held, or have succeeded."""
+        """The ids of the jobs that nobody has taken over: still held, or succeeded."""
         if not claims:
             return set()
         is_ours = and_(of(claims), _c.state.in_([JobState.PROCESSING, JobState.SUCCEEDED]))
@@ -108,23 +108,23 @@ class JobQueue:
 
     @uninterrupted
     async def give_back(self, claim: Claim) -> bool:
-        """Its runner stops: the job waits as if it had not been begun, but this token does not come again."""
+        """Gives back a stopping runner's job, which waits again. Its fencing token is not used again."""
         async with self._changes.begin() as transaction:
             reason = "Its runner gave it back."
             return bool(await transaction.transition(JobState.STARTING, held([claim]), reason))
 
     @uninterrupted
     async def begin(self, claim: Claim) -> bool:
-        """Something of it comes to this runner; so far it only waited for its turn."""
+        """Marks the job as begun on this runner; until now it only waited for its turn."""
         statement = update(jobs).where(held([claim])).values(is_begun=True).returning(_c.id)
         async with self.database.write() as connection:
             return bool((await connection.execute(statement)).all())
 
     @uninterrupted
     async def record_progress(self, steps_done: Mapping[Claim, int]) -> set[str]:
-        """Records any number of jobs in one transaction; the ids of the jobs that are still held.
+        """Records any number of jobs in one transaction. Returns the ids of the jobs that are still held.
 
-        What is recorded never falls: steps that another attempt has to do again are not counted again.
+        The record never falls: steps that another attempt repeats are not counted again.
         """
         if not steps_done:
             return set()
@@ -137,16 +137,16 @@ class JobQueue:
 
     @uninterrupted
     async def record_image(self, claim: Claim, index: int, key: str, steps_done: int) -> bool:
-        """Image `index` of the job is in the object store, under that key.
+        """Records that image `index` of the job is in the object store under that key.
 
-        steps_done: of all its images
+        steps_done: steps of all its images
         """
         async with self._changes.begin() as transaction:
             return await self._record_output(transaction, claim, {index: key}, steps_done)
 
     @uninterrupted
     async def succeed(self, claim: Claim, output: Mapping[int, str] = _NOTHING) -> bool:
-        """output: images that are in the object store and not recorded yet, by index their keys"""
+        """output: keys of images, by index, that are in the object store but not recorded yet"""
         async with self._changes.begin() as transaction:
             if output:
                 await self._record_output(transaction, claim, output)
@@ -162,7 +162,7 @@ class JobQueue:
 
     @uninterrupted
     async def retry(self, claim: Claim, error: str) -> bool:
-        """Back to those that wait; failed if that was its last attempt."""
+        """Puts the job back into the queue, or fails it after its last attempt."""
         async with self._changes.begin() as transaction:
             is_last = and_(held([claim]), _c.failures + 1 >= self._max_attempts)
             ended = await transaction.transition(JobState.FAILED, is_last, error, error=error)
@@ -185,7 +185,7 @@ class JobQueue:
         output: Mapping[int, str],
         steps_done: int | None = None,
     ) -> bool:
-        """steps_done: None if that is the last of it"""
+        """steps_done: None after the last image"""
         rows = await _lock(transaction.connection, [claim])
         changed = [
             (row, _advanced(row, row.num_steps if steps_done is None else steps_done, output)) for row in rows
@@ -197,7 +197,7 @@ class JobQueue:
     async def _notify(
         self, transaction: Transaction, event: WebhookEvent, changed: list[tuple[Row[Any], Job]]
     ) -> None:
-        """For what comes often: not sooner after the last time than event_interval_s."""
+        """Tells webhooks of frequent events, at most once per event_interval_s."""
         column = _c.output_notified_at if event is WebhookEvent.OUTPUT else _c.notified_at
         due = []
         for row, job in changed:
@@ -216,14 +216,13 @@ class JobQueue:
 
 
 def _advanced(row: Row[Any], steps_done: int, output: Mapping[int, str] = _NOTHING) -> Job:
-    """The job of a row, when it has come so far."""
+    """The row's job with this progress."""
     job = read_job(row)
     return replace(job, steps_done=max(job.steps_done, steps_done), output={**job.output, **output})
 
 
 async def _keep(transaction: Transaction, changed: list[tuple[Row[Any], Job]]) -> None:
-    """Writes to locked rows. Once a job has come further, no earlier failure counts: it was not their
-    cause."""
+    """Writes to locked rows. Progress resets the failures: they had another cause."""
     values = []
     for row, job in changed:
         was = read_job(row)
@@ -244,6 +243,6 @@ async def _keep(transaction: Transaction, changed: list[tuple[Row[Any], Job]]) -
 
 
 async def _lock(connection: AsyncConnection, claims: Collection[Claim]) -> list[Row[Any]]:
-    """The rows of those still held, each with the time now. All lock in one order, so none waits for ever."""
+    """The rows that are still held, with the time now. All lock in the same order, so none waits for ever."""
     statement = select(jobs, now_s().label("now")).where(held(claims)).order_by(_c.seq).with_for_update()
     return list((await connection.execute(statement)).all())

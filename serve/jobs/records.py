@@ -1,4 +1,4 @@
-"""Jobs to and from the rows of the tables, and what else the job store answers with."""
+"""Converts jobs to and from table rows, and defines the job store's other results."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -15,20 +15,20 @@ _REQUEST = TypeAdapter(GenerationRequest)
 
 @dataclass(frozen=True, slots=True)
 class Claim:
-    """The right to run a job until another attempt is begun or it is over. attempt: the fencing token."""
+    """The right to run a job until it is attempted again or has ended. attempt: the fencing token"""
 
     job_id: str
     attempt: int
 
     @classmethod
     def of(cls, job: Job) -> "Claim":
-        """The claim of a job as it was claimed."""
+        """The claim of a job that was just claimed."""
         return cls(job.id, job.attempt)
 
 
 @dataclass(frozen=True, slots=True)
 class Waiting:
-    """Jobs that no runner has begun. oldest_s: how long the oldest has waited"""
+    """Jobs that no runner has begun. oldest_s: seconds that the oldest has waited"""
 
     jobs: int
     oldest_s: float
@@ -48,14 +48,14 @@ class Look:
 
 @dataclass(frozen=True, slots=True)
 class UnderWay:
-    """Jobs that runners hold. is_more_waiting: others, those of dead runners too, take their places."""
+    """Jobs that runners hold. is_more_waiting: others will replace them, including jobs of dead runners"""
 
     jobs: list[Job]
     is_more_waiting: bool
 
 
 def new_row(new: NewJob) -> dict[str, Any]:
-    """The values of an insertion that adds the times: with `lifetime_s` for the deadline."""
+    """The values of an insertion that adds the times. It turns `lifetime_s` into the deadline."""
     return {
         "id": new.request.request_id,
         "owner": new.owner,
@@ -110,7 +110,7 @@ def _read_webhook(row: Row[Any]) -> Webhook | None:
 
 
 def idempotency_key_column(new: NewJob) -> str | None:
-    """Unique over all clients. The column itself is: SQLite takes no such constraint back."""
+    """A value unique across clients. The column itself is unique, and SQLite cannot drop that constraint."""
     if new.idempotency_key is None:
         return None
     # Neither part has a line break.
@@ -122,7 +122,7 @@ def output_column(output: Mapping[int, str]) -> dict[str, str]:
 
 
 def columns_without_data(job: Job) -> dict[str, Any]:
-    """What is left of a job when its time is over: nothing that its client wrote or that was made of it."""
+    """The remains of an expired job: nothing that its client wrote or that was made from it."""
     request = replace(job.request, prompt="", negative_prompt=None)
     return {
         "request": _REQUEST.dump_python(request, mode="json"),

@@ -1,4 +1,4 @@
-"""What the section `jobs` names, ready to use: environment values, the two stores, the secret on disk."""
+"""Makes the things that the section `jobs` names: environment values, two stores, and the kept secret."""
 
 import os
 from collections.abc import Callable, Collection, Mapping
@@ -19,9 +19,9 @@ _FROM_ENVIRONMENT = "env:"
 
 
 def resolve(config: JobsConfig) -> JobsConfig:
-    """The section with everything named that the deployments need. Raises ConfigError, naming the key.
+    """The section with every value filled in that the deployments need. Raises ConfigError, naming the key.
 
-    The only place that reads the environment, and that writes a secret.
+    Only this function reads the environment and writes a secret.
     """
     folder = expanded("jobs.data_folder", config.data_folder).absolute()
     database = folder / "jobs.sqlite"
@@ -29,7 +29,7 @@ def resolve(config: JobsConfig) -> JobsConfig:
         try:
             make_private_folder(folder)
         except OSError as error:
-            raise ConfigError(f"jobs.data_folder: {folder} cannot be made: {error.strerror}") from error
+            raise ConfigError(f"jobs.data_folder: {folder} cannot be created: {error.strerror}") from error
     return config.model_copy(
         update={
             "data_folder": str(folder),
@@ -49,7 +49,7 @@ def job_store(
 ) -> JobStore:
     """The job store of a resolved configuration, not open. Raises ConfigError.
 
-    models: that are served, as they are shown; describe: what a webhook is told of a job
+    models: names of the served models; describe: a job as webhooks get it
     """
     try:
         return JobStore(str(config.database_url), describe, models)
@@ -89,7 +89,7 @@ def _value(key: str, given: str) -> str:
 
 
 def _kept_secret(path: Path) -> str:
-    """The secret of this data folder, made when it is first asked for: whole or not at all."""
+    """The secret of this data folder. The first call creates it, as a whole or not at all."""
     make_private_if_there(path)
     if not path.exists():
         part = path.with_name(f".{path.name}.{token_hex(8)}")

@@ -1,4 +1,4 @@
-"""What a runner does again and again, and what it waits for: a database or a disk that is away comes back."""
+"""A runner's repeated tasks. They wait for a database or disk that is unreachable."""
 
 import asyncio
 import logging
@@ -12,23 +12,23 @@ logger = logging.getLogger("ray.serve")
 
 Result = TypeVar("Result")
 
-# What passes by itself: the job waits, or is taken over when its lease has run out.
+# These errors pass by themselves: the job waits, or is taken over after its lease.
 AWAY = (JobStoreUnavailableError, ObjectStoreUnavailableError, StorageFullError)
 _AWAY_INTERVAL_S = 2.0
 
 
 async def until_it_is_done(action: Callable[[], Awaitable[Result]]) -> Result:
-    """No job fails and nothing is made twice because a disk is full or a database away: it waits here."""
+    """Repeats the action until the stores answer, so that a full disk or a database outage fails no job."""
     while True:
         try:
             return await action()
         except AWAY as error:
-            logger.warning("jobs: one waits, since %s", error.detail)
+            logger.warning("jobs: a job is waiting: %s", error.detail)
             await asyncio.sleep(_AWAY_INTERVAL_S)
 
 
 async def every(interval_s: float, action: Callable[[], Awaitable[object]]) -> None:
-    """For ever: what is away comes back, and a fault of ours must not end the others' work."""
+    """Runs an action for ever. Outages pass, and a fault of ours must not end other work."""
     while True:
         await attempt(action)
         await asyncio.sleep(interval_s)
@@ -38,7 +38,7 @@ async def on_news(
     news: News, event: asyncio.Event, at_most_s: float, action: Callable[[], Awaitable[object]]
 ) -> None:
     """Runs an action for ever: whenever there is news for runners or the event is set, and at the latest
-    after that time."""
+    after `at_most_s`."""
     with news.listening(Audience.RUNNERS, event):
         while True:
             await attempt(action)

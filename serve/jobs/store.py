@@ -1,4 +1,4 @@
-"""The job store: what clients ask of it. Runners have `queue` for themselves, and time has `housekeeping`."""
+"""The job store as clients see it. Runners use its `queue`, and `housekeeping` runs by time."""
 
 import asyncio
 from collections.abc import AsyncGenerator, Callable, Collection, Mapping
@@ -19,27 +19,26 @@ from serve.jobs.queue import JobQueue
 from serve.jobs.records import Look, UnderWay, read_job
 from serve.jobs.tables import jobs, now_s
 
-_FOLLOW_INTERVAL_S = 1.0  # how long a change may be missed of which no news came
+_FOLLOW_INTERVAL_S = 1.0  # how late a change may be seen without news
 
 _c = jobs.c
 
 
 class JobStore:
-    """The jobs that were accepted, on SQLite or PostgreSQL. Any number of processes may have it open at once.
+    """The accepted jobs, on SQLite or PostgreSQL. Any number of processes may have it open at once.
 
-    Several applications may share one: each runs the jobs of its own models. They then have one object store,
-    one retention and one set of webhook secrets in common, since any of them cleans up and tells webhooks.
-    What clients ask for is looked up among their owner's jobs only. All times are the database's.
+    Several applications may share one: each runs the jobs of its own models. They must share one object
+    store, one retention time and one set of webhook secrets, since any of them cleans up and sends webhooks.
+    Clients see only the jobs of their owner. All times are the database's.
 
-    Everything raises JobStoreUnavailableError and StorageFullError. Nothing of the change is written then,
-    and the store works again as soon as the database does.
+    All methods may raise JobStoreUnavailableError and StorageFullError. Then nothing of the change is
+    written, and the store works again as soon as the database does.
 
-    describe: what a webhook is told of a job; if it fails, so does the change that it was to tell of
-    models: those that this application serves, by the names that its jobs have
-    max_attempts: how often in a row a job may fail, or be what a runner had begun when it died, without
-        coming further
-    event_interval_s: a job's webhook is told of output no more often, nor of logs; what falls between is
-        left out
+    describe: a job as webhooks get it; if it fails, the change that it reports fails too
+    models: the models that this application serves, by the names in its jobs
+    max_attempts: how often in a row a job may fail, or its runner die after beginning it, without progress
+    event_interval_s: shortest time between a webhook's messages about output, and about logs; events in
+        between are left out
     """
 
     def __init__(
@@ -69,15 +68,15 @@ class JobStore:
 
     @uninterrupted
     async def create(self, new: NewJob) -> Job:
-        """On disk when it returns. For an idempotency key that there is already, the job that it made.
+        """Creates a job, on disk when this returns. For a known idempotency key, returns that key's job.
 
-        Raises IdempotencyKeyReusedError where that was made of another payload.
+        Raises IdempotencyKeyReusedError if that job had another payload.
         """
         return await self._creations.create(new)
 
     @uninterrupted
     async def get(self, job_id: str, owner: str = "") -> Job | None:
-        """None if the owner has no such job."""
+        """The job; None if the owner has no such job."""
         statement = select(jobs).where(_c.id == job_id, _c.owner == owner)
         async with self.database.read() as connection:
             row = (await connection.execute(statement)).one_or_none()
@@ -97,14 +96,14 @@ class JobStore:
     async def page(self, limit: int, cursor: str | None = None, owner: str = "") -> Page[Job]:
         """Newest first. cursor: `next` or `previous` of another page.
 
-        Raises InvalidRequestError for what is none.
+        Raises InvalidRequestError if it is not a cursor.
         """
         async with self.database.read() as connection:
             return await read_page(connection, jobs, _c.owner == owner, read_job, limit, cursor)
 
     @uninterrupted
     async def queue_position(self, job: Job) -> int | None:
-        """How many jobs of its model are begun before it if nothing changes; None for one that is begun."""
+        """Number of jobs of its model that begin before it if nothing changes; None if it has begun."""
         if job.state is not JobState.STARTING:
             return None
         priority = job.request.priority
@@ -130,7 +129,7 @@ class JobStore:
 
     @uninterrupted
     async def under_way(self) -> UnderWay:
-        """What keeps this application's devices busy."""
+        """The jobs that keep this application's devices busy."""
         is_ours = and_(unfinished, _c.model.in_(self.models))
         held = and_(is_ours, _c.lease_until >= now_s())
         free = select(_c.seq).where(is_ours, or_(_c.state == JobState.STARTING, lease_ran_out))
@@ -141,7 +140,7 @@ class JobStore:
 
     @uninterrupted
     async def cancel(self, job_id: str, owner: str = "") -> Job | None:
-        """At once, begun or not; one that is over stays as it is. None if the owner has no such job."""
+        """Cancels at once, begun or not. A finished job stays as it is. None if the owner has no such job."""
         is_it = and_(_c.id == job_id, _c.owner == owner)
         async with self._changes.begin() as transaction:
             canceled = await transaction.transition(JobState.CANCELED, is_it)

@@ -1,4 +1,4 @@
-"""The job store's tables. They change by migrations: see `serve.jobs.migrations`."""
+"""The job store's tables. Migrations change them: see `serve.jobs.migrations`."""
 
 import json
 from typing import Any
@@ -25,7 +25,7 @@ from sqlalchemy.sql.functions import FunctionElement
 
 
 class now_s(FunctionElement[float]):
-    """Seconds since the epoch on the database's clock, which is the one that all runners share."""
+    """Seconds since the epoch on the database's clock, which all runners share."""
 
     type = Double()
     inherit_cache = True
@@ -56,16 +56,16 @@ class JsonText(TypeDecorator[Any]):
 
 
 metadata = MetaData()
-# SQLite counts up by itself only in a column of exactly this type.
+# SQLite increments by itself only a column of exactly this type.
 _Sequence = BigInteger().with_variant(Integer, "sqlite")
 
-# owner: a client's name, empty where there are no API keys
-# idempotency_key: the owner's name, a line break, and its key
-# seq: age, where created_at may be the same for two
-# failures: attempts in a row that failed or died, since it last came further
-# is_begun: whether this attempt is, or only waits for its turn: what waits is not what its runner dies of
-# deaths: of its runners, whatever they had begun, since it last came further
-# lease_until: what is processing then is free to be taken over
+# owner: a client's name, empty without API keys
+# idempotency_key: the owner's name, a line break, and the client's key
+# seq: order by age, where created_at may be equal
+# failures: attempts in a row that failed or died since its last progress
+# is_begun: whether this attempt has begun or only waits for its turn: a waiting job does not kill its runner
+# deaths: deaths of its runners since its last progress, begun or not
+# lease_until: after this time a processing job may be taken over
 # notified_at, output_notified_at: when its webhook was last told of logs and of output
 jobs = Table(
     "jobs",
@@ -102,7 +102,7 @@ jobs = Table(
     Column("data_removed", Boolean, nullable=False),
 )
 
-# Most jobs are finished ones, which those who look for work must not have to walk through.
+# Most jobs are finished. A search for work must not walk through them.
 _unfinished = jobs.c.completed_at.is_(None)
 Index(
     "ix_jobs_queue",
@@ -115,15 +115,14 @@ Index(
 Index("ix_jobs_deadline", jobs.c.deadline, sqlite_where=_unfinished, postgresql_where=_unfinished)
 Index("ix_jobs_lease_until", jobs.c.lease_until, sqlite_where=_unfinished, postgresql_where=_unfinished)
 _finished = jobs.c.completed_at.is_not(None)
-# Not of the unfinished: SQLite would rather find those by their state and then sort the whole queue.
+# Only finished jobs: SQLite would otherwise find unfinished ones by state and then sort the whole queue.
 Index("ix_jobs_finished", jobs.c.state, sqlite_where=_finished, postgresql_where=_finished)
 Index("ix_jobs_owner", jobs.c.owner, jobs.c.seq)
 Index("ix_jobs_retention", jobs.c.data_removed, jobs.c.completed_at)
 _has_key = jobs.c.idempotency_key.is_not(None)
 Index("ix_jobs_key_age", jobs.c.created_at, sqlite_where=_has_key, postgresql_where=_has_key)
 
-# What webhooks are still to be told. host: of the URL; due: empty where it was given up, for the reason
-# beside it
+# Messages to webhooks. host: host of the URL; due: empty if it was given up, with the reason beside it
 deliveries = Table(
     "deliveries",
     metadata,

@@ -1,6 +1,6 @@
 """Webhooks on the wire: one attempt at a time, signed by Standard Webhooks, to public addresses only.
 
-Which message is due, and what becomes of it then, is the outbox's.
+The outbox decides which message is due and what follows from each outcome.
 """
 
 import base64
@@ -41,7 +41,7 @@ _NUMBER = re.compile(
 _SECRET_PREFIX = "whsec_"
 
 _HOUR_S = 3600.0
-# Standard Webhooks 1.0, "deliverability and reliability": each from the failure before it.
+# Standard Webhooks 1.0, "deliverability and reliability": seconds since the previous failure.
 _RETRY_DELAYS_S = (5.0, 300.0, 1800.0, *(hours * _HOUR_S for hours in (2, 5, 10, 14, 20, 24)))
 MAX_ATTEMPTS = 1 + len(_RETRY_DELAYS_S)
 _MAX_RETRY_AFTER_S = 24 * _HOUR_S
@@ -56,7 +56,7 @@ class Delivered:
 
 @dataclass(frozen=True, slots=True)
 class RetryIn:
-    """The receiver does not have it, or has not said so."""
+    """The receiver does not have it, or has not confirmed it."""
 
     seconds: float
     reason: str
@@ -64,7 +64,7 @@ class RetryIn:
 
 @dataclass(frozen=True, slots=True)
 class GaveUp:
-    """There is nothing to be gained from another attempt."""
+    """Another attempt would not help."""
 
     reason: str
 
@@ -73,10 +73,10 @@ Outcome = Delivered | RetryIn | GaveUp
 
 
 class WebhookSender:
-    """Sends signed messages, one attempt a call; opened and closed by `async with`.
+    """Sends signed messages, one attempt per call; opened and closed by `async with`.
 
-    secrets: as `check_secret` takes them, at least one; messages are signed with each, the first one first
-    allow_private: also to addresses that are not public, for development
+    secrets: at least one that `check_secret` accepts; each signs the messages, the first one first
+    allow_private: also sends to addresses that are not public, for development
     """
 
     def __init__(
@@ -88,7 +88,7 @@ class WebhookSender:
     ) -> None:
         """Raises ValueError for secrets that cannot be used."""
         if not secrets:
-            raise ValueError("webhooks need at least one secret to be signed with")
+            raise ValueError("webhooks need at least one secret for signing")
         for secret in secrets:
             check_secret(secret)
         self._signers = [Signer(secret) for secret in secrets]
@@ -99,7 +99,7 @@ class WebhookSender:
         self._session: ClientSession | None = None
 
     async def __aenter__(self) -> Self:
-        # Each message looks its receiver up and connects anew, so that what is checked is what is used.
+        # Each message resolves its receiver and connects anew, so that the checked address is the used one.
         connector = TCPConnector(
             socket_factory=None if self._allow_private else public_socket,
             resolver=self._resolver,
@@ -120,7 +120,7 @@ class WebhookSender:
         await self._session.close()
 
     async def send(self, message_id: str, url: str, payload: bytes, attempt: int) -> Outcome:
-        """One attempt to deliver a message; returns within `timeout_s`, whatever the receiver does.
+        """Makes one attempt to deliver a message. Returns within `timeout_s`, whatever the receiver does.
 
         message_id: the same in each attempt
         payload: JSON; the standard asks for less than 20 kB
@@ -165,9 +165,9 @@ class WebhookSender:
 
 
 def retry_delay_s(attempt: int, random: Random) -> float | None:
-    """How long after this attempt has failed the next one is made; None: there is none.
+    """Seconds from this attempt's failure to the next attempt; None if there is none.
 
-    Up to a tenth later than the standard says, so that receivers that were down are not all called at once.
+    Up to a tenth is added to the standard's delays, so that recovered receivers are not all called at once.
     """
     if attempt >= MAX_ATTEMPTS:
         return None
@@ -175,7 +175,7 @@ def retry_delay_s(attempt: int, random: Random) -> float | None:
 
 
 def retry_after_s(value: str, now: float) -> float:
-    """What a `Retry-After` asks for, in seconds or as a date, at most a day; 0 where it asks for nothing.
+    """The seconds that a `Retry-After` asks for, given in seconds or as a date, at most a day; 0 if invalid.
 
     now: in seconds since the epoch
     """
@@ -185,12 +185,12 @@ def retry_after_s(value: str, now: float) -> float:
         date = parsedate_to_datetime(value)
     except (ValueError, OverflowError):
         return 0.0
-    # Dates of HTTP are in GMT; one without a zone would be taken as local time.
+    # HTTP dates are in GMT. A date without a zone would be taken as local time.
     return min(max(0.0, date.replace(tzinfo=date.tzinfo or UTC).timestamp() - now), _MAX_RETRY_AFTER_S)
 
 
 def check_webhook_url(url: str, allow_private: bool) -> URL:
-    """The URL, parsed, if a webhook could be sent there; the address of a name is seen when it is dialled.
+    """The parsed URL, if a webhook could be sent there. The address of a name is checked when it is dialled.
 
     Raises InvalidRequestError.
     """
@@ -205,7 +205,7 @@ def check_webhook_url(url: str, allow_private: bool) -> URL:
     try:
         parsed = URL(url)
     except (ValueError, IndexError) as error:  # yarl 1.25 stumbles over "http://@]"
-        raise refused(f"is no URL: {error}") from error
+        raise refused(f"is not a URL: {error}") from error
     if parsed.scheme not in {"http", "https"}:
         raise refused("must be a URL that begins with https:// or http://")
     if not parsed.raw_host:
@@ -230,7 +230,7 @@ def new_secret() -> str:
 
 
 def check_secret(secret: str) -> None:
-    """Raises ValueError, which does not repeat the secret, if it has not the standard's form."""
+    """Raises ValueError, without repeating the secret, if it does not have the standard's form."""
     if not secret.startswith(_SECRET_PREFIX):
         raise ValueError(f"a webhook secret must begin with {_SECRET_PREFIX}")
     try:
@@ -238,11 +238,11 @@ def check_secret(secret: str) -> None:
     except ValueError as error:
         raise ValueError(f"a webhook secret is not base64 after {_SECRET_PREFIX}: {error}") from error
     if not 24 <= len(key) <= 64:
-        raise ValueError(f"a webhook secret must be of 24 to 64 bytes, and one has {len(key)}")
+        raise ValueError(f"a webhook secret must have 24 to 64 bytes, and one has {len(key)}")
 
 
 def _reason(error: TimeoutError | ClientError | OSError) -> str:
-    """A sentence for the client's eyes: it does not say what our own network looks like."""
+    """A reason to show to the client. It does not reveal our own network."""
     match error:
         case TimeoutError():
             return "the receiver did not answer in time"

@@ -1,4 +1,4 @@
-"""On a CUDA device, with models of real size and random weights: fidelity, determinism, captured steps."""
+"""CUDA with models of real size and random weights: fidelity, determinism, captured steps."""
 
 import queue
 from collections.abc import Iterator
@@ -55,8 +55,8 @@ def test_a_late_joiner_is_near_what_it_is_alone(model: RandomModel) -> None:
 
 
 def test_a_captured_step_gives_what_an_eager_one_gives(model: RandomModel) -> None:
-    """As requests finish the graphs of 8, 4 and 2 rows take turns, three times over: what one that shares its
-    memory with the others leaves behind would show."""
+    """As requests finish, the graphs of 8, 4 and 2 rows take turns, three times over. If one of them left
+    anything behind in their shared memory, it would show."""
     captured, eager = captured_steps(model), EagerSteps(model.unet)
     for seed in range(3):
         latents = []
@@ -70,9 +70,9 @@ def test_a_captured_step_gives_what_an_eager_one_gives(model: RandomModel) -> No
 
 
 def test_a_step_does_not_wait_for_the_device(model: RandomModel) -> None:
-    """Other than by the event that tells that it is done: newcomers and finished latents included."""
+    """It only waits for the event that says that it is done, even for new requests and finished latents."""
     run_step = captured_steps(model)
-    for rows in (8, 2):  # to capture a shape is to wait
+    for rows in (8, 2):  # capturing a shape waits
         warm_up(model.unet, run_step, (model.side, model.side), rows)
     engine = model.engine(8, run_step)
     for index in range(3):
@@ -91,7 +91,7 @@ def test_a_step_does_not_wait_for_the_device(model: RandomModel) -> None:
 
 
 def test_the_engine_thread_gives_what_the_engine_gives(model: RandomModel) -> None:
-    """Which launches ahead of the device by the clock, and asks it whether it is done."""
+    """The thread launches ahead of the device by the clock, and asks the device whether it is done."""
     run_step = captured_steps(model)
     requests = [model.request(str(index), index, steps=4 + index, deterministic=True) for index in range(4)]
     engine = model.engine(8, run_step)

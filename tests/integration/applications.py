@@ -1,4 +1,4 @@
-"""Applications on a Ray of their own."""
+"""Applications, each on a separate Ray."""
 
 import json
 import os
@@ -20,7 +20,7 @@ from tests.integration.conftest import START_TIMEOUT_S, wait_until_ready
 
 @dataclass(frozen=True)
 class WholeApplication:
-    """pid: of the process that leads its session."""
+    """pid: of the process that leads its session"""
 
     client: httpx.Client
     pid: int
@@ -35,9 +35,9 @@ def whole_application(
     api_keys: Sequence[Mapping[str, Any]] = (),
     environment: Mapping[str, str] = {},
 ) -> Iterator[WholeApplication]:
-    """Killed at the end, all of its processes at once.
+    """Starts an application. At the end all of its processes are killed at once.
 
-    cost_model: None to measure at its start; command: what runs it, if anything does
+    cost_model: None to measure at its start; command: the program that runs it, if any
     """
     port = free_port()
     inherited = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}

@@ -32,13 +32,13 @@ def cluster() -> Iterator[LocalCluster]:
 
 @pytest.fixture(scope="session")
 def data_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Of the application's jobs."""
+    """The folder of the application's jobs."""
     return tmp_path_factory.mktemp("midstep") / "data"
 
 
 @pytest.fixture(scope="session")
 def cost_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Of the embedded model on this machine, so that no replica measures anew."""
+    """A cost model of the embedded model on this machine, so that no replica measures again."""
     file = tmp_path_factory.mktemp("profile") / "cost_model.json"
     subprocess.run([MIDSTEP, "profile", "serve_config.yaml", "--output", file], check=True)
     return file
@@ -46,13 +46,13 @@ def cost_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def base_url(cluster: LocalCluster, cost_model: Path, data_folder: Path) -> Iterator[str]:
-    """The shipped configuration on a free port, run by the command that the README's `make serve` runs."""
+    """The shipped configuration on a free port, run by the same command as `make serve`."""
     folder = data_folder.parent
     url = f"http://127.0.0.1:{free_port()}"
     settings: dict[str, Any] = yaml.safe_load(Path("serve_config.yaml").read_text())
     settings["http_options"]["port"] = int(url.rsplit(":", 1)[1])
     settings["logging_config"] = {"encoding": "JSON"}
-    # The row cap is set, since what a busy machine measures would differ from run to run.
+    # The row cap is fixed, because measurements on a busy machine would differ from run to run.
     settings["applications"][0]["args"] |= {
         "model": {"device": "cpu", "cost_model": str(cost_model), "aliases": ["gpt-image-1"]},
         "denoiser": {"rows_per_forward": 16},
@@ -99,20 +99,20 @@ def client(base_url: str) -> Iterator[httpx.Client]:
 
 @pytest.fixture
 def head(cluster: LocalCluster) -> dict[str, Any]:
-    """What Ray says of the node that all of the session's application is on."""
+    """Ray's description of the node that runs the session's application."""
     nodes: list[dict[str, Any]] = ray.nodes()
     return next(node for node in nodes if "node:__internal_head__" in node["Resources"])
 
 
 @pytest.fixture
 def metrics_url(head: dict[str, Any]) -> str:
-    """Where Ray exports those of the head."""
+    """The URL where Ray exports the head's metrics."""
     return f"http://{head['NodeManagerAddress']}:{head['MetricsExportPort']}/metrics"
 
 
 @pytest.fixture
 def metric(metrics_url: str) -> Metric:
-    """The sum of a metric that the head exports, over all its tags."""
+    """The sum of a metric of the head over all its tags."""
 
     def read(name: str) -> float:
         pattern = re.compile(rf"^{name}(?:\{{.*\}})? (\S+)$", re.MULTILINE)
@@ -122,7 +122,7 @@ def metric(metrics_url: str) -> Metric:
 
 
 def wait_for(condition: Callable[[], bool], timeout_s: float = 30) -> None:
-    """Metrics are exported now and then: until what must come true has come."""
+    """Waits until the condition is true. Metrics are exported only from time to time."""
     deadline = time.monotonic() + timeout_s
     while not condition():
         assert time.monotonic() < deadline, "it did not come true"
@@ -130,7 +130,7 @@ def wait_for(condition: Callable[[], bool], timeout_s: float = 30) -> None:
 
 
 def settled(metric: Metric, name: str) -> float:
-    """A metric that no longer moves: what was done before is exported a little later."""
+    """A metric's value once it no longer changes, since earlier work is exported a little later."""
     value = metric(name)
     while True:
         time.sleep(1.5)

@@ -1,4 +1,4 @@
-"""Jobs over HTTP: handed in and followed."""
+"""Jobs over HTTP: submit and follow."""
 
 import time
 from typing import Any
@@ -28,7 +28,7 @@ def get(client: httpx.Client, job_id: str) -> dict[str, Any]:
 
 
 def begun(client: httpx.Client, job_id: str) -> None:
-    """Returns once some of it is done."""
+    """Returns once the job has made progress."""
     deadline = time.monotonic() + FINISH_TIMEOUT_S
     while not get(client, job_id)["progress"]:
         assert time.monotonic() < deadline
@@ -36,7 +36,7 @@ def begun(client: httpx.Client, job_id: str) -> None:
 
 
 def finished(client: httpx.Client, job_id: str) -> dict[str, Any]:
-    """The prediction, once it is."""
+    """The prediction, once it is finished."""
     deadline = time.monotonic() + FINISH_TIMEOUT_S
     while (prediction := get(client, job_id))["status"] in ("starting", "processing"):
         assert time.monotonic() < deadline, prediction
@@ -50,7 +50,7 @@ def refused(client: httpx.Client, status: int, title: str) -> None:
 
 
 def still_makes_pictures(client: httpx.Client) -> None:
-    """For those who wait for theirs: they have nothing to do with jobs."""
+    """The application still answers synchronous requests, which have nothing to do with jobs."""
     given = {"prompt": "a red star", "num_inference_steps": 4}
     assert client.post("/v1/images/generations", json=given).status_code == 200
 

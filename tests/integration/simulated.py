@@ -1,4 +1,4 @@
-"""Applications with simulated devices, beside the one of the session."""
+"""Applications with simulated devices, beside the session's application."""
 
 import asyncio
 from collections.abc import Iterator, Mapping
@@ -20,7 +20,7 @@ from serve.config.model import CostModelFile
 Stages = Mapping[str, Mapping[str, Any]]
 
 SHAPE = (16, 16)
-# 20 guided steps take a second alone and half of one beside another image; a picture takes 0.3 s to decode.
+# 20 guided steps take 1 s alone and half of it beside another image; a picture takes 0.3 s to decode.
 COST = CostModel(
     encode=Curve(0.002, 8, 0.0005),
     forward=StageCost(((SHAPE, Curve(0.05, 4, 0.0125)),)),
@@ -40,7 +40,7 @@ def simulated_app(
     """stages: their sections of the configuration, and others; folder: for its jobs and its cost model, by
     that name
 
-    faults: the devices' (deployments.engine.simulated_faults), which no configuration can ask for
+    faults: faults of the devices (deployments.engine.simulated_faults), which no configuration can set
     """
     file = CostModelFile(path="models/shapes", dtype="float32", device="simulated", cost_model=cost)
     (folder / cost_model).write_text(file.model_dump_json())
@@ -62,7 +62,7 @@ def simulated_app(
 
 @contextmanager
 def deployed(app: Application, name: str, base_url: str) -> Iterator[str]:
-    """Its URL."""
+    """The URL of the deployed application."""
     serve.run(app, name=name, route_prefix=f"/{name}")
     try:
         yield f"{base_url}/{name}"
@@ -71,7 +71,7 @@ def deployed(app: Application, name: str, base_url: str) -> Iterator[str]:
 
 
 async def ask(http: httpx.AsyncClient, due_s: float, seed: int, steps: int = 20) -> int:
-    """In so many seconds. The status."""
+    """Sends a request in due_s seconds. Returns the status."""
     await asyncio.sleep(due_s)
     body = {"prompt": f"a red circle of size {seed}", "num_inference_steps": steps, "seed": seed}
     return (await http.post("/v1/images/generations", json=body)).status_code

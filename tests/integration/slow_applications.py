@@ -1,4 +1,4 @@
-"""Small applications of the tests' own, for `midstep run`: `front` takes its time, `failing` never starts."""
+"""Small applications for tests of `midstep run`: `front` takes its time, `failing` never starts."""
 
 import asyncio
 
@@ -12,7 +12,7 @@ REASON = "there is no such disk"
 
 @serve.deployment(ray_actor_options={"num_cpus": 0.1})
 class Back:
-    """Has nothing to do until the front needs it."""
+    """A deployment without work until the front needs it."""
 
     def __call__(self) -> str:
         return "finished"

@@ -1,4 +1,4 @@
-"""Replicas follow the work: an application with a simulated device, beside the one of the session."""
+"""Replicas follow the work: an application with a simulated device, beside the session's application."""
 
 import asyncio
 import time
@@ -15,9 +15,9 @@ from deployments.engine.cost import Curve, StageCost
 from tests.integration.simulated import COST, DENOISER, SHAPE, ask, deployed, simulated_app
 
 APPLICATION = "scaled"
-# Replicas here need most of it to start, several at once on two cores.
+# Several replicas that start at once on two cores need most of the cold start.
 COLD_START_S, DRAIN_S, DOWNSCALE_DELAY_S = 20.0, 40.0, 10.0
-BASE_RATE, STEP_S = 0.4, 30.0  # images/s; how long it is ten times that
+BASE_RATE, STEP_S = 0.4, 30.0  # images/s; seconds at ten times that rate
 
 
 @pytest.fixture(scope="module")
@@ -41,9 +41,9 @@ def url(base_url: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str
             "upscale_delay_s": 0.0,
         },
     }
-    # No stage hides the step from the next while its replicas start: one encoder passes on 4 texts a second
-    # (and is helped at 1.6, as a machine that starts others sends it fewer), and what one denoiser does,
-    # 2 images, is more than one decoder should.
+    # No stage may hide the step from the next while its replicas start. One encoder passes on 4 texts per
+    # second (and gets help at 1.6, because a machine that starts replicas sends it fewer), and one denoiser's
+    # 2 images per second are more than one decoder should do.
     encode, decode = Curve(0.25, 1, 0.25), StageCost(((SHAPE, Curve(0.5, 1, 0.5)),))
     cost = replace(COST, encode=encode, decode=decode)
     folder = tmp_path_factory.mktemp(APPLICATION)
@@ -52,14 +52,14 @@ def url(base_url: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str
 
 
 def replicas(deployment: str) -> int:
-    """That run or are about to."""
+    """The number of running and starting replicas."""
     states = serve.status().applications[APPLICATION].deployments[deployment].replica_states
     return sum(number for state, number in states.items() if state in ("STARTING", "RUNNING"))
 
 
 @dataclass
 class Watch:
-    """The most replicas of each stage."""
+    """Records the most replicas of each stage."""
 
     most: dict[str, int] = field(
         default_factory=lambda: dict.fromkeys(("PromptEncoder", "Denoiser", "VaeDecoder"), 0)
@@ -73,7 +73,7 @@ class Watch:
 
 
 async def until_idle(http: httpx.AsyncClient, deployment: str, number: int, timeout_s: float) -> None:
-    """While a load balancer asks whether the application is ready."""
+    """Waits for the number of replicas, while a load balancer asks whether the application is ready."""
     deadline = time.monotonic() + timeout_s
     while (seen := await asyncio.to_thread(replicas, deployment)) > number:
         assert time.monotonic() < deadline, f"{deployment} still has {seen} replicas"
@@ -82,7 +82,7 @@ async def until_idle(http: httpx.AsyncClient, deployment: str, number: int, time
 
 
 async def stays_idle(http: httpx.AsyncClient, deployment: str, seconds: float) -> None:
-    """Likewise; Serve would bring the first replica for a call at once."""
+    """Checks that no replica starts meanwhile; Serve would start the first one at once for a call."""
     until = time.monotonic() + seconds
     while time.monotonic() < until:
         assert (await http.get("/readyz")).status_code == 200, "idle is ready"
@@ -91,13 +91,13 @@ async def stays_idle(http: httpx.AsyncClient, deployment: str, seconds: float) -
 
 
 def test_replicas_come_with_the_load_and_go_with_it(url: str) -> None:
-    """A tenfold step in load, then none: nobody is refused, the queue drains, and all replicas go."""
+    """A tenfold step in load is followed by none: nobody is refused, the queue drains, all replicas go."""
     watch = Watch()
 
     async def run() -> None:
         limits = httpx.Limits(max_connections=None)
         async with httpx.AsyncClient(base_url=url, timeout=300, limits=limits) as http:
-            # The first finds no denoiser at all.
+            # The first request finds no denoiser at all.
             assert await ask(http, 0, 0) == 200
             watching = asyncio.create_task(watch.run())
             before = [ask(http, due_s, seed) for seed, due_s in enumerate(poisson(BASE_RATE, 12, 1))]

@@ -1,4 +1,4 @@
-"""What clients can do to a whole application with headers, by leaving, and when an ingress replica dies."""
+"""What clients can do to a whole application: headers, leaving early; and the death of an ingress replica."""
 
 import json
 import re
@@ -24,7 +24,7 @@ NewLines = Callable[[], str]
 
 @pytest.fixture
 def new_lines(head: dict[str, Any]) -> NewLines:
-    """What Serve's processes have logged since."""
+    """Reads the lines that Serve's processes have logged since."""
     folder = Path(head["RayletSocketName"]).parents[1] / "logs" / "serve"
     sizes = {path: path.stat().st_size for path in folder.glob("*.log")}
 
@@ -65,7 +65,7 @@ def test_headers_need_not_be_text(base_url: str, name: bytes) -> None:
 
 
 def test_what_is_no_http_is_refused_by_our_protocol(base_url: str) -> None:
-    """The same that closes connections with half a header: tests/unit/test_connections.py."""
+    """The same protocol closes connections with half a header: tests/unit/test_connections.py."""
     answer = raw(base_url, b"GET / HTTP/1.1\r\nhost: x\r\nx-\xff: 1\r\n\r\n")
     assert answer.startswith(b"HTTP/1.1 400 Bad Request\r\ncontent-type: application/problem+json\r\n")
 
@@ -96,7 +96,7 @@ def test_clients_give_no_orders_to_the_proxy(base_url: str, client: httpx.Client
 
 
 def test_leaving_is_no_fault(base_url: str, client: httpx.Client, new_lines: NewLines) -> None:
-    """Streams of both dialects, and in the middle of a body. One in six had a traceback once."""
+    """Clients leave streams of both dialects and the middle of a body. One in six caused a traceback once."""
     job = create(client, num_inference_steps=100, scheduler="Heun", width=256, height=256)
     begun(client, job["id"])
     for _ in range(15):

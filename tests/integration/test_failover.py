@@ -1,4 +1,4 @@
-"""Work through the deaths of replicas, on stages of the tests' own that can be made to die."""
+"""Work survives the deaths of replicas, on test stages that can be made to die."""
 
 import asyncio
 import os
@@ -52,7 +52,7 @@ COST = CostModel(Curve(0.01, 1, 0.0), FORWARD_COST, FORWARD_COST)
 
 
 class MortalDenoiser(Denoiser):
-    """Its process ends with the first step of a request of POISONOUS_SEED, as of a fault on the device."""
+    """Its process ends at the first step of a request with POISONOUS_SEED, as after a device fault."""
 
     def _deliver(self, report: StepReport) -> None:
         under_way = (item for item in self._thread._engine.waiting if item.call > 0)
@@ -62,7 +62,7 @@ class MortalDenoiser(Denoiser):
 
 
 class MortalEncoder(PromptEncoder):
-    """Its process ends when it encodes POISONOUS_PROMPT; every batch waits for those who come later."""
+    """Its process ends when it encodes POISONOUS_PROMPT. Every batch waits for later requests."""
 
     async def _run(self, texts: Sequence[str]) -> list[EncodedText]:
         await asyncio.sleep(0.2)
@@ -72,7 +72,7 @@ class MortalEncoder(PromptEncoder):
 
 
 class MortalDecoder(VaeDecoder):
-    """Its process ends when it decodes latents of POISONOUS_VALUE alone; it waits as the encoder does."""
+    """Its process ends when it decodes latents of only POISONOUS_VALUE. It waits like the encoder."""
 
     async def _run(self, latents: Sequence[torch.Tensor]) -> list[Pixels]:
         await asyncio.sleep(0.2)
@@ -118,7 +118,7 @@ def denoiser(base_url: str, load_model: Callable[[str], LoadedModel]) -> Iterato
 
 
 async def watch(denoiser: DeploymentHandle, request: DenoiseRequest) -> AsyncIterator[DenoiseEvent]:
-    # One request is sent more than once: the replica must not take it for one that it has.
+    # The same request is sent several times; the replica must not confuse them.
     request = replace(request, request_id=f"{request.request_id}-{os.urandom(4).hex()}")
     async with aclosing(failover.denoise(denoiser, request)) as events:
         async for event in events:

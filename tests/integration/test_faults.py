@@ -1,4 +1,4 @@
-"""Devices that are lost, that break every call, or whose memory is too small: simulated, over real HTTP."""
+"""Devices that are lost, that break every call, or that lack memory: simulated, over real HTTP."""
 
 import asyncio
 from collections.abc import Iterator
@@ -57,7 +57,7 @@ def replicas(stage: str) -> list[psutil.Process]:
 
 @pytest.fixture
 def processes(url: str) -> dict[str, list[psutil.Process]]:
-    """Of all stages' replicas, when all are there again."""
+    """The processes of all stages' replicas, when all replicas are running again."""
     found: dict[str, list[psutil.Process]] = {}
 
     def are_there() -> bool:
@@ -81,7 +81,7 @@ async def ask(http: httpx.AsyncClient, name: str, size: str) -> httpx.Response:
 
 
 def burst(url: str, name: str, number: int = 8, size: str = "128x128") -> list[httpx.Response]:
-    """All at once; texts that no cache has."""
+    """Sends requests at once, with texts that no cache has."""
 
     async def run() -> list[httpx.Response]:
         async with httpx.AsyncClient(base_url=url, timeout=120) as http:
@@ -94,7 +94,7 @@ def burst(url: str, name: str, number: int = 8, size: str = "128x128") -> list[h
 def test_a_device_that_was_lost_while_idle_costs_no_request(
     url: str, faults: Path, processes: dict[str, list[psutil.Process]], fault: str
 ) -> None:
-    """One in each stage: its errors say so, or its memory is another's. All sizes had fitted before."""
+    """One device is lost in each stage: its errors say so, or its memory is taken. All sizes had fitted."""
     for number in range(10):
         burst(url, f"before {fault} {number}", 2 * NUM_REPLICAS)
     files = [faults / f"{stage}.{fault}" for stage in DEPLOYMENTS]
@@ -110,7 +110,7 @@ def test_a_device_that_was_lost_while_idle_costs_no_request(
 def test_a_replica_that_breaks_every_call_is_gone_and_the_others_serve(
     url: str, faults: Path, processes: dict[str, list[psutil.Process]]
 ) -> None:
-    """Its errors do not say why. Those that it has failed are told; it draws no more than those."""
+    """Its errors do not say why. Only the requests that it failed get an error; it attracts no others."""
     for stage, of_stage in processes.items():
         (faults / f"{stage}.broken").touch()
         failed = 0
@@ -149,7 +149,7 @@ def test_what_does_not_fit_into_memory_is_done_in_smaller_parts(
 def test_only_what_does_not_fit_alone_is_refused(
     url: str, faults: Path, processes: dict[str, list[psutil.Process]], stage: str, most: int, size: str
 ) -> None:
-    """The denoiser has room for one row, and guidance takes two. No other test asks for these sizes."""
+    """The denoiser has room for one row, and guidance needs two. No other test uses these sizes."""
     memory = faults / f"{stage}.memory"
     memory.write_text(str(most))
     try:

@@ -1,4 +1,4 @@
-"""Mutated requests to a whole application: whatever is one is answered, without faults, and nothing grows."""
+"""Mutated requests to a whole application: every request is answered without a fault, and nothing grows."""
 
 import asyncio
 import os
@@ -20,7 +20,7 @@ MAX_GROWTH_BYTES = 32 * 2**20
 
 @pytest.fixture
 def logs(head: dict[str, Any]) -> dict[Path, int]:
-    """Of Serve's processes, and of whatever they print, with where they end now."""
+    """The logs and printed output of Serve's processes, with their present sizes."""
     folder = Path(head["RayletSocketName"]).parents[1] / "logs"
     return {path: path.stat().st_size for path in (*folder.glob("serve/*.log"), *folder.glob("worker-*"))}
 

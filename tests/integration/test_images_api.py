@@ -157,7 +157,7 @@ def test_sixteen_clients_at_once_share_forwards(base_url: str, metric: Metric) -
         evaluate.judge(case.scene, np.asarray(picture(answer)))
         for case, answer in zip(cases, answers, strict=True)
     ]
-    assert sum(verdict.colour for verdict in verdicts) >= 13  # the model itself errs now and then
+    assert sum(verdict.colour for verdict in verdicts) >= 13  # the model itself sometimes errs
 
     calls = sum({"Heun": 2 * (18 + i % 5) - 1}.get(samplers[i % 4], 18 + i % 5) for i in range(16))
 
@@ -192,7 +192,7 @@ def test_a_stream_gives_previews_in_order_and_then_the_image(client: httpx.Clien
 
 
 def test_a_client_that_goes_away_frees_its_rows(base_url: str, client: httpx.Client, metric: Metric) -> None:
-    """Two ways to leave: in the middle of a stream, and while waiting for a plain answer."""
+    """A client leaves in the middle of a stream, and while waiting for a plain answer."""
     count = "ray_midstep_forward_requests_count"
     long = {"prompt": "a star", "num_inference_steps": 100, "sampler": "Heun", "size": "256x256"}
     before = settled(metric, count)
@@ -206,7 +206,7 @@ def test_a_client_that_goes_away_frees_its_rows(base_url: str, client: httpx.Cli
 
 
 def test_a_replica_that_dies_costs_time_and_not_the_image(client: httpx.Client) -> None:
-    """In the middle of a stream: the same picture comes, and no preview comes twice."""
+    """The replica dies in the middle of a stream: the same picture comes, and no preview comes twice."""
     body = {"prompt": "a large white star on a purple background", "seed": 3, "num_inference_steps": 60}
     wanted = generate(client, **body, deterministic=True)
     streamed = body | {"deterministic": True, "stream": True, "partial_images": 3}
@@ -216,7 +216,7 @@ def test_a_replica_that_dies_costs_time_and_not_the_image(client: httpx.Client) 
             if line.startswith("data: "):
                 events.append(json.loads(line[6:]))
                 if len(events) == 1:
-                    # As a lost machine would: nothing is drained.
+                    # Like a lost machine, it is not drained.
                     ray.kill(replica("Denoiser"), no_restart=True)
     assert [event.get("partial_image_index") for event in events] == [0, 1, 2, None]
     assert events[-1]["b64_json"] == wanted["data"][0]["b64_json"]
@@ -285,7 +285,7 @@ def test_a_deadline_that_cannot_be_met_is_refused_with_the_time_it_takes(client:
 
 
 def test_a_deadline_that_passes_is_answered(client: httpx.Client) -> None:
-    """The denoiser stands still, as a device does that hangs."""
+    """The denoiser stands still, like a hanging device."""
     pid = ray.get(replica("Denoiser").__ray_call__.remote(lambda _: os.getpid()))
     os.kill(pid, signal.SIGSTOP)
     try:

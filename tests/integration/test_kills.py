@@ -1,4 +1,4 @@
-"""Under a steady load each kind of replica is killed in turn: nothing accepted is lost or done twice.
+"""Under a steady load each kind of replica is killed in turn. Nothing accepted is lost or done twice.
 
 `make chaos` kills each of them MIDSTEP_KILLS=50 times.
 """
@@ -29,19 +29,19 @@ NUM_SEEDS = 4
 FINAL = {state.value for state in JobState if state.is_final}
 INPUT = {"prompt": "a small blue circle above a red square on a white background", "deterministic": True}
 FINISH_TIMEOUT_S = 240.0
-# More, and the replicas that come next would take longer to start on two cores.
+# With more load, the next replicas would take longer to start on two cores.
 PERIOD_S = 2.0
-# No more jobs are handed in meanwhile: a machine that cannot keep up must come to the end of them, too.
+# Above this, no more jobs are submitted, so that a slow machine can finish them too.
 MAX_UNFINISHED = 50
 
 
 @dataclass
 class Load:
-    """What was accepted, and what the images must be."""
+    """The accepted work, and the expected images."""
 
     expected: dict[int, bytes]
     jobs: dict[str, int] = field(default_factory=dict)  # id: seed
-    unfinished: dict[str, None] = field(default_factory=dict)  # ids, oldest first, as far as has been asked
+    unfinished: dict[str, None] = field(default_factory=dict)  # ids, oldest first, as of the last look
     answered: int = 0
     failures: list[str] = field(default_factory=list)
     ingress_is_down: bool = False
@@ -69,8 +69,8 @@ class Load:
     async def _answer(
         self, http: httpx.AsyncClient, method: str, path: str, status: int, **options: Any
     ) -> dict[str, Any] | None:
-        """Everybody gets one, unless it is the ingress with the connection that is killed: None then, and
-        for what is refused for the queue. Whatever else comes is a failure."""
+        """The answer. None without a failure if the connection's ingress was killed or the queue was full.
+        Anything else is a failure."""
         excused = self.ingress_is_down
         try:
             response = await http.request(method, path, **options)
@@ -93,7 +93,7 @@ def _job(seed: int) -> dict[str, Any]:
 
 @asynccontextmanager
 async def steadily(load: Load, http: httpx.AsyncClient) -> AsyncIterator[None]:
-    """One job and one request in PERIOD_S, whether or not they are answered."""
+    """Sends one job and one request per PERIOD_S, whether or not they are answered."""
 
     async def arrive() -> None:
         async with asyncio.TaskGroup() as group:
@@ -114,14 +114,14 @@ async def steadily(load: Load, http: httpx.AsyncClient) -> AsyncIterator[None]:
 
 
 def kill(kind: str) -> str:
-    """By SIGKILL. The name of the actor."""
+    """Kills a replica by SIGKILL. Returns the actor's name."""
     actor = replica(kind)
     os.kill(ray.get(actor.__ray_call__.remote(lambda _: os.getpid())), signal.SIGKILL)
     return str(actor._actor_id.hex())
 
 
 async def replaced(kind: str, killed: str, http: httpx.AsyncClient) -> None:
-    """Until another replica of the kind is there and the application is ready."""
+    """Waits until another replica of the kind is running and the application is ready."""
     deadline = time.monotonic() + FINISH_TIMEOUT_S
     while time.monotonic() < deadline:
         await asyncio.sleep(0.5)
@@ -136,7 +136,7 @@ async def replaced(kind: str, killed: str, http: httpx.AsyncClient) -> None:
 
 
 def check_ends(log_folder: Path, job_ids: Collection[str]) -> None:
-    """No job came to an end twice. A replica that is killed in that moment leaves no line of it."""
+    """No job ended twice. A replica that is killed at that moment leaves no line about it."""
     line = re.compile(r"job ([0-9a-f]+) is (succeeded|failed|canceled), attempt ")
     logs = [path.read_text(errors="replace") for path in log_folder.glob("*.log")]
     ends = Counter(job_id for log in logs for job_id, _ in line.findall(log))
@@ -172,7 +172,7 @@ def test_nothing_accepted_is_lost_whatever_is_killed(base_url: str) -> None:
                     await asyncio.sleep(1.0)
                     await replaced(kind, await asyncio.to_thread(kill, kind), http)
                     load.ingress_is_down = False
-            # Of one each that is offered in PERIOD_S; the kills of one round take longer than twice that.
+            # One job is offered per PERIOD_S; the kills of one round take longer than twice that.
             assert len(load.jobs) >= 2 * KILLS_OF_EACH, load.failures
             assert load.answered >= 2 * KILLS_OF_EACH, load.failures
             await check_jobs(load, http)

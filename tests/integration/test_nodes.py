@@ -1,5 +1,5 @@
-"""Nodes that die or are drained under load, and an update, take no request with them: a cluster of GPU nodes,
-so they say."""
+"""Dying or drained nodes under load, and an update, fail no request. The cluster's nodes only claim to have
+GPUs."""
 
 import asyncio
 import threading
@@ -21,13 +21,13 @@ from tests.integration.simulated import DENOISER, Stages, ask, deployed, simulat
 
 APPLICATION = "moved"
 STAGES = {"PromptEncoder", "Denoiser", "VaeDecoder"}
-PAUSE_S = 1.0  # between requests: one denoiser does two a second
+PAUSE_S = 1.0  # between requests: one denoiser does two per second
 MOVE_TIMEOUT_S = 120.0
 
 
 @pytest.fixture(scope="module")
 def nodes(cluster: LocalCluster) -> Iterator[list[Node]]:
-    """Two, with a GPU each, which one replica of each stage fills."""
+    """Two nodes with a GPU each, which one replica of each stage fills."""
     added = [cluster.add_node(num_gpus=1, num_cpus=0) for _ in range(2)]
     yield added
     for node in added:
@@ -46,7 +46,7 @@ def url(nodes: list[Node], base_url: str, folder: Path) -> Iterator[str]:
 
 
 def sections(encoder_gpus: float = 0.1, decoder_gpus: float = 0.3) -> Stages:
-    """As they are, one of each stage fills a GPU, so that two fill both nodes."""
+    """With the defaults, one replica of each stage fills a GPU, so that two of each fill both nodes."""
 
     def stage(num_gpus: float) -> dict[str, object]:
         return {
@@ -63,14 +63,14 @@ def sections(encoder_gpus: float = 0.1, decoder_gpus: float = 0.3) -> Stages:
 
 
 def replica_names() -> list[str]:
-    """As Ray knows them."""
+    """The names of replicas in Ray."""
     actors = ray.util.list_named_actors(all_namespaces=True)
     prefix = f"SERVE_REPLICA::{APPLICATION}#"
     return [actor["name"] for actor in actors if actor["name"].startswith(prefix)]
 
 
 def replicas_on(node: Node) -> set[str]:
-    """The stages that have a replica there."""
+    """The stages that have a replica on the node."""
     stages = set()
     for name in replica_names():
         try:
@@ -79,7 +79,7 @@ def replicas_on(node: Node) -> set[str]:
                 handle.__ray_call__.remote(lambda _: ray.get_runtime_context().get_node_id()), timeout=10
             )
         except (ValueError, ray.exceptions.RayError):
-            continue  # it has just gone
+            continue  # it has just stopped
         if place == node.node_id:
             stages.add(name.split("#")[1])
     return stages
@@ -93,7 +93,7 @@ def until(condition: Callable[[], bool], what: str) -> None:
 
 
 async def ask_steadily(url: str, until: threading.Event) -> list[int]:
-    """The statuses, once all are answered."""
+    """Sends requests until told to stop. Returns the statuses."""
     limits = httpx.Limits(max_connections=None)
     async with httpx.AsyncClient(base_url=url, timeout=300, limits=limits) as http:
         asked = []
@@ -104,7 +104,7 @@ async def ask_steadily(url: str, until: threading.Event) -> list[int]:
 
 
 def lose_nodes(nodes: list[Node], cluster: LocalCluster) -> None:
-    """One dies and is replaced, and then the other is taken away; a new one is there for it."""
+    """One node dies and is replaced. Then the other is drained, and a new one is added for it."""
     first, second = nodes
     time.sleep(5)
     nodes.remove(second)
@@ -120,8 +120,8 @@ def lose_nodes(nodes: list[Node], cluster: LocalCluster) -> None:
 
 
 def check_under_load(url: str, event: Callable[[], None]) -> None:
-    """While it happens, every request and every job is answered. It is called in this thread, since Ray
-    starts nodes in the main thread only."""
+    """Runs the event under load; every request and every job is answered. The event runs in this thread,
+    because Ray starts nodes only in the main thread."""
     is_over = threading.Event()
     with httpx.Client(base_url=url, timeout=60) as client, ThreadPoolExecutor() as threads:
         jobs = [create(client, num_inference_steps=100, seed=seed) for seed in range(4)]
@@ -135,7 +135,7 @@ def check_under_load(url: str, event: Callable[[], None]) -> None:
 
 
 def accepted(node: Node) -> float:
-    """Images that the denoiser there has taken, by its metrics."""
+    """Images that the node's denoiser has accepted, from its metrics."""
     [exported] = [told for told in ray.nodes() if told["NodeID"] == node.node_id]
     url = f"http://{exported['NodeManagerAddress']}:{exported['MetricsExportPort']}/metrics"
     lines = httpx.get(url, timeout=10).text.splitlines()
@@ -146,7 +146,7 @@ def accepted(node: Node) -> float:
 
 
 async def ask_one_after_another(url: str, steps: Sequence[int]) -> list[int]:
-    """So that one is with its denoiser when the next one comes. The statuses."""
+    """Sends requests so that each reaches a denoiser before the next. Returns the statuses."""
     async with httpx.AsyncClient(base_url=url, timeout=60) as http:
         return await asyncio.gather(
             *(ask(http, 0.6 * index, seed=1, steps=number) for index, number in enumerate(steps))
@@ -154,7 +154,7 @@ async def ask_one_after_another(url: str, steps: Sequence[int]) -> list[int]:
 
 
 def test_an_image_goes_to_the_denoiser_with_the_least_to_do(url: str, nodes: list[Node]) -> None:
-    """By the number of images both would have two."""
+    """By number of images, both denoisers would have two."""
     before = [accepted(node) for node in nodes]
     assert asyncio.run(ask_one_after_another(url, [100, 30, 30, 30])) == [200] * 4
 
@@ -176,8 +176,8 @@ def test_an_update_takes_no_request_with_it(url: str, folder: Path) -> None:
     old = set(replica_names())
 
     def update() -> None:
-        # All replicas are told of the costs. In an update Ray may put both of a stage on one node: the shares
-        # leave room for that, where full nodes would have none for the last of another stage.
+        # All replicas learn the costs. In an update Ray may put both replicas of a stage on one node. These
+        # shares leave room for that; on full nodes the last replica of another stage would have none.
         app = simulated_app(sections(0.05, 0.15), folder, cost_model="another.json")
         serve.run(app, name=APPLICATION, route_prefix=f"/{APPLICATION}")
         until(lambda: not old & set(replica_names()), "old replicas are still there")

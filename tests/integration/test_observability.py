@@ -1,5 +1,5 @@
-"""What a running application shows: the metrics that the dashboard and the rules read, and a request's lines
-in the logs of every stage."""
+"""Observability of a running application: the metrics that the dashboard and the rules read, and a request's
+log lines in every stage."""
 
 import json
 import re
@@ -20,7 +20,7 @@ from tests.integration.predictions import ROUTE as PREDICTIONS
 from tests.promql import expressions, selectors
 
 ROUTE = "/v1/images/generations"
-EXPORT_TIMEOUT_S = 180.0  # another denoiser starts meanwhile
+EXPORT_TIMEOUT_S = 180.0  # another denoiser starts during this time
 
 
 def exported(url: str) -> list[Sample]:
@@ -29,8 +29,8 @@ def exported(url: str) -> list[Sample]:
 
 
 def reads(selector: VectorSelector, sample: Sample) -> bool:
-    """Whether the sample is what the selector is after. Of values that it picks by a pattern not all are
-    there at any time; the label is."""
+    """Whether the selector reads the sample. Of values that it picks by a pattern, not all exist at any time,
+    but the label does."""
     return sample.name == selector.name and all(
         matcher.name in sample.labels
         and (matcher.op != MatchOp.Equal or sample.labels[matcher.name] == matcher.value)
@@ -41,7 +41,7 @@ def reads(selector: VectorSelector, sample: Sample) -> bool:
 def test_dashboard_and_rules_read_what_a_running_application_exports(
     client: httpx.Client, metrics_url: str
 ) -> None:
-    for _ in range(2):  # the second finds its texts in the cache
+    for _ in range(2):  # the second request finds its texts in the cache
         assert client.post(ROUTE, json={"prompt": PROMPT, "num_inference_steps": 2}).status_code == 200
     assert client.post(ROUTE, json={"prompt": ""}).status_code == 400
     job = body(num_inference_steps=2) | {"webhook": f"http://127.0.0.1:{free_port()}/"}
@@ -54,13 +54,13 @@ def test_dashboard_and_rules_read_what_a_running_application_exports(
         f"{name}: {selector}": selector
         for name, expression in expressions()
         for selector in selectors(expression)
-        if ":" not in str(selector.name)  # what is recorded is made of the others
+        if ":" not in str(selector.name)  # recorded series are computed from the others
     }
     deadline = time.monotonic() + EXPORT_TIMEOUT_S
     while missing:
         assert time.monotonic() < deadline, list(missing)
         samples = exported(metrics_url)
-        # One by one: here, where metrics are exported every second, gauges come and go between two updates.
+        # One by one: with an export every second, gauges come and go between two updates.
         for name, selector in list(missing.items()):
             if any(reads(selector, sample) for sample in samples):
                 del missing[name]
@@ -72,7 +72,7 @@ def test_dashboard_and_rules_read_what_a_running_application_exports(
 
 
 def lines_of(request_id: str, head: dict[str, Any]) -> list[dict[str, Any]]:
-    """In the logs of all replicas."""
+    """The lines of a request in the logs of all replicas."""
     logs = Path(head["RayletSocketName"]).parents[1] / "logs" / "serve"
     lines = [line for log in logs.glob("replica_*.log") for line in log.read_text().splitlines()]
     records = [json.loads(line) for line in lines if line.startswith("{")]
@@ -87,7 +87,7 @@ STAGES = {
 
 
 def stages_of(request_id: str, head: dict[str, Any]) -> set[tuple[str, str]]:
-    """The deployments and what they say that they have done."""
+    """The deployments that logged the request, and the stage in each line."""
     lines = [line for line in lines_of(request_id, head) if "stage" in line]
     return {(line["deployment"], line["stage"]) for line in lines}
 

@@ -1,6 +1,6 @@
-"""The database is locked, its disk full: refusals that say so, nothing lost, no restart.
+"""The database is locked or its disk is full: clear refusals, nothing lost, no restart.
 
-That its server is away is in test_production.
+test_production covers an unreachable database server.
 """
 
 import errno
@@ -29,7 +29,7 @@ from tests.integration.predictions import (
 )
 
 LONG = {"num_inference_steps": 100, "num_outputs": 2}
-# In a file system of its own, which nobody outside of the process sees.
+# On a separate file system that no other process sees.
 ON_A_SMALL_DISK = 'mount -t tmpfs -o size=4m tmpfs "$0" && exec "$@"'
 NAMESPACE = ("unshare", "--map-root-user", "--mount")
 
@@ -73,7 +73,7 @@ def test_the_disk_is_full(cost_model: Path, tmp_path: Path) -> None:
         accepted = [create(client, **LONG)["id"]]
         begun(client, accepted[0])
         with filled(Path(f"/proc/{application.pid}/root{folder}")):
-            # There is some room left in what SQLite has written before.
+            # SQLite's existing files have some room left.
             while (response := client.post(ROUTE, json=body(**SHORT))).status_code == 201:
                 accepted.append(response.json()["id"])
             refused(client, 507, "Storage full")

@@ -1,4 +1,4 @@
-"""Jobs over HTTP, with Replicate's client and from the command line: handed in, followed, canceled."""
+"""Jobs over HTTP, with Replicate's client and from the command line: submitted, followed, canceled."""
 
 import asyncio
 import base64
@@ -55,11 +55,11 @@ def test_waiting_for_it_answers_with_the_finished_job(client: httpx.Client) -> N
 def replicates(base_url: str) -> Iterator[replicate.Client]:
     client = replicate.Client(api_token="any", base_url=base_url)
     yield client
-    client._client.close()  # it has no way of its own
+    client._client.close()  # it has no method for this
 
 
 def sizes(urls: list[str]) -> list[tuple[int, int]]:
-    """Of the pictures; Replicate's client makes files of https:// URLs only."""
+    """Sizes of the pictures. Replicate's client makes files only of https:// URLs."""
     return [Image.open(io.BytesIO(httpx.get(url).content)).size for url in urls]
 
 
@@ -79,7 +79,7 @@ def test_replicates_own_client(replicates: replicate.Client, model: str) -> None
 def test_replicates_own_client_waits_for_what_takes_longer_than_its_request(
     replicates: replicate.Client,
 ) -> None:
-    """It takes whatever is not "starting" when the wait is over for the end of it."""
+    """It takes any status except "starting" after the wait as the end of the job."""
     given = {"prompt": PROMPT, "num_outputs": 4, "num_inference_steps": 100}
     assert sizes(replicates.run("midstep/shapes", input=given, wait=1)) == [(128, 128)] * 4
 
@@ -259,7 +259,7 @@ def test_what_is_not_there_is_not_found(client: httpx.Client) -> None:
 
 @pytest.fixture
 def receiver() -> Iterator[tuple[str, list[tuple[dict[str, str], bytes]]]]:
-    """A server that keeps what it is sent, and refuses the first of it."""
+    """A server that keeps the requests it gets, and refuses the first one."""
     received: list[tuple[dict[str, str], bytes]] = []
 
     class Handler(BaseHTTPRequestHandler):
@@ -292,7 +292,7 @@ def test_webhooks_are_signed_and_sent_again(
     }
     created = client.post(ROUTE, json=body).json()
     deadline = time.monotonic() + FINISH_TIMEOUT_S
-    while len(received) < 3:  # the first is refused and comes again after some seconds
+    while len(received) < 3:  # the first one is refused and sent again after some seconds
         assert time.monotonic() < deadline, received
         time.sleep(0.1)
     secret = (data_folder / "webhook_secret").read_text()
@@ -330,7 +330,7 @@ def test_the_command_line(base_url: str, client: httpx.Client, tmp_path: Path) -
 
 
 def test_jobs_and_requests_share_forwards(base_url: str, client: httpx.Client) -> None:
-    """Both kinds at once: all are served."""
+    """Jobs and requests at once: all are served."""
 
     async def run() -> list[int]:
         async with httpx.AsyncClient(base_url=base_url, timeout=120) as http:
@@ -350,7 +350,7 @@ def test_jobs_and_requests_share_forwards(base_url: str, client: httpx.Client) -
 
 
 def test_requests_reckon_with_jobs_that_keep_the_denoisers_busy(client: httpx.Client) -> None:
-    """A deadline that could be met alone is too early beside a job, and no more when that is canceled."""
+    """A deadline that could be met alone is too early beside a job, but not after the job's cancellation."""
     asked = {"prompt": PROMPT, "num_inference_steps": 100}
     refused = client.post("/v1/images/generations", json=asked | {"deadline_s": 0.05})
     [alone_s] = map(float, re.findall(r"takes about ([\d.]+) s", refused.json()["error"]["message"]))
@@ -358,7 +358,7 @@ def test_requests_reckon_with_jobs_that_keep_the_denoisers_busy(client: httpx.Cl
     job = create(client, num_outputs=10, num_inference_steps=100)
 
     def answered() -> str | None:
-        """Its error's code, if any."""
+        """The answer's error code, if any."""
         answer: dict[str, Any] = client.post("/v1/images/generations", json=asked).json()
         return answer.get("error", {}).get("code")
 

@@ -1,7 +1,7 @@
-"""An application as production has it, with API keys, jobs on a PostgreSQL server, and traces.
+"""An application as in production, with API keys, jobs on a PostgreSQL server, and traces.
 
-The real clients with keys and without, a limit that is reached, a trace through every stage, and a server
-that is away.
+Tests real clients with and without keys, a limit that is reached, a trace through every stage, and an
+unreachable database server.
 """
 
 import asyncio
@@ -49,7 +49,7 @@ IMAGE = {"prompt": PROMPT, "num_inference_steps": 4}
 
 @contextmanager
 def collector() -> Iterator[tuple[str, list[Span]]]:
-    """An OTLP collector over HTTP: its URL and the spans that it was sent."""
+    """An OTLP collector over HTTP: its URL and the received spans."""
     spans: list[Span] = []
 
     class Handler(BaseHTTPRequestHandler):
@@ -77,7 +77,7 @@ def collector() -> Iterator[tuple[str, list[Span]]]:
 
 @dataclass(frozen=True)
 class Production:
-    """client: without a key; way: to the database's server; spans: those that the collector was sent"""
+    """client: without a key; way: to the database's server; spans: received by the collector"""
 
     client: httpx.Client
     way: Way
@@ -86,7 +86,7 @@ class Production:
 
 @pytest.fixture(scope="module")
 def production(postgresql: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Production]:
-    """It measures its costs at its start, as the first of a new installation does."""
+    """An application that measures its costs at its start, like a new installation."""
     folder = tmp_path_factory.mktemp("production")
     asyncio.run(empty(postgresql))
     way = Way(postgresql, folder)
@@ -94,7 +94,7 @@ def production(postgresql: str, tmp_path_factory: pytest.TempPathFactory) -> Ite
     with collector() as (collector_url, spans):
         environment = {
             "RAY_SERVE_TRACING_EXPORTER_IMPORT_PATH": "serve.tracing:otlp",
-            "RAY_SERVE_TRACING_SAMPLING_RATIO": "0",  # only of requests that are traced already
+            "RAY_SERVE_TRACING_SAMPLING_RATIO": "0",  # only for requests that are already traced
             "OTEL_EXPORTER_OTLP_ENDPOINT": collector_url,
             "OTEL_BSP_SCHEDULE_DELAY": "200",
         }
@@ -134,7 +134,7 @@ def for_openai(url: str) -> None:
 
 
 def for_replicate(url: str) -> str:
-    """The id of the job that it made."""
+    """Makes a job with Replicate's client. Returns its id."""
     client = replicate.Client(api_token=ALICE, base_url=url)
     [picture] = client.run("midstep/shapes", input={"prompt": PROMPT, "num_inference_steps": 4})
     assert httpx.get(picture).status_code == 200, "its URL needs no key"
@@ -145,7 +145,7 @@ def for_replicate(url: str) -> str:
         others.predictions.get(prediction.id)
     assert refusal.value.status == 404
     for used in (client, others):
-        used._client.close()  # it has no way of its own
+        used._client.close()  # it has no method for this
     return prediction.id
 
 

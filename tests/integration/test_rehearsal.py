@@ -1,4 +1,4 @@
-"""`midstep rehearse` as a user types it, on a Ray of its own."""
+"""`midstep rehearse` as a user types it, on a separate Ray."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""The whole application is killed and started again: every job that was acknowledged finishes."""
+"""The whole application is killed and restarted. Every acknowledged job finishes."""
 
 from pathlib import Path
 
@@ -24,7 +24,7 @@ def test_every_acknowledged_job_finishes_after_a_restart(cost_model: Path, tmp_p
         for job_id in ids:
             job = finished(client, job_id)
             assert job["status"] == "succeeded", job
-            # The address is another one now; the path of the image is not.
+            # The address has changed; the path of the image has not.
             paths = [httpx.URL(url).path for url in job["output"]]
             pictures.add(tuple(client.get(path).content for path in paths))
         assert len(pictures) == 1, "the same request gives the same images, resumed or not"

@@ -17,7 +17,7 @@ from cluster.ports import free_port
 from tests.integration.conftest import MIDSTEP, wait_for
 from tests.integration.slow_applications import REASON
 
-TIMEOUT_S = 240.0  # of a busy machine
+TIMEOUT_S = 240.0  # for a busy machine
 
 
 @contextmanager
@@ -61,7 +61,7 @@ def test_sigterm_ends_it_once_requests_under_way_are_answered(tmp_path: Path) ->
             assert time.monotonic() < deadline, (tmp_path / "log").read_text()[-4000:]
             time.sleep(0.5)
         slow = threads.submit(httpx.get, f"{url}/slow", timeout=TIMEOUT_S)
-        time.sleep(1)  # until it is there
+        time.sleep(1)  # until it is running
         process.send_signal(signal.SIGTERM)
         wait_for(lambda: httpx.get(url, timeout=5).status_code == 503)
         assert not slow.done(), "others are refused meanwhile"

@@ -1,6 +1,6 @@
-"""A Ray of its own with the application on it, in one session of processes, until it is killed.
+"""A separate Ray with the application on it, in one session of processes, until it is killed.
 
-python -m tests.integration.whole_application PORT GIVEN: `jobs`, `api_keys` and `cost_model`, as JSON
+python -m tests.integration.whole_application PORT GIVEN; GIVEN: `jobs`, `api_keys` and `cost_model` as JSON
 """
 
 import json
@@ -26,7 +26,7 @@ def main() -> None:
         num_cpus=4,
         num_gpus=0,
         include_dashboard=False,
-        # Sockets live below it, and their paths must stay short.
+        # Sockets are in this folder, and their paths must stay short.
         _temp_dir=tempfile.mkdtemp(prefix="midstep-", dir="/tmp"),
         _metrics_export_port=free_port(),
     )

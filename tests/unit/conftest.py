@@ -1,4 +1,4 @@
-"""The databases that the job store runs on, and the log that it writes."""
+"""The databases for tests of the job store, and the store's log."""
 
 from collections.abc import Iterator
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Admission counts images and gives their places back; what cannot be in time is refused."""
+"""Admission counts images and gives their places back. It refuses requests that cannot be in time."""
 
 import asyncio
 import time
@@ -55,7 +55,7 @@ def request(num_images: int = 1, deadline_s: float | None = None, **changes: Any
 
 
 def check(asked: GenerationRequest, cost: CostModel = COST, door: Admission | None = None) -> None:
-    """As the front desk does: what is asked has its places already."""
+    """Checks a request like the front desk, where it already has its places."""
     door = door or admission()
     with door.admitted(asked):
         door.check_deadline(asked, partial(ESTIMATOR.latency_s, asked, cost))
@@ -66,7 +66,7 @@ def test_a_full_queue_refuses_until_places_are_given_back() -> None:
     with door.admitted(request(2)):
         with (
             pytest.raises(
-                QueueFullError, match="2 images are queued and 2 more were asked for; at most 3"
+                QueueFullError, match="2 images are queued and 2 more were requested; at most 3"
             ) as refusal,
             door.admitted(request(2)),
         ):
@@ -83,11 +83,11 @@ def test_a_full_queue_refuses_until_places_are_given_back() -> None:
 @pytest.mark.parametrize(
     ("accepted", "asked", "retry_after_s"),
     [
-        ([10], 1, 1),  # a tenth of ten seconds
+        ([10], 1, 1),  # a tenth of 10 s
         ([10], 5, 5),
-        ([4, 4], 4, 2),  # two of eight have to be done
+        ([4, 4], 4, 2),  # two of eight must be done
         ([8], 10, 8),
-        ([], 11, 1),  # never: but that is not said here
+        ([], 11, 1),  # never, but this is not said here
     ],
 )
 def test_at_a_full_queue_it_is_the_work_before_it_that_is_waited_for(
@@ -121,16 +121,16 @@ def test_one_that_has_left_is_not_waited_for_however_long_it_stayed(monkeypatch:
     ("changes", "takes"),
     [
         ({}, "1.00 s"),
-        ({"sampler": "Heun"}, "1.90 s"),  # two model calls a step, but for the last
+        ({"sampler": "Heun"}, "1.90 s"),  # two model calls per step, except the last
         ({"num_images": 4}, "4.00 s"),
         ({"guidance_scale": 1.0, "num_images": 4}, "2.00 s"),
-        ({"num_images": 10}, "16.00 s"),  # sixteen rows, and then the other four
+        ({"num_images": 10}, "16.00 s"),  # sixteen rows, then the other four
     ],
 )
 def test_one_that_is_too_early_whatever_the_load_is_told_what_it_takes(
     changes: dict[str, Any], takes: str
 ) -> None:
-    with pytest.raises(DeadlineTooEarlyError, match=f"alone the request takes about {takes}") as refusal:
+    with pytest.raises(DeadlineTooEarlyError, match=f"the request takes about {takes} alone") as refusal:
         check(request(deadline_s=0.5, **changes))
     check(request(deadline_s=float(takes.split(maxsplit=1)[0]) + 0.5, **changes))
     assert refusal.value.param == "deadline_s"
@@ -138,15 +138,15 @@ def test_one_that_is_too_early_whatever_the_load_is_told_what_it_takes(
 
 
 def test_a_deterministic_request_takes_what_its_fixed_forwards_take() -> None:
-    """Eight rows, 0.4 s a call, though it fills but two."""
-    with pytest.raises(DeadlineTooEarlyError, match=r"alone the request takes about 4\.00 s"):
+    """Its forwards have eight rows and take 0.4 s per call, although it fills only two."""
+    with pytest.raises(DeadlineTooEarlyError, match=r"the request takes about 4\.00 s alone"):
         check(request(deadline_s=3.0, deterministic=True))
 
 
 def test_padding_counts() -> None:
     """Three images are six rows, in forwards of eight."""
     padded = CostModel(COST.encode, replace(COST.forward, padded_to=(2, 4, 8, 16)), COST.decode)
-    with pytest.raises(DeadlineTooEarlyError, match=r"alone the request takes about 4\.00 s"):
+    with pytest.raises(DeadlineTooEarlyError, match=r"the request takes about 4\.00 s alone"):
         check(request(3, deadline_s=3.5), padded)
 
 
@@ -158,13 +158,13 @@ def test_one_that_is_too_early_at_this_load_may_come_again() -> None:
         ) as refusal:
             check(request(deadline_s=2.0), door=door)
         assert refusal.value.status == 429
-        assert refusal.value.retry_after_s == 3  # rounded up: two seconds and what the test takes
+        assert refusal.value.retry_after_s == 3  # rounded up: 2 s and the time of the test
         check(request(deadline_s=4.5), door=door)
     check(request(deadline_s=2.0), door=door)
 
 
 def test_the_load_is_shared_by_the_replicas() -> None:
-    """What three denoisers do in time is too much for one."""
+    """Work that three denoisers do in time is too much for one."""
     for num_denoisers, refusal in ((3, nullcontext()), (1, pytest.raises(DeadlineTooEarlyNowError))):
         door = admission(num_denoisers=num_denoisers)
         with door.admitted(request(3)), refusal:
@@ -198,9 +198,9 @@ def test_past_the_longest_wait_requests_are_refused_and_told_when_to_come_again(
     [
         (0, JobsWork(work_s=9.0), "9.0", 4),
         (4, JobsWork(work_s=5.0), "9.0", 4),
-        # Jobs take the places of jobs: of each second, own work gets four ninths.
+        # Jobs replace finished jobs: of each second, own work gets four ninths.
         (4, JobsWork(work_s=5.0, is_refilled=True), "9.0", 9),
-        (8, JobsWork(work_s=4.0, is_refilled=True), "12.0", 11),  # 7 of 8 have to be done: 7/8 of 12 s
+        (8, JobsWork(work_s=4.0, is_refilled=True), "12.0", 11),  # 7 of 8 must be done: 7/8 of 12 s
         (8, JobsWork(is_refilled=True), "8.0", 3),
         (0, JobsWork(work_s=9.0, is_refilled=True), "9.0", 9),
     ],

@@ -1,4 +1,4 @@
-"""API keys: which are taken for whose, and which configurations are refused."""
+"""API keys: whose key is whose, and which configurations are refused."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""API keys in front of the whole HTTP application: who is let in, whose the jobs are, what is charged."""
+"""API keys in front of the whole HTTP application: access, owners of jobs, and charges."""
 
 import asyncio
 import json
@@ -32,7 +32,7 @@ from tests.job_stores import in_loop
 from tests.unit.test_admission import COST
 
 ALICE, BOB, POOR = "mst_alice", "mst_bob", "mst_poor"
-# An image of twenty steps is two seconds of work by COST, sixteen rows a forward: 24 s of alice's limit.
+# An image of 20 steps is 2 s of work by COST, with 16 rows per forward: 24 s of alice's limit.
 LIMITS = {ALICE: 5.0, BOB: None, POOR: 0.01}
 API_KEYS = [
     {
@@ -48,7 +48,7 @@ IMAGE = {"prompt": "a red star"}
 
 
 class InstantPipeline(Pipeline):
-    """No stages: every image is there at once."""
+    """A pipeline without stages: every image is done at once."""
 
     @property
     def known_cost_model(self) -> CostModel:
@@ -68,13 +68,13 @@ class InstantPipeline(Pipeline):
 
 
 class LoneFleet(Fleet):
-    """There is no Serve to watch."""
+    """A fleet without a Serve to watch."""
 
     async def watch(self) -> None: ...
 
 
 class Refused(Counter[str]):
-    """As the metric, by code."""
+    """Replaces the metric; counts by code."""
 
     def inc(self, tags: Mapping[str, str]) -> None:
         self[tags["code"]] += 1
@@ -252,7 +252,7 @@ async def test_the_url_of_a_stream_is_for_whoever_has_it(tmp_path: Path) -> None
 
 @in_loop
 async def test_past_its_limit_a_client_is_refused_and_others_are_not(tmp_path: Path) -> None:
-    """One request is more than a minute of this limit: it passes, and the next waits for hours."""
+    """One request is more than a minute of this limit. It passes, and the next one waits for hours."""
     async with serving(tmp_path, API_KEYS) as client:
         first = await client.post(IMAGES, json=IMAGE, headers=by(POOR))
         assert first.status_code == 200, first.text
@@ -267,7 +267,7 @@ async def test_past_its_limit_a_client_is_refused_and_others_are_not(tmp_path: P
 
 @in_loop
 async def test_what_comes_to_nothing_or_comes_again_is_not_charged(tmp_path: Path) -> None:
-    """Each would take 24 s of a minute: if more than two were charged, the last would be refused."""
+    """Each would take 24 s of a minute. If more than two were charged, the last one would be refused."""
     async with serving(tmp_path, API_KEYS) as client:
         headers = by(ALICE) | {"idempotency-key": "k"}
         ids = {(await client.post(JOBS, json=JOB, headers=headers)).json()["id"] for _ in range(5)}

@@ -1,4 +1,4 @@
-"""The autoscaling policy, on contexts like those of Serve's controller makes them."""
+"""The autoscaling policy, on contexts like those of Serve's controller."""
 
 import itertools
 import random
@@ -17,7 +17,7 @@ AIM = {"utilization": 0.7, "drain_s": 60.0, "cold_start_s": 20.0, "downscale_del
 
 
 def taken_in(number: float, seconds: float) -> dict[str, float]:
-    """What a replica reports that has taken in so many requests of so many seconds each, and done them."""
+    """Reports of a replica that has accepted and done `number` requests of `seconds` each."""
     return {
         "work_s": 0.0,
         "accepted_s": number * seconds,
@@ -37,7 +37,7 @@ def context(
     state: dict[str, Any] | None = None,
     look_back_s: float = 15.0,
 ) -> AutoscalingContext:
-    """reports: of each replica, (time, stats)"""
+    """reports: (time, stats) of each replica"""
     series: dict[str, dict[str, list[TimeStampedValue]]] = {}
     for replica, samples in enumerate(reports):
         for time, stats in samples:
@@ -75,7 +75,7 @@ def context(
         (Load(4, work_s=10.0, arriving=0.75), 2),  # one would be busier than 70%
         (Load(1, work_s=60.0, arriving=0.0), 1),
         (Load(1, work_s=140.0, arriving=0.0), 3),  # 80 s are missing
-        (Load(3, work_s=140.0, arriving=0.0), 3),  # they are there: nothing starts cold
+        (Load(3, work_s=140.0, arriving=0.0), 3),  # they already run: no cold start
         (Load(2, work_s=60.0, arriving=3), 5),
         (Load(0, work_s=100.0, arriving=0.0), 3),
     ],
@@ -117,7 +117,7 @@ def test_nonsense_does_not_raise(caplog: pytest.LogCaptureFixture) -> None:
     incomplete = {"accepted_s": 1.0, "accepted": 1.0}
     ctx = context([[(990.0, incomplete), (1000.0, incomplete)]], target=2)
     assert WorkPolicy(**AIM)(ctx) == (2, {})
-    assert "Denoiser: replicas are left as they are" in caplog.text
+    assert "Denoiser: keeping the current number of replicas" in caplog.text
 
 
 def test_replicas_go_only_when_they_were_not_needed_for_the_whole_delay() -> None:
@@ -138,7 +138,7 @@ def test_replicas_go_only_when_they_were_not_needed_for_the_whole_delay() -> Non
 
 
 def test_steady_random_load_changes_little() -> None:
-    """Poisson arrivals of 10 s of work, 3 a second for ten minutes: hardly a change after the first five."""
+    """Poisson arrivals of 10 s of work, 3 per second for ten minutes: hardly a change after minute five."""
     rng = random.Random(1)
     policy, state, target = WorkPolicy(**AIM), {}, 1
     work_s, accepted, reports, targets = 0.0, 0, [], []
@@ -173,7 +173,7 @@ def test_the_configuration_is_one_that_serve_takes() -> None:
 
 
 def test_what_replicas_have_no_room_for_counts_as_arriving() -> None:
-    """One replica takes in what it can do, a request of a second every second; two more come and wait."""
+    """One replica accepts what it can do, one request of 1 s per second. Two more come and wait."""
     policy, state = WorkPolicy(**AIM), {}
     for second in range(16):
         now = 1000.0 + second
@@ -183,13 +183,13 @@ def test_what_replicas_have_no_room_for_counts_as_arriving() -> None:
 
 
 def test_a_replica_that_has_just_started_reports_no_flood() -> None:
-    """It took in its first request within half a second."""
+    """It accepted its first request within half a second."""
     reports = [(999.5, NOTHING), (1000.0, taken_in(1, 1.0) | {"work_s": 1.0})]
     assert WorkPolicy(**AIM)(context([reports], target=1))[0] == 1
 
 
 def test_a_tenfold_step_is_seen_within_seconds() -> None:
-    """With a short look-back; one replica of four requests at once, which does two a second."""
+    """The look-back is short. One replica has four requests at once and does two per second."""
     policy, state, reports, targets = WorkPolicy(**AIM), {}, [], []
     accepted = waiting = 0.0
     for second in range(60):
@@ -212,10 +212,10 @@ def replicas_over_time(
     room: int = 64,
     look_back_s: int = 15,
 ) -> list[int]:
-    """As many as there are meant to be, at each second. Every replica does a second of work in a second and
-    takes in `room` requests; what is past it waits outside.
+    """The target number of replicas at each second. Every replica does a second of work per second and
+    accepts `room` requests; the rest wait outside.
 
-    costs: of the requests of each second; before: seconds of each of a million requests that came earlier
+    costs: seconds of the requests of each second; before: seconds of each of a million earlier requests
     """
     policy, state, target, targets = WorkPolicy(**AIM), {}, 1, []
     held: list[float] = []
@@ -242,10 +242,10 @@ def replicas_over_time(
 def replicas_over_time_under_admission(
     arriving: Callable[[int], int], seconds: int, start_s: int, max_wait_s: float = 60.0
 ) -> tuple[list[int], list[int]]:
-    """As many as there are meant to be and as many as run, at each second.
+    """The target and the running number of replicas at each second.
 
-    arriving: requests of a second each that come, of which no more are accepted than the replicas that run do
-    in max_wait_s; start_s: until a replica runs. Those that start go first, as with Serve.
+    arriving: requests per second, of one second each; no more are accepted than the running replicas do in
+    max_wait_s; start_s: seconds until a replica runs. Starting replicas go first, as with Serve.
     """
     policy, state, target, held = WorkPolicy(**AIM), {}, 1, 0.0
     starting: list[int] = []  # when each runs
@@ -272,7 +272,7 @@ def replicas_over_time_under_admission(
 
 @pytest.mark.parametrize("start_s", [30, 150, 400])
 def test_replicas_that_start_slowly_are_waited_for_though_requests_are_refused(start_s: int) -> None:
-    """Twenty times the load, for so long that what was refused is forgotten before the first of them runs."""
+    """Twenty times the load, so long that refused requests are forgotten before the first replica runs."""
     targets, running = replicas_over_time_under_admission(
         lambda now: 10 if now >= 200 else now % 2, 1800, start_s
     )
@@ -292,7 +292,7 @@ def test_replicas_that_cannot_start_are_not_asked_for_when_the_load_is_over() ->
 
 
 def test_dearer_requests_are_seen_within_seconds() -> None:
-    """A million requests of 0.2 s, and then ones of 2.5 s as often: twelve times the work."""
+    """A million requests of 0.2 s, then as many per second of 2.5 s: twelve times the work."""
     targets = replicas_over_time(lambda now: [2.5 if now >= 100 else 0.2] * 2, 160, before=0.2)
     assert set(targets[15:100]) == {1}
     assert targets[104] > 1
@@ -300,8 +300,8 @@ def test_dearer_requests_are_seen_within_seconds() -> None:
 
 
 def test_a_queue_outside_is_worth_what_comes_now() -> None:
-    """A replica with room for four: most of what comes waits outside of it, and by the mean of all that ever
-    came that would be hardly any work."""
+    """A replica has room for four. Most arrivals wait outside, and by the mean of all earlier requests they
+    would be hardly any work."""
     targets = replicas_over_time(
         lambda now: [2.5 if now >= 100 else 0.2] * 2, 115, before=0.2, room=4, look_back_s=3
     )
@@ -318,7 +318,7 @@ def test_a_queue_outside_is_worth_what_comes_now() -> None:
     ],
 )
 def test_a_steady_mix_changes_little(kinds: dict[float, int], rate: float, busy: float) -> None:
-    """Requests of several costs that come at random, for ten minutes."""
+    """Requests of several costs arrive at random for ten minutes."""
     rng = random.Random(2)
 
     def costs(_: int) -> list[float]:

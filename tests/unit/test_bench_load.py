@@ -1,6 +1,6 @@
-"""The load generator over real connections to servers whose delays, errors and stalls are known.
+"""The load generator over real connections to servers with known delays, errors and stalls.
 
-The clock of both is virtual (`virtual_time`) but where the generator itself is what takes time.
+Both use a virtual clock (`virtual_time`), except where the generator itself takes time.
 """
 
 import asyncio
@@ -27,7 +27,7 @@ PICTURE = {"data": [{"b64_json": "AAAA"}]}
 
 @asynccontextmanager
 async def serving(handler: Handler) -> AsyncIterator[str]:
-    """The URL of a server whose every POST the handler answers."""
+    """The URL of a server that answers every POST with the handler."""
     application = web.Application()
     application.router.add_post("/{path:.*}", handler)
     runner = web.AppRunner(application)
@@ -78,7 +78,7 @@ def test_an_api_key_is_sent_and_not_shown(key: str | None) -> None:
 
 
 def test_a_known_delay_and_error_rate_are_reported_within_two_percent() -> None:
-    """Of 150 requests that all wait at once, more than a client with a limit on connections sends."""
+    """150 requests wait at once, more than a client with a limit on connections would send."""
     delay_s, served = 2.0, 0
 
     async def handler(_: web.Request) -> web.Response:
@@ -97,7 +97,7 @@ def test_a_known_delay_and_error_rate_are_reported_within_two_percent() -> None:
 
 
 def test_a_stall_does_not_slow_the_arrivals_and_shows_in_the_latencies() -> None:
-    """Nothing is answered from second 0.5 to 1.5; a closed loop would ask nothing meanwhile."""
+    """Nothing is answered from second 0.5 to 1.5. A closed loop would send nothing meanwhile."""
     arrived: list[float] = []
 
     async def handler(_: web.Request) -> web.Response:
@@ -127,7 +127,7 @@ def test_a_generator_that_lags_counts_it_as_latency_and_says_so() -> None:
     summary = summarize(outcomes)
     assert not summary.trusted
     [warning] = warnings({"slow": [summary]})
-    assert "slow at 20.00 requests/s: the generator sent late" in warning
+    assert "slow at 20.00 requests/s: the generator lagged" in warning
 
 
 def test_each_way_to_fail_is_counted_as_what_it_is() -> None:

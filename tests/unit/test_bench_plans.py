@@ -1,4 +1,4 @@
-"""Due times, mixes and bodies of the load generator: right in number, the same again for the same seed."""
+"""Due times, mixes and bodies of the load generator: right in number and reproducible by seed."""
 
 import gzip
 import json
@@ -148,7 +148,7 @@ def test_a_mix_is_read_from_yaml_and_json(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("prompt: [a]", "mix.yaml: prompt: unknown key; there are prompts, sizes, num_inference_steps"),
+        ("prompt: [a]", "mix.yaml: prompt: unknown key; known are prompts, sizes, num_inference_steps"),
         ("sizes: {512: 1}", 'mix.yaml: sizes.512: 512 is not "WIDTHxHEIGHT"'),
         ("num_inference_steps: {4: -1}", "mix.yaml: num_inference_steps.4: Input should be greater than 0"),
         ("prompts: []", "mix.yaml: prompts: List should have at least 1 item"),
@@ -203,7 +203,7 @@ def test_the_default_body_is_one_that_midstep_takes(request_: PlannedRequest) ->
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ('{"p": "{promt}"}', r"unknown placeholder \{promt\}; there are prompt, seed, num_images"),
+        ('{"p": "{promt}"}', r"unknown placeholder \{promt\}; known are prompt, seed, num_images"),
         ("[1]", "is not a JSON object"),
         ("{", "is not JSON"),
     ],

@@ -1,4 +1,4 @@
-"""Summaries of made-up outcomes, their files and plots, and the command around it all."""
+"""Summaries of made-up outcomes, their files and plots, and the command around them."""
 
 import json
 import re
@@ -32,7 +32,7 @@ def outcome(
 
 
 def test_percentiles_are_exact() -> None:
-    """Latencies of 1, 2, ... 101 s, in any order: percentile p is p + 1."""
+    """Latencies are 1, 2, ... 101 s in any order, so percentile p is p + 1."""
     summary = summarize([outcome(float(index), 1.0 + index * 37 % 101) for index in range(101)])
     assert summary.latency_mean_s == pytest.approx(51)
     assert summary.latency_p50_s == pytest.approx(51)
@@ -79,7 +79,7 @@ def test_a_plot_is_a_picture_even_of_a_run_without_answers(tmp_path: Path) -> No
 
 
 class Answering(BaseHTTPRequestHandler):
-    """Counts what it is asked; answers with a picture."""
+    """Counts its requests and answers with a picture."""
 
     def do_POST(self) -> None:
         body = self.rfile.read(int(self.headers["content-length"]))
@@ -92,7 +92,7 @@ class Answering(BaseHTTPRequestHandler):
         self.wfile.write(answer)
 
     def log_message(self, *_: object) -> None:
-        """Nothing."""
+        """Logs nothing."""
 
 
 class Server(ThreadingHTTPServer):
@@ -164,7 +164,7 @@ URL = ["--url", "http://127.0.0.1:1"]
         ([], "argument --url: is required, or --system"),
         (["--url", "localhost:8000"], "argument --url: 'localhost:8000' is not a URL such as"),
         (["--system", "a"], "argument --system: 'a' is not NAME=URL"),
-        (["--system", "a=http://x", "--system", "a=http://y"], "argument --system: 'a' is there twice"),
+        (["--system", "a=http://x", "--system", "a=http://y"], "argument --system: 'a' is given twice"),
         (URL, "argument --rate: is required"),
         ([*URL, "--rate", "1,0"], "argument --rate/--rates: '0' is not above 0"),
         ([*URL, "--rate", "x"], "argument --rate/--rates: 'x' is not a number of at least 0"),
@@ -185,7 +185,7 @@ URL = ["--url", "http://127.0.0.1:1"]
         ([*URL, "--arrivals", "trace", "--trace", "/nowhere"], "argument --trace: /nowhere: No such file"),
         ([*URL, "--arrivals", "burst"], "argument --arrivals: 'burst' is not one of"),
         ([*URL, "--rat", "1"], "No such option '--rat'"),
-        (["--plot", __file__], "is no result of midstep bench: the file: Invalid JSON"),
+        (["--plot", __file__], "is not a result of midstep bench: the file: Invalid JSON"),
     ],
 )
 def test_a_wrong_option_is_named_in_one_line(

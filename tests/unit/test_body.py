@@ -1,4 +1,4 @@
-"""Bodies as they come: compressed, with a byte order mark, too large."""
+"""Bodies on arrival: compressed, with a byte order mark, too large."""
 
 import gzip
 

@@ -1,4 +1,4 @@
-"""Checkpoints: an image that another engine finishes is the one that the first would have made."""
+"""Checkpoints: an image finished by another engine equals the image that the first would have made."""
 
 import math
 import pickle
@@ -33,7 +33,7 @@ def test_resumed_from_any_step_the_bytes_are_the_same(load_model: Load, family: 
                     undisturbed = event.latents
     assert [checkpoint.call for checkpoint in checkpoints] == list(range(1, len(checkpoints) + 1))
     for checkpoint in checkpoints:
-        travelled = pickle.loads(pickle.dumps(checkpoint))  # as between replicas
+        travelled = pickle.loads(pickle.dumps(checkpoint))  # like between replicas
         engine = model.engine()
         engine.add(replace(wanted, resume_from=travelled))
         [resumed] = finish(engine).values()
@@ -56,7 +56,7 @@ def test_checkpoints_hold_no_more_than_the_sampler_still_reads(load_model: Load)
 
 
 def test_checkpoints_come_by_time_and_not_by_step() -> None:
-    """At the first step that ends 100 ms or more after the last one."""
+    """A checkpoint comes at the first step that ends 100 ms or more after the last one."""
     simulation = Simulation(CPU_LIKE, checkpoint_interval_s=0.1)
     simulation.add("wanted", steps=20)
     times = []

@@ -42,9 +42,9 @@ def write(folder: Path, changes: dict[str, object], args: dict[str, object]) -> 
         (
             {"http_options": {"port": 80000}},
             {},
-            "http_options.port: 80000 is no port; they go from 0 to 65535",
+            "http_options.port: 80000 is not a port; ports go from 0 to 65535",
         ),
-        ({"grpc_options": {"port": -1}}, {}, "grpc_options.port: -1 is no port"),
+        ({"grpc_options": {"port": -1}}, {}, "grpc_options.port: -1 is not a port"),
         (
             {"proxy_location": "Headonly"},
             {},

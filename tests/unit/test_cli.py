@@ -1,4 +1,4 @@
-"""The command line as a whole: what its commands import, and how they say what is wrong."""
+"""The command line as a whole: the imports of its commands, and their error messages."""
 
 import json
 import subprocess
@@ -16,7 +16,7 @@ NOWHERE = ["--url", "http://127.0.0.1:1"]
 
 
 def imported(arguments: list[str]) -> set[str]:
-    """The heavy packages that a command imports in a process of its own."""
+    """The heavy packages that a command imports in a separate process."""
     code = """
 import json, sys
 from cluster.cli import main

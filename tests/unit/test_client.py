@@ -1,4 +1,4 @@
-"""The command line's HTTP client: whom it tells its API key, how it follows a job, and how it ends."""
+"""The command line's HTTP client: who gets its API key, how it follows a job, and how it ends."""
 
 import json
 import signal
@@ -23,12 +23,12 @@ END = b"id: 1-20\nevent: done\ndata: {}\n\n"
 
 @dataclass
 class Server:
-    """seen: what it was asked, with which `Authorization`; resumed: from which event on streams were
+    """seen: requests with their `Authorization`; resumed: event ids from which streams were resumed
 
-    statuses: of the prediction, each time that it is asked after, the last one ever after
-    streams: likewise what streams send before they break, or the status that they are refused with
-    on_stream: called when a stream is asked for
-    picture: or the status that it is refused with
+    statuses: of the prediction at each look, the last one for ever after
+    streams: what each stream sends before it breaks, or the status of its refusal
+    on_stream: called when a stream is requested
+    picture: the picture, or the status of its refusal
     """
 
     url: str = ""
@@ -72,7 +72,7 @@ def server() -> Iterator[Server]:
         do_POST = do_GET
 
         def handle(self) -> None:
-            with suppress(ConnectionError):  # of a client that has left
+            with suppress(ConnectionError):  # from a client that has left
                 super().handle()
 
         def stream(self) -> None:
@@ -97,7 +97,7 @@ def server() -> Iterator[Server]:
 
 
 def midstep(*arguments: str) -> int | str | None:
-    """Its exit status, or what it says as it fails."""
+    """The command's exit status, or its error message."""
     try:
         return main(arguments)
     except SystemExit as end:
@@ -145,7 +145,7 @@ def test_help_names_the_variable(
 
 
 def followed(server: Server, monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """The prediction's statuses, until it is final or that is given up."""
+    """The prediction's statuses, until it is final or the client gives up."""
     monkeypatch.setattr("cluster.client.predictions.RECONNECTION_PAUSE_S", 0.0)
     with closing(Predictions(server.url)) as predictions:
         return [prediction["status"] for prediction in predictions.follow("x")]
@@ -211,7 +211,7 @@ def test_what_is_shown_of_a_job_and_how_it_ends(
 
 @pytest.fixture
 def interruptible() -> Iterator[None]:
-    """What is started in the background, as by a script, ignores Ctrl-C."""
+    """Enables Ctrl-C, which processes started in the background ignore."""
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     yield
     signal.signal(signal.SIGINT, before)
@@ -256,7 +256,7 @@ def test_what_is_no_key_is_told_without_being_shown(
     monkeypatch.setenv("MIDSTEP_API_KEY", key)
     assert midstep(*arguments, "--url", server.url) == 2
     error = capfd.readouterr().err
-    assert "MIDSTEP_API_KEY: is no API key" in error
+    assert "MIDSTEP_API_KEY: is not an API key" in error
     assert "cret" not in error
     assert server.seen == []
 

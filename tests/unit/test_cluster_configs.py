@@ -1,4 +1,4 @@
-"""The Serve configurations in cluster/: every key is right, and every replica finds its place on the GPUs."""
+"""The Serve configurations in cluster/: every key is right, and every replica fits on the GPUs."""
 
 import re
 from collections.abc import Callable, Iterable
@@ -15,29 +15,29 @@ MULTI_GPU = sorted((PROJECT_FOLDER / "cluster").glob("serve_config.*.yaml"))
 REHEARSALS = sorted((PROJECT_FOLDER / "cluster" / "rehearsal").glob("*.yaml"))
 OVERLAYS = sorted((PROJECT_FOLDER / "cluster" / "kuberay" / "overlays").glob("*/serve_config.yaml"))
 [PRODUCTION] = (path for path in OVERLAYS if path.parent.name == "production")
-# TFLOP of a U-Net row and of a decoded image at the model's own size, by torch's flop counter.
+# TFLOP per U-Net row and per decoded image at the model's own size, by torch's flop counter.
 TFLOP = {"sdxl": (6.761, 10.470), "sd15": (0.803, 2.515)}
 # What denoiser.max_rows comes to.
 ROWS = {"sdxl": 16, "sd15": 32, "shapes": 32}
 
-Free = tuple[int, ...]  # of each GPU, in Ray's unit, a ten-thousandth
+Free = tuple[int, ...]  # free share of each GPU in Ray's unit, a ten-thousandth
 WHOLE = 10_000
 
 
 def best_fit(free: Free, share: int) -> Iterable[int]:
-    """Where Ray puts a replica on one machine: the fullest GPU that has room (resource_instance_set.cc)."""
+    """Ray's choice for a replica on one machine: the fullest GPU that has room (resource_instance_set.cc)."""
     return [min((index for index, room in enumerate(free) if room >= share), key=free.__getitem__)]
 
 
 def anywhere(free: Free, share: int) -> Iterable[int]:
-    """Where Ray may put a replica when each GPU is a machine of its own."""
+    """Possible places for a replica when each GPU is a separate machine."""
     return [index for index, room in enumerate(free) if room >= share]
 
 
 def all_find_a_place(
     num_gpus: int, shares: dict[float, int], choice: Callable[[Free, int], Iterable[int]]
 ) -> bool:
-    """Whether so many replicas of each share fit, in whatever order they come and wherever they may go."""
+    """Whether all replicas fit, in whatever order they come and wherever Ray may put them."""
 
     @cache
     def fits(free: Free, left: tuple[tuple[int, int], ...]) -> bool:

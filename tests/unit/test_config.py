@@ -1,4 +1,4 @@
-"""The configuration: what is misspelt or cannot be is an error that says so."""
+"""The configuration: misspelt or impossible keys give an error that says so."""
 
 import re
 from collections.abc import Callable

@@ -1,4 +1,4 @@
-"""An ingress replica that goes has time for the longest request, or says at the start that it has not."""
+"""A stopping ingress replica has time for the longest request, or says at the start that it has not."""
 
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ from serve.config.app import AppConfig, ConfigError
 from serve.config.model import CostModelFile
 from tests.unit.test_admission import COST
 
-# Of ten images of 128x128, 16 rows and then 4 share a forward: 0.8 s each, 40 calls for 20 steps.
+# Ten images of 128x128 take forwards of 16 rows and then 4: 0.8 s each, 40 calls for 20 steps.
 SMALL = {"max_width": 128, "max_height": 128, "max_num_inference_steps": 20}
 ROWS = {"max_rows": 16, "rows_per_forward": 16}
 
@@ -31,7 +31,7 @@ def problem(**sections: Any) -> str | None:
     [
         ({}, 2 * 40 * 0.8),
         ({"max_num_inference_steps": 30}, 2 * 60 * 0.8),
-        ({"max_num_images": 1}, 40 * 0.4),  # deterministic: eight rows, whatever it fills
+        ({"max_num_images": 1}, 40 * 0.4),  # deterministic: always eight rows
         ({"max_width": 256}, 3 * 40 * 0.8),  # half as many rows, each twice as long
         ({"max_width": 256, "max_pixels": 128 * 128}, 2 * 40 * 0.8),
     ],
@@ -51,7 +51,7 @@ def test_with_known_costs_the_application_does_not_start(tmp_path: Path) -> None
     file = CostModelFile(path="models/shapes", dtype="float32", device="CPU", cost_model=COST)
     (tmp_path / "cost_model.json").write_text(file.model_dump_json())
     model = {"cost_model": str(tmp_path / "cost_model.json")}
-    with pytest.raises(ConfigError, match=r"ingress\.drain_timeout_s: 70 s are too few, 125 are needed"):
+    with pytest.raises(ConfigError, match=r"ingress\.drain_timeout_s: 70 s is too short, 125 are needed"):
         build_app(config(model=model, ingress={"drain_timeout_s": 70}))
 
 

@@ -1,4 +1,4 @@
-"""Connections to a real uvicorn: half a header does not hold one, a slow answer does."""
+"""Connections to a real uvicorn: half a header does not keep one open, a slow answer does."""
 
 import asyncio
 import json

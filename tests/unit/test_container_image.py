@@ -1,4 +1,4 @@
-"""The image's file, as far as reading can tell; nothing here builds it."""
+"""The container image's file, checked by reading only. Nothing here builds it."""
 
 import re
 

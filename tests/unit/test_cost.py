@@ -1,4 +1,4 @@
-"""The cost model: what is fitted to timings, what lies between them, the knee, and estimates."""
+"""The cost model: the fit to timings, values in between, the knee, and estimates."""
 
 import random
 
@@ -25,7 +25,7 @@ COST = CostModel(
 
 
 class Device:
-    """Takes so many seconds of its own clock, and ten times as many in the calls that are disturbed."""
+    """Takes seconds of its own clock, and ten times as many in disturbed calls."""
 
     def __init__(self, seconds: dict[int, float], disturbed: dict[int, set[int]] | None = None) -> None:
         self._seconds = seconds
@@ -78,7 +78,7 @@ def test_a_shape_that_was_not_measured_counts_by_area() -> None:
 
 
 def test_the_knee_is_where_more_rows_stop_paying() -> None:
-    """Up to 8 rows for the price of one, then each costs as much as in a full forward."""
+    """Up to 8 rows cost as much as one; then each costs as much as in a full forward."""
     assert Curve(0.08, 8, 0.01).knee(range(1, 17)) == 8
 
 
@@ -104,7 +104,7 @@ def test_measuring_takes_turns() -> None:
 
 
 def test_a_disturbance_is_not_taken_for_the_cost() -> None:
-    """A machine that is busy for a while only adds to timings: the best of the rounds counts."""
+    """A busy machine only adds to timings, so the best of the rounds counts."""
     device = Device({1: 1.0, 2: 2.0}, disturbed={2: {1, 2}})
     curve = measure(device, [1, 2], device.clock)
     assert curve.seconds(2) == pytest.approx(2.0)
@@ -130,12 +130,12 @@ def test_padded_calls_cost_what_they_are_padded_to() -> None:
 def test_no_cost_is_refused() -> None:
     with pytest.raises(ValueError, match=r"no device takes base_s=0\.0"):
         Curve(0.0, 1, 0.1)
-    with pytest.raises(ValueError, match="one latent shape at least"):
+    with pytest.raises(ValueError, match="at least one latent shape"):
         StageCost(())
 
 
 def test_estimates() -> None:
-    """Ten calls of two rows alone; beside six rows of others; two images; eight where four rows fit."""
+    """Ten calls of two rows alone; beside six rows of others; two images; eight rows where four fit."""
 
     def latency_s(num_images: int = 1, row_cap: int = 16, other_rows: int = 0) -> float:
         return COST.latency_s((16, 16), 10, 2, num_images, row_cap, other_rows)

@@ -1,4 +1,4 @@
-"""The shipped dashboard and rules are what Grafana and Prometheus take, and alerts come when they should."""
+"""The shipped dashboard and rules are valid for Grafana and Prometheus, and alerts fire when they should."""
 
 import json
 import re

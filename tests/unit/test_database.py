@@ -1,4 +1,4 @@
-"""The databases under the job store: made once, full, locked or away, and back again."""
+"""The job store's databases: created once; full, locked or unreachable, and working again."""
 
 import asyncio
 import gc
@@ -185,7 +185,7 @@ async def test_sqlite_walks_through_no_jobs_that_it_is_not_asked_for(sqlite_url:
                 under = {row.detail: row.parent for row in plan}
                 assert not {"SCAN jobs", "SCAN deliveries", "SCAN files"} & under.keys(), statement
                 if "ORDER BY jobs.priority DESC" in statement:
-                    # The few that it finds first are sorted once more, to be counted together.
+                    # The few first rows are sorted once more, to be counted together.
                     search = under["SEARCH jobs USING INDEX ix_jobs_queue (model=?)"]
                     assert not any("TEMP B-TREE" in row.detail for row in plan if row.parent == search)
 
@@ -198,11 +198,11 @@ async def test_sqlite_locked_by_another_is_unavailable_until_it_is_free(
         await store.create(new_job("a"))
         with closing(sqlite3.connect(make_url(sqlite_url).database or "", isolation_level=None)) as other:
             other.execute("BEGIN IMMEDIATE")
-            for _ in range(20):  # more often than there are connections to lose
+            for _ in range(20):  # more often than there are connections in the pool
                 with pytest.raises(JobStoreUnavailableError) as raised:
                     await store.create(new_job("b"))
             assert (raised.value.status, raised.value.retry_after_s) == (503, 1)
-            assert await state_of(store, "a") is STARTING  # readers do not mind
+            assert await state_of(store, "a") is STARTING  # readers are not affected
             other.execute("ROLLBACK")
         assert await store.get("b") is None
         await store.create(new_job("b"))
@@ -211,7 +211,7 @@ async def test_sqlite_locked_by_another_is_unavailable_until_it_is_free(
 
 @in_loop
 async def test_what_is_canceled_midway_is_written_whole_or_not_at_all(url: str, history: History) -> None:
-    """As when a client leaves. Others are not kept waiting for what it left, but closing does wait for it."""
+    """A canceled caller, as when a client leaves, delays no others, but closing waits for its work."""
     async with opened(url) as store:
         for number in range(60):
             task = asyncio.create_task(store.create(new_job(f"job {number}")))
@@ -229,7 +229,7 @@ async def test_what_is_canceled_midway_is_written_whole_or_not_at_all(url: str, 
 async def test_errors_are_looked_at_where_the_caller_has_left(
     sqlite_url: str, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Those that were meant for him say nothing, as asyncio would; a fault of ours is logged."""
+    """Errors that were meant for the caller are not logged, as asyncio would; a fault of ours is."""
     monkeypatch.setattr(logging.getLogger("ray.serve"), "propagate", True)  # Serve may have turned it off
 
     async def fail_with(error: Exception) -> None:
@@ -313,7 +313,7 @@ async def test_postgresql_that_goes_away_is_unavailable_until_it_is_back(postgre
             way.open()
             assert await state_of(store, "a") is STARTING
             await store.create(new_job("b"))
-            # Disconnected while idle it does not even notice; in a transaction nothing is written.
+            # A disconnection while idle has no effect; in a transaction nothing is written.
             await disconnect_all(postgresql_url)
             await store.create(new_job("c"))
 

@@ -1,4 +1,4 @@
-"""The engine: who is in the batch does not show in the picture, and everyone gets a turn."""
+"""The engine: other requests in the batch do not show in a picture, and every request gets a turn."""
 
 import random
 import time
@@ -26,7 +26,7 @@ def close(left: torch.Tensor, right: torch.Tensor) -> bool:
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_any_mix_shares_one_forward(load_model: Load, family: str) -> None:
-    """All samplers at different step counts, guidance scales and seeds: one forward, each as if alone."""
+    """All samplers, with different steps, scales and seeds, share one forward, each as if alone."""
     model = load_model(family)
     requests = [
         model.request(
@@ -58,7 +58,7 @@ def test_any_mix_shares_one_forward(load_model: Load, family: str) -> None:
 def test_a_late_joiner_gets_the_image_it_gets_alone(
     load_model: Load, family: str, deterministic: bool
 ) -> None:
-    """Among neighbours of other samplers, some of which abort on the way. Byte for byte if deterministic."""
+    """Its neighbours have other samplers, and some abort midway. The bytes are equal if deterministic."""
     model = load_model(family)
     wanted = model.request("wanted", sampler="DPM++ 2M SDE", deterministic=deterministic)
     engine = model.engine()
@@ -103,7 +103,7 @@ def test_deterministic_images_do_not_depend_on_slot_or_neighbours(load_model: Lo
 
 
 def test_mixed_latent_shapes_all_finish_and_none_waits_past_the_bound(load_model: Load) -> None:
-    """Open-loop load of four shapes; no group is passed over more often than the scheduler's stated bound."""
+    """An open-loop load has four shapes. No group is passed over more often than the scheduler's bound."""
     model = load_model("sd1")
     engine = model.engine(max_rows=4, rows_per_forward=4)
     rng = random.Random(0)
@@ -189,7 +189,7 @@ def test_previews_come_at_the_steps_asked_for_and_near_the_result(load_model: Lo
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_padding_to_static_shapes_does_not_show(load_model: Load, family: str) -> None:
-    """Three guided requests and a plain one are seven rows, padded to eight; then fewer."""
+    """Three guided requests and a plain one are seven rows, padded to eight; later there are fewer."""
     model = load_model(family)
     requests = [
         model.request(
@@ -219,7 +219,7 @@ def test_padding_to_static_shapes_does_not_show(load_model: Load, family: str) -
 
 
 def test_a_larger_shape_gets_fewer_rows(load_model: Load) -> None:
-    """The row cap is meant for the usual shape: four times the area, a quarter of the rows."""
+    """The row cap is for the usual shape: four times the area gets a quarter of the rows."""
     model = load_model("sd1")
     engine = model.engine(max_rows=16, rows_per_forward=16)
     for index in range(8):

@@ -1,4 +1,4 @@
-"""Clients that leave: in the middle of their request or of a stream, by a disconnect or as Serve has it."""
+"""Clients that leave in the middle of a request or of a stream, by disconnect or by Serve's cancellation."""
 
 import asyncio
 import logging
@@ -24,7 +24,7 @@ from serve.http.problems import on_fault, on_midstep_error
 
 
 class Refused(Counter[str]):
-    """As the metric, by code."""
+    """Replaces the metric; counts by code."""
 
     def inc(self, tags: Mapping[str, str]) -> None:
         self[tags["code"]] += 1
@@ -35,12 +35,12 @@ def disconnected() -> Any:
 
 
 def canceled() -> Any:
-    """As Serve has it where the proxy cancels the request: the wait for messages is canceled too."""
+    """Acts like Serve when the proxy cancels the request: the wait for messages is canceled too."""
     raise TaskCancelledError
 
 
 class Visit:
-    """One request to an application of two routes, by a client that leaves."""
+    """One request to an application with two routes, by a client that leaves."""
 
     def __init__(self) -> None:
         self.left: list[str] = []
@@ -71,7 +71,7 @@ class Visit:
             self.left.append("events")
 
     async def make(self, method: str, path: str, *receive: Any) -> None:
-        """receive: messages, and events to wait for; a callable makes one or raises"""
+        """receive: messages, and events to wait for; a callable returns a message or raises"""
         coming = iter(receive)
 
         async def next_message() -> Any:

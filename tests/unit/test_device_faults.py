@@ -1,4 +1,4 @@
-"""Which errors say that a device is lost, and which that its memory was too small."""
+"""Errors that mean a lost device, and errors that mean too little memory."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""What stands before Serve's proxy, around stand-ins for the proxy that do what it does."""
+"""The edge before Serve's proxy, around stand-ins that behave like the proxy."""
 
 import asyncio
 import json
@@ -18,7 +18,7 @@ App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 
 class Asked:
-    """What came through to the proxy, and what its client got."""
+    """The requests that reached the proxy, and the client's answers."""
 
     def __init__(self) -> None:
         self.headers: list[dict[bytes, bytes]] = []
@@ -46,7 +46,7 @@ async def ask(
     leaves: bool = False,
     body_timeout_s: float = 60.0,
 ) -> Asked:
-    """body: in parts; leaves: once that has been read"""
+    """body: in parts; leaves: after that has been read"""
     asked = Asked()
     parts = iter(body)
     left = list(body)
@@ -87,7 +87,7 @@ async def fine(scope: Scope, receive: Receive, send: Send) -> None:
 
 
 async def dies(scope: Scope, receive: Receive, send: Send) -> None:
-    """As the proxy where the replica that has the request dies: nothing is sent."""
+    """Acts like the proxy when the request's replica dies: it sends nothing."""
     await whole_body(receive)
 
 
@@ -211,7 +211,7 @@ def test_what_the_proxy_says_itself_is_said_in_our_form(
             await routes(scope, receive, send)
             return
         await PlainTextResponse("Serve's own words", status)(scope, receive, send)
-        raise asyncio.CancelledError  # as a replica behind HAProxy does
+        raise asyncio.CancelledError  # like a replica behind HAProxy
 
     asked = asyncio.run(ask(app))
     assert (asked.status, asked.problem["error_type"]) == (answered, code)
@@ -295,7 +295,7 @@ def test_of_a_body_that_is_too_large_no_more_is_taken_in(path: str, limit: int) 
                 taken.append(len((await receive())["body"]))
 
         pulling = asyncio.create_task(pull())
-        for _ in range(5000):  # turns of the loop, of which each part takes a few
+        for _ in range(5000):  # turns of the event loop; each part takes a few
             await asyncio.sleep(0)
         pulling.cancel()
         await PlainTextResponse("too large", 200)(scope, receive, send)

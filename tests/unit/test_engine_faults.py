@@ -1,4 +1,4 @@
-"""What the engine does where its device fails, is too small, or gives values that are no numbers."""
+"""The engine on a device that fails, that has too little memory, or that gives NaN and infinity."""
 
 import queue
 from collections.abc import Callable, Iterator
@@ -22,7 +22,7 @@ ILLEGAL = torch.AcceleratorError("CUDA error: an illegal memory access was encou
 
 
 class SmallDevice(EagerSteps):
-    """Forwards of more rows do not fit."""
+    """Forwards with more rows do not fit."""
 
     def __init__(self, model: LoadedModel, most: int) -> None:
         super().__init__(model.unet)
@@ -46,7 +46,7 @@ def model(load_model: Load) -> LoadedModel:
 def test_a_forward_that_does_not_fit_is_made_smaller_and_stays_so(
     model: LoadedModel, row_counts: tuple[int, ...]
 ) -> None:
-    """With noise in every step, of which each request keeps its own though its call is made twice."""
+    """Every step has noise. Each request keeps its own noise even if its call is made twice."""
     requests = [
         model.request(str(index), seed=index, sampler="Euler a", num_inference_steps=3) for index in range(4)
     ]
@@ -73,7 +73,7 @@ def test_only_a_request_that_does_not_fit_alone_is_refused(model: LoadedModel) -
     events = []
     while engine.num_requests:
         events += engine.step().events
-    # Whose turn comes first is for the step scheduler to say.
+    # The step scheduler decides whose turn comes first.
     [refused] = [event for event in events if isinstance(event, DenoiseFailed)]
     [done] = [event for event in events if isinstance(event, DenoisedLatents)]
     assert len(events) == 2
@@ -83,7 +83,7 @@ def test_only_a_request_that_does_not_fit_alone_is_refused(model: LoadedModel) -
 
 
 def test_deterministic_forwards_keep_their_size(model: LoadedModel) -> None:
-    """At another one their bytes would differ: where that does not fit, nothing is learned by trying less."""
+    """At another size their bytes would differ, so trying smaller forwards would not help."""
     device = SmallDevice(model, most=4)
     engine = model.engine(device)
     for index in range(2):
@@ -130,7 +130,7 @@ def test_so_it_is_where_there_is_no_memory_for_a_newcomer(
 
 
 class Odd(EagerSteps):
-    """Breaks where the number of rows is odd."""
+    """Breaks forwards with an odd number of rows."""
 
     def __init__(self, model: LoadedModel) -> None:
         super().__init__(model.unet)
@@ -145,7 +145,7 @@ class Odd(EagerSteps):
 
 
 def test_of_a_forward_that_breaks_each_request_is_tried_alone(model: LoadedModel) -> None:
-    """The one that is to blame has one row, and breaks whatever forward has an odd number of them."""
+    """The faulty one has one row, and breaks every forward with an odd number of rows."""
     device = Odd(model)
     engine = model.engine(device)
     for index in range(3):
@@ -166,14 +166,14 @@ def test_of_a_forward_that_breaks_each_request_is_tried_alone(model: LoadedModel
 
 
 class NoRoomForEvents(EagerSteps):
-    """Memory runs out when a forward is launched already."""
+    """Memory runs out after a forward is launched."""
 
     def completion(self) -> Completion:
         raise torch.OutOfMemoryError("CUDA out of memory")
 
 
 def test_a_forward_that_was_launched_is_not_made_again(model: LoadedModel) -> None:
-    """Its requests have moved on: a second time would be another step."""
+    """Its requests have moved on, so launching it again would be another step."""
     engine = model.engine(NoRoomForEvents(model.unet))
     engine.add(model.request("a"))
     with pytest.raises(torch.OutOfMemoryError):
@@ -182,7 +182,7 @@ def test_a_forward_that_was_launched_is_not_made_again(model: LoadedModel) -> No
 
 
 class Overflowing(EagerSteps):
-    """As a U-Net in float16 that has become too large: the first request's states are no numbers."""
+    """Acts like a float16 U-Net that overflows: the first request's states are not finite."""
 
     def launch(self, inputs: StepInputs) -> torch.Tensor:
         outputs = super().launch(inputs)
@@ -194,7 +194,7 @@ class Overflowing(EagerSteps):
 def test_values_that_are_no_numbers_fail_their_own_request_only(
     model: LoadedModel, checkpoint_interval_s: float | None, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """At the first look at them: with its checkpoints, or at its end."""
+    """The failure comes when the values are first looked at: with a checkpoint, or at the end."""
     engine = model.engine(Overflowing(model.unet), checkpoint_interval_s=checkpoint_interval_s)
     engine.add(model.request("overflowing", num_inference_steps=4, deadline=1.0))
     engine.add(model.request("sound", num_inference_steps=4))
@@ -207,13 +207,13 @@ def test_values_that_are_no_numbers_fail_their_own_request_only(
         events += engine.step().events
     failed = [event for event in events if isinstance(event, DenoiseFailed)]
     assert [(event.request_id, event.fault) for event in failed] == [("overflowing", Fault.NOT_FINITE)]
-    assert "The U-Net gave values that are no numbers" in failed[0].reason
+    assert "The U-Net gave values that are not numbers" in failed[0].reason
     assert "bfloat16" in failed[0].reason
     assert "request overflowing failed" in caplog.text
 
 
 class Broken(EagerSteps):
-    """A device that is lost while it is idle: all that is asked of it fails from then on."""
+    """A device that is lost while idle: every later call fails."""
 
     is_lost = False
 
@@ -251,7 +251,7 @@ def thread(model: LoadedModel) -> Iterator[Thread]:
 def test_a_device_that_was_lost_while_idle_fails_no_newcomer(
     thread: Thread, model: LoadedModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """They are not told: their callers see a dead replica and go elsewhere."""
+    """They get no failure: their callers see a dead replica and call another one."""
 
     def lost(*_: object) -> None:
         raise ILLEGAL

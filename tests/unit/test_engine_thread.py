@@ -1,4 +1,4 @@
-"""The thread around the engine: joins and aborts between steps, faults told and survived."""
+"""The thread around the engine: joins and aborts between steps, faults reported and survived."""
 
 import queue
 from collections.abc import Callable, Iterator
@@ -17,7 +17,7 @@ from tests.conftest import LoadedModel
 
 
 class Running:
-    """An engine thread and what it delivers."""
+    """An engine thread and its deliveries."""
 
     def __init__(self, model: LoadedModel) -> None:
         self.model = model
@@ -87,7 +87,7 @@ def test_a_broken_step_is_told(
 
 
 def test_a_broken_step_ends_its_own_requests_only(running: Running, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Large images break; small ones that wait for their turns meanwhile do not."""
+    """Large images break. Small ones that wait for their turn meanwhile do not."""
     launch = running.run_step.launch
 
     def breaks_on_large(inputs: StepInputs) -> torch.Tensor:

@@ -1,4 +1,4 @@
-"""What becomes of a call that a stage could not do."""
+"""The results of calls that a stage could not do."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -21,7 +21,7 @@ EMBEDS = PromptEmbeds(NOTHING, None, NOTHING, None, 2, 0, 77)
 
 
 class Failing:
-    """Fails as the request's sampler says."""
+    """Fails in the way that the request's sampler names."""
 
     async def denoise(self, request: DenoiseRequest) -> AsyncIterator[DenoiseEvent]:
         yield DenoiseFailed(request.request_id, "what went wrong", Fault(request.sampler))
@@ -38,7 +38,7 @@ def denoiser() -> DeploymentHandle:
     [
         (Fault.NOT_FINITE, 500, "not_finite", "what went wrong"),
         (Fault.OUT_OF_MEMORY, 507, "out_of_memory", "what went wrong"),
-        (Fault.BROKEN, 500, "internal_error", "A stage failed: a fault of ours."),
+        (Fault.BROKEN, 500, "internal_error", "A stage failed: an internal error."),
     ],
 )
 def test_a_client_is_told_what_concerns_it(

@@ -1,4 +1,4 @@
-"""The engine's pictures against diffusers' own pipelines with the same seed."""
+"""The engine's pictures against those of diffusers' own pipelines with the same seed."""
 
 import math
 from collections.abc import Callable
@@ -17,7 +17,7 @@ MIN_PSNR_DB = 50
 
 
 def psnr_db(left: np.ndarray, right: np.ndarray) -> float:
-    """Of two pictures of bytes; two that are equal are infinitely alike."""
+    """The PSNR of two pictures of bytes; infinite for equal ones."""
     error = float(((left.astype(np.float64) - right.astype(np.float64)) ** 2).mean())
     return math.inf if error == 0 else 10 * math.log10(255**2 / error)
 
@@ -57,7 +57,7 @@ def test_the_engines_picture_is_the_pipelines(load_model: Load, name: str, sampl
 @pytest.mark.parametrize("name", ["sd1", "sdxl"])
 @pytest.mark.parametrize("guidance_scale", [1.0, 5.0])
 def test_without_a_negative_prompt_too(load_model: Load, name: str, guidance_scale: float) -> None:
-    """SDXL takes zeros for a negative prompt that is not given, not the embeddings of an empty one."""
+    """SDXL uses zeros without a negative prompt, not the embeddings of an empty one."""
     model = load_model(name)
     expected = pipeline_picture(
         model.folder, model, "Euler", prompt="a star", num_inference_steps=6, guidance_scale=guidance_scale

@@ -84,7 +84,7 @@ def test_other_methods_are_not_possible(client: TestClient) -> None:
 
 
 def test_a_part_is_not_to_be_had_but_the_whole(client: TestClient) -> None:
-    """As a server may answer (RFC 9110, section 14.2); what it does not announce nobody needs to ask for."""
+    """A server may answer so (RFC 9110, section 14.2). Clients need not ask for ranges it does not offer."""
     for header in ("bytes=0-0", f"bytes={len(DATA)}-", "x"):
         answer = client.get(f"/v1/files/{KEY}", headers={"range": header})
         assert (answer.status_code, answer.content) == (200, DATA)

@@ -1,4 +1,4 @@
-"""Fingerprints of models: the same for the same files, and another for whatever would change a picture."""
+"""Fingerprints of models: equal for the same files, different for everything that would change a picture."""
 
 import json
 import shutil
@@ -17,7 +17,7 @@ MB = 1 << 20
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """A model whose weights are larger than what is read of them."""
+    """A model whose weights are larger than the part that is read."""
     (tmp_path / "unet").mkdir()
     (tmp_path / "unet" / "config.json").write_text(json.dumps({"sample_size": 64}))
     (tmp_path / "unet" / "diffusion_pytorch_model.safetensors").write_bytes(bytes(5 * MB))
@@ -81,7 +81,7 @@ def test_whatever_else_decides_about_the_bytes_is_in_it(
 
 
 def test_of_a_hub_id_it_is_the_commit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As the hub's cache has it, without a network."""
+    """The commit comes from the hub's cache, without a network."""
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     cache = tmp_path / "models--somebody--shapes"

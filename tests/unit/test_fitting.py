@@ -12,7 +12,7 @@ from deployments.engine.stage_errors import Fault, StageError
 
 
 class Device:
-    """Doubles what it is given, of which not more than so many fit."""
+    """Doubles its inputs, of which only a limited number fit."""
 
     def __init__(self, most: int) -> None:
         self.most = most
@@ -91,7 +91,7 @@ def test_memory_that_somebody_else_held_for_a_moment_costs_nobody_anything(
 
 
 def test_memory_that_somebody_else_keeps_is_the_end_of_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What had never fitted is still refused, and nothing waits for it."""
+    """An item that has never fitted is still refused, without waiting."""
     waits: list[float] = []
     monkeypatch.setattr(fitting_module.time, "sleep", waits.append)
     device = Device(most=1)

@@ -1,4 +1,4 @@
-"""A replica ends itself when its device is lost, or when request after request breaks, and only then."""
+"""A replica ends itself only if its device is lost or if request after request breaks."""
 
 from collections.abc import Callable
 
@@ -60,7 +60,7 @@ def test_what_is_the_requests_own_fault_says_nothing_of_the_device(
 
 def test_a_result_is_handed_on(health: Health) -> None:
     assert health.check_result("a result") == "a result"
-    with pytest.raises(StageError, match=r"The VAE gave values that are no numbers.*bfloat16"):
+    with pytest.raises(StageError, match=r"The VAE gave values that are not numbers.*bfloat16"):
         health.check_result(not_finite("VAE"))
 
 
@@ -78,7 +78,7 @@ def test_a_call_that_does_not_end_is_an_illness(
 
 @pytest.fixture
 def fake_clock(monkeypatch: pytest.MonkeyPatch) -> Callable[[float], None]:
-    """Moves the time on."""
+    """Moves the clock forward."""
     now = [0.0]
 
     class Time:

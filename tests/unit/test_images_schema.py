@@ -1,4 +1,4 @@
-"""Bodies of the images dialect: what is accepted is a valid request, the rest is refused in a sentence."""
+"""Bodies of the images dialect: an accepted one gives a valid request, others are refused in a sentence."""
 
 import json
 from typing import Any, cast

@@ -1,4 +1,4 @@
-"""What ingress replicas know of the jobs that keep the denoisers busy."""
+"""The ingress replicas' knowledge of the jobs' load on the denoisers."""
 
 import asyncio
 import re
@@ -59,7 +59,7 @@ async def test_what_is_left_of_jobs_under_way_is_shared_by_the_ingresses(tmp_pat
             assert alone.share() == JobsWork(8, pytest.approx(2 * JOB_WORK_S), is_refilled=True)
             await until(lambda: one_of_two.share().rows > 0)
             assert one_of_two.share() == JobsWork(4, pytest.approx(JOB_WORK_S), is_refilled=True)
-            # One image of the first, and two steps of the other.
+            # One image of the first job and two steps of the other.
             assert await store.queue.record_image(first, 0, "key", 12)
             await until(lambda: alone.share().rows < 8)
             assert alone.share() == JobsWork(6, pytest.approx(1.4 * JOB_WORK_S), is_refilled=True)

@@ -1,4 +1,4 @@
-"""The runner: what comes of a job, however its attempts end. The pipeline is scripted, the rest is real."""
+"""The runner: the results of jobs, however their attempts end. The pipeline is scripted, the rest is real."""
 
 import asyncio
 import os
@@ -92,7 +92,7 @@ async def running(
 
 
 async def until(condition: Callable[[], Any]) -> None:
-    """Until what must come true has come."""
+    """Waits until the condition is true."""
     async with asyncio.timeout(TIMEOUT_S):
         while not await condition():  # noqa: ASYNC110  (of a database: there is nothing to be told by)
             await asyncio.sleep(0.01)
@@ -148,7 +148,7 @@ async def test_another_runner_goes_on_from_images_and_checkpoints(sqlite_url: st
 
         async with running(store, tmp_path, script):
             await until_state(store, JobState.SUCCEEDED)
-            await until(nothing_is_left)  # what nobody needs any more is deleted
+            await until(nothing_is_left)  # unneeded checkpoints are deleted
         assert asked[1].done == {1}
         assert asked[1].checkpoints[0].call == 3
         assert torch.equal(asked[1].checkpoints[0].state, checkpoint(3).state)
@@ -168,7 +168,7 @@ async def test_a_fault_is_tried_again_and_the_third_is_the_last(sqlite_url: str,
 
 @in_loop
 async def test_a_poisonous_job_has_one_attempt(sqlite_url: str, tmp_path: Path, history: History) -> None:
-    script = failing(PoisonousRequestError("2 replicas have died of this request."))
+    script = failing(PoisonousRequestError("2 replicas died from this request."))
     async with opened(sqlite_url) as store, running(store, tmp_path, script):
         await store.create(new_job("job"))
         await until_state(store, JobState.FAILED)
@@ -201,7 +201,7 @@ async def test_a_canceled_job_is_left_in_the_middle(sqlite_url: str, tmp_path: P
 async def test_another_process_wakes_the_runner_for_jobs_cancels_and_webhooks(
     url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """All that it does by itself would come in an hour."""
+    """By itself it would look only in an hour."""
     monkeypatch.setattr("serve.jobs.store._FOLLOW_INTERVAL_S", LONG)
     left, told = asyncio.Event(), asyncio.Event()
 
@@ -226,7 +226,7 @@ async def test_another_process_wakes_the_runner_for_jobs_cancels_and_webhooks(
         TestServer(app, host="127.0.0.1") as server,
     ):
         hook = Webhook(f"http://127.0.0.1:{server.port}/", frozenset({WebhookEvent.COMPLETED}))
-        await asyncio.sleep(0.2)  # it has looked, and there was nothing
+        await asyncio.sleep(0.2)  # it has looked and found nothing
         job = await client.create(new_job("job", webhook=hook))
         async with aclosing(client.follow(job)) as states:
             async for job in states:
@@ -302,7 +302,7 @@ async def test_an_image_waits_for_room_and_is_not_made_twice(
 
 
 class Unreadable(ObjectStore):
-    """Is away when the first checkpoints are read."""
+    """Cannot be reached when the first checkpoints are read."""
 
     refusals = 3
 
@@ -325,7 +325,7 @@ async def test_a_job_waits_for_its_checkpoints_and_does_not_fail(
         for index in range(2):
             yield ImageDone(index, request.seed + index, PICTURE)
 
-    # One failure more and it would be failed.
+    # One more failure would end it.
     async with opened(sqlite_url, max_attempts=1) as store:
         await store.create(new_job("job"))
         assert await store.queue.give_back(await claim_one(store))
@@ -357,7 +357,7 @@ async def test_a_checkpoint_of_other_weights_is_left_and_its_image_begun_anew(
         assert await store.queue.give_back(await claim_one(store))
         objects = ObjectStore(str(tmp_path))
         await objects.put(checkpoint_key("job", 0), to_bytes(checkpoint(3), "0b" * 32))
-        # As checkpoints were before they had a fingerprint.
+        # Like checkpoints before they had a fingerprint.
         await objects.put(
             checkpoint_key("job", 1), save({"state": torch.zeros(1), "progress": torch.ones(2)})
         )
@@ -365,11 +365,11 @@ async def test_a_checkpoint_of_other_weights_is_left_and_its_image_begun_anew(
             await until_state(store, JobState.SUCCEEDED)
     assert asked == [Resume()]
     assert len(counted_as_left) == 2
-    assert "the checkpoint of image 0 is left: it was made with other weights" in caplog.text
+    assert "the checkpoint of image 0 cannot be used: it was made with other weights" in caplog.text
 
 
 class Outages:
-    """Of a database: nothing can be written meanwhile. url: the same database, that outages are of"""
+    """Outages of a database, during which nothing can be written. url: of that database"""
 
     def __init__(self, url: str, folder: str) -> None:
         self._file = make_url(url).database if url.startswith("sqlite") else None
@@ -392,7 +392,7 @@ class Outages:
 async def test_a_database_that_was_away_for_long_costs_no_runner_its_jobs(
     url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, history: History
 ) -> None:
-    """Their leases have run out, and what waited for the database is often its next look for jobs."""
+    """Their leases have expired, and the runner often waited for the database in its look for jobs."""
     monkeypatch.setattr("serve.jobs.rounds._AWAY_INTERVAL_S", 0.01)
     began, is_made = asyncio.Event(), asyncio.Event()
     made = []
@@ -428,7 +428,7 @@ async def test_a_database_that_was_away_for_long_costs_no_runner_its_jobs(
 
 @in_loop
 async def test_no_more_is_claimed_than_there_is_room_for(sqlite_url: str, tmp_path: Path) -> None:
-    """Of jobs of two images each, two have room in a runner of four."""
+    """A runner for four images has room for two jobs of two images each."""
     gate = asyncio.Event()
 
     async def script(request: GenerationRequest, _: Resume) -> AsyncGenerator[GenerationEvent, None]:
@@ -456,7 +456,7 @@ async def test_no_more_is_claimed_than_there_is_room_for(sqlite_url: str, tmp_pa
 async def test_a_runner_that_lost_a_job_may_take_it_up_again(
     sqlite_url: str, tmp_path: Path, history: History
 ) -> None:
-    """Its lease ran out, and another took the job and died: the later of its attempts is what counts."""
+    """Its lease expired, and another runner took the job and died. The later of its attempts counts."""
     attempts = 0
     began, left = asyncio.Event(), asyncio.Event()
 
@@ -513,7 +513,7 @@ async def test_two_runners_that_race_run_each_job_once(url: str, tmp_path: Path,
 
 @in_loop
 async def test_an_image_that_is_done_counts_as_progress(sqlite_url: str, tmp_path: Path) -> None:
-    """Also where it was too fast for a checkpoint."""
+    """This also holds if it was too fast for a checkpoint."""
     seen = asyncio.Event()
 
     async def script(request: GenerationRequest, _: Resume) -> AsyncGenerator[GenerationEvent, None]:
@@ -539,7 +539,7 @@ async def test_an_image_that_is_done_counts_as_progress(sqlite_url: str, tmp_pat
 async def test_a_receiver_that_hangs_holds_up_neither_jobs_nor_other_receivers(
     sqlite_url: str, tmp_path: Path
 ) -> None:
-    """What it is to be told is more than there is room for at once, and is due first."""
+    """Its messages are more than there is room for at once, and are due first."""
     hung: list[str] = []
     told: list[str] = []
     is_over = asyncio.Event()
@@ -646,7 +646,7 @@ async def test_images_of_answers_are_deleted_by_their_age_alone(sqlite_url: str,
 async def test_however_much_is_old_goes_in_one_round(
     sqlite_url: str, tmp_path: Path, history: History
 ) -> None:
-    """The next one is a minute later: under load the rest would pile up."""
+    """The next round is a minute later, so under load the rest would pile up."""
     num_jobs = 120
     async with opened(sqlite_url) as store:
         for number in range(num_jobs):

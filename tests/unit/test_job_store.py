@@ -36,7 +36,7 @@ SUCCEEDED, FAILED, CANCELED = JobState.SUCCEEDED, JobState.FAILED, JobState.CANC
 
 
 def check_history(history: list[Transition]) -> None:
-    """It starts, goes only ways that there are, and has a new token for each attempt."""
+    """A history starts, takes only allowed transitions, and has a new token for each attempt."""
     assert history[0].state is STARTING
     assert history[0].attempt == 0
     for before, after in itertools.pairwise(history):
@@ -44,7 +44,7 @@ def check_history(history: list[Transition]) -> None:
         assert after.attempt == before.attempt + (after.state is PROCESSING)
 
 
-# What is accepted.
+# Accepting jobs.
 
 
 @in_loop
@@ -52,7 +52,7 @@ async def test_a_job_is_read_as_it_was_created(url: str, history: History) -> No
     hook, key = webhook(WebhookEvent.COMPLETED, WebhookEvent.LOGS), IdempotencyKey("k", "f")
     async with opened(url) as store:
         created = await store.create(new_job("a", webhook=hook, key=key, lifetime_s=60.0))
-    async with opened(url) as store:  # as after a restart
+    async with opened(url) as store:  # like after a restart
         job = await store.get("a")
         assert job == created
         assert job.request == new_job("a").request
@@ -112,7 +112,7 @@ async def test_of_creations_at_once_with_one_key_one_makes_the_job(url: str) -> 
 
 @in_loop
 async def test_keys_that_come_in_opposite_orders_lock_nobody_out(postgresql_url: str) -> None:
-    """Two batches that each wait for the other's key would be a deadlock, of which the database ends one."""
+    """Two batches that wait for each other's key would be a deadlock, and the database would end one."""
     async with opened(postgresql_url) as one, opened(postgresql_url) as other:
         for turn in range(25):
             keys = [IdempotencyKey(f"{turn} {number}", "f") for number in range(200)]
@@ -234,7 +234,7 @@ async def test_pages_go_both_ways_and_do_not_shift(url: str) -> None:
             assert raised.value.param == "cursor"
 
 
-# Who runs what.
+# Claims.
 
 
 @in_loop
@@ -245,7 +245,7 @@ async def test_claims_go_by_priority_and_then_by_age(url: str) -> None:
         jobs = [job for job_id in "abcdef" if (job := await store.get(job_id))]
         assert [await store.queue_position(job) for job in jobs] == [2, 5, 0, 3, 1, 4]
         assert [job.id for job in await store.queue.claim(6, LONG)] == ["c", "e", "a"]
-        # Those that are begun are before nobody any more.
+        # Jobs that have begun are no longer in the queue.
         assert [await store.queue_position(job) for job in jobs if job.id in "dfb"] == [2, 0, 1]
         taken = await store.get("c")
         assert taken is not None
@@ -356,7 +356,7 @@ async def test_what_an_old_token_writes_is_refused(url: str, history: History) -
     async with opened(url) as store, opened(url) as other:
         await store.create(new_job("a"))
         old = await claim_one(store, DEAD)
-        # Nobody has taken over yet: a slow runner may go on.
+        # Nobody has taken over yet, so a slow runner may go on.
         assert await store.queue.renew([old], DEAD) == {"a"}
         assert await store.queue.record_progress({old: 3}) == {"a"}
         new = await claim_one(other)
@@ -377,7 +377,7 @@ async def test_what_an_old_token_writes_is_refused(url: str, history: History) -
 
 
 async def refused(store: JobStore, claim: Claim) -> bool:
-    """Whether nothing at all can be done with it."""
+    """Whether every action with the claim is refused."""
     return not any(
         [
             await store.queue.renew([claim], LONG),
@@ -461,7 +461,7 @@ async def test_a_sweep_fails_what_no_claim_comes_for(url: str) -> None:
 async def test_given_back_a_job_waits_as_before_and_the_token_is_spent(url: str, history: History) -> None:
     async with opened(url) as store:
         await store.create(new_job("a"))
-        for attempt in range(1, 6):  # more often than it may be begun
+        for attempt in range(1, 6):  # more often than allowed without progress
             claim = await claim_one(store)
             assert claim.attempt == attempt
             assert await store.queue.give_back(claim)
@@ -490,7 +490,7 @@ async def test_a_runner_that_dies_does_not_count_against_what_only_waited_in_it(
 
 @in_loop
 async def test_a_runner_does_not_take_itself_for_dead(url: str) -> None:
-    """Its leases have run out, as when the database was away, and it is the first to come back."""
+    """The runner's leases have expired, as after a database outage, and it is the first to come back."""
     async with opened(url, max_attempts=1) as store:
         for job_id in "ab":
             await store.create(new_job(job_id))
@@ -519,9 +519,9 @@ async def test_a_job_that_no_runner_survives_is_not_handed_to_all(url: str) -> N
 async def test_attempts_count_only_while_the_job_comes_no_further(url: str, history: History) -> None:
     async with opened(url) as store:
         await store.create(new_job("a"))
-        for steps in range(1, 6):  # more often than it may be begun, each time one step further
+        for steps in range(1, 6):  # more often than allowed without progress, each time one step further
             assert await store.queue.record_progress({await claim_one(store, DEAD): steps}) == {"a"}
-        for steps in (3, 4):  # it only comes again to where it was
+        for steps in (3, 4):  # it only reaches its earlier progress again
             await store.queue.record_progress({await claim_one(store, DEAD): steps})
         assert await store.queue.claim(1, LONG) == []
         [job] = await store.housekeeping.sweep()
@@ -634,10 +634,10 @@ async def test_two_runners_that_race_begin_each_job_once(url: str, history: Hist
 
 @in_loop
 async def test_whatever_runners_do_at_once_each_job_ends_once(url: str, history: History) -> None:
-    """They die, fail, give back and are late with what they write, while clients cancel."""
+    """Runners die, fail, give back and write late, while clients cancel."""
     chance = random.Random(3)
     job_ids = [f"job {number}" for number in range(60)]
-    ends: list[str] = []  # of those that a runner was told it had ended
+    ends: list[str] = []  # ids of jobs that runners were told they ended
 
     async def run(store: JobStore, late: list[Claim]) -> None:
         while (counts := await counted(store))[STARTING] + counts[PROCESSING] > 0:
@@ -671,7 +671,7 @@ async def test_whatever_runners_do_at_once_each_job_ends_once(url: str, history:
             assert went_through[-1].state is await state_of(one, job_id)
             assert went_through[-1].state.is_final
         assert len(ends) == len(set(ends))
-        # Each webhook is told of the one end there was.
+        # Each webhook hears of the job's only end.
         deliveries = await told(one)
         assert sorted(job_id for job_id, _, _ in deliveries) == sorted(job_ids)
         for job_id, _, payload in deliveries:
@@ -691,7 +691,7 @@ async def test_what_is_over_for_long_loses_its_data_and_then_goes(url: str, hist
             await store.queue.record_image(claim, 0, f"{claim.job_id}/0.webp", 10)
             await store.queue.succeed(claim)
         assert await store.housekeeping.expired(LONG, 10) == []
-        expired = await store.housekeeping.expired(-60, 10)  # over for longer than until in a minute
+        expired = await store.housekeeping.expired(-60, 10)  # ended before a minute from now
         assert [(job.id, job.output) for job in expired] == [("a", {0: "a/0.webp"}), ("b", {0: "b/0.webp"})]
         assert [job.id for job in await store.housekeeping.expired(-60, 1)] == ["a"]
         await store.housekeeping.remove_data(expired[:1])

@@ -1,4 +1,4 @@
-"""The section `jobs`: what it takes from the environment, and how it says that something is missing there."""
+"""The section `jobs`: its values from the environment, and its errors for missing ones."""
 
 import asyncio
 import resource
@@ -37,7 +37,7 @@ def test_addresses_and_secrets_come_from_the_environment(
     assert jobs.database_url == "postgresql://user:password@host/midstep"
     assert jobs.object_store_url == "s3://bucket/prefix"
     assert jobs.webhook_secrets == (secret,)
-    assert not (tmp_path / "none").exists()  # nothing is kept here
+    assert not (tmp_path / "none").exists()  # nothing is stored here
 
 
 @pytest.mark.parametrize(
@@ -90,7 +90,7 @@ def test_a_secret_that_was_being_made_in_a_crash_is_nobodys(tmp_path: Path) -> N
 
 @contextmanager
 def no_room() -> Iterator[None]:
-    """Nothing can be written to any file."""
+    """Makes every write to a file fail."""
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (0, hard))
     try:

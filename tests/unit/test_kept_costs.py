@@ -1,4 +1,4 @@
-"""Costs that are kept: measured once for a device, a model and a version, and then known to all replicas."""
+"""Kept costs: measured once for a device, a model and its versions, then known to all replicas."""
 
 import json
 from collections.abc import Callable
@@ -16,7 +16,7 @@ ENGINE = EngineConfig(max_rows=4, rows_per_forward=None, deterministic_rows=2, l
 
 
 class Device:
-    """Counts what it is asked to do."""
+    """Counts its calls."""
 
     def __init__(self) -> None:
         self.calls = 0

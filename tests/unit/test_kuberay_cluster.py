@@ -1,4 +1,4 @@
-"""What the manifests for KubeRay say together: who may reach whom, what fits where, and what survives."""
+"""The manifests for KubeRay as a whole: who may reach whom, what fits where, and what survives."""
 
 import json
 import os
@@ -120,7 +120,7 @@ def test_what_needs_no_gpu_keeps_no_pod_with_one(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("overlay", OVERLAYS)
 def test_who_asks_for_no_gpu_has_none_to_give(overlay: str) -> None:
-    """Its container may see all that its machine has."""
+    """A container that asks for no GPU may still see all GPUs of its machine."""
     for group in pod_groups(overlay).values():
         asked = "nvidia.com/gpu" in container(group)["resources"]["limits"]
         assert group["rayStartParams"].get("num-gpus") == (None if asked else "0")

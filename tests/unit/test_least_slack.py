@@ -1,4 +1,4 @@
-"""Latency under load on the simulated device, whose clock moves only by what forwards cost: exact figures."""
+"""Latency under load on the simulated device, whose clock moves only by forwards: exact figures."""
 
 import random
 import statistics
@@ -26,9 +26,9 @@ MEAN_STEPS = sum(steps * share for steps, share in STEPS.items())
 
 
 class Simulation:
-    """An engine on a simulated device, and when each request was finished.
+    """An engine on a simulated device, and the time when each request finished.
 
-    curve: what the engine takes forwards to cost; device: what they do, if not that
+    curve: the cost of forwards that the engine assumes; device: their real cost, if different
     """
 
     def __init__(
@@ -72,7 +72,7 @@ class Simulation:
 @pytest.mark.parametrize("curve", [CPU_LIKE, GPU_LIKE], ids=["CPU-like", "GPU-like"])
 @pytest.mark.parametrize("steps", [4, 8, 12])
 def test_a_burst_of_long_requests_does_not_make_a_short_one_slow(curve: Curve, steps: int) -> None:
-    """It arrives just after a forward as good as full has begun, among forty that take 50 steps each."""
+    """It arrives just after a nearly full forward has begun, among forty requests of 50 steps each."""
     simulation = Simulation(curve)
     for index in range(40):
         simulation.add(f"long {index}", 50)
@@ -90,14 +90,14 @@ def test_a_burst_of_long_requests_does_not_make_a_short_one_slow(curve: Curve, s
 def test_forwards_of_the_size_that_is_worth_it_have_lower_latencies_than_full_ones(
     load: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """load: of the rows per second of full forwards"""
+    """load: share of the rows per second of full forwards"""
     worth_it_s = mean_latency_s(GPU_LIKE, load)
     monkeypatch.setattr(step_scheduler, "WAITING_WEIGHT", 1e9)  # only the device's efficiency counts
     assert worth_it_s < 0.95 * mean_latency_s(GPU_LIKE, load)
 
 
 def mean_latency_s(curve: Curve, load: float) -> float:
-    """Of an open load of 4 to 50 steps."""
+    """The mean latency of an open load with 4 to 50 steps."""
     rng = random.Random(1)
     simulation = Simulation(curve)
     arrivals: dict[str, float] = {}
@@ -131,7 +131,7 @@ def test_a_request_with_a_deadline_overtakes_those_without() -> None:
     simulation = Simulation(GPU_LIKE)
     for index in range(16):
         simulation.add(f"patient {index}", 20)
-    deadline = simulation.now + 20.5 * GPU_LIKE.seconds(16)  # in the first batch, or it is late
+    deadline = simulation.now + 20.5 * GPU_LIKE.seconds(16)  # it must be in the first batch, or it is late
     simulation.add("urgent", 20, deadline=deadline)
     simulation.finish()
     assert simulation.finished["urgent"] <= deadline < simulation.finished["patient 15"]

@@ -27,7 +27,7 @@ def test_the_script_in_the_readme_runs_as_written(tmp_path: Path, monkeypatch: p
 
 
 def test_pictures_come_in_the_order_of_their_prompts() -> None:
-    """Though the second is done first; and each is the one it would be alone."""
+    """The second is done first. Each is the same as it would be alone."""
     engine = load_engine(str(SHAPES_MODEL))
     prompts = ["a large red star on a blue background", "a green circle on a black background"]
     engine.add(prompts[0], num_inference_steps=4, seed=1)

@@ -34,7 +34,7 @@ def ray_service_schema() -> Manifest:
 
 
 def forbid_unknown_keys(schema: Any) -> None:
-    """In place. The API server drops what it does not know; here it is an error."""
+    """Changes the schema in place. The API server drops unknown keys; here they are errors."""
     if isinstance(schema, list):
         for item in schema:
             forbid_unknown_keys(item)
@@ -56,7 +56,7 @@ def test_the_ray_service_is_as_the_crd_has_it(overlay: str) -> None:
 
 
 def misspell(path: str) -> Callable[[Manifest], None]:
-    """The last key of a path gets a letter too many."""
+    """Adds a letter to the last key of a path."""
     *way, last = path.split(".")
 
     def change(manifest: Manifest) -> None:

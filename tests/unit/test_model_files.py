@@ -1,4 +1,4 @@
-"""What is wrong with a model's files is said before any weights are read, with part and file."""
+"""Problems with a model's files are reported before any weights are read, with part and file."""
 
 import json
 import shutil
@@ -20,7 +20,7 @@ SCHEDULER = "scheduler/scheduler_config.json"
 
 
 def refusal(folder: Path, **source: Any) -> list[str]:
-    """The lines of the refusal, without the model's name; none where it can be served."""
+    """The lines of the refusal, without the model's name; none if it can be served."""
     try:
         load_model_info(ModelSource(str(folder), **source), with_weights=True)
     except ModelLoadError as error:
@@ -36,11 +36,11 @@ def test_nothing_is_wrong_with_a_model_that_is_whole(model_folder: Folder, famil
 @pytest.mark.parametrize(
     ("file", "changes", "sentence"),
     [
-        (SCHEDULER, {"_class_name": None}, f"{SCHEDULER}: has no _class_name"),
+        (SCHEDULER, {"_class_name": None}, f"{SCHEDULER}: _class_name is missing"),
         (
             SCHEDULER,
             {"_class_name": "FlowMatchEulerDiscreteScheduler"},
-            "FlowMatchEulerDiscreteScheduler has another",
+            "FlowMatchEulerDiscreteScheduler has a noise schedule other",
         ),
         (
             SCHEDULER,
@@ -62,7 +62,7 @@ def test_nothing_is_wrong_with_a_model_that_is_whole(model_folder: Folder, famil
             {"sample_size": [64]},
             "unet/config.json: sample_size is [64]; it must be a number",
         ),
-        ("vae/config.json", {"block_out_channels": None}, "vae/config.json: has no block_out_channels"),
+        ("vae/config.json", {"block_out_channels": None}, "vae/config.json: block_out_channels is missing"),
         (
             "tokenizer/tokenizer_config.json",
             {"model_max_length": None},
@@ -81,12 +81,12 @@ def test_a_configuration_that_cannot_be_served_is_named(
     ("family", "name"), [("sdxl", "EDMDPMSolverMultistepScheduler"), ("sd1", "EDMEulerScheduler")]
 )
 def test_edm_noise_is_refused(model_folder: Folder, tmp_path: Path, family: str, name: str) -> None:
-    """Playground v2.5's scheduler: its sigmas are not those of any sampler that is served."""
+    """Playground v2.5's scheduler: no served sampler has its sigmas."""
     folder = tiny_models.copy(model_folder(family), tmp_path / "m")
     edm = {"_class_name": name, "sigma_data": 0.5, "sigma_min": 0.002, "sigma_max": 80.0, "rho": 7.0}
     (folder / SCHEDULER).write_text(json.dumps(edm | {"prediction_type": "epsilon"}))
     assert refusal(folder) == [
-        f"{SCHEDULER}: {name} has another noise schedule than Stable Diffusion's betas, which is not served"
+        f"{SCHEDULER}: {name} has a noise schedule other than Stable Diffusion's betas, which is not served"
     ]
 
 
@@ -100,7 +100,7 @@ def test_edm_noise_is_refused(model_folder: Folder, tmp_path: Path, family: str,
         ("tokenizer/tokenizer_config.json", "tokenizer/tokenizer_config.json is not there"),
         (
             "tokenizer_2/tokenizer.json",
-            "tokenizer_2 has no vocabulary: vocab.json and merges.txt must be there, or tokenizer.json",
+            "tokenizer_2 has no vocabulary: vocab.json and merges.txt must exist, or tokenizer.json",
         ),
         (
             "vae/diffusion_pytorch_model.safetensors",
@@ -134,12 +134,12 @@ def test_all_that_is_wrong_is_said_at_once(model_folder: Folder, tmp_path: Path)
 
 
 def test_a_file_of_weights_that_is_not_whole_is_named(model_folder: Folder, tmp_path: Path) -> None:
-    """As after a copy that broke off, or where Git LFS has left its pointer."""
+    """This happens after an interrupted copy, or if Git LFS has left its pointer."""
     folder = tiny_models.copy(model_folder("sd1"), tmp_path / "m")
     weights = folder / "vae" / "diffusion_pytorch_model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-100])
     (folder / "text_encoder" / "model.safetensors").write_text("version https://git-lfs.github.com/spec/v1\n")
-    names = [line.partition(" is no whole safetensors file: ")[0] for line in refusal(folder)]
+    names = [line.partition(" is not a complete safetensors file: ")[0] for line in refusal(folder)]
     assert names == ["vae/diffusion_pytorch_model.safetensors", "text_encoder/model.safetensors"]
 
 
@@ -166,7 +166,8 @@ def test_weights_in_several_files_are_looked_for(model_folder: Folder, tmp_path:
     [*_, last] = sorted((folder / "unet").glob("*.safetensors"))
     last.unlink()
     assert refusal(folder) == [
-        f"unet/{last.name} is not there, which unet/diffusion_pytorch_model.safetensors.index.json names"
+        f"unet/{last.name} is not there, although unet/diffusion_pytorch_model.safetensors.index.json "
+        "lists it"
     ]
 
 
@@ -206,7 +207,7 @@ def test_a_model_that_is_not_square_is_served_in_its_own_size(
 def test_a_hub_that_is_not_asked_is_no_file_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     with pytest.raises(
-        ModelLoadError, match=r"^model 'owner/name' cannot be read: model_index.json cannot be had"
+        ModelLoadError, match=r"^model 'owner/name' cannot be read: model_index.json cannot be fetched"
     ):
         load_model_info(ModelSource("owner/name"))
 
@@ -225,7 +226,7 @@ def test_weights_that_lack_a_tensor_are_not_drawn_at_random(
 ) -> None:
     folder = tiny_models.copy(model_folder(family), tmp_path / "m")
     tiny_models.drop_tensor(folder, part, end)
-    with pytest.raises(ModelLoadError, match=rf"the weights of {part} lack 1 of its tensors, as .*{end}$"):
+    with pytest.raises(ModelLoadError, match=rf"the weights of {part} lack 1 tensors, such as .*{end}$"):
         load(ModelSource(str(folder)), Placement(device="cpu"))
 
 

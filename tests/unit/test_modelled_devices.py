@@ -1,4 +1,4 @@
-"""The modelled devices that are shipped: what their arithmetic says, and enough to serve them simulated."""
+"""The shipped modelled devices: their arithmetic, and whether it suffices to serve them simulated."""
 
 import json
 from pathlib import Path

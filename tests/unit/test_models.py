@@ -1,4 +1,4 @@
-"""What cannot be served is refused at start, with the reason."""
+"""Models that cannot be served are refused at start, with the reason."""
 
 import subprocess
 import sys
@@ -89,7 +89,7 @@ def test_a_vae_is_upcast_where_diffusers_pipeline_upcasts_it(
 
 
 def test_the_engine_never_imports_ray() -> None:
-    """In a process of its own, since the tests themselves may have."""
+    """This needs a separate process, because the tests themselves may have imported Ray."""
     modules = sorted(Path("deployments/engine").glob("*.py"))
     imports = "; ".join(
         f"import deployments.engine.{path.stem}" for path in modules if path.stem != "__init__"

@@ -1,4 +1,4 @@
-"""News of the job store: who is woken by what, from another process and after an outage."""
+"""News of the job store: which change wakes whom, also from another process and after an outage."""
 
 import asyncio
 import subprocess
@@ -24,7 +24,7 @@ async def test_everybody_hears_of_a_commit_of_another_process_on_sqlite(sqlite_u
     runner, client = asyncio.Event(), asyncio.Event()
     async with opened(sqlite_url) as store:
         with store.news.listening(Audience.RUNNERS, runner), store.news.listening(Audience.CLIENTS, client):
-            await asyncio.sleep(0.2)  # the tables were made a moment ago
+            await asyncio.sleep(0.2)  # creating the tables was news too
             runner.clear(), client.clear()
             file = str(make_url(sqlite_url).database)
             await asyncio.to_thread(subprocess.run, [sys.executable, "-c", insertion, file], check=True)
@@ -46,7 +46,7 @@ async def test_on_postgresql_each_hears_of_what_is_for_it(postgresql_url: str) -
     async with opened(postgresql_url) as store, opened(postgresql_url) as other:
         with store.news.listening(Audience.RUNNERS, runner), store.news.listening(Audience.CLIENTS, client):
             runner.clear(), client.clear()
-            while not (runner.is_set() and client.is_set()):  # it listens
+            while not (runner.is_set() and client.is_set()):  # until it listens
                 await execute(postgresql_url, "NOTIFY midstep_runners; NOTIFY midstep_clients")
                 await asyncio.sleep(0.2)
             runner.clear(), client.clear()
@@ -71,7 +71,7 @@ async def test_news_come_again_after_postgresql_has_hung_up(
         with store.news.listening(Audience.RUNNERS, runner):
             for attempt in range(3):
                 await disconnect_all(postgresql_url)
-                runner.clear()  # that it listens anew it tells as well, whenever that is
+                runner.clear()  # listening again is news too, whenever it happens
                 await other.create(new_job(f"job {attempt}"))
                 async with asyncio.timeout(TIMEOUT_S):
                     await runner.wait()

@@ -1,4 +1,4 @@
-"""A part of the model that overflows gives an error and no black picture."""
+"""A part of the model that overflows gives an error and not a black picture."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -59,4 +59,4 @@ def test_a_unet_that_overflows_in_float16_fails_its_request(
     [failed] = events
     assert isinstance(failed, DenoiseFailed)
     assert failed.fault is Fault.NOT_FINITE
-    assert "The U-Net gave values that are no numbers" in failed.reason
+    assert "The U-Net gave values that are not numbers" in failed.reason

@@ -1,4 +1,4 @@
-"""The object store keeps its promises in a local folder and in a bucket alike."""
+"""The object store keeps its promises both in a local folder and in a bucket."""
 
 import asyncio
 import os
@@ -92,7 +92,7 @@ def test_deleted_is_deleted(store: ObjectStore) -> None:
         for key in keys:
             await store.put(key, DATA)
         await store.delete([])
-        await store.delete([*keys[:2], "images/other/0"])  # what is not there is deleted as well
+        await store.delete([*keys[:2], "images/other/0"])  # deleting a missing object is no error
         for key in keys[:2]:
             with pytest.raises(ObjectNotFoundError):
                 await store.get(key)
@@ -221,7 +221,7 @@ asyncio.run(store.put("images/job/1", bytes(500)))
 
 
 def test_where_there_is_no_room_nothing_is_left_and_it_goes_on_after(tmp_path: Path) -> None:
-    """In a process of its own, whose files may not grow: what a full disk does, where one can be had."""
+    """A separate process may not let its files grow, which acts like a full disk."""
     command = [sys.executable, "-c", FULL_DISK, str(tmp_path)]
     said = subprocess.run(command, check=True, capture_output=True, text=True, cwd=Path(__file__).parents[2])
     assert "no room left" in said.stdout
@@ -239,7 +239,7 @@ def test_a_folder_that_cannot_be_used_is_reported(tmp_path: Path) -> None:
 def test_a_bucket_that_is_away_is_reported() -> None:
     credentials = {"access_key_id": "a", "secret_access_key": "b", "region": "us-east-1"}
     with socket.socket() as bound:
-        bound.bind(("127.0.0.1", 0))  # nobody listens there, and nobody else can
+        bound.bind(("127.0.0.1", 0))  # nobody listens there, and nobody else can bind it
         options = {"endpoint": f"http://127.0.0.1:{bound.getsockname()[1]}", **credentials}
         store = ObjectStore("s3://pictures", options)
         with pytest.raises(ObjectStoreUnavailableError) as caught:

@@ -1,4 +1,4 @@
-"""What webhooks are told, on both databases: what happened and nothing else, each message by one sender."""
+"""The outbox, on both databases: webhooks hear of changes and nothing else, each message by one sender."""
 
 import asyncio
 from collections.abc import Mapping
@@ -45,7 +45,7 @@ async def test_webhooks_are_told_of_what_they_asked_for(url: str) -> None:
         ]
         assert await store.queue.give_back(claims[0])
         await store.queue.claim(1, LONG)
-        assert await told(store) == []  # it had been begun before
+        assert await told(store) == []  # it had begun before
         await store.cancel("all")
         await store.cancel("all")
         await store.queue.fail(claims[1], "error")
@@ -77,7 +77,7 @@ async def test_what_comes_often_is_told_of_once_in_an_interval(url: str) -> None
             await store.queue.record_image(claim, 0, "key", 5)
         await store.queue.succeed(claim)
         events = [event for _, event, _ in await told(store)]
-        # That there are logs keeps no output back.
+        # Messages about logs do not delay those about output.
         assert events == [
             WebhookEvent.START,
             WebhookEvent.LOGS,
@@ -124,7 +124,7 @@ async def test_a_delivery_is_leased_until_it_is_made_or_given_up(url: str) -> No
             ("d", 1),
         }
         assert await outbox.due_deliveries(10, LONG) == []
-        # Those whose lease ran out come too late to put off what another has by now.
+        # A sender whose lease expired can no longer postpone what another sender has.
         await outbox.postpone(dead[0], 0.0)
         await outbox.give_up(dead[1], "too late")
         assert await outbox.due_deliveries(10, LONG) == []

@@ -1,4 +1,4 @@
-"""The parts of benchmarks/peers that decide what is compared; the servers themselves run in the benchmark."""
+"""The parts of benchmarks/peers that decide the comparison; the servers themselves run in the benchmark."""
 
 import asyncio
 import time
@@ -22,7 +22,7 @@ def loop() -> Iterator[asyncio.AbstractEventLoop]:
 
 
 def waiting(loop: asyncio.AbstractEventLoop, *steps: int) -> list[Waiting]:
-    """In the order of arrival; the seed of each is its place."""
+    """Requests in order of arrival. The seed of each is its index."""
     return [
         Waiting(ImageRequest("a star", "", seed, Settings(count, 5.0, None, None)), loop.create_future())
         for seed, count in enumerate(steps)
@@ -58,7 +58,7 @@ def test_each_image_of_a_request_has_a_seed_of_its_own() -> None:
 def test_the_simulated_device_takes_a_forward_for_each_step(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Of two rows an image, three times as long as modelled; encoding and decoding take nothing."""
+    """Forwards have two rows per image and take three times the modelled time. The rest takes none."""
     slower = u_net_only(3.0)
     path = tmp_path / "cost_model.json"
     path.write_text(slower.model_dump_json())

@@ -1,4 +1,4 @@
-"""Pixels, previews and files."""
+"""Pixels, previews and image files."""
 
 import io
 import struct

@@ -45,7 +45,7 @@ def test_it_recommends_in_a_sentence_and_says_what_it_goes_by(
     output = tmp_path / "plan.json"
     call(str(config), *LOAD, "--slo-s", "3", "--json", str(output))
     told = " ".join(capsys.readouterr().out.split())
-    assert "Simulated, with the costs of: modelled H200 (60% of 790 TFLOP/s), not measured." in told
+    assert "Simulated with the costs of modelled H200 (60% of 790 TFLOP/s), not measured." in told
     assert "1 GPU with 1 denoiser and a row cap of 32 would keep 95% of requests within 3 s" in told
     assert "Autoscaled, denoisers: 1 at 0 s" in told
     written = json.loads(output.read_text())
@@ -104,7 +104,7 @@ def test_an_option_at_fault_is_named(
 
 
 def test_without_costs_there_is_no_plan(monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(SystemExit, match=r"model\.cost_model: a file of `midstep profile` is needed"):
+    with pytest.raises(SystemExit, match=r"model\.cost_model: planning needs a file of `midstep profile`"):
         call("serve_config.yaml", *LOAD)
     with pytest.raises(SystemExit, match=r"model\.cost_model: 'nowhere\.json' is no file"):
         call("serve_config.yaml", "--cost-model", "nowhere.json", *LOAD)
@@ -117,8 +117,8 @@ def test_a_server_that_is_not_there_is_told(config: Path, monkeypatch: pytest.Mo
 
 @contextmanager
 def server_of(seconds_each: float, seconds_a_step: float = 0.0) -> Iterator[tuple[str, list[int]]]:
-    """A server that wants a key and needs so long for a request, whoever else is there: its URL and the steps
-    asked for."""
+    """A server that needs a key and a fixed time per request, whoever else is there: its URL and the
+    requested step counts."""
     asked: list[int] = []
 
     async def handler(request: web.Request) -> web.Response:
@@ -149,7 +149,7 @@ def server_of(seconds_each: float, seconds_a_step: float = 0.0) -> Iterator[tupl
 def test_a_server_is_measured_and_compared(
     config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """One that takes 0.5 s for everything, which is what is measured and far from what is predicted."""
+    """The server takes 0.5 s for everything: the measured time, far from the predicted one."""
     output = tmp_path / "plan.json"
     monkeypatch.setenv("MIDSTEP_API_KEY", KEY)
     with server_of(0.5) as (url, asked):
@@ -160,7 +160,7 @@ def test_a_server_is_measured_and_compared(
     predicted, measured = validated["predicted"], validated["measured"]
     assert measured["latency_p50_s"] >= 0.5
     assert predicted["num_requests"] == measured["num_requests"] == measured["counts"]["completed"]
-    # Alone, four steps take as long there as forty: none of it is the steps'. The model knows of 60 ms of it.
+    # Alone, four steps take as long as forty there, so steps take no time. The model explains 60 ms of it.
     assert written["overheads"]["step_s"] == 0.0
     assert written["overheads"]["request_s"] >= 0.4
     assert (asked.count(4), asked.count(40)) == (7, 7), "single ones of few and of many steps"
@@ -174,7 +174,7 @@ def test_a_server_is_measured_and_compared(
 def test_it_is_measured_how_long_steps_take_where_no_replicas_come(
     config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Before the load and after it, with requests that come evenly. None of them wait for another here."""
+    """Measured before and after the load, with evenly spaced requests, none of which waits here."""
     monkeypatch.setenv("MIDSTEP_API_KEY", KEY)
     monkeypatch.setattr(validation, "NUM_EVEN", 4)
     monkeypatch.setattr(validation, "UNLOADED_REQUESTS", 2)

@@ -1,4 +1,4 @@
-"""The planner's simulation: exact times, and the engine's own order of steps."""
+"""The planner's simulation: exact times, and the same order of steps as the engine."""
 
 import random
 from collections.abc import Sequence
@@ -42,7 +42,7 @@ COST = CostModel(
     decode=StageCost(((SHAPE, Curve(0.020, 1, 0.015)),)),
 )
 ONE_EACH = Replicas(1, 1, 1)
-WAIT_S = 0.005  # of a batch, by default
+WAIT_S = 0.005  # a batch's default
 NO_OVERHEADS = Overheads()
 
 
@@ -76,17 +76,17 @@ def test_a_request_alone_takes_exactly_what_its_parts_cost() -> None:
 
 
 def test_two_requests_share_forwards_from_the_step_after_the_second_is_there() -> None:
-    """The second is there within the third step of the first, which takes 10 ms; both take 18 ms."""
+    """The second arrives within the first one's third step of 10 ms. Shared steps take 18 ms."""
     first, second = ends(Simulation(model(), ONE_EACH).run([request(0.0), request(0.03)]))
     began = WAIT_S + 0.003 + WAIT_S
-    both_from = began + 3 * 0.010  # the prompt is encoded by now: the second is there 5 ms after it is due
+    both_from = began + 3 * 0.010  # the prompt is cached, so the second arrives 5 ms after it is due
     decoded_s = WAIT_S + 0.020
     assert first == pytest.approx(both_from + 17 * 0.018 + decoded_s, abs=1e-12)
     assert second == pytest.approx(both_from + 17 * 0.018 + 3 * 0.010 + decoded_s, abs=1e-12)
 
 
 def test_an_image_goes_to_the_denoiser_with_the_least_to_do() -> None:
-    """By their number two would go to each."""
+    """By number of requests, each would get two."""
     load = [request(0.0, 100), request(0.1, 10), request(0.1, 10), request(0.1, 10)]
     [alone] = ends(Simulation(model(), ONE_EACH).run(load[:1]))
     long, *_ = ends(Simulation(model(), Replicas(1, 2, 1)).run(load))
@@ -116,7 +116,7 @@ def denoising(index: int, steps: int, size: int, guided: bool, priority: int) ->
 
 @pytest.mark.parametrize("row_counts", [(), (2, 4, 8, 16)], ids=["unpadded", "padded"])
 def test_the_simulated_denoiser_is_the_engine(row_counts: tuple[int, ...]) -> None:
-    """The production engine with a clock of its own and the same arrivals: all end at the same time."""
+    """The production engine with its own clock and the same arrivals ends all requests at the same times."""
     rng = random.Random(3)
     arrivals = [
         (
@@ -170,7 +170,7 @@ def test_the_simulated_denoiser_is_the_engine(row_counts: tuple[int, ...]) -> No
 
 
 def test_one_at_a_time_waits_as_the_formula_says() -> None:
-    """With room for one image in a forward it is a queue M/D/1: waiting is rho / (2 (1 - rho)) services."""
+    """With room for one image per forward it is an M/D/1 queue: the wait is rho / (2 (1 - rho)) services."""
     config, service_s, load = EngineConfig(2, 2, 2, SHAPE), 4 * 0.010, 0.6
     env = Environment()
     costs = DenoisingCosts.of(config, StageCost(((SHAPE, FORWARD),)))
@@ -198,7 +198,7 @@ def test_calls_that_run_at_once_share_the_device() -> None:
         yield device.run(seconds)
         ended[at] = env.now
 
-    # Alone until 1, by halves until the second has got its 1, alone again; then a third after a pause.
+    # Alone until 1, at half speed until the second has its 1, alone again; a third one after a pause.
     env.run(env.all_of([env.process(call(*of)) for of in ((0.0, 3.0), (1.0, 1.0), (7.0, 0.5))]))
     assert ended == {0.0: 4.0, 1.0: 3.0, 7.0: 7.5}
 
@@ -210,13 +210,13 @@ def test_calls_for_which_there_is_room_do_not_slow_each_other_down() -> None:
     two = [device.run(1.0), device.run(2.0)]
     env.run(two[0])
     assert env.now == 1.0
-    three = [device.run(1.0), device.run(1.0)]  # with what is left of the second: at two thirds, each
+    three = [device.run(1.0), device.run(1.0)]  # with the rest of the second: each at two thirds
     env.run(env.all_of([*two, *three]))
     assert env.now == pytest.approx(1.0 + 1.5)
 
 
 def test_each_denoiser_adds_to_what_a_machine_does_at_once() -> None:
-    """Two images at once, one beside the other, though their decoding is not."""
+    """Two images at the same time do not slow each other down, except in decoding."""
     load = [request(0.0), request(0.0)]
     two = Replicas(encoder=1, denoiser=2, decoder=1)
     apart, machine = (
@@ -226,7 +226,7 @@ def test_each_denoiser_adds_to_what_a_machine_does_at_once() -> None:
 
 
 def test_stages_on_one_device_slow_each_other_down() -> None:
-    """The first picture is decoded beside the second's steps: it takes 40 ms, and they 20 ms more."""
+    """The first picture is decoded beside the second's steps. It takes 40 ms, and they take 20 ms more."""
     load = [request(0.0), request(0.2)]
     apart = ends(Simulation(model(Sharing.NOTHING), ONE_EACH).run(load))
     assert apart == pytest.approx([0.213 + WAIT_S + 0.020, 0.213 + 0.200 + WAIT_S + 0.020])
@@ -235,11 +235,11 @@ def test_stages_on_one_device_slow_each_other_down() -> None:
 
 
 def test_a_machine_is_busy_with_requests_as_well() -> None:
-    """What the second request takes outside of the stages, 50 ms, it takes from the first one's steps."""
+    """The 50 ms that the second request takes outside of the stages slow down the first one's steps."""
     load, overheads = [request(0.0), request(0.1)], Overheads(request_s=0.05)
     machine = ends(Simulation(model(Sharing.MACHINE, overheads), ONE_EACH).run(load))
-    # 3.7 steps by 0.1, 5 more by 0.2, the second is there within the tenth, ten together, and then one is
-    # decoded beside the steps of the other.
+    # 3.7 steps by 0.1 s, 5 more by 0.2 s, the second arrives within the tenth, ten together, and then one
+    # image is decoded beside the other's steps.
     together_until = 0.063 + 0.100 + 0.050 + 10 * 0.018
     assert machine[0] == pytest.approx(together_until + WAIT_S + 2 * 0.020)
     assert machine[1] == pytest.approx(together_until + 10 * 0.010 + 0.020 + WAIT_S + 0.020)
@@ -248,7 +248,7 @@ def test_a_machine_is_busy_with_requests_as_well() -> None:
 
 
 def test_large_batches_are_decoded_in_parts() -> None:
-    """Five images in one batch, of which 35 ms may hold the device: two parts of two and one of one."""
+    """Five images in one batch, with 35 ms of the device per call: two calls of two images and one of one."""
     env = Environment()
     replica = DecoderReplica(env, Device(env), Batching(8, 0.010), COST.decode, max_hold_s=0.035)
     done = env.all_of([replica.run(SHAPE) for _ in range(5)])
@@ -286,7 +286,7 @@ def test_every_arrival_leaves_once() -> None:
     assert sum(map(len, kinds.values())) == len(load)
     assert all(outcome.answer.num_images == outcome.request.num_images for outcome in kinds[Kind.COMPLETED])
     assert all(outcome.request.width == 100 for outcome in kinds[Kind.REJECTED])
-    least_s = ALONE_S - 16 * 0.010 - WAIT_S - 0.003  # four steps, everything encoded
+    least_s = ALONE_S - 16 * 0.010 - WAIT_S - 0.003  # four steps, all texts cached
     assert min(outcome.latency_s for outcome in kinds[Kind.COMPLETED]) >= least_s - 1e-9
 
 
@@ -299,7 +299,7 @@ SCALED = {
 
 
 def test_replicas_come_with_a_step_in_load_and_go_after_it() -> None:
-    """An image takes 0.18 s of a denoiser; for a minute there are twelve a second, before and after one."""
+    """An image takes 0.18 s of a denoiser. A minute has twelve per second, before and after it one."""
     load = plan(steps([(1.0, 60.0), (12.0, 60.0), (1.0, 120.0)], seed=1), Mix(), seed=1)
     simulated = Simulation(model(**SCALED), None).run(load)
     assert simulated.denoisers[0] == (0.0, 1)
@@ -391,8 +391,8 @@ def test_another_policy_is_not_passed_off_as_simulated() -> None:
     ],
 )
 def test_what_a_server_has_in_overheads_is_found_out(sharing: Sharing, truth: Overheads) -> None:
-    """The server is a simulation of its own, whose overheads the calibration does not know: cores that are
-    shared make all forwards slower, and with a device of its own it is the steps' overhead."""
+    """The server is a separate simulation whose overheads the calibration does not know. Shared cores slow
+    down all forwards; a separate device has an overhead per step."""
     server = Simulation(model(sharing, truth), None)
     load = plan(poisson(2.0, 30.0, seed=6), Mix(num_inference_steps={8: 1, 20: 1}), seed=6)
 
@@ -403,7 +403,7 @@ def test_what_a_server_has_in_overheads_is_found_out(sharing: Sharing, truth: Ov
     assert request_s == pytest.approx(truth.request_s, abs=1e-6)
     calibrated = model(sharing, Overheads(request_s))
     found = calibrated.slowed_down(measured_slowdown(calibrated, load, send)).overheads
-    assert found.step_s == pytest.approx(truth.step_s, abs=5e-5)  # what 0.005 of a forward are
+    assert found.step_s == pytest.approx(truth.step_s, abs=5e-5)  # 0.005 of a forward
     assert found.slowdown == pytest.approx(truth.slowdown, abs=0.005)
 
 
@@ -416,7 +416,7 @@ def test_costs_of_another_machine_are_not_made_to_fit(slowdown: float) -> None:
 
 
 def test_what_the_slowdown_is_measured_with_comes_evenly() -> None:
-    """At the load's rate; but where that is more than the denoisers can do, at what these keep up with."""
+    """The load's rate, but at most the rate that the denoisers keep up with."""
     mix = Mix(num_inference_steps={20: 1.0})
 
     def between(due_s: Sequence[float]) -> float:

@@ -1,4 +1,4 @@
-"""The routes of jobs and of the model over ASGI, where nobody runs the jobs: what clients are told."""
+"""The routes of jobs and of the model over ASGI without a runner: the clients' answers."""
 
 import asyncio
 from collections import defaultdict
@@ -38,7 +38,7 @@ async def newest(store: JobStore) -> Sequence[Job]:
 
 
 async def first(look: Callable[[], Awaitable[Sequence[Job]]]) -> Job:
-    """Of the jobs that are there to be seen before long."""
+    """The first job that can be seen before long."""
     async with asyncio.timeout(TIMEOUT_S):
         while not (seen := await look()):  # noqa: ASYNC110  (of a database: there is nothing to be told by)
             await asyncio.sleep(0.01)
@@ -47,7 +47,7 @@ async def first(look: Callable[[], Awaitable[Sequence[Job]]]) -> Job:
 
 @in_loop
 async def test_a_wait_that_is_over_answers_that_it_is_starting(tmp_path: Path) -> None:
-    """Also where it is processing: Replicate's client takes that for the end of it."""
+    """Even if it is processing, because Replicate's client takes that for the end of the job."""
     async with serving(tmp_path, []) as client, opened(database_in(tmp_path)) as store:
         job = await created(client, **WAIT)
         assert (job["status"], job["output"], job["queue_position"]) == ("starting", None, 0)
@@ -77,7 +77,7 @@ async def test_a_wait_ends_with_the_job(tmp_path: Path) -> None:
 async def test_what_was_created_is_told_though_the_database_goes_away(
     tmp_path: Path, postgresql_url: str
 ) -> None:
-    """Whoever does not hear of it hands it in again, and has it made twice."""
+    """A client that does not hear of its job submits it again, and it would be made twice."""
     with TemporaryDirectory() as folder:
         way = Way(postgresql_url, Path(folder))
         async with (
@@ -97,7 +97,7 @@ async def test_what_was_created_is_told_though_the_database_goes_away(
 
 @in_loop
 async def test_what_is_no_id_of_a_job_is_not_found(tmp_path: Path, url: str) -> None:
-    """PostgreSQL takes no zero byte in a text."""
+    """PostgreSQL allows no zero byte in a text."""
     async with serving(tmp_path, [], database_url=url) as client:
         for job_id in ("%00", "x", "A" * 26, "0" * 25, "0" * 26, "0" * 26 + "%0A", "%F0%9F%98%80"):
             for method, path in (("GET", ""), ("POST", "/cancel"), ("GET", "/stream")):
@@ -149,7 +149,7 @@ async def test_a_stream_goes_on_after_the_event_that_is_named_and_else_from_the_
 
 @in_loop
 async def test_a_job_that_waits_has_a_place_in_the_queue_and_a_time(tmp_path: Path) -> None:
-    """A call takes 0.1 s by what the test's pipeline says its work costs: twenty steps take about two."""
+    """A call takes 0.1 s by the pipeline's costs in this test, so twenty steps take about two seconds."""
     async with serving(tmp_path, []) as client, opened(database_in(tmp_path)) as store:
         ids = [(await created(client))["id"] for _ in range(3)]
         shown = [(await client.get(f"{JOBS}/{job_id}")).json() for job_id in ids]

@@ -1,4 +1,4 @@
-"""Bodies and headers of Replicate's dialect: what is accepted is valid, the rest is refused in a sentence."""
+"""Bodies and headers of Replicate's dialect: an accepted one is valid, others are refused in a sentence."""
 
 import json
 from dataclasses import replace
@@ -210,7 +210,7 @@ def test_a_prediction_is_what_replicates_client_reads() -> None:
 
 
 def test_outputs_are_listed_in_order_and_without_gaps() -> None:
-    """The second image is done before the first: what is listed must keep its place."""
+    """The second image is done before the first. Listed images must keep their places."""
     assert describe(job(JobState.PROCESSING, {1: "b"}, 12))["output"] is None
     assert len(describe(job(JobState.PROCESSING, {0: "a"}, 12))["output"]) == 1
 

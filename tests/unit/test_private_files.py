@@ -1,4 +1,4 @@
-"""What is kept of jobs is for the server's own user: prompts, pictures, secrets, whatever the umask."""
+"""Files of jobs are for the server's own user only: prompts, pictures, secrets, whatever the umask."""
 
 import asyncio
 import logging
@@ -30,7 +30,7 @@ def modes(folder: Path) -> dict[str, str]:
 
 
 def keep_something(folder: Path) -> dict[str, str]:
-    """The modes of all that lies in a data folder while its stores are open."""
+    """The modes of all files in a data folder while its stores are open."""
 
     async def main() -> dict[str, str]:
         jobs = resolve(JobsConfig(data_folder=str(folder)))
@@ -102,5 +102,5 @@ def test_folders_that_are_for_more_stay_as_they_are(
 
 def test_an_object_store_that_cannot_be_made_says_why(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(ValueError, match="file/objects cannot be made: Not a directory"):
+    with pytest.raises(ValueError, match="file/objects cannot be created: Not a directory"):
         ObjectStore(str(tmp_path / "file" / "objects"))

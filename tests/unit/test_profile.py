@@ -1,4 +1,4 @@
-"""`midstep profile` and what a stage does with a cost that is known."""
+"""`midstep profile`, and stages whose cost is known."""
 
 from pathlib import Path
 
@@ -53,7 +53,7 @@ def test_an_output_that_cannot_be_written_is_told_before_measuring(
 
 
 def test_the_decoder_holds_the_device_no_longer_than_it_may(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Five images of one size and one of another, where three images take the longest time allowed."""
+    """Five images of one size and one of another. Three images take the longest allowed time."""
     decoder = VaeDecoder(
         ModelSource(str(SHAPES_MODEL)),
         Placement(device="simulated"),

@@ -1,4 +1,4 @@
-"""What is a command to other programs is found in a prompt, and nothing else is."""
+"""Commands of other programs in a prompt are found, and nothing else is."""
 
 import pytest
 

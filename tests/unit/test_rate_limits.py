@@ -1,4 +1,4 @@
-"""Limits in device-seconds a minute: exact in time, shared by replicas, charged for what is accepted."""
+"""Limits in device-seconds per minute: exact in time, shared by replicas, charged for what is accepted."""
 
 import random
 from dataclasses import replace
@@ -54,7 +54,7 @@ def test_what_is_given_back_can_be_taken_again() -> None:
 
 
 def test_whoever_waits_as_told_is_let_in_and_nobody_gets_more_than_the_limit() -> None:
-    """Beyond what time gives, a minute's worth or one request. In eighths of a second, so sums are exact."""
+    """Beyond its rate, a client gets one minute's worth or one request. In eighths, so sums are exact."""
     chance = random.Random(5)
     bucket, now, taken_s, largest_s = TokenBucket(), 0.0, 0.0, 60.0
     for _ in range(2000):
@@ -104,7 +104,7 @@ def test_ingress_replicas_share_a_limit() -> None:
     with pytest.raises(RateLimitError) as refusal:
         door.ask(ALICE, 1)
     assert refusal.value.retry_after_s == 60
-    door.num_ingresses = 2  # the replicas that are left have more of it each
+    door.num_ingresses = 2  # each remaining replica has a larger share
     door.now += 30
     door.ask(ALICE, 1)
 

@@ -1,4 +1,4 @@
-"""Which private parts of Ray are used, where, and that the installed Ray has them."""
+"""Midstep's use of Ray's private parts: which and where, and whether the installed Ray has them."""
 
 import ast
 import importlib
@@ -23,7 +23,7 @@ GENERATED = ("ray.core.", "ray.serve.generated.")
 
 
 def ray_names(path: Path) -> Iterator[str]:
-    """The names of Ray that a file imports, and those that it reaches by attribute from the module `ray`."""
+    """The names of Ray that a file imports, or reaches as attributes of the module `ray`."""
     for node in ast.walk(ast.parse(path.read_text())):
         match node:
             case ast.ImportFrom(module=str(module), names=names, level=0):
@@ -40,7 +40,7 @@ def is_private(name: str) -> bool:
 
 
 def private_names(folder: str) -> dict[str, set[str]]:
-    """By file."""
+    """Private names by file."""
     found = {
         str(path): {name for name in ray_names(path) if is_private(name)}
         for path in Path(folder).rglob("*.py")

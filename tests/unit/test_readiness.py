@@ -1,4 +1,4 @@
-"""Readiness: stages that sleep are left asleep, others must be there."""
+"""Readiness: sleeping stages stay asleep, other stages must be running."""
 
 import asyncio
 from collections.abc import Generator
@@ -19,7 +19,7 @@ MIN_REPLICAS = {stage: int(stage != "denoiser") for stage in STAGES}
 
 
 class Call:
-    """The response of a stage, which never comes where it is late."""
+    """The response of a stage, which never comes if the stage is late."""
 
     def __init__(self, value: Any, late: bool) -> None:
         self._value = value
@@ -34,8 +34,7 @@ class Call:
 
 
 class Stage:
-    """A handle with one method. calls: the names of all stages that were called; late: of those that never
-    answer"""
+    """A handle with one method. calls: names of all called stages; late: names of stages that never answer"""
 
     def __init__(self, name: str, calls: list[str], late: set[str]) -> None:
         self._name = name
@@ -52,7 +51,7 @@ class Stage:
 
 
 class StillFleet(Fleet):
-    """There is no Serve to watch. gone: stages without replicas"""
+    """A fleet without a Serve to watch. gone: stages without replicas"""
 
     def __init__(self, *gone: str) -> None:
         super().__init__("app", dict(zip(STAGES, STAGES, strict=True)), "ingress")
@@ -84,7 +83,7 @@ def test_a_stage_that_may_sleep_is_called_once() -> None:
     stages.check()
     assert sorted(stages.calls) == sorted(STAGES), "what it costs is not known before"
     assert stages.pipeline.known_cost_model == COST
-    for gone in ({"denoiser"}, set()):  # it may be on the way there
+    for gone in ({"denoiser"}, set()):  # it may be starting
         stages.fleet.gone = gone
         stages.calls.clear()
         stages.check(times=3)
@@ -106,5 +105,5 @@ def test_a_stage_without_replicas_that_should_have_some_is_not_ready() -> None:
     stages = Scripted()
     stages.check()
     stages.fleet.gone = {"decoder"}
-    with pytest.raises(NotReadyError, match="The decoder has no replica that runs"):
+    with pytest.raises(NotReadyError, match="The decoder has no running replica"):
         stages.check()

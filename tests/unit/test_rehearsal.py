@@ -1,4 +1,4 @@
-"""Rehearsals: what of a configuration they run, and what they make of what they saw."""
+"""Rehearsals: the configuration that they run, and the series that they make."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -49,7 +49,11 @@ def test_what_has_no_gpus_gets_the_shares_that_it_would_have_on_real_ones() -> N
 @pytest.mark.parametrize(
     ("decoder_gpus", "nodes", "message"),
     [
-        (0.2, [4, 2], r"needs 6\.6 GPUs \(encoder 0\.2, denoiser 6, decoder 0\.4\), and there are 6"),
+        (
+            0.2,
+            [4, 2],
+            r"need 6\.6 GPUs \(encoder 0\.2, denoiser 6, decoder 0\.4\) at the start, and there are 6",
+        ),
         (2, [1] * 11, r"decoder\.num_gpus: 2 is more than a node has, 1"),
     ],
 )
@@ -68,7 +72,7 @@ def test_what_would_wait_for_gpus_for_ever_is_refused(
 
 
 def read_options(arguments: Sequence[str]) -> RehearsalOptions:
-    """Raises click.BadParameter."""
+    """Parses options. Raises click.BadParameter."""
     command = click.command(with_rehearsal_options(lambda options: options))
     options = command.main(arguments, standalone_mode=False)
     assert isinstance(options, RehearsalOptions)
@@ -87,7 +91,7 @@ def test_nodes_have_all_the_gpus(tmp_path: Path) -> None:
     options = ["config.yaml", "--gpus", "11", "--gpus-per-node", "4", "--rate", "1"]
     options += ["--output", str(tmp_path)]
     assert read_options(options).nodes == [4, 4, 3]
-    with pytest.raises(click.BadParameter, match="one run is rehearsed"):
+    with pytest.raises(click.BadParameter, match="only one run can be rehearsed"):
         read_options(["config.yaml", "--rates", "1,2", "--output", str(tmp_path)])
 
 
@@ -115,7 +119,7 @@ def outcome(due_s: float, ended_s: float, kind: Kind = Kind.COMPLETED) -> Reques
 
 
 def test_what_was_seen_becomes_series(tmp_path: Path) -> None:
-    """40 s, so that each window is a second."""
+    """The run takes 40 s, so that each window is a second."""
     outcomes = [outcome(0.5, 2.5), outcome(1.5, 3.5), outcome(10.5, 10.6, Kind.BUSY), outcome(30.0, 40.0)]
     sightings = [
         Sighting(at_s, {"encoder": 0, "denoiser": denoisers, "decoder": 1})
@@ -129,7 +133,7 @@ def test_what_was_seen_becomes_series(tmp_path: Path) -> None:
     assert series.arrivals_per_s[10] == 2.0
     assert series.done_per_s[2] == series.done_per_s[3] == 2.0
     assert series.done_per_s[10] == 0.0
-    # Half a second of one request, then one and a half, ...
+    # One request for half a second, then ...
     assert series.queue_s[:5] == pytest.approx([2.5, 7.5, 7.5, 2.5, 0.0])
     assert series.queue_s[10] == 0.0, "what was refused never waits"
     assert list(series.replicas["denoiser"]) == [1.0] * 20 + [3.0] * 20

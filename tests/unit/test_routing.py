@@ -1,4 +1,4 @@
-"""The router that sends an image to the denoiser that has the least to do, within Serve's own."""
+"""The router that sends an image to the denoiser with the least work, within Serve's own router."""
 
 import asyncio
 from collections import Counter
@@ -30,7 +30,7 @@ def image(steps: int) -> DenoiseRequest:
 
 
 class Replica:
-    """As the router sees it."""
+    """A replica as the router sees it."""
 
     def __init__(self, name: str) -> None:
         self.replica_id = ReplicaID(name, ID)
@@ -41,7 +41,7 @@ class Replica:
 
 
 class Result:
-    """Of a call: `end` is what Ray does when it is over."""
+    """The result of a call. `end` does what Ray does when the call is over."""
 
     def __init__(self) -> None:
         self._callbacks: list[Callable[[Any], None]] = []
@@ -58,7 +58,7 @@ async def router_of(replicas: Sequence[Replica]) -> LeastWorkRouter:
     router = LeastWorkRouter(ID, DeploymentHandleSource.REPLICA, use_replica_queue_len_cache=True)
     router.initialize_state()
     router.update_replicas(list(replicas))
-    await asyncio.sleep(0.01)  # it asks them how many requests they have
+    await asyncio.sleep(0.01)  # it asks the replicas how many requests they have
     return router
 
 
@@ -67,7 +67,7 @@ def pending(request: DenoiseRequest | None, internal_request_id: str = "http") -
 
 
 async def chosen(router: LeastWorkRouter, call: PendingRequest) -> ReplicaID:
-    """By Serve, with all that is its own around our choice."""
+    """The replica chosen by Serve, with Serve's own code around our choice."""
     replica: Replica = await router._choose_replica_for_request(call)
     return replica.replica_id
 
@@ -93,7 +93,7 @@ async def test_what_is_done_counts_no_longer() -> None:
     router.on_request_routed(call, first, result)
     assert await chosen(router, pending(image(20))) != first
     result.end()
-    await asyncio.sleep(0)  # Ray calls back on a thread of its own: the router's loop hears of it next
+    await asyncio.sleep(0)  # Ray calls back on its own thread, and the router's loop hears of it next
     assert await chosen(router, pending(image(20))) == first
 
 
@@ -126,7 +126,7 @@ async def test_what_never_got_to_a_replica_does_not_count(how: str) -> None:
 
 
 async def test_the_choice_that_serve_changed_is_what_counts() -> None:
-    """It may give the replica that was chosen to a call that has waited longer."""
+    """Serve may give the chosen replica to a call that has waited longer."""
     router = await router_of([Replica("a"), Replica("b")])
     call = pending(image(50))
     chosen_id = await chosen(router, call)

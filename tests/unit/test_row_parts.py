@@ -1,4 +1,4 @@
-"""A forward whose rows are shared out to cores gives what one forward of all rows gives."""
+"""A forward whose rows are split among cores gives the same as one forward of all rows."""
 
 from collections.abc import Callable
 from typing import Any

@@ -1,4 +1,4 @@
-"""On a device that runs ahead: a step is launched before the one under way is done, and only one."""
+"""On a device that runs ahead, one step is launched before the previous one is done, and only one."""
 
 import queue
 import threading
@@ -25,14 +25,14 @@ SLOW = Curve(2.0, 2, 0.0)
 
 
 class HeldSteps(EagerSteps):
-    """Steps of a real U-Net that are done when the test says so, the n-th with faults[n]."""
+    """Steps of a real U-Net that are done when the test says so. Step n fails with faults[n]."""
 
     def __init__(self, model: LoadedModel) -> None:
         super().__init__(model.unet)
-        self.launched: queue.SimpleQueue[int] = queue.SimpleQueue()  # how many requests each step has
+        self.launched: queue.SimpleQueue[int] = queue.SimpleQueue()  # the number of requests in each step
         self.waited_for: queue.SimpleQueue[Held] = queue.SimpleQueue()
         self.done = threading.Semaphore(0)
-        self.says_done = False  # when asked and not waited for
+        self.says_done = False  # the answer when asked without waiting
         self.faults: dict[int, Exception] = {}
         self.num_launched = 0
 
@@ -48,7 +48,7 @@ class HeldSteps(EagerSteps):
 
 @dataclass
 class Held:
-    """A completion."""
+    """The completion of a held step."""
 
     steps: HeldSteps
     fault: Exception | None
@@ -75,7 +75,7 @@ def steps(model: LoadedModel) -> HeldSteps:
 
 @pytest.fixture
 def free(steps: HeldSteps) -> HeldSteps:
-    """Steps that are not held."""
+    """Steps that are not held back."""
     steps.done.release(1000)
     return steps
 
@@ -88,7 +88,7 @@ def test_latents_are_the_same_bytes_whether_or_not_it_runs_ahead(model: LoadedMo
     latents = []
     for run_step in (free, EagerSteps(model.unet)):
         engine = model.engine(run_step)
-        for sampler in ("Euler a", "DPM++ 2M", "Heun"):  # of different numbers of model calls
+        for sampler in ("Euler a", "DPM++ 2M", "Heun"):  # with different numbers of model calls
             engine.add(model.request(sampler, sampler=sampler, deterministic=True))
         latents.append(finish(engine))
     assert latents[0].keys() == latents[1].keys()
@@ -130,7 +130,7 @@ def test_who_comes_while_a_step_is_under_way_joins_the_next(model: LoadedModel, 
 
 @pytest.fixture
 def simulate(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Simulation]:
-    """A device that runs ahead, SLOW by the costs that are known of it, with a request in its engine.
+    """A device that runs ahead, with the cost SLOW and a request in its engine.
 
     Launches take no time.
     """
@@ -175,7 +175,7 @@ def test_a_step_that_is_done_before_its_time_is_finished_then(simulate: Callable
 
 
 def test_newcomers_are_taken_in_until_the_next_step_is_due(model: LoadedModel, steps: HeldSteps) -> None:
-    """A step that would take an hour by its costs, of a device that is done before."""
+    """The step would take an hour by its cost, but the device is done earlier."""
     engine = model.engine(steps, cost=StageCost((((16, 16), Curve(3600.0, 2, 0.0)),)))
     thread = EngineThread(lambda: engine, lambda _: None, pytest.fail)
     thread.start()
@@ -220,7 +220,7 @@ def test_a_device_that_hangs_is_told_though_nobody_waits_for_it(model: LoadedMod
 
 
 def test_nothing_is_told_of_a_request_that_has_left_meanwhile(model: LoadedModel, free: HeldSteps) -> None:
-    """Nor is what it was told taken for that of another one under its id."""
+    """Its events are not taken for those of another request with the same id either."""
     engine = model.engine(free, checkpoint_interval_s=0.0)
     engine.add(model.request("a", num_inference_steps=2))
     engine.step()

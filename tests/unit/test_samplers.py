@@ -1,4 +1,4 @@
-"""Every sampler's table against the diffusers scheduler that it was compiled from."""
+"""Every sampler's table against the diffusers scheduler from which it was compiled."""
 
 import copy
 import inspect
@@ -26,17 +26,17 @@ STEP_COUNTS = (1, 2, 3, 8, 21)
 
 
 def model(latents: torch.Tensor, timestep: float, seed: int) -> torch.Tensor:
-    """A smooth made-up U-Net, another for every seed."""
+    """A smooth made-up U-Net, different for every seed."""
     return torch.sin((2 + seed % 3) * latents + timestep / 250) + 0.3 * latents.flip(-1)
 
 
 def noise_dtype(sampler: str) -> torch.dtype:
-    """The SDE samplers draw in float32 whatever the latents are in."""
+    """The SDE samplers draw noise in float32, whatever the latents' dtype."""
     return torch.float32 if "SDE" in sampler else torch.float64
 
 
 def alone(tables: SamplerTables, sampler: str, num_steps: int, seed: int) -> torch.Tensor:
-    """The stock scheduler's result, in float64 where it stays in it."""
+    """The stock scheduler's result, in float64 if it stays in float64."""
     scheduler = tables.scheduler(sampler)
     scheduler.set_timesteps(num_steps)
     generator = torch.Generator().manual_seed(seed)
@@ -87,7 +87,7 @@ def test_all_samplers_in_one_batch_equal_the_schedulers_alone(prediction_type: s
     for request, (sampler, steps) in zip(requests, wanted, strict=True):
         expected = alone(tables, sampler, steps, request["seed"])
         error = (request["state"][0] - expected).abs().max() / expected.abs().max()
-        # The Euler and DPM++ schedulers work in float32 inside, whatever they are given.
+        # The Euler and DPM++ schedulers compute in float32, whatever their input.
         tolerance = 1e-4 if sampler.startswith(("Euler", "DPM++")) else 1e-10
         assert error < tolerance, f"{sampler} at {steps} steps is off by {error:.1e}"
 
@@ -190,7 +190,7 @@ def test_what_comes_near_is_offered() -> None:
 
 
 def test_eta_is_what_a_stock_scheduler_is_given() -> None:
-    """The table of each was replayed against its scheduler when it was compiled."""
+    """Each table was checked against its scheduler when it was compiled."""
     tables = SamplerTables(STABLE_DIFFUSION)
     assert torch.equal(tables.table("DDIM", 10, eta=1.0).weights, tables.table("DDIM eta 1", 10).weights)
     assert torch.equal(tables.table("DDIM", 10, eta=0.0).weights, tables.table("DDIM", 10).weights)
@@ -220,7 +220,7 @@ def test_a_step_count_that_a_sampler_cannot_have_is_refused() -> None:
 def test_what_a_stock_scheduler_fails_at_is_refused_with_what_works(
     sampler: str, steps: int, works: list[str]
 ) -> None:
-    """Zero terminal SNR with trailing timesteps: there diffusers' own samplers have holes."""
+    """Zero terminal SNR with trailing timesteps is a case where diffusers' own samplers fail."""
     tables = SamplerTables(
         STABLE_DIFFUSION
         | {
@@ -241,7 +241,7 @@ def test_what_a_stock_scheduler_fails_at_is_refused_with_what_works(
 
 
 def test_a_scheduler_that_is_not_linear_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Dynamic thresholding looks at the latents' size: no table can replay it."""
+    """Dynamic thresholding depends on the latents' size, so no table can replay it."""
     euler = diffusers.EulerDiscreteScheduler
 
     class Clipping(euler):  # type: ignore[misc, valid-type]

@@ -1,4 +1,4 @@
-"""`midstep run` before and after Ray: what is in its way, and what it says of an application that failed."""
+"""`midstep run` before and after Ray: obstacles at the start, and errors of an application that failed."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""The scripts beside the embedded model still run, and train what they say."""
+"""The scripts beside the embedded model still run and train what they should."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""The simulated device takes the time that it is told to and gives what the stages expect."""
+"""The simulated device takes the given time and returns what the stages expect."""
 
 from dataclasses import replace
 
@@ -35,7 +35,7 @@ def test_a_step_takes_what_its_rows_cost() -> None:
 
 @pytest.mark.parametrize("is_xl", [False, True])
 def test_what_leaves_the_device_has_the_shapes_of_real_latents(is_xl: bool) -> None:
-    """A preview, checkpoints and latents, of a request that was resumed from such a checkpoint as well."""
+    """Shapes of a preview, checkpoints and latents, also of a request resumed from such a checkpoint."""
     cost = StageCost((((16, 24), NOTHING),))
     unet = SimulatedUNet({"in_channels": 4, "addition_embed_type": "text_time" if is_xl else None})
     config = EngineConfig(16, 16, 8, (16, 24), row_counts=(8, 16), checkpoint_interval_s=0.0)

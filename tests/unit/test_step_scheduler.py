@@ -1,4 +1,4 @@
-"""Whose turn it is: pure functions of deadlines, costs and turns waited."""
+"""The choice of the next forward: pure functions of deadlines, costs and turns waited."""
 
 from dataclasses import dataclass, field
 
@@ -22,7 +22,7 @@ from deployments.engine.step_scheduler import (
 from tests.generation_requests import denoise_request
 
 SMALL, LARGE = Group((16, 16), False), Group((32, 32), False)
-CALL_S = 0.02  # of one request's two rows
+CALL_S = 0.02  # one request's two rows
 
 
 @dataclass
@@ -39,7 +39,7 @@ class Item:
 
 
 def item(name: str, calls: int = 10, *, num_rows: int = 2, arrival: float = 0.0, **fields: float) -> Item:
-    # Rows are counted from the embeddings; what is in them does not matter here.
+    # Rows are counted from the embeddings; their values do not matter here.
     negative = object() if num_rows == 2 else None
     embeds = PromptEmbeds(None, negative, None, None, 0, 0, 77)  # type: ignore[arg-type]
     request = denoise_request(name, embeds, **fields)
@@ -125,7 +125,7 @@ def test_of_forwards_that_are_padded_the_full_ones_are_worth_it() -> None:
 
 
 def test_the_much_longer_make_way_as_far_as_a_short_one_needs() -> None:
-    """A forward of two requests takes twice, of three three times what the short one takes alone."""
+    """A forward of two requests takes twice as long as the short one alone, and one of three three times."""
     batch = [item("short", 4), *(item(f"long {index}", 100) for index in range(5))]
     staying = make_way(batch, forward_s, now=0.0)
     assert names(staying) == ["short", "long 0", "long 1"]

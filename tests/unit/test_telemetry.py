@@ -1,4 +1,4 @@
-"""The spans of a request through the real pipeline. Its stages are scripted, and in this process."""
+"""The spans of a request through the real pipeline. Its stages are scripted and in this process."""
 
 import asyncio
 import time
@@ -79,7 +79,7 @@ def request(**changes: Any) -> GenerationRequest:
 
 
 def generate(pipeline: Pipeline, wanted: GenerationRequest, resume: Resume = FROM_THE_START) -> int:
-    """The number of images that came of it."""
+    """The number of resulting images."""
 
     async def run() -> int:
         async with aclosing(pipeline.generate(wanted, resume)) as events:
@@ -148,7 +148,7 @@ def test_what_came_too_late_says_so(pipeline: Pipeline, spans: InMemorySpanExpor
 def test_a_request_that_is_left_was_canceled(
     pipeline: Pipeline, spans: InMemorySpanExporter, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """From another task than the one that read it, as a server does whose client is gone."""
+    """Left from another task than the one that read it, as in a server whose client is gone."""
 
     async def run() -> None:
         events = pipeline.generate(request(sampler="one that never ends"))

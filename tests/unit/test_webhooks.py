@@ -1,4 +1,4 @@
-"""Webhooks: what receivers get and can verify, what becomes of an attempt, and where none is ever sent."""
+"""Webhooks: what receivers get and can verify, results of attempts, and forbidden addresses."""
 
 import asyncio
 import base64
@@ -51,7 +51,7 @@ class Receiver:
 async def receiver(
     answer: Callable[[web.Request], Awaitable[web.StreamResponse]] | None = None,
 ) -> AsyncIterator[Receiver]:
-    """A server that keeps what it gets."""
+    """A server that keeps its requests."""
     receiver = Receiver()
 
     async def handle(request: web.Request) -> web.StreamResponse:
@@ -84,7 +84,7 @@ async def attempt(url: str, number: int = 1, **changes: Any) -> Outcome:
 
 
 def deliver(*secrets: str) -> tuple[dict[str, str], bytes]:
-    """What a receiver gets of one message that is signed with these."""
+    """The headers and body that a receiver gets for one message signed with these secrets."""
 
     async def main() -> tuple[dict[str, str], bytes]:
         async with receiver() as to, sender(*secrets) as one:
@@ -265,7 +265,7 @@ def test_an_answer_without_an_end_is_not_read() -> None:
             response = web.StreamResponse()
             await response.prepare(request)
             while True:
-                await response.write(bytes(100_000))  # until the other side has closed
+                await response.write(bytes(100_000))  # until the other side closes
 
         async with receiver(endless) as to:
             assert await attempt(to.url) == Delivered(200)
@@ -275,7 +275,7 @@ def test_an_answer_without_an_end_is_not_read() -> None:
 
 @asynccontextmanager
 async def raw_server(answer: bytes) -> AsyncIterator[tuple[int, list[int]]]:
-    """A port, and the connections that were made to it."""
+    """A port, and the connections made to it."""
     connections: list[int] = []
 
     async def accept(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -321,7 +321,7 @@ def test_where_nobody_listens_it_is_a_failure() -> None:
 
 
 class FixedResolver(AbstractResolver):
-    """Names have these addresses; a name is looked up once for each list, and the last one stays."""
+    """Gives names these addresses: each lookup uses the next list, and the last list stays."""
 
     def __init__(self, *answers: list[str]) -> None:
         self._answers = answers
@@ -412,12 +412,12 @@ PRIVATE = [
 
 @pytest.mark.parametrize("address", PRIVATE)
 def test_names_of_private_addresses_are_not_dialled(address: str) -> None:
-    """However the name came to resolve to it."""
+    """No matter how the name came to resolve to it."""
     outcome = asyncio.run(
         attempt("http://receiver.example/", allow_private=False, resolver=FixedResolver([address]))
     )
     assert isinstance(outcome, RetryIn)
-    assert outcome.reason == "the host's address is not a public one"
+    assert outcome.reason == "the host's address is not public"
     assert not is_public(ip_address(address))
 
 
@@ -441,14 +441,14 @@ def test_of_several_addresses_each_is_looked_at() -> None:
                 f"http://receiver.example:{port}/", allow_private=False, resolver=resolver
             )
         assert isinstance(outcome, RetryIn)
-        assert outcome.reason == "the host's address is not a public one"
+        assert outcome.reason == "the host's address is not public"
         assert connections == []
 
     asyncio.run(main())
 
 
 def test_a_name_is_looked_up_for_each_message() -> None:
-    """And what that gave is what is checked: rebinding gains nothing."""
+    """The looked-up address is the one that is checked, so rebinding gains nothing."""
 
     async def main() -> None:
         async with raw_server(b"") as (port, connections):
@@ -511,14 +511,14 @@ def test_private_hosts_are_refused_at_once(host: str) -> None:
         ("javascript:alert(1)", "begins with https"),
         ("http://", "no host"),
         ("http:///hook", "no host"),
-        ("http://:80/", "is no URL|no host"),
+        ("http://:80/", "is not a URL|no host"),
         ("http://user@receiver.example/", "user or a password"),
         ("http://user:password@receiver.example/", "user or a password"),
         ("http://:password@receiver.example/", "user or a password"),
-        ("http://receiver.example\\@127.0.0.1/", "is no URL"),
-        ("http://receiver.example:99999/", "is no URL"),
-        ("http://[::1/", "is no URL"),
-        ("http://@]", "is no URL"),
+        ("http://receiver.example\\@127.0.0.1/", "is not a URL"),
+        ("http://receiver.example:99999/", "is not a URL"),
+        ("http://[::1/", "is not a URL"),
+        ("http://@]", "is not a URL"),
         ("http://a b/", "white space"),
         ("http://receiver.example/\r\nx: y", "white space"),
         ("http://receiver.example/\0", "white space"),

@@ -1,1 +1,1 @@
-"""How the job store's tables came to be, by Alembic. Each module of `versions` names the one before it."""
+"""The history of the job store's tables, as Alembic migrations. Each module names the one before it."""

@@ -1,4 +1,4 @@
-"""Run by Alembic, on the connection and in the transaction of `serve.jobs.database`."""
+"""Alembic runs this on the connection and in the transaction of `serve.jobs.database`."""
 
 from alembic import context
 

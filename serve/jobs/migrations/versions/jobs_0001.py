@@ -1,4 +1,4 @@
-"""Jobs, the states they went through, and what webhooks are to be told."""
+"""Jobs, their transitions, and the messages for webhooks."""
 
 import sqlalchemy as sa
 from alembic import op

@@ -1,4 +1,4 @@
-"""What counts against a job are failures in a row, and a runner's death only once it had begun the job."""
+"""Counts failures in a row, and a runner's death only if it had begun the job."""
 
 import sqlalchemy as sa
 from alembic import op

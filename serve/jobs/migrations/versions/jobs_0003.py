@@ -9,7 +9,7 @@ down_revision = "0002"
 
 def upgrade() -> None:
     op.add_column("jobs", sa.Column("owner", sa.Text(), nullable=False, server_default=""))
-    # The name of nobody, and a line break, which no key has: so none becomes what another one is.
+    # An empty name and a line break. No key has a line break, so no two keys become equal.
     op.execute("UPDATE jobs SET idempotency_key = '\n' || idempotency_key WHERE idempotency_key IS NOT NULL")
     op.create_index("ix_jobs_owner", "jobs", ["owner", "seq"])
 

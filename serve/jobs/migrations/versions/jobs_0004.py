@@ -1,4 +1,4 @@
-"""All deaths of a job's runners are counted; webhooks hear of images apart from logs; hosts have turns."""
+"""Counts all deaths of a job's runners; separates webhooks for images from logs; hosts take turns."""
 
 import sqlalchemy as sa
 from alembic import op
@@ -10,7 +10,7 @@ down_revision = "0003"
 def upgrade() -> None:
     op.add_column("jobs", sa.Column("deaths", sa.Integer(), nullable=False, server_default="0"))
     op.add_column("jobs", sa.Column("output_notified_at", sa.Double()))
-    # What is there already has its turns together.
+    # Existing messages share one turn.
     op.add_column("deliveries", sa.Column("host", sa.Text(), nullable=False, server_default=""))
 
 

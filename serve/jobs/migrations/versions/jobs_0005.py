@@ -1,4 +1,4 @@
-"""Jobs are claimed by model and images; requests say what was worked out of them; the log has the history."""
+"""Claims by model and number of images; requests hold derived values; the log replaces the history."""
 
 import json
 
@@ -34,7 +34,7 @@ def downgrade() -> None:
 
 
 def _fill() -> None:
-    """Here and not in SQL: PostgreSQL's own JSON refuses some of what clients have sent."""
+    """Done here and not in SQL, because PostgreSQL's JSON refuses some input that clients have sent."""
     connection = op.get_bind()
     names = ("seq", "model", "request", "num_images")
     jobs = sa.table("jobs", *(sa.column(name) for name in names))
@@ -42,7 +42,7 @@ def _fill() -> None:
     for row in rows:
         request = json.loads(row.request)
         steps = request["num_inference_steps"]
-        # Of every model that was served by then a latent is 8 pixels wide.
+        # In every model served so far a latent is 8 pixels wide.
         known = {
             "model": row.model,
             "latent_shape": [request["height"] // 8, request["width"] // 8],
