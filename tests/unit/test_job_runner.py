@@ -40,6 +40,7 @@ from serve.jobs.metrics import JobMetrics
 from serve.jobs.objects import ObjectStore
 from serve.jobs.store import JobStore
 from serve.jobs.tables import jobs
+from serve.jobs.uploads import NewFile, Uploads
 from serve.jobs.webhooks import WebhookSender, new_secret
 from tests.job_stores import DEAD, LONG, History, claim_one, counted, in_loop, new_job, opened, state_of
 from tests.postgresql import Way
@@ -620,6 +621,22 @@ async def test_what_is_old_is_deleted(sqlite_url: str, tmp_path: Path) -> None:
         assert job is not None
         assert (job.output, job.input, job.request.prompt) == ({}, {}, "")
         assert not list((tmp_path / "images").glob("*/*"))
+
+
+@in_loop
+async def test_files_that_were_deleted_are_removed(sqlite_url: str, tmp_path: Path) -> None:
+    async with opened(sqlite_url) as store:
+        uploads = Uploads(store.database, ObjectStore(str(tmp_path)))
+        deleted, kept = [await uploads.keep(NewFile("", name, "image/png", {}, b"bytes")) for name in "ab"]
+        await uploads.delete(deleted.id, "")
+        async with running(store, tmp_path, both_images):
+
+            async def removed() -> bool:
+                return not (tmp_path / deleted.key).exists()
+
+            await until(removed)
+        assert await uploads.get(kept.id, "") == kept
+        assert (tmp_path / kept.key).read_bytes() == b"bytes"
 
 
 @in_loop
