@@ -45,6 +45,7 @@ def client_of(files: FilesRoute) -> TestClient:
         Exception: on_fault,
     }
     app = Starlette(routes=routes, exception_handlers=handlers)
+    app.router.redirect_slashes = False  # as the whole application has it
     app.state.route_paths = [route.path for route in routes]
     app.state.refused = Counter("refused", "Errors.", ("code",))
     return TestClient(app, follow_redirects=False)
