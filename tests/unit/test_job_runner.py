@@ -41,6 +41,7 @@ from serve.jobs.metrics import JobMetrics
 from serve.jobs.objects import ObjectStore, answer_key
 from serve.jobs.store import JobStore
 from serve.jobs.tables import jobs
+from serve.jobs.uploads import NewFile, Uploads
 from serve.jobs.webhooks import WebhookSender, new_secret
 from tests.job_stores import DEAD, LONG, History, claim_one, counted, in_loop, new_job, opened, state_of
 from tests.postgresql import Way
@@ -640,6 +641,22 @@ async def test_images_of_answers_are_deleted_by_their_age_alone(sqlite_url: str,
     async with opened(sqlite_url) as store, running(store, tmp_path, both_images, hour):
         await until(deleted)
     assert (tmp_path / new).exists()
+
+
+@in_loop
+async def test_files_that_were_deleted_are_removed(sqlite_url: str, tmp_path: Path) -> None:
+    async with opened(sqlite_url) as store:
+        uploads = Uploads(store.database, ObjectStore(str(tmp_path)))
+        deleted, kept = [await uploads.keep(NewFile("", name, "image/png", {}, b"bytes")) for name in "ab"]
+        await uploads.delete(deleted.id, "")
+        async with running(store, tmp_path, both_images):
+
+            async def removed() -> bool:
+                return not (tmp_path / deleted.key).exists()
+
+            await until(removed)
+        assert await uploads.get(kept.id, "") == kept
+        assert (tmp_path / kept.key).read_bytes() == b"bytes"
 
 
 @in_loop
