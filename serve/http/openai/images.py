@@ -16,23 +16,13 @@ from starlette.routing import Route
 
 from deployments.engine.messages import EncodedImage
 from serve.calls.pipeline import PREVIEW_FORMAT
-from serve.errors import (
-    DeadlineTooEarlyError,
-    DeadlineTooEarlyNowError,
-    InvalidRequestError,
-    MidstepError,
-    ModelNotFoundError,
-    NotFiniteError,
-    OutOfDeviceMemoryError,
-    PoisonousRequestError,
-    QueueFullError,
-    RateLimitError,
-)
+from serve.errors import MidstepError
 from serve.generation import GenerationRequest, ImageDone, ImagePreview, PromptEncoded
 from serve.http.authentication import client_of
 from serve.http.body import bounded_body
 from serve.http.event_stream import EventStream
 from serve.http.front_desk import FrontDesk, Generation
+from serve.http.openai import operations
 from serve.http.openai.answers import (
     CompletedImage,
     Description,
@@ -42,48 +32,14 @@ from serve.http.openai.answers import (
     PartialImage,
     Usage,
 )
-from serve.http.openai.schema import ImagesBody, read_body, wanted_of
-from serve.http.operations import EVENT_STREAM, Answer, Operation, described
+from serve.http.openai.schema import read_body, wanted_of
+from serve.http.operations import described
 from serve.http.problems import ErrorEvent, error_event, request_id
 from serve.http.warnings import syntax_warnings
 from serve.served_model import MEDIA_TYPES
 
 logger = logging.getLogger("ray.serve")
 _FORMAT_NAMES = {media_type: cast(OutputFormat, name) for name, media_type in MEDIA_TYPES.items()}
-_GENERATE = Operation(
-    tag="Images (OpenAI)",
-    summary="Make images",
-    description="Waits for all images, or streams them and previews of them with `stream`. A stream that "
-    "fails ends with an `error` event.",
-    body=ImagesBody,
-    examples={
-        "plain": {"prompt": "a red star on a blue background", "num_inference_steps": 8, "seed": 1},
-        "streamed": {"prompt": "a green circle", "n": 2, "stream": True, "partial_images": 1},
-    },
-    answers=(
-        Answer(description="All images.", type=Images),
-        Answer(
-            description="With `stream`, each image as soon as it is there, and its previews before it.",
-            media_types=(EVENT_STREAM,),
-            events={
-                "image_generation.partial_image": PartialImage,
-                "image_generation.completed": CompletedImage,
-                "error": ErrorEvent,
-            },
-        ),
-    ),
-    errors=(
-        InvalidRequestError,
-        ModelNotFoundError,
-        DeadlineTooEarlyError,
-        DeadlineTooEarlyNowError,
-        QueueFullError,
-        RateLimitError,
-        NotFiniteError,
-        PoisonousRequestError,
-        OutOfDeviceMemoryError,
-    ),
-)
 
 
 class ImagesRoute:
@@ -96,7 +52,7 @@ class ImagesRoute:
     def routes(self) -> list[Route]:
         return [Route("/v1/images/generations", self._generate, methods=["POST"])]
 
-    @described(_GENERATE)
+    @described(operations.GENERATE)
     async def _generate(self, http_request: Request) -> Response:
         # In a thread, since a large body takes a while.
         body = await asyncio.to_thread(read_body, await bounded_body(http_request))
