@@ -17,25 +17,13 @@ from starlette.routing import Route
 
 from deployments.engine.messages import EncodedImage
 from serve.calls.pipeline import PREVIEW_FORMAT
-from serve.errors import (
-    BodyTooLargeError,
-    DeadlineTooEarlyError,
-    DeadlineTooEarlyNowError,
-    InvalidRequestError,
-    MidstepError,
-    ModelNotFoundError,
-    NotFiniteError,
-    OutOfDeviceMemoryError,
-    PoisonousRequestError,
-    QueueFullError,
-    RateLimitError,
-    StorageFullError,
-)
+from serve.errors import BodyTooLargeError, InvalidRequestError, MidstepError
 from serve.generation import GenerationRequest, ImageDone, ImagePreview, PromptEncoded
 from serve.http.authentication import client_of
 from serve.http.body import bounded_body
 from serve.http.event_stream import EventStream
 from serve.http.front_desk import FrontDesk, Generation
+from serve.http.openai import operations
 from serve.http.openai.answer_images import AnswerImages
 from serve.http.openai.answers import (
     CompletedImage,
@@ -47,7 +35,7 @@ from serve.http.openai.answers import (
     Usage,
 )
 from serve.http.openai.schema import ImagesBody, hint_warnings, read_body, wanted_of
-from serve.http.operations import EVENT_STREAM, Answer, Operation, described
+from serve.http.operations import described
 from serve.http.problems import ErrorEvent, error_event, request_id
 from serve.http.warnings import syntax_warnings
 from serve.served_model import MEDIA_TYPES
@@ -56,41 +44,6 @@ logger = logging.getLogger("ray.serve")
 _PATH = "/v1/images"
 # OpenAI's names: of two for one format the last, which is jpeg.
 _FORMAT_NAMES = {media_type: cast(OutputFormat, name) for name, media_type in MEDIA_TYPES.items()}
-_GENERATE = Operation(
-    tag="Images (OpenAI)",
-    summary="Make images",
-    description="Waits for all images, or streams them and previews of them with `stream`. A stream that "
-    "fails ends with an `error` event.",
-    body=ImagesBody,
-    examples={
-        "plain": {"prompt": "a red star on a blue background", "num_inference_steps": 8, "seed": 1},
-        "streamed": {"prompt": "a green circle", "n": 2, "stream": True, "partial_images": 1},
-    },
-    answers=(
-        Answer(description="All images.", type=Images),
-        Answer(
-            description="With `stream`, each image as soon as it is there, and its previews before it.",
-            media_types=(EVENT_STREAM,),
-            events={
-                "image_generation.partial_image": PartialImage,
-                "image_generation.completed": CompletedImage,
-                "error": ErrorEvent,
-            },
-        ),
-    ),
-    errors=(
-        InvalidRequestError,
-        ModelNotFoundError,
-        DeadlineTooEarlyError,
-        DeadlineTooEarlyNowError,
-        QueueFullError,
-        RateLimitError,
-        NotFiniteError,
-        PoisonousRequestError,
-        OutOfDeviceMemoryError,
-        StorageFullError,
-    ),
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,7 +69,7 @@ class ImagesRoute:
             Route(f"{_PATH}/variations", self._refuse, methods=["POST"], include_in_schema=False),
         ]
 
-    @described(_GENERATE)
+    @described(operations.GENERATE)
     async def _generate(self, http_request: Request) -> Response:
         # In a thread, since a large body takes a while.
         body = await asyncio.to_thread(read_body, await bounded_body(http_request))

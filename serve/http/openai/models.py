@@ -4,23 +4,14 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from serve.errors import ModelNotFoundError
 from serve.http.addresses import base_url
 from serve.http.front_desk import FrontDesk
+from serve.http.openai import operations
 from serve.http.openai.answers import Model, Models
-from serve.http.operations import Answer, Operation, described
+from serve.http.operations import described
 from serve.http.replicate.answers import ReplicateModel
 from serve.http.replicate.models import MODELS_PATH, describe_model, owner_and_name
 from serve.served_model import ServedModel
-
-_TAG = "Models (OpenAI)"
-_PAGE = Operation(tag=_TAG, summary="List the models", answers=[Answer(description="All.", type=Models)])
-_GET = Operation(
-    tag=_TAG,
-    summary="Get a model",
-    answers=[Answer(description="The model.", type=Model)],
-    errors=[ModelNotFoundError],
-)
 
 
 class ModelsRoutes:
@@ -33,7 +24,7 @@ class ModelsRoutes:
     def routes(self) -> list[Route]:
         return [Route(MODELS_PATH, self._page), Route(MODELS_PATH + "/{id}", self._get)]
 
-    @described(_PAGE)
+    @described(operations.MODELS)
     async def _page(self, request: Request) -> Response:
         """The only page, for Replicate's clients as well: OpenAI's go by `data`, those by `results`."""
         models = self._desk.models.values()
@@ -46,7 +37,7 @@ class ModelsRoutes:
         }
         return JSONResponse(page)
 
-    @described(_GET)
+    @described(operations.MODEL)
     async def _get(self, request: Request) -> Response:
         return JSONResponse(self._described(self._desk.model(request.path_params["id"], "id")))
 
