@@ -10,7 +10,12 @@ from serve.http.edge import ENVIRONMENT as _BEFORE_THE_PROXY
 # results/busy-neighbour.json): 1.72 s, 2.19 s, 1.31 images/s passive; 1.77, 2.43, 1.29 as OpenMP does it by
 # itself; 1.99, 7.94, 0.65 active. One thread is better for one picture (1.61 s) and worse for a burst (0.93).
 # OpenMP reads this once, when a process loads it.
-ENVIRONMENT = {**_BEFORE_THE_PROXY, "OMP_WAIT_POLICY": "PASSIVE"}
+# Serve's proxy has 5 s to start by itself; on a busy machine it takes longer, and is ended and begun anew.
+ENVIRONMENT = {
+    **_BEFORE_THE_PROXY,
+    "OMP_WAIT_POLICY": "PASSIVE",
+    "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "60",
+}
 
 
 def set_ray_environment(environment: MutableMapping[str, str]) -> None:
