@@ -17,6 +17,8 @@ ENVIRONMENT = {
     **_BEFORE_THE_PROXY,
     "OMP_WAIT_POLICY": "PASSIVE",
     "RAY_SERVE_METRICS_EXPORT_INTERVAL_MS": "2000",
+    # Serve's proxy has 5 s to start by itself. A busy machine needs more, and would end it and begin anew.
+    "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "60",
 }
 
 

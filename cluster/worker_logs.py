@@ -21,6 +21,8 @@ _RAY = re.compile(r"\d{4}-\d\d-\d\d [\d:,]+\s+(DEBUG|INFO|WARNING|ERROR|CRITICAL
 _NATIVE = re.compile(r"\[\d{4}-\d\d-\d\d [\d:,]+ ([DIWEFC]) [^\]]*\] (.*)")
 _NATIVE_LEVELS = {"D": "DEBUG", "I": "INFO", "W": "WARNING", "E": "ERROR", "F": "CRITICAL", "C": "CRITICAL"}
 _COLOUR = re.compile(r"\x1b\[[0-9;]*m")
+# Serve warns so of each deployment with a fixed number of replicas, at every start: nothing is wrong.
+_MEANS_NOTHING = re.compile(r"Cannot deregister autoscaling state for deployment .* it is not registered")
 _SAYS_SO = re.compile(r"(Warning|Error|Exception):")
 
 
@@ -38,7 +40,7 @@ class Line:
 
     @property
     def is_shown(self) -> bool:
-        return self.level in _SHOWN_LEVELS
+        return self.level in _SHOWN_LEVELS and not _MEANS_NOTHING.match(self.message)
 
 
 def lines_of(batch: Mapping[str, Any]) -> Iterable[Line]:

@@ -43,7 +43,7 @@ def client_of(files: FilesRoute) -> TestClient:
         HTTPException: on_http_exception,
         Exception: on_fault,
     }
-    app = Starlette(routes=routes, exception_handlers=handlers)
+    app = Starlette(routes=files.routes, exception_handlers=handlers)
     app.router.redirect_slashes = False  # as the whole application has it
     app.state.refused = Counter("refused", "Errors.", ("code",))
     return TestClient(app, follow_redirects=False)

@@ -11,6 +11,10 @@ INFO = "INFO 2026-11-29 13:00:00,123 midstep_Denoiser ab12 -- cost of U-Net forw
 REQUEST = "INFO 2026-11-29 13:00:00,123 midstep_Ingress ab12 req-1 -- POST /v1/images/generations 200 340.1ms"
 WARNING = "WARNING 2026-11-29 13:00:00,123 midstep_Ingress ab12 req-1 -- the job store does not answer"
 ERROR = "ERROR 2026-11-29 13:00:00,123 controller 12 -- Exception in replica"
+NOISE = (
+    "WARNING 2026-11-29 13:00:00,123 controller 12 -- Cannot deregister autoscaling state for deployment "
+    "Deployment(name='Runner', app='midstep') because it is not registered"
+)
 TRACEBACK = ["Traceback (most recent call last):", '  File "x.py", line 1', "RuntimeError: no disk"]
 JSON = '{"levelname": "%s", "asctime": "now", "message": "told as JSON"}'
 
@@ -24,6 +28,7 @@ def batch(*lines: str, is_err: bool = True, pid: object = 7) -> dict[str, Any]:
     [
         ([INFO, "rows ms", "1 8.0"], []),
         ([REQUEST], []),
+        ([NOISE], []),
         ([WARNING], [WARNING]),
         ([INFO, ERROR, *TRACEBACK, INFO, "rows"], [ERROR, *TRACEBACK]),
         ([JSON % "INFO"], []),
