@@ -16,32 +16,37 @@ from pathlib import Path
 import psutil
 
 # The replicas and the driver; all else is Ray's: its controller, proxy, daemons, dashboard.
-_MIDSTEP = re.compile(r"ray::ServeReplica|midstep run")
+_MIDSTEP = re.compile(r"^replica |^midstep run$")
+_REPLICA = re.compile(r"ServeReplica:([^:]+:\w+)")  # application and deployment
+_WORKER = re.compile(r"ray::(\w+)")  # without the method that it runs at the moment
 _SCRIPT = re.compile(r"[\w-]+\.py$")
 
 
 def name_of(process: psutil.Process) -> str:
-    """A short name: Ray's title of a worker, a script's name or the program's."""
+    """A short name: the deployment, Ray's title of another worker, a script's name or the program's."""
     line = [part for part in process.cmdline() if part]
     if not line:
         return str(process.name())
-    if line[0].startswith("ray"):
-        return " ".join(line).split("(")[0].strip()
+    title = " ".join(line)
+    if found := _REPLICA.search(title):
+        return f"replica {found[1]}"
+    if found := _WORKER.match(title):
+        return found[0]
     scripts = [Path(part).name for part in line if _SCRIPT.search(part)]
     return scripts[0] if scripts else Path(line[0]).name
 
 
-def cpu_seconds(pid: int) -> dict[tuple[int, str], float]:
-    """The CPU time so far of a process and of all under it, by process id and name."""
-    found: dict[tuple[int, str], float] = {}
+def cpu_seconds(pid: int) -> dict[int, tuple[str, float]]:
+    """The name and the CPU time so far of a process and of all under it, by process id."""
+    found: dict[int, tuple[str, float]] = {}
     root = psutil.Process(pid)
     for process in [root, *root.children(recursive=True)]:
         try:
             times = process.cpu_times()
             name = "midstep run" if process == root else name_of(process)
-            found[process.pid, name] = times.user + times.system
         except psutil.NoSuchProcess:  # it has just ended
             continue
+        found[process.pid] = name, times.user + times.system
     return found
 
 
@@ -51,9 +56,9 @@ def measure(pid: int, seconds: float) -> dict[str, float]:
     time.sleep(seconds)
     after, elapsed_s = cpu_seconds(pid), time.monotonic() - started
     shares: defaultdict[str, float] = defaultdict(float)
-    for (number, name), total_s in after.items():
-        if (number, name) in before:
-            shares[name] += 100 * (total_s - before[number, name]) / elapsed_s
+    for number in before.keys() & after.keys():
+        name, total_s = after[number]
+        shares[name] += 100 * (total_s - before[number][1]) / elapsed_s
     return dict(sorted(shares.items(), key=lambda item: -item[1]))
 
 
