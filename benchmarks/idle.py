@@ -2,8 +2,8 @@
 
     python -m benchmarks.idle PID [--seconds 120] [--output benchmarks/results/idle.json]
 
-PID is the one of `midstep run`. All processes under it are measured: Ray's and Midstep's. CPU time counts
-only what they did themselves, so that other work on the machine hardly disturbs the figures.
+PID is that of `midstep run`. All processes under it are measured, Ray's and Midstep's. CPU time counts only
+their own work, so other work on the machine hardly disturbs the figures.
 """
 
 import argparse
@@ -15,7 +15,7 @@ from pathlib import Path
 
 import psutil
 
-# The replicas and the driver; all else is Ray's: its controller, proxy, daemons, dashboard.
+# The replicas and the driver. The rest is Ray's: its controller, proxy, daemons, dashboard.
 _MIDSTEP = re.compile(r"^replica |^midstep run$")
 _REPLICA = re.compile(r"ServeReplica:([^:]+:\w+)")  # application and deployment
 _WORKER = re.compile(r"ray::(\w+)")  # without the method that it runs at the moment
@@ -51,7 +51,7 @@ def cpu_seconds(pid: int) -> dict[int, tuple[str, float]]:
 
 
 def measure(pid: int, seconds: float) -> dict[str, float]:
-    """Per cent of a core by name, the most first. Processes that begin or end meanwhile are left out."""
+    """Per cent of a core by name, the highest first. Leaves out processes that start or end meanwhile."""
     before, started = cpu_seconds(pid), time.monotonic()
     time.sleep(seconds)
     after, elapsed_s = cpu_seconds(pid), time.monotonic() - started

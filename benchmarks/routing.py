@@ -47,7 +47,7 @@ def build_app(num_denoisers: int) -> Application:
         name: getattr(app, name).model_copy(update={"num_gpus": 0.0, "num_cpus": 0.0})
         for name in ("encoder", "denoiser", "decoder")
     }
-    # As many as a denoiser has by default: none waits outside.
+    # A denoiser's default, so that no request waits outside.
     stages["denoiser"] = stages["denoiser"].model_copy(update={"max_ongoing_requests": 64})
     own = os.environ[_ROUTER] == ROUTERS[0]
     with patch("serve.app.stage_options", _with_serves_own if own else stage_options):

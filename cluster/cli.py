@@ -1,6 +1,6 @@
 """The command `midstep`.
 
-Each of its commands imports only what it needs: those that ask a server must not wait for torch to load.
+Each command imports only what it needs, so that commands that ask a server need not wait for torch to load.
 """
 
 import importlib
@@ -12,7 +12,7 @@ import click
 
 from cluster.bench.option_values import WRITABLE_FILE
 
-# Commands that are imported when they are called, by what `midstep --help` says of them.
+# Commands that are imported when they are called, with their text in `midstep --help`.
 _ELSEWHERE = {
     "bench": ("cluster.bench.command", "Load a server and measure it."),
     "generate": ("cluster.client.command", "Make an image on a server and wait for it."),
@@ -50,7 +50,7 @@ class _Commands(click.Group):
 
 @click.group(cls=_Commands)
 def midstep() -> None:
-    """Serve diffusion models, and ask who does."""
+    """Serve diffusion models, and use a server."""
 
 
 @midstep.command()
@@ -104,7 +104,7 @@ def check(file: Path) -> None:
 def run(file: Path) -> None:
     """Check a configuration file and serve it until SIGTERM or Ctrl-C.
 
-    It starts a Ray of its own, which ends with it, or joins the one that the environment variable RAY_ADDRESS
+    It starts a separate Ray, which ends with it, or joins the Ray that the environment variable RAY_ADDRESS
     names.
     """
     import os
@@ -135,7 +135,7 @@ def run(file: Path) -> None:
 @click.argument("file", type=Path)
 @click.option("--output", type=WRITABLE_FILE, default="cost_model.json", show_default=True)
 def profile(file: Path, output: Path) -> None:
-    """Measure what a configuration's stages cost here, for its key model.cost_model."""
+    """Measure the costs of a configuration's stages here, for its key model.cost_model."""
     from cluster.config_errors import shown_config_errors
     from cluster.profile import write_profile
     from serve.checks import only_application
@@ -147,8 +147,8 @@ def profile(file: Path, output: Path) -> None:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs a command and returns its exit status.
 
-    arguments: None for those of the process. What is wrong ends it with SystemExit; a wrong option with one
-    line, without the usage, which is long.
+    arguments: None for those of the process. Errors end it with SystemExit; a wrong option with one line,
+    without the long usage.
     """
     try:
         status = midstep.main(arguments, prog_name="midstep", standalone_mode=False)
@@ -161,7 +161,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except click.ClickException as error:
         sys.exit(error.format_message())
     except click.Abort:
-        return 130  # as shells have it
+        return 130  # as in shells
     return status if isinstance(status, int) else 0
 
 

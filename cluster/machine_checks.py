@@ -1,4 +1,4 @@
-"""What is looked at besides the configuration's keys before it is served: ports, the model's folder."""
+"""Checks of the machine before serving, besides the configuration's keys: ports, the model's folder."""
 
 import errno
 import socket
@@ -20,7 +20,7 @@ _LOCATIONS = {
 
 @dataclass(frozen=True)
 class Finding:
-    """What was looked at, and what was found. is_ok: whether it can be served so now"""
+    """A check and its result. is_ok: whether it allows serving"""
 
     item: str
     words: str
@@ -31,25 +31,25 @@ class Finding:
 
 
 def read_serve_config(path: Path) -> ServeDeploySchema:
-    """A file that has been checked."""
+    """Reads a file that has been checked."""
     return ServeDeploySchema.model_validate(yaml.safe_load(path.read_text()))
 
 
 def findings(config: ServeDeploySchema, applications: Sequence[AppConfig]) -> list[Finding]:
-    """All that was looked at; the keys are in order already."""
+    """The results of all checks, after the keys have passed."""
     models = [model_finding(application) for application in applications]
     return [*models, location_finding(config), *port_findings(config)]
 
 
 def check_machine(config: ServeDeploySchema, *, has_own_ray: bool) -> None:
-    """Raises ConfigError for what cannot be served. Ports are looked at where the Ray is to start here."""
+    """Raises ConfigError if something prevents serving. Ports are checked if Ray starts here."""
     found = [location_finding(config), *(port_findings(config) if has_own_ray else ())]
     if wrong := [f"{one.item}: {one.words}" for one in found if not one.is_ok]:
         raise ConfigError("\n".join(wrong))
 
 
 def model_finding(config: AppConfig) -> Finding:
-    """What has been looked at of a model: its folder is checked together with the keys."""
+    """The result for a model, whose folder is checked together with the keys."""
     source = config.model.source()
     in_folder, on_hub = f"all its files are in {source.path}", f"the hub is asked for {source.path} at start"
     return Finding(f"model {config.model.id}", in_folder if source.is_folder else on_hub)
@@ -77,7 +77,7 @@ def port_findings(config: ServeDeploySchema) -> list[Finding]:
 
 
 def port_problem(host: str, port: int) -> str | None:
-    """Why nothing can listen there, in a sentence; None where it can."""
+    """The reason why nothing can listen there, as a sentence; None if it can."""
     try:
         family, *_, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
     except socket.gaierror:

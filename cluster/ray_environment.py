@@ -4,15 +4,15 @@ from collections.abc import MutableMapping
 
 from serve.http.edge import ENVIRONMENT as _BEFORE_THE_PROXY
 
-# OpenMP's threads share out an operation and wait for each other at its end. Where they spin, the one that
-# waits keeps the core that the other one needs as soon as a third process wants one too. On two cores a
-# picture alone, one beside a busy process, and a burst of twelve took, with two threads (benchmarks/
-# results/busy-neighbour.json): 1.72 s, 2.19 s, 1.31 images/s passive; 1.77, 2.43, 1.29 as OpenMP does it by
-# itself; 1.99, 7.94, 0.65 active. One thread is better for one picture (1.61 s) and worse for a burst (0.93).
-# OpenMP reads this once, when a process loads it.
+# OpenMP's threads share an operation and wait for each other at its end. A spinning thread keeps a core that
+# the other thread needs as soon as a third process wants one too. Measured on two cores with two threads, for
+# one picture alone, one beside a busy process, and a burst of twelve
+# (benchmarks/results/busy-neighbour.json): 1.72 s, 2.19 s, 1.31 images/s with PASSIVE; 1.77, 2.43, 1.29 with
+# OpenMP's default; 1.99, 7.94, 0.65 with ACTIVE. One thread is better for one picture (1.61 s) and worse for
+# a burst (0.93). OpenMP reads this variable once, when a process loads it.
 #
-# Each replica and each handle sets Serve's gauges this often, load or not, and Ray exports them every ten
-# seconds. Serve's own 100 ms are what most of an idle replica's CPU time goes to.
+# Each replica and each handle sets Serve's gauges at this interval, with or without load, and Ray exports
+# them every ten seconds. With Serve's own 100 ms they take most of an idle replica's CPU time.
 ENVIRONMENT = {
     **_BEFORE_THE_PROXY,
     "OMP_WAIT_POLICY": "PASSIVE",
@@ -29,9 +29,9 @@ def set_ray_environment(environment: MutableMapping[str, str]) -> None:
 
 
 def set_run_environment(environment: MutableMapping[str, str]) -> None:
-    """What `set_ray_environment` sets, and that a Ray of our own asks for a token.
+    """Sets the same as `set_ray_environment`, and makes our own Ray ask for a token.
 
-    It would anyway, with a warning. Ray reads this when it is imported. A Ray that is joined has its own
+    Ray would ask for one anyway, with a warning. Ray reads this when it is imported. A joined Ray has its own
     mode.
     """
     set_ray_environment(environment)

@@ -1,4 +1,4 @@
-"""What `midstep run` says once all is ready: where everything is, and how it ends."""
+"""The message of `midstep run` when all is ready: the addresses, and how to stop it."""
 
 import os
 import shlex
@@ -10,7 +10,7 @@ import httpx
 
 _ANSWER_TIMEOUT_S = 5.0
 _ANY_ADDRESS = ("0.0.0.0", "::")
-# What is asked for at its path, and left out where the answer is 404.
+# Pages that are checked at their paths, and left out if the answer is 404.
 _PAGES = {"Page": "/", "API docs": "/docs"}
 
 
@@ -21,7 +21,7 @@ def base_url(host: str, port: int, reached_at: str = "127.0.0.1") -> str:
 
 
 def status_of(url: str) -> int | None:
-    """The status that a GET is answered with; None where there is no answer."""
+    """The status of a GET; None without an answer."""
     try:
         with httpx.Client(trust_env=False, timeout=_ANSWER_TIMEOUT_S) as client:
             return client.get(url).status_code
@@ -30,7 +30,7 @@ def status_of(url: str) -> int | None:
 
 
 def token_command(environment: Mapping[str, str]) -> str | None:
-    """The command that prints the token that Ray's dashboard asks for; None where it asks for none."""
+    """The command that prints the token of Ray's dashboard; None if it asks for none."""
     if environment.get("RAY_AUTH_MODE", "").lower() != "token":
         return None
     return f"{shlex.quote(os.path.relpath(Path(sys.executable).with_name('ray')))} get-auth-token"

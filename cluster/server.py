@@ -1,7 +1,7 @@
-"""`midstep run`: serves a configuration file until it is told to end, and then ends in order.
+"""`midstep run`: serves a configuration file until it is told to stop, and then shuts down cleanly.
 
-It does what Ray's `serve run` does, and more: it shows how far the start is, SIGTERM ends it as Ctrl-C does,
-requests under way are answered first, and an application that cannot start ends it with the reason.
+It does what Ray's `serve run` does, and more. It shows the progress of the start, SIGTERM ends it like
+Ctrl-C, running requests are answered first, and if an application cannot start it ends with the reason.
 """
 
 import logging
@@ -35,20 +35,20 @@ from serve.ray_internals import deploy, num_ongoing_requests, serve_details, tak
 
 _LOOK_INTERVAL_S = 0.5
 _DRAIN_INTERVAL_S = 0.2
-_ERROR = re.compile(r"^[\w.]*(?:Error|Exception|Exit)\b", re.MULTILINE)  # as tracebacks end
-# Midstep's packages that replicas import, and where they are.
+_ERROR = re.compile(r"^[\w.]*(?:Error|Exception|Exit)\b", re.MULTILINE)  # like the end of a traceback
+# Midstep's packages that replicas import, and their folders.
 _PACKAGES = {"serve": Path(serve_path[0]), "deployments": Path(deployments.__path__[0])}
 _LOG_NAME = "midstep.log"
 
 
 class StartError(Exception):
-    """An application could not be started; the message has the last error of its replicas."""
+    """An application could not be started. The message has the last error of its replicas."""
 
 
 def check_nothing_in_the_way(folder: Path) -> None:
-    """Raises ConfigError where something in the folder would be imported in place of a package of Midstep.
+    """Raises ConfigError if a module in the folder would be imported instead of a package of Midstep.
 
-    Ray's workers look for modules in the folder that their driver was started in before they look elsewhere.
+    Ray's workers look for modules first in the folder in which their driver was started.
     """
     for name, ours in _PACKAGES.items():
         found = PathFinder.find_spec(name, [str(folder), *sys.path])
@@ -65,17 +65,17 @@ def check_nothing_in_the_way(folder: Path) -> None:
 def serve_config(config: ServeDeploySchema, address: str | None) -> None:
     """Serves applications until SIGTERM or SIGINT. Raises StartError.
 
-    address: of the Ray that is joined; None to start one, which ends with this process
+    address: of the Ray to join; None to start one, which ends with this process
     """
     begun_at = time.monotonic()
     console = Console(stderr=True)
     stop = threading.Event()
     _set_on_signals(stop)
-    logging.getLogger("ray.serve").setLevel(logging.WARNING)  # of this process; workers have their own
+    logging.getLogger("ray.serve").setLevel(logging.WARNING)  # for this process; workers have their own
     with StartDisplay(console) as display:
         display.show(Stage(f"Joining the Ray at {address}" if address else "Starting Ray"))
         context = ray.init(address or "local", namespace="serve", logging_level=logging.WARNING)
-        _set_on_signals(stop)  # again: Ray has put handlers of its own in their place
+        _set_on_signals(stop)  # again, because Ray has replaced the handlers
         try:
             _check_nothing_runs(address)
             measuring: set[str] = set()
@@ -104,12 +104,12 @@ def serve_config(config: ServeDeploySchema, address: str | None) -> None:
 
 
 def _show(console: Console, line: Line) -> None:
-    """Warnings and errors of workers, which the log has as well."""
+    """Shows workers' warnings and errors, which the log also has."""
     say(console, f"({line.source}) {line.text}", style="yellow" if line.level == "WARNING" else "red")
 
 
 def _check_nothing_runs(address: str | None) -> None:
-    """Raises StartError. Serve ends what it has and is not in the configuration that it is given."""
+    """Raises StartError. Serve would end its applications that are not in the given configuration."""
     if running := sorted(serve.status().applications):
         raise StartError(
             f"the Ray at {address} (RAY_ADDRESS) serves already: {', '.join(running)}. To serve here would "
@@ -128,7 +128,7 @@ def _start(config: ServeDeploySchema) -> None:
 
 
 def _set_on_signals(stop: threading.Event) -> None:
-    """The first signal ends in order, a second one at once."""
+    """The first signal shuts down cleanly, a second one at once."""
 
     def on_signal(_number: int, _frame: FrameType | None) -> None:
         if stop.is_set():
@@ -142,7 +142,7 @@ def _set_on_signals(stop: threading.Event) -> None:
 def _wait_until_ready(
     config: ServeDeploySchema, display: StartDisplay, measuring: Collection[str], stop: threading.Event
 ) -> dict[str, str]:
-    """Returns the applications' URLs, or when it is told to stop whatever there is. Raises StartError."""
+    """Returns the applications' URLs, or those so far when told to stop. Raises StartError."""
     names = {application.name for application in config.applications}
     urls: dict[str, str] = {}
     while not stop.is_set():
@@ -156,7 +156,7 @@ def _wait_until_ready(
         display.show(stage_of(known, measuring))
         if len(known) == len(names) and all(one["status"] == "RUNNING" for one in known):
             urls = _urls(config, details)
-            # Serve's proxy knows of an application a little later, and that may know that it is not ready.
+            # Serve's proxy learns of an application a little later, and may know that it is not ready.
             if all(status_of(f"{url}/readyz") not in (None, 503) for url in urls.values()):
                 break
         stop.wait(_LOOK_INTERVAL_S)
@@ -164,7 +164,7 @@ def _wait_until_ready(
 
 
 def _urls(config: ServeDeploySchema, details: Mapping[str, Any]) -> dict[str, str]:
-    """The URLs of the applications that are reached over HTTP, by name."""
+    """The URLs of the applications with HTTP routes, by name."""
     proxies = [proxy["node_ip"] for proxy in details["proxies"].values() if proxy.get("node_ip")]
     is_remote = bool(os.environ.get("RAY_ADDRESS")) and bool(proxies)
     options = config.http_options
@@ -174,7 +174,7 @@ def _urls(config: ServeDeploySchema, details: Mapping[str, Any]) -> dict[str, st
 
 
 def last_error(messages: list[str]) -> str:
-    """The last error in what Serve says of an application and its deployments, or else what it says."""
+    """The last error in Serve's messages on an application and its deployments, or else the messages."""
     for message in reversed(messages):
         if errors := list(_ERROR.finditer(message)):
             return message[errors[-1].start() :].strip()
@@ -182,10 +182,10 @@ def last_error(messages: list[str]) -> str:
 
 
 def _drain(config: ServeDeploySchema) -> None:
-    """Takes no new requests, and waits for those under way as long as their deployment's configuration says.
+    """Stops taking requests, and waits for running ones as long as their deployment's configuration says.
 
-    Serve's own shutdown ends its proxies at once, as it does stages that have nothing to do at the moment and
-    are needed next.
+    Serve's own shutdown ends its proxies at once, and also stages that are idle at the moment but needed
+    next.
     """
     names = {application.name for application in config.applications}
     statuses = serve.status().applications
@@ -217,5 +217,5 @@ def _timeout_s(application: str, deployment: str) -> float:
 def _num_ongoing(application: str, deployment: str) -> int:
     try:
         return num_ongoing_requests(application, deployment)
-    except (RayError, ValueError):  # a replica that has just gone has none
+    except (RayError, ValueError):  # a replica that has just stopped has none
         return 0

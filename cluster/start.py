@@ -1,4 +1,4 @@
-"""How far an application's start is, as Serve and its replicas tell, and how a terminal shows it."""
+"""The progress of an application's start, as Serve and its replicas report it, and its display."""
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
@@ -10,7 +10,7 @@ from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 @dataclass(frozen=True)
 class Stage:
-    """name: one of a few; detail: what changes meanwhile"""
+    """name: one of a few; detail: changes during the stage"""
 
     name: str
     detail: str = ""
@@ -22,7 +22,7 @@ class Stage:
 def stage_of(applications: Sequence[Mapping[str, Any]], measuring: Collection[str]) -> Stage:
     """The stage of a start.
 
-    applications: what Serve says of each; measuring: the deployments whose replicas say that they measure
+    applications: Serve's report on each; measuring: deployments whose replicas report that they measure
     """
     deployments = [one for application in applications for one in application["deployments"].values()]
     if not deployments:
@@ -67,5 +67,5 @@ class StartDisplay:
 
 
 def say(console: Console, text: str, style: str | None = None) -> None:
-    """Prints plain text, which is neither wrapped nor coloured by what is in it."""
+    """Prints plain text without wrapping or colouring it."""
     console.print(text, style=style, markup=False, highlight=False, soft_wrap=True)

@@ -1,6 +1,6 @@
-"""What Ray's workers print: all of it goes to a file, warnings and errors to the terminal as well.
+"""The output of Ray's workers: all of it goes to a file, warnings and errors to the terminal as well.
 
-Workers print what Serve and Midstep log, each line with its level, and whatever libraries print.
+Workers print Serve's and Midstep's log lines, each with its level, and the output of libraries.
 """
 
 import json
@@ -28,9 +28,9 @@ _SAYS_SO = re.compile(r"(Warning|Error|Exception):")
 
 @dataclass(frozen=True)
 class Line:
-    """A line that a worker has printed. source: the deployment or else the process that it is from
+    """A line printed by a worker. source: its deployment, or else its process
 
-    level: of the record that it belongs to, None where it says none
+    level: of its log record, None if it has none
     """
 
     source: str
@@ -44,9 +44,9 @@ class Line:
 
 
 def lines_of(batch: Mapping[str, Any]) -> Iterable[Line]:
-    """The lines of one process. Those that begin no record belong to the one before them, if it is there.
+    """The lines of one process. Lines that begin no record belong to the previous one, if there is one.
 
-    What has no level is shown where it came from stderr: a process that dies has no time for one.
+    Lines without a level are shown if they came from stderr, because a dying process has no time for a level.
     """
     actor = str(batch.get("actor_name") or "")
     source = actor.rpartition(":")[2] or str(batch.get("pid", ""))
@@ -83,7 +83,7 @@ def _begun(text: str) -> tuple[str, str] | None:
 
 
 class WorkerLogs:
-    """Takes batches of lines. show: a line that is a warning or an error; see: every line"""
+    """Takes batches of lines. show: called with warnings and errors; see: called with every line"""
 
     def __init__(self, path: Path, show: Callable[[Line], None], see: Callable[[Line], None]) -> None:
         self.path = path

@@ -1,3 +1,3 @@
-"""What a replica logs of its start, which `midstep run` shows while it waits."""
+"""A replica's log lines about its start, which `midstep run` shows while it waits."""
 
 MEASURING = "measuring what this stage's work costs"

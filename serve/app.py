@@ -19,10 +19,10 @@ from serve.ingress import Ingress
 from serve.jobs.resources import job_store, object_store, resolve
 from serve.ray_internals import deployment_of
 
-# Serve learns that a replica has died when it asks for its health, and only then begins another: with its own
-# 10 s that is five seconds later, as a rule.
+# Serve notices a dead replica only at its next health check, and then starts a new one. With Serve's own 10 s
+# that is five seconds later on average.
 HEALTH = {"health_check_period_s": 2.0}
-# Where replicas find their classes, which nobody else imports.
+# Replicas import their classes by these paths; nobody else imports them.
 PROMPT_ENCODER = "deployments.prompt_encoder.PromptEncoder"
 DENOISER = "deployments.denoiser.Denoiser"
 VAE_DECODER = "deployments.vae_decoder.VaeDecoder"

@@ -50,16 +50,16 @@ class Clients:
         return found
 
     def signature(self, name: str, text: str) -> str:
-        """Proof that a URL with this text was made for the client of that name, who has a key here."""
+        """Proof that a URL with this text was made for the named client, who has a key here."""
         return _signature(self._keys(name)[0], text)
 
     def is_signature(self, name: str, text: str, signature: str) -> bool:
-        """Whether it was made for the client of that name. A key that was taken back takes back its own."""
+        """Whether it was made for the named client. Revoking a key also revokes its signatures."""
         made = (_signature(key, text) for key in self._keys(name))
         return any(hmac.compare_digest(one.encode(), signature.encode()) for one in made)
 
     def _keys(self, name: str) -> list[bytes]:
-        """What is known here of the client's keys. Where no client has any, nothing is secret."""
+        """The keys of the client, as stored. If no client has a key, nothing is secret."""
         if not self._clients:
             return [b""]
         return [known for known, client in self._clients if client.name == name]

@@ -27,7 +27,7 @@ class InvalidApiKeyError(MidstepError):
 
 
 class ForbiddenError(MidstepError):
-    """It is there, but not for this client."""
+    """It exists, but not for this client."""
 
     status, code, title = 403, "forbidden", "Forbidden"
 

@@ -46,10 +46,10 @@ def deploy(config: ServeDeploySchema) -> None:
 
 
 def deployment_of(path: str, **options: Any) -> Deployment:
-    """A deployment of the class that is at `package.module.Class`, which only its replicas import.
+    """A deployment of the class at `package.module.Class`, which only its replicas import.
 
-    Serve's documented decorator takes the class itself. Where the application is built and where the
-    controller runs, torch and diffusers would be imported for nothing, for ten seconds on a slow machine.
+    Serve's documented decorator takes the class itself. Then torch and diffusers would also be imported where
+    the application is built and where the controller runs, for ten seconds on a slow machine.
     """
     return serve.deployment(name=path.rpartition(".")[2], **options)(path)
 
@@ -63,9 +63,9 @@ def num_ongoing_requests(application: str, deployment: str) -> int:
 
 
 def take_worker_logs(take: Callable[[Mapping[str, Any]], None]) -> None:
-    """Gives what workers print to `take`, where Ray itself would print it. It is called on a thread of Ray's.
+    """Passes workers' output to `take` instead of Ray's own printing. It is called on a thread of Ray's.
 
-    A batch has `lines` of one process (`pid`, `ip`, `actor_name`), of its stderr where `is_err`.
+    A batch has `lines` of one process (`pid`, `ip`, `actor_name`), from its stderr if `is_err`.
     """
     global_worker_stdstream_dispatcher.remove_handler("ray_print_logs")
     global_worker_stdstream_dispatcher.add_handler("midstep", take)

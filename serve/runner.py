@@ -71,10 +71,10 @@ class Runner:
     async def _generate(
         self, request: GenerationRequest, resume: Resume
     ) -> AsyncGenerator[GenerationEvent, None]:
-        """Under the job's id, in the logs of every stage: no HTTP request is there whose id Serve would take
-        along. Each job is driven by a task of its own, so that it is the id of that job alone."""
-        # The stages send tensors. A runner starts without torch, and the first would import it on the event
-        # loop, where leases are renewed.
+        """Generates under the job's id, which then appears in the logs of every stage: there is no HTTP
+        request whose id Serve would use. Each job runs in its own task, so the id is that job's only."""
+        # The stages send tensors. A runner starts without torch, and the first tensor would import it on the
+        # event loop, where leases are renewed.
         await asyncio.to_thread(import_module, "torch")
         set_request_id(request.request_id)
         async with aclosing(self._pipeline.generate(request, resume)) as events:

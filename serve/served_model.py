@@ -1,4 +1,4 @@
-"""A model as it is served: what requests for it may ask for, and what they come to."""
+"""A model as it is served: the requests that it accepts, and their costs."""
 
 import logging
 import secrets
@@ -27,16 +27,16 @@ from serve.generation import GenerationRequest
 logger = logging.getLogger("ray.serve")
 
 MAX_SEED = 2**53 - 1  # the largest integer that every JSON reader keeps
-_ETA_DIGITS = 2  # each value has tables of its own, which take a while to compile
+_ETA_DIGITS = 2  # each value needs its own tables, which take a while to compile
 MEDIA_TYPES = {"png": "image/png", "webp": "image/webp", "jpg": "image/jpeg", "jpeg": "image/jpeg"}
-RANDOM_SEED = -1  # as other programs say that any will do
+RANDOM_SEED = -1  # in other programs this means any seed
 
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
-    """What a client asks for, well-formed; None where it does not say.
+    """A client's request, well-formed; None for fields that it left out.
 
-    names: the dialect's own names of fields that are called otherwise here, for the answers
+    names: the dialect's names of fields that it calls differently, for answers
     """
 
     prompt: str
@@ -63,12 +63,12 @@ class Wanted:
         return self.names.get(field, field)
 
     def refusal(self, field: str, sentence: str) -> InvalidRequestError:
-        """The error for a field that cannot be had as it was asked for."""
+        """The error for a field whose value cannot be served."""
         name = self.name(field)
         return InvalidRequestError(f"{name}: {sentence}.", name)
 
     def check_at_most(self, field: str, given: float, limit: float, unit: str = "") -> None:
-        """Raises InvalidRequestError."""
+        """Raises InvalidRequestError if the value is above the limit."""
         if given > limit:
             raise self.refusal(field, f"{given}{unit} were given; at most {limit}{unit} are allowed")
 
@@ -77,11 +77,11 @@ class Wanted:
 class ServedModel:
     """A model, its limits and its costs.
 
-    id: the name that clients use; aliases: other such names
+    id: the name in requests; aliases: further names
     shown_id: the name in pictures and jobs, which says if they are simulated
-    device: as the configuration names it
+    device: as named in the configuration
     default_size: height and width in pixels
-    known_cost: what its work costs at the moment; None before that is known
+    known_cost: the present cost model; None before it is known
     """
 
     id: str
@@ -98,7 +98,7 @@ class ServedModel:
 
     @classmethod
     def of(cls, config: AppConfig, info: ModelInfo, known_cost: Callable[[], CostModel | None]) -> Self:
-        """The model of a configuration that suits it."""
+        """The model of a configuration that fits it."""
         return cls(
             id=config.model.id,
             shown_id=config.model.shown_id,
@@ -114,14 +114,15 @@ class ServedModel:
         )
 
     def prepare(self) -> None:
-        """Compiles the default sampler's table, and imports torch and diffusers: the first request would."""
+        """Compiles the default sampler's table and imports torch and diffusers before the first request
+        does."""
         try:
             self.tables.table(self.defaults.sampler, self.defaults.num_inference_steps)
         except UnsupportedSamplerError as error:
             logger.warning("requests that name no sampler are refused: %s", error)
 
     def accept(self, wanted: Wanted, request_id: str) -> GenerationRequest:
-        """The request that is served. Compiles its sampler's table if there is none yet, which takes a while.
+        """The accepted request. Compiles its sampler's table at the first use, which takes a while.
 
         Raises InvalidRequestError, which names the field as its dialect does.
         """
@@ -159,7 +160,7 @@ class ServedModel:
         return replace(request, work_s=self.work_s(request))
 
     def work_s(self, request: GenerationRequest) -> float | None:
-        """Device-seconds of denoising an accepted request; None while costs are not known."""
+        """Device-seconds of denoising an accepted request; None while costs are unknown."""
         if request.work_s is not None:
             return request.work_s
         cost = self.known_cost()
@@ -172,7 +173,7 @@ class ServedModel:
             raise wanted.refusal("prompt", "is empty; say what the picture should show")
 
     def _size(self, wanted: Wanted) -> tuple[int, int]:
-        """Height and width in pixels."""
+        """The request's height and width in pixels."""
         limits, factor = self.limits, self.info.scale_factor
         default_height, default_width = self.default_size
         width = default_width if wanted.width is None else wanted.width
@@ -195,7 +196,7 @@ class ServedModel:
         return height, width
 
     def _sampler(self, wanted: Wanted, eta: float | None) -> tuple[str, int, SamplerTable]:
-        """Its canonical name, the steps and the table of both."""
+        """The sampler's canonical name, the steps, and the table for both."""
         steps = wanted.num_inference_steps or self.defaults.num_inference_steps
         wanted.check_at_most("num_inference_steps", steps, self.limits.max_num_inference_steps)
         try:
@@ -212,7 +213,7 @@ class ServedModel:
 
 
 def _seed(wanted: Wanted, num_images: int) -> int:
-    """The first image's; the last one's is a legal one too."""
+    """The first image's seed. The last image's seed is valid too."""
     if wanted.seed is None or wanted.seed == RANDOM_SEED:
         return secrets.randbelow(2**32)
     if wanted.seed + num_images - 1 > MAX_SEED:
@@ -232,6 +233,6 @@ def _image_format(wanted: Wanted) -> ImageFormat:
 
 
 def shown(value: object) -> str:
-    """A client's value, cut to what fits into a sentence."""
+    """A client's value, cut to fit into a sentence."""
     text = repr(value)
     return text if len(text) <= 60 else text[:57] + "..."

@@ -23,7 +23,7 @@ _MAYBE_UNFINISHED_S = 1.0
 _LEAVES_AFTER_S = 0.05
 
 IMAGES, JOBS, FILES = "/v1/images/generations", "/v1/predictions", "/v1/files"
-# What is accepted in spite of all is done in a step.
+# Requests that are accepted in spite of their mutations take one step.
 _IMAGE = {"prompt": "a star", "num_inference_steps": 1, "size": "128x128", "n": 1, "seed": 1}
 _JOB = {"version": "shapes", "input": {"prompt": "a star", "num_inference_steps": 1, "seed": 1}}
 _BODIES: list[tuple[str, dict[str, Any]]] = [
@@ -217,7 +217,7 @@ def fuzzed(index: int) -> FuzzedRequest:
 
 
 def _content(random: Random) -> tuple[str, bytes, list[tuple[bytes, bytes]]]:
-    """A path, a body, and the headers that tell of it."""
+    """A path, a body, and the headers about it."""
     if random.random() < 0.4:
         return random.choice(_PATHS), b"", []
     if random.random() < 0.1:

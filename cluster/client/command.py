@@ -35,10 +35,8 @@ _INPUT: dict[str, tuple[type, str]] = {
     "output_format": (str, "png, webp or jpeg."),
     "priority": (int, "-2 to 2."),
 }
-_MAX_NAME_LENGTH = 60  # of a file's name that is made of a prompt
-_OUTPUT = click.option(
-    "-o", "--output", type=WRITABLE_FILE, help="Where the image goes; several are numbered."
-)
+_MAX_NAME_LENGTH = 60  # limit of a file name made from a prompt
+_OUTPUT = click.option("-o", "--output", type=WRITABLE_FILE, help="Image file; several images are numbered.")
 Command = Callable[..., int]
 
 
@@ -87,8 +85,8 @@ def _with_input(command: Command) -> Command:
 def generate(predictions: "Predictions", asked: dict[str, Any], output: Path | None, as_json: bool) -> int:
     """Make an image from PROMPT and wait for it.
 
-    Without --output it goes to a new file in the working folder, named after the prompt and the seed; with
-    --json alone it stays on the server.
+    Without --output the image is saved under a new name in the working folder, made from the prompt and the
+    seed. With --json alone it stays on the server.
     """
     created = predictions.create(predictions.model(), asked)
     is_saved = output is not None or not as_json
@@ -166,7 +164,7 @@ def list_newest(predictions: "Predictions", as_json: bool) -> int:
 def _finish(
     predictions: "Predictions", prediction_id: str, output: Path | None, as_json: bool, *, is_saved: bool
 ) -> int:
-    """Follows a job to its end and fetches what it made. output: None to name files after the prompt"""
+    """Follows a job to its end and saves its images. output: None to name files after the prompt"""
     from cluster.client.display import followed
 
     prediction = followed(predictions, prediction_id, is_quiet=as_json)
@@ -189,7 +187,7 @@ def _name(prediction: Mapping[str, Any]) -> str:
 
 
 def _new_file(path: Path) -> Path:
-    """Makes an empty file and returns its path, which has a number where another file has the name."""
+    """Makes an empty file and returns its path, with a number if the name is taken."""
     for number in count(1):
         name = path if number == 1 else path.with_stem(f"{path.stem}-{number}")
         with suppress(FileExistsError):
@@ -201,9 +199,9 @@ def _new_file(path: Path) -> Path:
 def _save(
     predictions: "Predictions", url: str, path: Path, left: Sequence[str], *, is_replaced: bool
 ) -> Path:
-    """Saves an image and returns where. is_replaced: whether what is there goes, or another name is taken
+    """Saves an image and returns its path. is_replaced: replaces an existing file, else takes a free name
 
-    Raises click.ClickException, which says where the images are that are left to be saved.
+    Raises click.ClickException, which lists the URLs of unsaved images.
     """
     from cluster.client.predictions import ServerError
 

@@ -1,1 +1,1 @@
-"""What `make serve` runs to install Midstep, with nothing but Python."""
+"""The installation by `make serve`, which needs only Python."""

@@ -1,9 +1,9 @@
-"""Runs `pip install` with one line that says how far it is; all that pip says goes to a log file.
+"""Runs `pip install` with one line of progress. All output of pip goes to a log file.
 
     python quiet_pip.py LOG ARGUMENTS...
 
-Where pip fails, what it said is shown in full, and its exit status is this script's. It runs before anything
-is installed, so it needs nothing but Python.
+If pip fails, its output is shown in full, and its exit status is this script's. It runs before anything is
+installed, so it needs only Python.
 """
 
 import re
@@ -21,7 +21,7 @@ _INSTALL = re.compile(r"Installing collected packages: (.+)")
 
 
 def activity(line: str) -> str | None:
-    """What a line of pip's output says that it does now; None where it does not say."""
+    """The activity that a line of pip's output names; None if it names none."""
     if found := _REQUIREMENT.match(line.strip()):
         return f"resolving {found[1]}"
     if found := _DOWNLOAD.match(line.strip()):
@@ -32,7 +32,7 @@ def activity(line: str) -> str | None:
 
 
 class Progress:
-    """A line that is written over on a terminal, and elsewhere one line for each kind of activity."""
+    """A progress line that is overwritten on a terminal; elsewhere one line per kind of activity."""
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream

@@ -118,13 +118,13 @@ def _plan(options: PlanOptions, model: Model, file: CostModelFile, console: Cons
 
 
 def _validate(options: PlanOptions, model: Model, file: CostModelFile, console: Console) -> Written:
-    """A machine that others use as well changes its pace within minutes. So its slowdown is measured before
-    and after each load, and what that is planned with lies between the two."""
+    """Compares a prediction with a server. A machine with other users changes its speed within minutes. So
+    its slowdown is measured before and after each load, and the prediction uses the mean of the two."""
     target = options.validate
     assert target is not None, "only called to validate"
     check_autoscaling(model)
     known = options.known
-    # Where replicas may come, what is sent to measure it would bring more.
+    # With autoscaling, the measuring requests would start more replicas.
     is_measured = not known.has_pace and not model.config.autoscaling_of("denoiser").is_on
     with new_progress() as progress:
 

@@ -140,7 +140,7 @@ def _fewest(
 
 
 def _other_row_caps(model: Model) -> list[Model]:
-    """Half of the cap and the most there may be, as far as these come to others."""
+    """The model with half its row cap and with the largest row cap, where these differ from its own."""
     capped = [model.with_row_cap(rows) for rows in (model.row_cap // 2, model.engine.max_rows) if rows >= 2]
     return list({other.row_cap: other for other in capped if other.row_cap != model.row_cap}.values())
 

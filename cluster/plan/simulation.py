@@ -59,7 +59,7 @@ class Simulation:
         self._devices = Devices(env, model.sharing)
         config, info, cost = model.config, model.info, model.cost
         shares = config.num_gpus()
-        # The denoisers first: they have the large shares, and the others fill up what is left.
+        # Denoisers are placed first, because they have large shares. The others fill the remaining room.
         self._denoisers: Pool[DenoiseRequest] = Pool(
             env,
             self._devices,

@@ -16,7 +16,7 @@ from cluster.plan.simulation import Simulation
 from cluster.plan.stages import Overheads
 from serve.config.schema import ConfigError
 
-UNLOADED_REQUESTS = 7  # of few steps, and as many of many
+UNLOADED_REQUESTS = 7  # with few steps, and as many with many steps
 NUM_EVEN = 60  # requests for each denoiser
 MAX_SHARE = 0.8  # of the denoisers' capacity by their costs
 # If steps after a load take this share longer or shorter than before it, the machine itself has changed.
@@ -57,7 +57,7 @@ Send = Callable[[Sequence[PlannedRequest]], list[RequestOutcome]]
 
 
 def sender(target: Target, timeout_s: float, on_outcome: Callable[[RequestOutcome], None]) -> Send:
-    """Sends what is planned to a server. What it gives are the outcomes."""
+    """A function that sends planned requests to a server and returns the outcomes."""
 
     def send(planned: Sequence[PlannedRequest]) -> list[RequestOutcome]:
         outcomes = asyncio.run(run_load(target, planned, timeout_s, on_outcome))

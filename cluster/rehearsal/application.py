@@ -21,7 +21,7 @@ Changed = TypeVar("Changed", bound=Section)
 
 
 def on_gpus(config: AppConfig) -> AppConfig:
-    """The configuration with shares of GPUs: worked out as for real ones, where it has none for denoisers."""
+    """The configuration with shares of GPUs, computed as for real ones if denoisers have none."""
     if config.num_gpus()["denoiser"]:
         return config
     shares = gpu_shares(config.encoder.max_replicas, config.decoder.max_replicas)
@@ -57,7 +57,7 @@ def rehearsed(config: AppConfig, data_folder: str) -> AppConfig:
 
 
 def check_room(config: AppConfig, nodes: Sequence[int]) -> None:
-    """nodes: the GPUs of each. Raises ConfigError where Serve would wait for ever for what it starts with."""
+    """nodes: GPUs per node. Raises ConfigError if Serve would wait for ever for its first replicas."""
     share = config.num_gpus()
     for name in config.stages:
         if share[name] > max(nodes):

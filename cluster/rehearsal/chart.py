@@ -10,7 +10,7 @@ from cluster.rehearsal.series import Series
 
 
 def chart(title: str, rehearsals: Mapping[str, Series], path: Path) -> None:
-    """rehearsals: of one load, by name; each has a style of lines."""
+    """rehearsals: of one load, by name; each has its own line style"""
     figure = Figure(figsize=(13, 13), layout="constrained")
     arrivals, queue, replicas, latency, paid = figure.subplots(5, 1, sharex=True)
     for number, (name, series) in enumerate(rehearsals.items()):
@@ -47,5 +47,5 @@ def _with_gaps(values: Sequence[float | None]) -> list[float]:
 def _finish(axes: Axes, label: str) -> None:
     axes.set(ylabel=label, ylim=(0, None))
     axes.grid(alpha=0.3)
-    # Beside the lines, so that it hides none of them.
+    # Beside the lines, so that it hides nothing.
     axes.legend(fontsize="small", loc="upper left", bbox_to_anchor=(1.0, 1.0))

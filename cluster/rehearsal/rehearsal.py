@@ -45,7 +45,7 @@ class Rehearsal:
 def rehearse(
     config: AppConfig, planned: Sequence[PlannedRequest], timeout_s: float, on_outcome: OnOutcome
 ) -> Rehearsal:
-    """On the Ray that this process is connected to. Raises ConfigError."""
+    """Runs on the Ray that this process is connected to. Raises ConfigError."""
     gpus = config.num_gpus()
     sightings: list[Sighting] = []
     with running(config) as url:

@@ -1,12 +1,12 @@
 """The diffusion engine: torch and diffusers only. No Ray, no pydantic, no HTTP; a plain script can drive it.
 
 - messages: what goes in and comes out
-- samplers: the samplers there are; sampler_table, sampler_compiler: diffusers schedulers as tables
+- samplers: the supported samplers; sampler_table, sampler_compiler: diffusers schedulers as tables
 - model_source: which model it is and what its files say of it; model_files: what is wrong with them
 - models: loading a diffusers folder: family, device, dtype, attention
 - prompts: text to embeddings; prompt_text: what is to be encoded
-- conditions: what a U-Net is given beside latents and timesteps
-- cost: how long a forward takes, measured; engine_config: how an engine batches
+- conditions: a U-Net's inputs besides latents and timesteps
+- cost: measured seconds per forward; engine_config: how an engine batches
 - step_scheduler: which requests share the next forward
 - engine: launches and finishes forwards; denoising: the state of one request
 - step_inputs: the tensors of one step; device_step: that step on a device; row_parts: on a CPU
@@ -14,8 +14,8 @@
 - images: latents to pixels to PNG, WebP or JPEG; previews
 - local_engine: all stages in one process, for a script; README.md has one
 
-What whoever asks for pictures needs (messages, model_source, prompt_text, samplers, cost, engine_config)
-imports neither torch nor diffusers, which take seconds, before it compiles a sampler.
+The modules that callers need (messages, model_source, prompt_text, samplers, cost, engine_config) import
+neither torch nor diffusers, which take seconds, before they compile a sampler.
 """
 
 import logging
@@ -24,8 +24,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from deployments.engine.local_engine import LocalEngine
 
-# Where diffusers is imported, xformers tells every process that it has no CUDA here. Where that matters
-# `models` checks it.
+# When diffusers is imported, xformers logs in every process that it has no CUDA here. `models` checks whether
+# that matters.
 logging.getLogger("xformers").setLevel(logging.ERROR)
 
 

@@ -36,7 +36,7 @@ class EngineConfig:
     checkpoint_interval_s: float | None = None
 
     def for_device(self, device: torch.device) -> EngineConfig:
-        """With row_counts filled in: a few on CUDA, where each one captured costs memory and start-up; none
+        """Fills in row_counts: a few on CUDA, where each captured count costs memory and start-up time; none
         elsewhere, where nothing is captured and padding would only cost time."""
         if self.row_counts is not None:
             return self
@@ -44,7 +44,7 @@ class EngineConfig:
         return self.padded_to(steps if device.type == "cuda" else ())
 
     def padded_to(self, counts: Iterable[int]) -> EngineConfig:
-        """With row_counts filled in: those of the counts that max_rows allows."""
+        """Fills in row_counts with the counts that max_rows allows."""
         if self.row_counts is not None:
             return self
         return replace(self, row_counts=tuple(count for count in counts if count <= self.max_rows))

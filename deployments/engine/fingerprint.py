@@ -56,7 +56,7 @@ def _samples(path: Path) -> Iterator[bytes]:
 
 
 def _hub_commit(source: ModelSource) -> str:
-    """The commit of the revision as it is now, or as it is in the cache where the hub cannot be reached."""
+    """The revision's current commit, or the commit in the cache if the hub cannot be reached."""
     hub = import_module("huggingface_hub")
     index = hub.hf_hub_download(source.path, "model_index.json", revision=source.revision)
     return Path(index).parent.name  # .../snapshots/<commit>/model_index.json

@@ -1,4 +1,4 @@
-"""Latents to pixels, and pixels to files."""
+"""Turns latents into pixels, and pixels into files."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from deployments.engine.stage_errors import StageError, not_finite
 
 Pixels = np.ndarray  # [height, width, 3] uint8
 DEFAULT_QUALITY = 95
-_MAX_EXIF_BYTES = 65533  # of a segment of a JPEG file
+_MAX_EXIF_BYTES = 65533  # limit of a segment in a JPEG file
 _LOSSY = {"image/webp": "WEBP", "image/jpeg": "JPEG"}
 
 
 class LatentDecoder:
-    """Decodes latents with a VAE, and previews them with a linear map that is fitted to that VAE."""
+    """Decodes latents with a VAE, and previews them with a linear map fitted to that VAE."""
 
     def __init__(self, vae: diffusers.AutoencoderKL) -> None:
         self._vae = vae
@@ -31,7 +31,7 @@ class LatentDecoder:
 
     @torch.inference_mode()
     def decode(self, latents: Sequence[torch.Tensor]) -> list[Pixels | StageError]:
-        """Scaled latents [C, h, w], all of one shape, decoded in one batch; an error where that overflows."""
+        """Decodes scaled latents [C, h, w] of one shape in one batch; each that overflows gives an error."""
         mean, scale = _latent_statistics(self._vae)
         batch = (torch.stack(list(latents)) * scale + mean).to(self._vae.device, self._vae.dtype)
         images = self._vae.decode(batch, return_dict=False)[0]  # [B, 3, H, W] in -1..1
@@ -42,12 +42,12 @@ class LatentDecoder:
         ]
 
     def warm_up(self, latent_shape: LatentShape, num_images: int) -> None:
-        """Decodes noise, waited for: to warm up and to be timed."""
+        """Decodes noise and waits for it, for warming up and measuring."""
         channels = self._vae.config.latent_channels
         self.decode(list(torch.randn(num_images, channels, *latent_shape)))
 
     def preview(self, latents: torch.Tensor) -> Pixels:
-        """A rough picture of scaled latents [C, h, w] in full size, without the VAE."""
+        """Makes a rough picture of scaled latents [C, h, w] in full size, without the VAE."""
         colours = latents.permute(1, 2, 0) @ self._rgb_map[:-1] + self._rgb_map[-1]  # [h, w, 3]
         image = F.interpolate(
             colours.permute(2, 0, 1)[None],
@@ -60,7 +60,7 @@ class LatentDecoder:
 
 
 def _latent_statistics(vae: diffusers.AutoencoderKL) -> tuple[torch.Tensor, torch.Tensor]:
-    """Mean and scale [1, C, 1, 1] between the U-Net's latents and the VAE's, as in diffusers' pipelines."""
+    """Mean and scale [1, C, 1, 1] between the U-Net's and the VAE's latents, as in diffusers' pipelines."""
     mean, std = vae.config.latents_mean, vae.config.latents_std
     if mean is None or std is None:
         mean, std = [0.0] * vae.config.latent_channels, [1.0] * vae.config.latent_channels
@@ -70,7 +70,7 @@ def _latent_statistics(vae: diffusers.AutoencoderKL) -> tuple[torch.Tensor, torc
 
 
 def _to_pixels(images: torch.Tensor) -> Pixels:
-    """[B, 3, H, W] in -1..1 to [B, H, W, 3] bytes, rounded as diffusers' VaeImageProcessor does."""
+    """Turns [B, 3, H, W] in -1..1 into [B, H, W, 3] bytes, rounded like diffusers' VaeImageProcessor."""
     unit = (images.float() * 0.5 + 0.5).clamp(0, 1)
     pixels: Pixels = (unit * 255).round().to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
     return pixels
@@ -78,9 +78,9 @@ def _to_pixels(images: torch.Tensor) -> Pixels:
 
 @torch.inference_mode()
 def _fit_rgb_map(vae: diffusers.AutoencoderKL, scale_factor: int) -> torch.Tensor:
-    """Least squares from latents to the mean colour of their pixels, on random patches of colour."""
+    """Fits latents to the mean colour of their pixels by least squares, on random patches of colour."""
     generator = torch.Generator().manual_seed(0)
-    # The sine takes them towards the corners of the colour cube, where most of a picture's contrast is.
+    # The sine moves colours towards the corners of the colour cube, where most of a picture's contrast is.
     colours = torch.sin(torch.pi * (torch.rand(32, 3, 4, 4, generator=generator) - 0.5))
     pictures = F.interpolate(colours, size=(16 * scale_factor, 16 * scale_factor), mode="nearest")
     means = F.avg_pool2d(pictures, scale_factor)  # [32, 3, 16, 16]
@@ -93,9 +93,9 @@ def _fit_rgb_map(vae: diffusers.AutoencoderKL, scale_factor: int) -> torch.Tenso
 
 
 def encode_image(pixels: Pixels, image_format: ImageFormat, metadata: Mapping[str, str]) -> EncodedImage:
-    """A file of the wanted format.
+    """Writes a file in the wanted format.
 
-    metadata: text chunks where the format is PNG; JPEG and WebP take `parameters` of it, as a comment in EXIF
+    metadata: text chunks in PNG; JPEG and WebP take only `parameters`, as a comment in EXIF
     """
     file = io.BytesIO()
     image = Image.fromarray(pixels)
@@ -116,11 +116,11 @@ def encode_image(pixels: Pixels, image_format: ImageFormat, metadata: Mapping[st
 
 
 def _exif(comment: str) -> bytes:
-    """EXIF with a comment as A1111 writes it; nothing where there is none, or more than JPEG takes."""
+    """EXIF with a comment in A1111's form; empty without a comment, or if it is too long for JPEG."""
     if not comment:
         return b""
     encoded = b"UNICODE\0" + comment.encode("utf-16-be")
-    # By hand: Pillow writes it as bytes (1), where EXIF has it undefined (7), and readers insist on that.
+    # By hand, because Pillow writes type bytes (1). EXIF says undefined (7), and readers insist on that.
     header = struct.pack(">2sHI", b"MM", 42, 8)
     main_ifd = struct.pack(">HHHIII", 1, ExifTags.IFD.Exif, 4, 1, 26, 0)
     exif_ifd = struct.pack(">HHHIII", 1, ExifTags.Base.UserComment, 7, len(encoded), 44, 0)

@@ -1,4 +1,4 @@
-"""What A1111 writes into its pictures, for the programs that read it there."""
+"""A1111's text in pictures, for programs that read it there."""
 
 import json
 from functools import cache
@@ -6,7 +6,7 @@ from importlib.metadata import PackageNotFoundError, version
 
 from deployments.engine.messages import ImageParameters
 
-# Samplers as A1111 has them, where it does: its name and its settings beside that.
+# A1111's names of samplers, where it has them, with its further settings.
 _SAMPLERS: dict[str, tuple[str, dict[str, str]]] = {
     "DDIM eta 1": ("DDIM", {"Eta DDIM": "1.0"}),
     "KDPM2": ("DPM2", {}),
@@ -16,7 +16,7 @@ _SAMPLERS: dict[str, tuple[str, dict[str, str]]] = {
 
 
 def infotext(image: ImageParameters, prompt: str, negative_prompt: str | None, model: str) -> str:
-    """The text of A1111's chunk `parameters`, after its `create_infotext` (modules/processing.py).
+    """The text of A1111's chunk `parameters`, like its `create_infotext` (modules/processing.py).
 
     image: with the seed of this picture
     """
@@ -30,7 +30,7 @@ def infotext(image: ImageParameters, prompt: str, negative_prompt: str | None, m
         "Seed": str(image.seed),
         "Size": f"{image.width}x{image.height}",
         "Model": model,
-        "RNG": "CPU",  # where A1111 is to draw the same noise
+        "RNG": "CPU",  # makes A1111 draw the same noise
         **settings,
         "Version": f"midstep {_version()}",
     }
@@ -47,5 +47,5 @@ def _quoted(value: str) -> str:
 def _version() -> str:
     try:
         return version("midstep")
-    except PackageNotFoundError:  # run from a folder of its source
+    except PackageNotFoundError:  # run from a source folder
         return "unknown"

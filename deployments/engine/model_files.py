@@ -16,7 +16,7 @@ from safetensors import SafetensorError, safe_open
 if TYPE_CHECKING:
     import torch
 
-PIPELINES: Mapping[str, tuple[str, ...]] = {  # their text encoders; each has a tokenizer
+PIPELINES: Mapping[str, tuple[str, ...]] = {  # the text encoders; each has a tokenizer
     "StableDiffusionPipeline": ("text_encoder",),
     "StableDiffusionXLPipeline": ("text_encoder", "text_encoder_2"),
 }
@@ -24,8 +24,8 @@ SCHEDULER_FILE = "scheduler/scheduler_config.json"
 UNET_FILE = "unet/config.json"
 VAE_FILE = "vae/config.json"
 # Their configuration is a schedule of betas over discrete timesteps, which is what samplers are made of.
-# They are diffusers' KarrasDiffusionSchedulers, LCM and TCD, named here as importing diffusers takes seconds.
-# diffusers counts EDM's among them, whose noise is another: pictures would come out wrong without a word.
+# These are diffusers' KarrasDiffusionSchedulers, LCM and TCD, listed here because importing diffusers takes
+# seconds. diffusers lists EDM's too, but its noise differs: pictures would come out wrong without an error.
 SCHEDULERS = frozenset(
     {
         "DDIMScheduler",
@@ -185,7 +185,7 @@ def scheduler_problems(config: Mapping[str, Any]) -> Iterator[str]:
     """What is wrong with the scheduler's configuration, from which every sampler takes its noise schedule."""
     name, prediction_type = config.get("_class_name"), config.get("prediction_type", "epsilon")
     if name is None:
-        yield f"{SCHEDULER_FILE}: has no _class_name, so that it does not say whose noise schedule it is"
+        yield f"{SCHEDULER_FILE}: _class_name is missing, which names the noise schedule"
     elif not isinstance(name, str) or name not in SCHEDULERS:
         yield (
             f"{SCHEDULER_FILE}: {name} has a noise schedule other than Stable Diffusion's betas, "

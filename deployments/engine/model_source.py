@@ -1,7 +1,7 @@
-"""Which model is served and how: what is known of it before any of its parts is loaded.
+"""The served model and its placement, and the information that is known before its parts are loaded.
 
-What cannot be served is refused here, with the reason. Nothing here needs torch or diffusers, so that whoever
-only reads a configuration is done in a moment.
+Models that cannot be served are refused here, with the reason. Nothing here needs torch or diffusers, so that
+code that only reads a configuration is fast.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 
 class ModelLoadError(RuntimeError):
-    """The model or the way it is to be run cannot be served; the message has a line for each reason."""
+    """The model, or the way to run it, is not supported. The message has one line per reason."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +54,7 @@ class ModelSource:
 
     def from_pretrained_kwargs(self) -> dict[str, Any]:
         given = {"revision": self.revision, "variant": self.variant}
-        # None: safetensors where there are any.
+        # With None, diffusers prefers safetensors.
         return {name: value for name, value in given.items() if value} | {
             "use_safetensors": None if self.allow_pickle else True
         }
@@ -67,8 +67,8 @@ class Placement:
     device: auto, cpu, cuda or simulated; attention: sdpa or xformers
     dtype: float32, bfloat16 or float16; auto takes bfloat16 on CUDA, or float16 where the GPU has none, and
         float32 elsewhere
-    compile_cache: a folder; where it is given the U-Net is compiled, and what was compiled is kept there
-    faults: a folder, of a simulated device alone (simulated_faults)
+    compile_cache: a folder; if given, the U-Net is compiled and the result is kept there
+    faults: a folder of faults, for a simulated device only (simulated_faults)
     """
 
     device: str = "auto"
@@ -82,7 +82,7 @@ class Placement:
         return self.device == "simulated"
 
     def torch_device(self) -> torch.device:
-        """Raises ModelLoadError where there is none such."""
+        """The torch device. Raises ModelLoadError if it does not exist."""
         import torch  # noqa: PLC0415
 
         available = torch.cuda.is_available()
@@ -92,7 +92,7 @@ class Placement:
         return torch.device(name)
 
     def torch_dtype(self) -> torch.dtype:
-        """Raises ModelLoadError where there is no such device."""
+        """The torch dtype. Raises ModelLoadError if there is no such device."""
         import torch  # noqa: PLC0415
 
         if self.dtype != "auto":
@@ -105,10 +105,10 @@ class Placement:
 
 @dataclass(frozen=True, slots=True)
 class ModelInfo:
-    """What the HTTP side must know of a model, read from its configuration files alone."""
+    """What the HTTP side needs to know about a model, read from its configuration files only."""
 
     scheduler_config: Mapping[str, Any]
-    scale_factor: int  # image pixels per latent, each way
+    scale_factor: int  # image pixels per latent, in each direction
     default_height: int  # pixels
     default_width: int  # pixels
 
@@ -116,8 +116,7 @@ class ModelInfo:
 def load_model_info(source: ModelSource, with_weights: bool = False) -> ModelInfo:
     """Reads no weights. Raises ModelLoadError with everything that is wrong.
 
-    with_weights: looks also at what only loading needs, where the model is a folder: that the tokenizers and
-    the weights are there, and of a kind that is taken
+    with_weights: also checks a folder's tokenizers and weights, which only loading needs
     """
     name = pipeline_name(source)
     configs: dict[str, Mapping[str, Any]] = {}
@@ -139,12 +138,12 @@ def load_model_info(source: ModelSource, with_weights: bool = False) -> ModelInf
         raise refusal(source, *problems)
     scale_factor = 2 ** (len(configs[VAE_FILE]["block_out_channels"]) - 1)
     size = sample_size(configs[UNET_FILE])
-    assert size is not None, "the U-Net's problems are none"
+    assert size is not None, "unet_problems checks it"
     return ModelInfo(configs[SCHEDULER_FILE], scale_factor, size[0] * scale_factor, size[1] * scale_factor)
 
 
 def load_unet_config(source: ModelSource) -> Mapping[str, Any]:
-    """Raises ModelLoadError for a U-Net that needs more than a prompt."""
+    """The U-Net's configuration. Raises ModelLoadError for a U-Net that needs more than a prompt."""
     pipeline_name(source)
     config = part_config(source, UNET_FILE)
     if problems := list(unet_problems(config)):
@@ -153,7 +152,7 @@ def load_unet_config(source: ModelSource) -> Mapping[str, Any]:
 
 
 def part_config(source: ModelSource, file: str) -> Mapping[str, Any]:
-    """Raises ModelLoadError where it cannot be read."""
+    """One configuration file. Raises ModelLoadError if it cannot be read."""
     try:
         return _read_config(source, file)
     except ConfigFileError as error:
@@ -173,14 +172,14 @@ def _read_config(source: ModelSource, file: str) -> Mapping[str, Any]:
         found = Path(hub.hf_hub_download(source.path, file, revision=source.revision))
     except hub.errors.RemoteEntryNotFoundError as error:
         raise ConfigFileError(f"{file} is not there") from error
-    except (OSError, ValueError) as error:  # no such model, no access, no network
+    except (OSError, ValueError) as error:  # unknown model, no access or no network
         reason = str(error).strip().partition("\n")[0]
-        raise ConfigFileError(f"{file} cannot be had from the hub: {reason}") from error
+        raise ConfigFileError(f"{file} cannot be fetched from the hub: {reason}") from error
     return read_config(found.parent, found.name)
 
 
 def pipeline_name(source: ModelSource) -> str:
-    """The class of its pipeline. Raises ModelLoadError for one that is not served."""
+    """The class name of its pipeline. Raises ModelLoadError if that pipeline is not served."""
     try:
         index = _read_config(source, "model_index.json")
     except ConfigFileError as error:

@@ -1,4 +1,4 @@
-"""Loading the parts of a model in diffusers format, on a device, in a dtype.
+"""Loads the parts of a model in diffusers format on a device in a dtype.
 
 Stable Diffusion 1.x and 2.x (epsilon or v-prediction) and SDXL are served. Other models are refused here, at
 start, with the reason.
@@ -30,9 +30,9 @@ from deployments.engine.model_source import (
     refusal,
 )
 
-# Importing diffusers' models makes transformers tell every process, a replica each, that torchvision is not
-# installed, and draw progress bars into its log. This comes in time: diffusers imports a model when its name
-# is used, as in `diffusers.AutoencoderKL`.
+# Importing diffusers' models makes transformers log in every process, so once per replica, that torchvision
+# is not installed, and draw progress bars into the log. These lines are in time, because diffusers imports a
+# model only when its name is used, as in `diffusers.AutoencoderKL`.
 transformers_logging.set_verbosity_error()
 transformers_logging.disable_progress_bar()
 
@@ -47,7 +47,7 @@ def _loading(source: ModelSource, part: str) -> Iterator[None]:
 
 
 def load_text_pipeline(source: ModelSource, placement: Placement) -> diffusers.DiffusionPipeline:
-    """The stock pipeline with its tokenizers and text encoders and nothing else: for `encode_prompt`."""
+    """The stock pipeline with only its tokenizers and text encoders, for `encode_prompt`."""
     name = pipeline_name(source)
     parts: dict[str, Any] = {"unet": None, "vae": None, "feature_extractor": None, "image_encoder": None}
     if name == "StableDiffusionPipeline":

@@ -1,7 +1,7 @@
-"""What other programs call samplers: A1111, k-diffusion, ComfyUI, InvokeAI, Replicate and diffusers.
+"""Other programs' names for samplers: A1111, k-diffusion, ComfyUI, InvokeAI, Replicate and diffusers.
 
-A name means a sampler here only where that is the same update rule with the same noise levels. Names of rules
-that are not offered are listed with what comes nearest, for the refusal.
+A name means a sampler here only if both have the same update rule and the same noise levels. Names of
+unsupported rules are listed with their nearest samplers, for the refusal.
 """
 
 import re
@@ -24,7 +24,7 @@ ALIASES: Mapping[str, tuple[str, ...]] = {
     "PLMS": ("PNDM",),
 }
 
-# Other update rules, or other noise levels, with the samplers that come nearest.
+# Other update rules or other noise levels, with the nearest samplers.
 NEAREST: Mapping[tuple[str, ...], tuple[str, ...]] = {
     ("LMS", "LMSDiscreteScheduler"): ("PLMS", "DEIS"),
     ("LMS Karras", "lms_k"): ("DPM++ 2M Karras", "PLMS"),
@@ -52,13 +52,13 @@ NEAREST: Mapping[tuple[str, ...], tuple[str, ...]] = {
     ("FlowMatchEulerDiscreteScheduler", "FlowMatchHeunDiscreteScheduler"): ("Euler", "Heun"),
 }
 
-# A1111's names of noise levels, which it once wrote behind the sampler's.
+# A1111's names of noise levels, which it once wrote after the sampler's name.
 _NOISE_LEVELS = ("karras", "polyexponential", "exponential", "k")
 
 
 def plain(name: str) -> str:
-    """A name without what does not tell samplers apart: case, spaces, `_` and `-`, k-diffusion's prefixes,
-    and diffusers' word for what samplers are."""
+    """A name without parts that do not distinguish samplers: case, spaces, `_` and `-`, k-diffusion's
+    prefixes, and diffusers' suffix `Scheduler`."""
     kept = _SEPARATORS.sub("", _PREFIXES.sub("", name.strip().lower()))
     return kept.replace("+", "p").removesuffix("scheduler")
 
@@ -67,10 +67,10 @@ _NEAREST_BY_NAME = {plain(name): nearest for names, nearest in NEAREST.items() f
 
 
 def nearest_offered(name: str, known: Mapping[str, str]) -> tuple[str, ...]:
-    """The samplers that come nearest to one that is in use elsewhere and not offered; none for a name that
-    nobody uses.
+    """The samplers nearest to one that other programs use but that is not offered here; none for an unknown
+    name.
 
-    known: the samplers that are offered, by their plain names
+    known: the offered samplers by their plain names
     """
     wanted = plain(name)
     if wanted in _NEAREST_BY_NAME:

@@ -1,6 +1,6 @@
-"""The samplers there are, and their tables for one model's noise schedule.
+"""The supported samplers, and their tables for one model's noise schedule.
 
-torch and diffusers are imported when the first table is compiled.
+torch and diffusers are imported only when the first table is compiled.
 """
 
 import difflib
@@ -16,23 +16,23 @@ from deployments.engine.messages import ImageParameters
 from deployments.engine.sampler_names import ALIASES, nearest_offered, plain
 from deployments.engine.sampler_table import SamplerTable
 
-MAX_CALLS_PER_STEP = 2  # of the model: Heun and KDPM2 take two for most steps
+MAX_CALLS_PER_STEP = 2  # model calls; Heun and KDPM2 make two for most steps
 
 
 class UnsupportedSamplerError(ValueError):
-    """The sampler cannot be had: unknown, not linear, or not for this number of steps."""
+    """The sampler is unknown, not linear, or impossible with this number of steps."""
 
 
 @dataclass(frozen=True, slots=True)
 class SamplerSpec:
-    """How a sampler's name maps to a diffusers scheduler: class, configuration, and what `step` is given."""
+    """A sampler as a diffusers scheduler: its class, its configuration, and the arguments of `step`."""
 
     scheduler: str
     config: Mapping[str, Any] = field(default_factory=dict)
     step_kwargs: Mapping[str, Any] = field(default_factory=dict)
 
 
-# Latent models do not clip the estimate of x_0, as diffusers' own Stable Diffusion pipelines insist.
+# Latent models do not clip the estimate of x_0; diffusers' own Stable Diffusion pipelines insist on that too.
 _UNCLIPPED = {"clip_sample": False, "thresholding": False}
 _PLAIN_SIGMAS = {"use_karras_sigmas": False}
 _DPM = {"algorithm_type": "dpmsolver++", "solver_type": "midpoint"}
@@ -72,8 +72,8 @@ SAMPLERS: Mapping[str, SamplerSpec] = {
 
 
 def _by_plain_name() -> dict[str, str]:
-    """Every name that a sampler goes by, plain. A diffusers class means the first sampler that is made of it,
-    which is the one with the class's own settings."""
+    """Every name of a sampler in plain form. The name of a diffusers class means the first sampler made from
+    it, which has the class's own settings."""
     names: dict[str, str] = {}
     for sampler, spec in SAMPLERS.items():
         for name in (sampler, spec.scheduler, *ALIASES.get(sampler, ())):
@@ -85,9 +85,9 @@ _BY_PLAIN_NAME = _by_plain_name()
 
 
 def canonical_sampler(name: str) -> str:
-    """The key of SAMPLERS that a name means, by whatever program (see `sampler_names`).
+    """The key of SAMPLERS for a name from any program (see `sampler_names`).
 
-    Raises UnsupportedSamplerError, naming the samplers that come nearest, or all that there are.
+    Raises UnsupportedSamplerError, which names the nearest samplers, or all of them.
     """
     found = _BY_PLAIN_NAME.get(plain(name))
     if found is not None:
@@ -101,17 +101,17 @@ def canonical_sampler(name: str) -> str:
 
 
 def takes_eta(sampler: str) -> bool:
-    """Whether the stock scheduler of a sampler, by its canonical name, has a number eta."""
+    """Whether the stock scheduler of a sampler, given by its canonical name, takes eta."""
     return "eta" in signature(_scheduler_class(sampler).step).parameters
 
 
 def _scheduler_class(sampler: str) -> Any:
-    """diffusers' class of a sampler by its canonical name."""
+    """The diffusers class of a sampler, given by its canonical name."""
     return getattr(import_module("diffusers"), SAMPLERS[sampler].scheduler)
 
 
 class SamplerTables:
-    """The tables of one model's noise schedule, compiled when first asked for and kept.
+    """The tables of one model's noise schedule. Each is compiled at its first use and kept.
 
     scheduler_config: the model's own scheduler configuration (beta schedule, prediction type, ...)
     """
@@ -121,9 +121,9 @@ class SamplerTables:
         self._compile = lru_cache(maxsize=len(SAMPLERS) * 100)(self._compile_uncached)
 
     def table(self, sampler: str, num_inference_steps: int, eta: float | None = None) -> SamplerTable:
-        """The table of a sampler at so many steps. eta: in place of the sampler's own, if it has one
+        """The table of a sampler at a number of steps. eta: replaces the sampler's own, if it has one
 
-        Raises UnsupportedSamplerError, which names what is near and works.
+        Raises UnsupportedSamplerError, which names near alternatives that work.
         """
         name = canonical_sampler(sampler)
         compiled = self._compile(name, num_inference_steps, eta)
@@ -133,18 +133,18 @@ class SamplerTables:
         raise UnsupportedSamplerError(f"sampler {name!r} at {num_inference_steps} steps: {reason}")
 
     def table_for(self, image: ImageParameters) -> SamplerTable:
-        """The table that an image goes by. Raises UnsupportedSamplerError."""
+        """The table for an image. Raises UnsupportedSamplerError."""
         return self.table(image.sampler, image.num_inference_steps, image.eta)
 
     def scheduler(self, sampler: str) -> Any:
-        """The stock diffusers scheduler that a sampler's table is compiled from."""
+        """The stock diffusers scheduler from which a sampler's table is compiled."""
         name = canonical_sampler(sampler)
         return _scheduler_class(name).from_config(self._scheduler_config, **SAMPLERS[name].config)
 
     def _compile_uncached(
         self, sampler: str, num_inference_steps: int, eta: float | None = None
     ) -> SamplerTable | str:
-        """The table, or why there is none: kept like a table, as finding out takes as long."""
+        """The table, or the reason why there is none. Reasons are kept too, as finding them takes as long."""
         from deployments.engine.sampler_compiler import compile_table  # noqa: PLC0415
 
         spec = SAMPLERS[sampler]
@@ -155,11 +155,11 @@ class SamplerTables:
             return compile_table(scheduler, {**spec.step_kwargs, **own_eta})
         except ValueError as error:
             return str(error).rstrip(".")
-        except (IndexError, ArithmeticError, RuntimeError):  # what they say is about diffusers' own lines
+        except (IndexError, ArithmeticError, RuntimeError):  # their messages are about diffusers' own code
             return f"diffusers' {spec.scheduler} fails with so many on this model's noise schedule"
 
     def _nearest(self, sampler: str, num_inference_steps: int) -> Iterator[str]:
-        """A sentence for the nearest step count and for the nearest sampler of its kind that work, if any."""
+        """A sentence for the nearest step count and the nearest sampler of its kind that work, if any do."""
         outwards = (
             steps
             for distance in range(1, 101)
@@ -178,7 +178,7 @@ class SamplerTables:
                 break
 
     def _takes(self, sampler: str, num_inference_steps: int) -> bool:
-        """Whether the scheduler has timesteps for so many steps, which is quickly found out."""
+        """Whether the scheduler has timesteps for that many steps, which is a quick check."""
         try:
             self.scheduler(sampler).set_timesteps(num_inference_steps)
         except ValueError:

@@ -57,5 +57,5 @@ def sound(results: Sequence[Result | StageError]) -> list[Result]:
 
 
 def is_finite(*tensors: torch.Tensor) -> bool:
-    """tensors: on the CPU, where to look does not wait for a device"""
+    """Whether all values are finite. tensors: on the CPU, so that looking does not wait for a device"""
     return all(bool(tensor.isfinite().all()) for tensor in tensors)

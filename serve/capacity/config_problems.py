@@ -9,7 +9,7 @@ from deployments.engine.step_scheduler import Group
 from serve.config.app import AppConfig
 from serve.config.schema import ConfigError
 
-# What the longest request is taken to need at most before its costs are known.
+# The longest request's assumed time before its costs are known.
 _UNKNOWN_LONGEST_S = 600.0
 
 
@@ -21,9 +21,9 @@ def check_drain(config: AppConfig, info: ModelInfo) -> None:
 
 
 def drain_timeout_s(config: AppConfig, info: ModelInfo) -> float:
-    """Seconds that an ingress replica which is to go has to answer its requests.
+    """Seconds that a stopping ingress replica has to answer its requests.
 
-    Raises ConfigError for a file of costs that cannot be read.
+    Raises ConfigError if the file of costs cannot be read.
     """
     given, wait_s = config.ingress.drain_timeout_s, config.limits.max_wait_s
     if given != "auto":
@@ -33,7 +33,7 @@ def drain_timeout_s(config: AppConfig, info: ModelInfo) -> float:
 
 
 def drain_problem(config: AppConfig, info: ModelInfo, cost: CostModel) -> str | None:
-    """What is wrong with `ingress.drain_timeout_s`; None where it is long enough."""
+    """What is wrong with `ingress.drain_timeout_s`; None if it is long enough."""
     drain_s, wait_s = drain_timeout_s(config, info), config.limits.max_wait_s
     longest_s = _longest_s(config, info, cost)
     if drain_s >= wait_s + longest_s:
@@ -63,7 +63,7 @@ def crowding_problem(config: AppConfig, info: ModelInfo, cost: CostModel) -> str
 
 
 def _longest_s(config: AppConfig, info: ModelInfo, cost: CostModel) -> float:
-    """Seconds that the longest request takes that is allowed, alone and with guidance."""
+    """Seconds that the longest allowed request takes, alone and with guidance."""
     limits, factor = config.limits_for(info), info.scale_factor
     engine = config.engine_config(info).padded_to(cost.forward.padded_to)
     width = min(limits.max_width, limits.max_pixels)

@@ -1,7 +1,7 @@
-"""The section `api_keys` of the configuration, and how keys are made.
+"""The section `api_keys` of the configuration, and new keys.
 
-A key has 256 random bits, so its SHA-256 is all that is kept of it. Nobody can try so many, which is what the
-slow hashes of passwords are for.
+A key has 256 random bits, so only its SHA-256 is stored. Nobody can try that many keys. Slow hashes, as for
+passwords, are only needed where somebody could.
 """
 
 from hashlib import sha256
@@ -21,7 +21,7 @@ def new_key() -> str:
 
 
 def key_sha256(key: str) -> str:
-    """The SHA-256 of a key in hexadecimal, as the configuration has it."""
+    """The SHA-256 of a key in hexadecimal, as in the configuration."""
     return sha256(key.encode()).hexdigest()
 
 
@@ -32,7 +32,7 @@ def _no_key(text: str) -> str:
 
 
 class ApiKeyConfig(Section):
-    """A key that requests may come with."""
+    """A key that requests may use."""
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]{1,64}$")] = Field(
         description="Name of the client; several keys of one name are one client, so that it can change them"

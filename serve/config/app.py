@@ -1,7 +1,7 @@
 """The configuration: the `args` of an application in Serve's YAML.
 
-Every key has a default, so that `args: {}` serves the embedded model; unknown keys are errors that name the
-nearest key there is. What a key leaves open (`auto`) is decided by the methods here.
+Every key has a default, so `args: {}` serves the embedded model. Unknown keys are errors that name the
+nearest known key. The methods here decide what a key leaves open (`auto`).
 """
 
 import math
@@ -60,7 +60,7 @@ class AppConfig(Section):
 
     @property
     def stages(self) -> dict[str, DeviceStage]:
-        """The stages that have a device, by their section's key."""
+        """The stages that use a device, by their section's key."""
         return {"encoder": self.encoder, "denoiser": self.denoiser, "decoder": self.decoder}
 
     @model_validator(mode="before")
@@ -109,7 +109,7 @@ class AppConfig(Section):
         return self
 
     def check_for(self, info: ModelInfo) -> None:
-        """Raises ConfigError for defaults that this model or the limits do not allow."""
+        """Raises ConfigError if this model or the limits do not allow the defaults."""
         limits = self.limits_for(info)
         sizes = zip(
             ("height", "width"), self.default_size(info), (limits.max_height, limits.max_width), strict=True
@@ -141,25 +141,25 @@ class AppConfig(Section):
         self._check_sampler(info)
 
     def _check_sampler(self, info: ModelInfo) -> None:
-        """Raises ConfigError."""
+        """Raises ConfigError if the default sampler does not work with the model."""
         sampler, num_inference_steps = self.defaults.sampler, self.defaults.num_inference_steps
         shipped = DefaultsConfig()
         try:
             canonical_sampler(sampler)
-            # The shipped ones suit the models that are served; to find out of others imports torch.
+            # The shipped defaults suit all served models; checking others would import torch.
             if (sampler, num_inference_steps) != (shipped.sampler, shipped.num_inference_steps):
                 SamplerTables(info.scheduler_config).table(sampler, num_inference_steps)
         except UnsupportedSamplerError as error:
             raise ConfigError(f"defaults.sampler: {error}") from error
 
     def placement(self) -> Placement:
-        """Raises ConfigError for a data folder that cannot be."""
+        """The model's placement. Raises ConfigError if the data folder is impossible."""
         cache = expanded("jobs.data_folder", self.jobs.data_folder).absolute() / "compiled"
         model = self.model
         return Placement(model.device, model.dtype, model.attention, str(cache) if model.compile else None)
 
     def autoscaling_of(self, stage: str) -> Autoscaling:
-        """How many replicas a stage has, by `autoscaling` and what the stage has otherwise."""
+        """The scaling of a stage, from `autoscaling` and the stage's overrides."""
         section: Stage = self.ingress
         if stage == "ingress":
             by_requests = {"policy": "requests", "target_ongoing_requests": INGRESS_TARGET_ONGOING_REQUESTS}
@@ -187,7 +187,7 @@ class AppConfig(Section):
         }
 
     def batching(self, stage: str, info: ModelInfo) -> Batching:
-        """How a stage gathers what arrives: of the denoiser only what it admits at once."""
+        """How a stage collects a batch. For the denoiser this covers only admission."""
         wait_s = self.internal.batch_wait_timeout_s
         if stage == "encoder":
             return Batching(self.internal.encoder_max_batch_size, wait_s)
@@ -197,8 +197,8 @@ class AppConfig(Section):
         return Batching(together, self.denoiser.batch_wait_timeout_s)
 
     def max_ongoing_requests(self, stage: str, info: ModelInfo) -> int:
-        """Requests that a replica of a stage has at once; more wait outside."""
-        if stage == "ingress":  # those that follow a job included
+        """Most requests of a replica of a stage at once; more wait outside."""
+        if stage == "ingress":  # including those that follow a job
             return max(2048, 2 * self.limits.max_queue)
         if stage == "denoiser":
             images = self.denoiser.max_ongoing_requests
@@ -206,15 +206,15 @@ class AppConfig(Section):
         return max(32, 4 * self.batching(stage, info).max_batch_size)
 
     def max_rows(self, info: ModelInfo) -> int:
-        """Most U-Net rows in a forward."""
+        """The most U-Net rows in a forward."""
         if self.denoiser.max_rows != "auto":
             return self.denoiser.max_rows
         is_large = info.default_height * info.default_width > _LARGE_MODEL_PIXELS
         return _LARGE_MODEL_ROWS if is_large else _ROWS
 
     def images_per_runner(self, info: ModelInfo) -> int:
-        """Images of jobs that a runner has under way at once: with all runners a quarter more than the
-        denoisers take into their forwards, so that whoever scales them sees the queue."""
+        """Images of jobs that a runner works on at once. All runners together have a quarter more than the
+        denoisers take into their forwards, so that autoscaling sees the queue."""
         if self.jobs.max_running_images != "auto":
             return self.jobs.max_running_images
         images = self.denoiser.max_replicas * self.max_rows(info) // 2
@@ -235,7 +235,7 @@ class AppConfig(Section):
         return self.limits.for_model(info.default_height, info.default_width)
 
     def latent_shapes(self, info: ModelInfo) -> tuple[LatentShape, ...]:
-        """Shapes that are measured and warmed up: of the default size, and of `model.sizes`."""
+        """Shapes to measure and warm up: the default size and `model.sizes`."""
         sizes = [self.default_size(info)]
         for size in self.model.sizes:
             width, height = map(int, size.split("x"))
@@ -244,5 +244,5 @@ class AppConfig(Section):
         return tuple(dict.fromkeys((height // factor, width // factor) for height, width in sizes))
 
     def default_size(self, info: ModelInfo) -> tuple[int, int]:
-        """Height and width in pixels."""
+        """Default height and width in pixels."""
         return self.defaults.height or info.default_height, self.defaults.width or info.default_width

@@ -1,4 +1,4 @@
-"""The section `autoscaling` of the configuration, and what comes of it for each stage."""
+"""The section `autoscaling` of the configuration, and its result for each stage."""
 
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
@@ -12,7 +12,7 @@ Share = Annotated[float, Field(gt=0, le=1)]
 
 
 class AutoscalingConfig(Section):
-    """How the number of replicas follows the load, in all stages that may have more or fewer."""
+    """How the number of replicas follows the load, for all stages with a variable number."""
 
     policy: Policy = Field(
         "work",
@@ -31,7 +31,7 @@ class AutoscalingConfig(Section):
 
 
 class AutoscalingOverrides(Section):
-    """What a stage has otherwise than the section `autoscaling`."""
+    """A stage's values in place of those in the section `autoscaling`."""
 
     policy: Policy | None = None
     utilization: Share | None = None
@@ -46,7 +46,7 @@ class AutoscalingOverrides(Section):
 
 @dataclass(frozen=True, slots=True)
 class Autoscaling:
-    """How many replicas a stage has, with everything decided."""
+    """The scaling of a stage, with everything decided."""
 
     min_replicas: int
     max_replicas: int
@@ -66,7 +66,7 @@ class Autoscaling:
         return self.min_replicas < self.max_replicas
 
     def check(self) -> None:
-        """Raises ConfigError for replicas that come too late to be of use."""
+        """Raises ConfigError if new replicas would come too late to help."""
         if self.policy == "work" and self.cold_start_s >= self.drain_s:
             raise ConfigError(
                 f"autoscaling.cold_start_s ({self.cold_start_s:g}) is not less than drain_s "
@@ -74,7 +74,7 @@ class Autoscaling:
             )
 
     def autoscaling_config(self) -> dict[str, Any]:
-        """As Serve's AutoscalingConfig."""
+        """The fields of Serve's AutoscalingConfig."""
         config = {
             "min_replicas": self.min_replicas,
             "max_replicas": self.max_replicas,
@@ -93,5 +93,5 @@ class Autoscaling:
             "downscale_delay_s": self.downscale_delay_s,
         }
         policy = {"policy_function": "serve.capacity.autoscaling:WorkPolicy", "policy_kwargs": aim}
-        # The delay is the policy's own: at its end Serve's would go by the last look and not by the highest.
+        # The policy has its own delay, because Serve's would go by the last look and not by the highest.
         return config | {"downscale_delay_s": 0, "policy": policy}

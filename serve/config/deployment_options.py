@@ -1,4 +1,4 @@
-"""What Serve is told of each deployment, as `Deployment.options`."""
+"""The options of each deployment, for `Deployment.options`."""
 
 from typing import Any
 
@@ -6,8 +6,8 @@ from deployments.engine.model_source import ModelInfo
 from serve.config.app import AppConfig
 from serve.config.internal import STAGE_DRAIN_TIMEOUT_S
 
-# Replicas more than there should be while new ones take over from old ones, in percent. A new ingress is
-# there before the old one goes, with its connections; devices have no room for two.
+# Surplus replicas in percent while new ones take over from old ones. A new ingress starts before the old one
+# stops, with its connections. Devices have no room for two.
 _INGRESS_SURGE, _STAGE_SURGE = 100, 0
 
 
@@ -27,7 +27,7 @@ def stage_options(config: AppConfig, stage: str, info: ModelInfo) -> dict[str, A
 
 
 def ingress_options(config: AppConfig, info: ModelInfo, drain_timeout_s: float) -> dict[str, Any]:
-    """The options of the ingress. drain_timeout_s: seconds that a replica which is to go has"""
+    """The options of the ingress. drain_timeout_s: seconds that a stopping replica has"""
     return {
         "ray_actor_options": config.ingress.ray_actor_options(),
         "max_ongoing_requests": config.max_ongoing_requests("ingress", info),

@@ -17,7 +17,7 @@ def _checked(origin: str) -> str:
 
 
 class HttpConfig(Section):
-    """What the server's HTTP port offers besides the API."""
+    """Additions to the API on the server's HTTP port."""
 
     cors_origins: tuple[Annotated[str, AfterValidator(_checked)], ...] = Field(
         (), description='origins whose pages may call the server from a browser; `["*"]`: all'

@@ -1,7 +1,7 @@
-"""Numbers that nobody has to turn, in one place.
+"""Numbers that nobody needs to change, in one place.
 
-A configuration can change them under `internal`, as the tests do to wait less. `midstep keys` leaves them
-out, since no release promises to keep them.
+A configuration can change them under `internal`, as tests do to wait less. `midstep keys` leaves them out,
+because no release promises to keep them.
 """
 
 from typing import Annotated
@@ -10,9 +10,9 @@ from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
 
 from serve.config.schema import Section
 
-# Of every stage but the ingress. What is not done by then goes on elsewhere.
+# For every stage except the ingress. Unfinished work continues elsewhere.
 STAGE_DRAIN_TIMEOUT_S = 120.0
-# HTTP requests of an ingress replica, for each of which Serve's own policy wants so many replicas.
+# HTTP requests of an ingress replica, by which Serve's own policy computes the number of replicas.
 INGRESS_TARGET_ONGOING_REQUESTS = 64
 FORGET_AFTER_S = 30 * 24 * 3600.0
 

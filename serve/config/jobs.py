@@ -10,7 +10,7 @@ from serve.config.schema import MAIN
 
 
 class JobsConfig(Reservation):
-    """Durable jobs: where they are kept and how they are run."""
+    """Durable jobs: where they are stored and how they run."""
 
     data_folder: str = Field(
         "data",
@@ -57,9 +57,9 @@ class JobsConfig(Reservation):
 
     @property
     def forget_after_s(self) -> float:
-        """Seconds until it is no longer known that there was such a job."""
+        """Seconds until a job is forgotten completely."""
         return max(FORGET_AFTER_S, self.retention_s)
 
     def runner_options(self) -> dict[str, Any]:
-        """For `Deployment.options`."""
+        """The options for `Deployment.options`."""
         return {"ray_actor_options": self.ray_actor_options(), "num_replicas": self.num_runners}

@@ -17,7 +17,7 @@ _TYPES = {str: "text", bool: "boolean", int: "integer", float: "number", dict: "
 
 @dataclass(frozen=True, slots=True)
 class Key:
-    """A row of the table. names: of all sections that have the key with this meaning"""
+    """A row of the table. names: all sections' keys with this meaning"""
 
     names: tuple[str, ...]
     type: str
@@ -27,7 +27,7 @@ class Key:
 
     @property
     def section(self) -> str:
-        """What the key stands under."""
+        """The key's section in the table."""
         sections = {name.partition(".")[0].removesuffix("[]") for name in self.names}
         return "Several sections" if len(sections) > 1 else f"`{sections.pop()}`"
 
@@ -37,7 +37,7 @@ class Key:
 
 
 def keys_of(schema: type[BaseModel]) -> list[Key]:
-    """All keys but the hidden ones, in their order; a key that several sections have is there once."""
+    """All keys except hidden ones, in order. A key that several sections share appears once."""
     rows: dict[tuple[str, ...], Key] = {}
     for key in _keys(schema):
         [name] = key.names
@@ -48,7 +48,7 @@ def keys_of(schema: type[BaseModel]) -> list[Key]:
 
 
 def keys_tables(schema: type[BaseModel]) -> str:
-    """A table of every section's keys, and one of what several sections have."""
+    """A table of each section's keys, and one of the keys that several sections share."""
     by_section: dict[str, list[Key]] = {}
     for key in keys_of(schema):
         by_section.setdefault(key.section, []).append(key)
@@ -92,12 +92,12 @@ def _default(field: FieldInfo) -> str:
 
 
 def type_name(annotation: Any) -> str:
-    """What a value may be, in words."""
+    """The allowed values in words."""
     origin, arguments = get_origin(annotation), get_args(annotation)
     if origin is Literal:
         name = ", ".join(f"`{value}`" for value in arguments)
     elif origin in (Union, UnionType):
-        # The words first, `auto` among them, and the absence of a value last.
+        # Words come first, such as `auto`, and the absence of a value last.
         name = " or ".join(map(type_name, sorted(arguments, key=_order)))
     elif origin is tuple:
         name = f"list of {type_name(arguments[0])}"

@@ -7,7 +7,7 @@ from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, model_
 
 from serve.config.schema import MAIN, Section
 
-MIN_SIZE = 64  # pixels, each way
+MIN_SIZE = 64  # pixels, in each direction
 MAX_PROMPT_LENGTH = 4000  # characters, of either prompt
 MAX_DEADLINE_S = 3600.0
 _TIMES_OWN_SIZE = 2
@@ -16,7 +16,7 @@ Pixels = PositiveInt | Literal["auto"]
 
 
 class DefaultsConfig(Section):
-    """What a request that does not say gets."""
+    """Defaults for requests."""
 
     width: PositiveInt | None = Field(None, description="Width in pixels; `null`: the model's own")
     height: PositiveInt | None = Field(None, description="Height in pixels; `null`: the model's own")
@@ -27,7 +27,7 @@ class DefaultsConfig(Section):
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """What a request for one model may ask for, with everything decided."""
+    """The limits of a request for one model, with everything decided."""
 
     min_size: int
     max_width: int
@@ -40,7 +40,7 @@ class Limits:
 
 
 class LimitsConfig(Section):
-    """What a request may ask for, and how many may wait."""
+    """The limits of a request, and of the queue."""
 
     max_width: Pixels = Field("auto", description="Largest width in pixels; `auto`: twice the model's own")
     max_height: Pixels = Field("auto", description="Largest height in pixels; `auto`: twice the model's own")
@@ -71,7 +71,7 @@ class LimitsConfig(Section):
         return self
 
     def for_model(self, height: int, width: int) -> Limits:
-        """The limits for a model of this size of its own, in pixels."""
+        """The limits for a model whose own size is this many pixels."""
         return Limits(
             min_size=MIN_SIZE,
             max_width=_TIMES_OWN_SIZE * width if self.max_width == "auto" else self.max_width,

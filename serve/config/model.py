@@ -18,7 +18,7 @@ Size = Annotated[str, Field(pattern=r"^[1-9]\d{0,4}x[1-9]\d{0,4}$")]  # WIDTHxHE
 
 
 class CostModelFile(Section):
-    """What `midstep profile` writes. path, dtype: the model's; device: for people."""
+    """The output of `midstep profile`. path, dtype: of the model; device: a description"""
 
     path: str
     dtype: str
@@ -27,7 +27,7 @@ class CostModelFile(Section):
 
 
 class ModelConfig(Section):
-    """What is served."""
+    """The served model."""
 
     id: str = Field("shapes", min_length=1, description="Name that clients use", json_schema_extra=MAIN)
     aliases: tuple[Annotated[str, Field(min_length=1)], ...] = Field(
@@ -80,22 +80,22 @@ class ModelConfig(Section):
 
     @property
     def shown_id(self) -> str:
-        """For what people look at."""
+        """The id for display."""
         return f"{self.id} (simulated device)" if self.device == "simulated" else self.id
 
     def source(self) -> ModelSource:
-        """Raises ConfigError for a path that is neither a folder in diffusers format nor a hub id."""
+        """The model's source. Raises ConfigError if the path is neither a diffusers folder nor a hub id."""
         return ModelSource(_model_path(self.path), self.revision, self.variant, self.allow_pickle)
 
     def known_cost(self) -> CostModel | None:
-        """Raises ConfigError for a file that cannot be read."""
+        """The cost model from the file, if there is one. Raises ConfigError if it cannot be read."""
         file = self.cost_file()
         return file.cost_model if file else None
 
     def cost_file(self) -> CostModelFile | None:
         """The parsed cost model file.
 
-        Raises ConfigError for one that cannot be read, or that was measured with another model.
+        Raises ConfigError if it cannot be read, or was measured with another model.
         """
         if self.cost_model is None:
             return None
@@ -114,22 +114,22 @@ class ModelConfig(Section):
         return file
 
     def _may_compute_in(self, dtype: str) -> bool:
-        """Whether replicas may turn out to compute in this precision."""
+        """Whether replicas might compute in this precision."""
         if self.dtype == "auto":
             return self.device != "cpu" or dtype == "float32"
         return self.dtype == dtype
 
 
 def _project_path(key: str, path: str) -> Path:
-    """A relative path is looked for where the process runs and then in the project. Raises ConfigError."""
+    """Looks for a relative path in the working folder and then in the project. Raises ConfigError."""
     given = expanded(key, path)
     return given.absolute() if given.exists() else PROJECT_FOLDER / given
 
 
 def _model_path(path: str) -> str:
-    """An absolute folder in diffusers format, or a hub id as it was given.
+    """An absolute folder in diffusers format, or a hub id unchanged.
 
-    Asks no hub. Raises ConfigError for what is neither.
+    Asks no hub. Raises ConfigError if it is neither.
     """
     folder = _project_path("model.path", path)
     if (folder / "model_index.json").is_file():
@@ -150,7 +150,7 @@ def _model_path(path: str) -> str:
 
 
 def _names_a_folder(path: str) -> bool:
-    """Whether a path cannot be a hub id, or lies in a folder that there is."""
+    """Whether a path cannot be a hub id, or is inside an existing folder."""
     if not _HUB_ID.fullmatch(path):
         return True
     return "/" in path and any((root / path).parent.is_dir() for root in (Path.cwd(), PROJECT_FOLDER))

@@ -1,4 +1,4 @@
-"""Keys of earlier versions, and what became of each."""
+"""Keys of earlier versions, each with its replacement."""
 
 from collections.abc import Iterator
 

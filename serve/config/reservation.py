@@ -1,4 +1,4 @@
-"""What Ray reserves for a replica, whatever its section."""
+"""Ray's reservation for a replica, the same in all sections."""
 
 from typing import Any
 
@@ -8,7 +8,7 @@ from serve.config.schema import Section
 
 
 class Reservation(Section):
-    """What Ray reserves for a replica."""
+    """Ray's reservation for a replica."""
 
     num_cpus: NonNegativeFloat = Field(0.25, description="CPUs that Ray reserves for a replica")
     resources: dict[str, PositiveFloat] = Field(

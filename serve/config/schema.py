@@ -1,4 +1,4 @@
-"""What the sections of the configuration have in common: they are frozen, and unknown keys are errors."""
+"""The common base of all sections: they are frozen, and unknown keys are errors."""
 
 import difflib
 from collections.abc import Iterator, Mapping
@@ -7,14 +7,14 @@ from typing import Any, get_args
 
 from pydantic import BaseModel, ConfigDict
 
-# Marks of fields, as their json_schema_extra: a key that most people need to know, and one that is nobody's
-# to turn. `shown_default` is what the table of keys has as the default.
+# Marks of fields in json_schema_extra: MAIN for keys that most people need, HIDDEN for keys that nobody needs
+# to change. `shown_default` is the default in the table of keys.
 MAIN: dict[str, Any] = {"main": True}
 HIDDEN: dict[str, Any] = {"hidden": True}
 
 
 class ConfigError(ValueError):
-    """The configuration cannot be used; the message has a line per key."""
+    """The configuration cannot be used. The message has a line per key."""
 
 
 class Section(BaseModel):
@@ -22,7 +22,7 @@ class Section(BaseModel):
 
 
 def expanded(key: str, path: str) -> Path:
-    """The path with `~` as the home folder. Raises ConfigError with the key, where there is no such user."""
+    """The path with `~` as the home folder. Raises ConfigError with the key if there is no such user."""
     try:
         return Path(path).expanduser()
     except RuntimeError as error:
@@ -34,7 +34,7 @@ def unknown_keys(
 ) -> Iterator[str]:
     """A sentence for each key of `data`, at any depth, that `schema` does not know.
 
-    path: of `data`, before every key that is named; old_keys: what became of keys that there were
+    path: prefix of every named key; old_keys: replacements of earlier keys
     """
     return (f"{path}{key}: {sentence}" for key, sentence in _unknown_keys(schema, data, "", old_keys))
 
@@ -42,7 +42,7 @@ def unknown_keys(
 def _unknown_keys(
     schema: type[BaseModel], data: Any, path: str, old_keys: Mapping[str, str]
 ) -> Iterator[tuple[str, str]]:
-    """(key, what is wrong with it)."""
+    """Pairs of a key and its problem."""
     if not isinstance(data, Mapping):
         return
     names = {field.alias or name: field.annotation for name, field in schema.model_fields.items()}
@@ -61,7 +61,7 @@ def _unknown_keys(
 
 
 def _old_keys(key: str, value: Any, old_keys: Mapping[str, str]) -> Iterator[tuple[str, str]]:
-    """(key, what became of it), of the key itself or of those below it."""
+    """Pairs of an old key and its replacement, for the key itself or keys below it."""
     if key in old_keys:
         yield key, old_keys[key]
     elif isinstance(value, Mapping):

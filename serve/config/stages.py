@@ -10,12 +10,12 @@ from serve.config.schema import MAIN
 
 
 def _as_min_replicas(given: dict[str, Any]) -> int:
-    """The default of max_replicas. given: the fields before it, as far as they are valid"""
+    """The default of max_replicas. given: the valid fields before it"""
     return max(1, int(given.get("min_replicas", 1)))
 
 
 class Stage(Reservation):
-    """What all stages have."""
+    """The keys of all stages."""
 
     min_replicas: NonNegativeInt = Field(
         1, description="Fewest replicas; 0 lets go of all when idle", json_schema_extra=MAIN
@@ -36,7 +36,7 @@ class Stage(Reservation):
 
 
 class DeviceStage(Stage):
-    """What the stages have that compute on a device."""
+    """The keys of stages that compute on a device."""
 
     autoscaling: AutoscalingOverrides = Field(
         default_factory=AutoscalingOverrides,
@@ -87,7 +87,7 @@ class DenoiserConfig(DeviceStage):
         return self
 
     def check_row_cap(self, max_rows: int) -> None:
-        """Raises ValueError for a row cap that the largest forward does not allow."""
+        """Raises ValueError if the row cap is above the largest forward."""
         if self.rows_per_forward != "auto" and self.rows_per_forward > max_rows:
             raise ValueError(f"rows_per_forward ({self.rows_per_forward}) is more than max_rows ({max_rows})")
 

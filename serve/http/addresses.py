@@ -1,11 +1,11 @@
-"""The addresses that answers refer to."""
+"""The base URL in answers."""
 
 from starlette.requests import Request
 
 
 def base_url(request: Request, public_url: str | None) -> str:
-    """What clients reach this server by, without a slash at the end.
+    """The URL by which clients reach this server, without a slash at the end.
 
-    public_url: as the configuration has it; None: what the request was sent to
+    public_url: from the configuration; None: use the request's own address
     """
     return (public_url or str(request.base_url)).rstrip("/")

@@ -1,4 +1,4 @@
-"""The ASGI application: routes, and errors in one form."""
+"""The ASGI application: routes, and one form for errors."""
 
 import asyncio
 import logging
@@ -54,7 +54,7 @@ _SHOW_INTERVAL_S = 5.0
 
 
 class _Application(Starlette):
-    """Starlette's, with CORS around all of it, the answers to faults of ours included."""
+    """Starlette's application with CORS around everything, including answers to internal errors."""
 
     def __init__(self, cors_origins: Sequence[str], **options: Any) -> None:
         super().__init__(**options)
@@ -84,7 +84,7 @@ def build_http_app(
     predictions = PredictionsRoutes(
         config, desk, store, config.images_per_runner(info) * config.jobs.num_runners
     )
-    # What knows no keys: browsers and Replicate's client fetch images, by URLs that nobody can guess.
+    # These routes need no keys: browsers and Replicate's client fetch images by URLs that nobody can guess.
     open_routes = with_versionless(
         [
             *predictions.open_routes,
@@ -111,7 +111,7 @@ def build_http_app(
 
     async def prepare() -> None:
         _warn_of_problems(config, info, await learned_cost(pipeline, readiness))
-        # Now that the stages are there, which need the cores more than this does.
+        # Only after the stages are running, because they need the cores more.
         await asyncio.to_thread(model.prepare)
 
     @asynccontextmanager
@@ -131,8 +131,8 @@ def build_http_app(
         ],
         exception_handlers=EXCEPTION_HANDLERS,
     )
-    app.router.redirect_slashes = False  # to a path that ends without an id, an error says more
-    # For serve.http.problems.
+    app.router.redirect_slashes = False  # an error says more about a path without an id
+    # Used by serve.http.problems.
     app.state.refused = metrics.Counter(
         "midstep_refused_requests_total", "HTTP requests answered with an error, by its code.", ("code",)
     )
@@ -156,7 +156,7 @@ async def _running(*loops: Coroutine[Any, Any, None]) -> AsyncIterator[None]:
 
 
 async def _show_limit(max_wait_s: float) -> None:
-    """For alerts. Ray exports a gauge once for each time it is set."""
+    """Exports the setting for alerts, again and again, since Ray exports a gauge only after each `set`."""
     gauge = metrics.Gauge("midstep_max_wait_seconds", "The setting limits.max_wait_s.")
     while True:
         gauge.set(max_wait_s)

@@ -28,9 +28,9 @@ from serve.http.limits import MAX_BODY_BYTES
 from serve.served_model import shown
 
 _GZIP_MAGIC = b"\x1f\x8b"
-_BYTE_ORDER_MARK = b"\xef\xbb\xbf"  # RFC 8259 forbids sending it, and allows to overlook it
-_NEAR = 0.75  # of difflib's 0 to 1: a letter too many or two that changed places
-MAX_PROBLEMS = 5  # told in one answer; a body may hold a hundred thousand
+_BYTE_ORDER_MARK = b"\xef\xbb\xbf"  # RFC 8259 forbids sending it and allows ignoring it
+_NEAR = 0.75  # of difflib's 0 to 1: one extra letter, or two swapped ones
+MAX_PROBLEMS = 5  # in one answer; a body may have a hundred thousand
 
 
 def _printable(text: str) -> str:
@@ -44,18 +44,18 @@ def _whole(value: Any) -> Any:
 
 
 Text = Annotated[str, AfterValidator(_printable)]
-# To stand last in an annotation of int: 7.0 is an integer too, in JSON as in JSON Schema.
+# Put it last in an annotation of int: 7.0 is an integer too, in JSON as in JSON Schema.
 Whole = BeforeValidator(_whole)
 
 
 class Body(BaseModel):
-    """A JSON object whose fields are all known, some of them by several names (`AliasChoices`, ours first).
+    """A JSON object without unknown fields. Some fields have several names (`AliasChoices`, ours first).
 
-    A field that is null is as if it were absent.
+    A field that is null counts as absent.
     """
 
     model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
-    not_offered: ClassVar[Mapping[str, str]] = {}  # fields that clients know, each with why there is none
+    not_offered: ClassVar[Mapping[str, str]] = {}  # unsupported fields that clients know, with the reasons
     _written: dict[str, str] = PrivateAttr(default_factory=dict)
 
     @model_validator(mode="wrap")
@@ -79,13 +79,13 @@ class Body(BaseModel):
         return body
 
     def written(self, field: str) -> str:
-        """The name by which the client has given a field; ours where it has not."""
+        """The name by which the client gave a field, or our name if it did not."""
         return self._written.get(field, field)
 
 
 @cache
 def _names(schema: type[BaseModel]) -> Mapping[str, Sequence[str]]:
-    """All names of each field, the first one ours."""
+    """All names of each field, ours first."""
     names = {}
     for name, field in schema.model_fields.items():
         alias = field.validation_alias
@@ -107,8 +107,8 @@ Schema = TypeVar("Schema", bound=Body)
 async def bounded_body(request: Request) -> bytes:
     """The body, without a byte order mark.
 
-    Raises BodyTooLargeError as soon as more than MAX_BODY_BYTES have come, UnsupportedEncodingError for one
-    that is compressed, and ClientLeftError where it never came to its end.
+    Raises BodyTooLargeError as soon as more than MAX_BODY_BYTES have arrived, UnsupportedEncodingError if it
+    is compressed, and ClientLeftError if it never arrived completely.
     """
     check_encoding(request)
     body = bytearray()
@@ -125,7 +125,7 @@ async def bounded_body(request: Request) -> bytes:
 
 
 def check_encoding(request: Request) -> None:
-    """Raises UnsupportedEncodingError for a body that is compressed."""
+    """Raises UnsupportedEncodingError if the body is compressed."""
     encoding = request.headers.get("content-encoding", "identity").strip()
     if encoding.lower() not in ("", "identity"):
         raise _compressed(f"Content-Encoding: {shown(encoding)} was given.")
@@ -136,7 +136,7 @@ def _compressed(given: str) -> UnsupportedEncodingError:
 
 
 def parse_body(schema: type[Schema], body: bytes) -> Schema:
-    """Raises InvalidRequestError, which names the first field at fault and tells of more."""
+    """Parses a body. Raises InvalidRequestError, which names the first wrong field and lists more."""
     try:
         return schema.model_validate_json(body)
     except ValidationError as error:
@@ -177,7 +177,7 @@ def _schema_at(schema: type[Body], location: tuple[int | str, ...]) -> type[Base
 
 
 def _why_not(schema: type[BaseModel], field: str) -> str:
-    """Why there is no such field."""
+    """The reason why there is no such field."""
     if issubclass(schema, Body) and field in schema.not_offered:
         return schema.not_offered[field]
     nearest = difflib.get_close_matches(field[:64], schema.model_fields, n=1, cutoff=_NEAR)

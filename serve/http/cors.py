@@ -14,7 +14,7 @@ _EXPOSED = ("x-request-id", "retry-after", "x-should-retry", "location")
 
 
 class Cors(CORSMiddleware):
-    """Starlette's, with refusals in the form of all errors."""
+    """Starlette's middleware, with refusals in our form of errors."""
 
     def __init__(self, app: ASGIApp, origins: Sequence[str]) -> None:
         super().__init__(

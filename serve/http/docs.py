@@ -1,4 +1,4 @@
-"""`/openapi.json`, and `/docs`, where a browser shows it. All that the browser needs comes from here."""
+"""`/openapi.json`, and `/docs`, which shows it in a browser. All files for the browser are served here."""
 
 import asyncio
 from collections.abc import Callable, Mapping
@@ -13,7 +13,7 @@ from starlette.routing import Route
 
 from serve.errors import RouteNotFoundError
 
-# The package has Swagger UI's files, of which none are made for FastAPI; its code is not used.
+# The package has Swagger UI's files, none of them specific to FastAPI. Its code is not used.
 _PACKAGE, _FOLDER = "fastapi-swagger", "fastapi_swagger/resources"
 _FILES = {
     "swagger-ui.css": "text/css",
@@ -53,7 +53,7 @@ _A_DAY = "public, max-age=86400"
 
 
 class DocsRoutes:
-    """The handlers of the routes. make_document: makes the OpenAPI document, once it is asked for"""
+    """The handlers of the routes. make_document: makes the OpenAPI document at its first use"""
 
     def __init__(self, make_document: Callable[[], Mapping[str, Any]]) -> None:
         self._document = cache(make_document)

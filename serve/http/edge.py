@@ -99,7 +99,7 @@ class _Exchange:
         self._max_body_bytes = max_body_bytes(scope["path"])
         self._body_deadline = asyncio.get_running_loop().time() + body_timeout_s
         self._leaves_no_trace = _leaves_no_trace(scope, self._headers)
-        self._received: list[Message] = []  # of a request that may be repeated
+        self._received: list[Message] = []  # kept for a request that may be repeated
         self._num_bytes = 0
         self._has_all = self._has_left = self._is_late = False
         self._start: Message | None = None  # start of the answer, once it has begun
@@ -212,11 +212,12 @@ class _Exchange:
 
 
 class _Cors:
-    """The headers that let pages of other origins read an answer, as the application has last sent them: its
-    configuration is not known here, and a page that cannot read a 503 does not know to try again."""
+    """The headers that let pages of other origins read an answer, as the application last sent them. The edge
+    does not know the application's configuration, and a page that cannot read a 503 cannot know to try
+    again."""
 
     def __init__(self) -> None:
-        self._headers: dict[bytes, Headers] = {}  # by what of the origins that the application knows
+        self._headers: dict[bytes, Headers] = {}  # by origins that the application knows
 
     def learn(self, headers: Iterable[tuple[bytes, bytes]]) -> None:
         found = [(name, value) for name, value in headers if name == b"vary" or name.startswith(_OF_CORS)]
@@ -225,7 +226,7 @@ class _Cors:
                 self._headers[value] = found
 
     def headers_for(self, origin: bytes | None) -> Headers:
-        """Nothing for an origin that the application has not allowed since this process began."""
+        """The headers; empty for an origin that the application has not allowed since this process began."""
         if origin is None:
             return []
         return self._headers.get(origin) or self._headers.get(b"*") or []

@@ -1,4 +1,4 @@
-"""What other programs call the fields of a request, and which of theirs are not offered."""
+"""Other programs' names for the fields of a request, and which of their fields are not offered."""
 
 from pydantic import AliasChoices
 

@@ -1,4 +1,4 @@
-"""Images by URL: `GET /v1/files/{folder}/{name}`, whole, from the object store."""
+"""Images by URL: `GET /v1/files/{folder}/{name}`, as a whole, from the object store."""
 
 from datetime import UTC
 from email.utils import format_datetime
@@ -36,7 +36,7 @@ _GET = Operation(
 
 
 class FilesRoute:
-    """The route's handler, for GET and HEAD of an image. Who has the key may have the image.
+    """The handler for GET and HEAD of an image. Anyone who has the key may have the image.
 
     presign_s: if the object store can, redirects to it by a URL that is valid this long; None: never
     """
@@ -47,7 +47,7 @@ class FilesRoute:
 
     @property
     def routes(self) -> list[Route]:
-        # Keys have a folder at least: right below are the files that clients upload, which need an API key.
+        # Keys have at least one folder. Directly below are clients' uploads, which need an API key.
         return [Route(FILES_PATH + "/{folder}/{name:path}", self._get)]
 
     @described(_GET)
@@ -78,7 +78,7 @@ def _headers(stored: StoredObject) -> dict[str, str]:
 
 
 def _file_name(key: str) -> str:
-    """For whoever saves an image: by its job and its place in that, where it is of a job."""
+    """A file name for saving an image: from its job and its index in the job, if it has a job."""
     folder, _, name = key.rpartition("/")
     if folder == ANSWERS_FOLDER:
         return name

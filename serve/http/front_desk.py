@@ -43,7 +43,7 @@ class Generation:
 class FrontDesk:
     """Accepts, charges and admits requests, and checks their deadlines.
 
-    models: by the id that clients use; names: all names of each of them, aliases too
+    models: by the id in requests; names: all names of each of them, including aliases
     started_at: since when they are served, in seconds since the epoch
     """
 
@@ -64,7 +64,7 @@ class FrontDesk:
         self._store = store
 
     def model(self, name: str | None, field: str) -> ServedModel:
-        """The model of that id or alias; the only one there is where none is named.
+        """The model with that id or alias. Without one, the only model if there is only one.
 
         Raises ModelNotFoundError, which names the field.
         """

@@ -1,4 +1,4 @@
-"""The methods of a path: what OPTIONS answers, and a 405 names."""
+"""The methods of a path, for OPTIONS and for 405."""
 
 from starlette.responses import Response
 from starlette.routing import Match, Route
@@ -6,7 +6,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 
 def allowed_methods(scope: Scope) -> list[str]:
-    """The methods of all routes that the path has; empty where it has none."""
+    """The methods of all routes with that path; empty if there are none."""
     methods: set[str] = set()
     for route in scope["app"].routes:
         if isinstance(route, Route) and route.matches(scope)[0] is not Match.NONE:
@@ -15,7 +15,7 @@ def allowed_methods(scope: Scope) -> list[str]:
 
 
 class Options:
-    """ASGI middleware that answers OPTIONS at every path that there is."""
+    """ASGI middleware that answers OPTIONS at every existing path."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app

@@ -1,4 +1,4 @@
-"""`GET /metrics`: what Ray exports on the metrics port of each node, at the server's own port as well."""
+"""`GET /metrics`: the metrics that Ray exports on each node's metrics port, at the server's own port."""
 
 import asyncio
 import logging
@@ -31,7 +31,7 @@ _OPERATION = Operation(
 class MetricsRoute:
     """The handler of the route.
 
-    is_on: `http.metrics`; find_nodes: as `ray.nodes`, to which it is a call
+    is_on: `http.metrics`; find_nodes: does what `ray.nodes` does
     """
 
     def __init__(
@@ -60,12 +60,12 @@ class MetricsRoute:
         expositions = await _exported(urls)
         if not expositions:
             raise NotReadyError("Ray exports no metrics at the moment.", retry_after_s=_RETRY_AFTER_S)
-        text = await asyncio.to_thread(merged, expositions)  # in a thread: there may be megabytes of it
+        text = await asyncio.to_thread(merged, expositions)  # in a thread, because there may be megabytes
         return Response(text, media_type=_CONTENT_TYPE)
 
 
 async def _exported(urls: Sequence[str]) -> list[str]:
-    """What those of them export that answer."""
+    """The expositions of the nodes that answer."""
     async with aiohttp.ClientSession(timeout=_TIMEOUT) as session:
 
         async def fetch(url: str) -> str:
@@ -86,7 +86,7 @@ async def _exported(urls: Sequence[str]) -> list[str]:
 
 
 def merged(expositions: Iterable[str]) -> str:
-    """One exposition of what several say: each metric's header once, and each series as it comes first."""
+    """One exposition from several: each metric's header once, and the first value of each series."""
     families: dict[str, dict[str, str]] = {}
     family: dict[str, str] = {}
     for exposition in expositions:

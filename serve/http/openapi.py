@@ -17,10 +17,10 @@ _KEY = "apiKey"
 _REF_TEMPLATE = "#/components/schemas/{model}"
 _ABOUT = """Images from text, by one diffusion model, in the dialects of OpenAI and of Replicate.
 
-Every path is there without `/v1` too. `HEAD` is answered wherever `GET` is; `OPTIONS` tells a path's methods.
-Every answer has an `x-request-id`: the request's own, or one that was made for it. Every error has one form,
-whichever the dialect: `error_type` is stable, `detail` is a sentence for people, and `x-should-retry: false`
-says that the same request would end so again.
+Every path also works without `/v1`. `HEAD` is answered wherever `GET` is; `OPTIONS` lists a path's methods.
+Every answer has an `x-request-id`: the request's own, or a new one. Errors have one form in all dialects:
+`error_type` is stable, `detail` is a sentence for people, and `x-should-retry: false` says that the same
+request would fail again.
 """
 _RETRY_AFTER = {"description": "Seconds after which to try again.", "schema": {"type": "string"}}
 Json = dict[str, Any]
@@ -29,9 +29,9 @@ Json = dict[str, Any]
 def openapi_document(
     routes: Sequence[BaseRoute], open_routes: Collection[BaseRoute], needs_keys: bool
 ) -> Json:
-    """The document of all routes that are described and not left out of the schema.
+    """The document of all described routes, except those left out of the schema.
 
-    open_routes: need no key, where the others do
+    open_routes: routes that need no key; the others do
     """
     schemas = _Schemas()
     paths: Json = {}
@@ -61,7 +61,7 @@ def described_routes(routes: Sequence[BaseRoute]) -> Iterator[tuple[Route, Opera
 
 
 class _Schemas:
-    """The types that the document names: all of them get their schemas at once, so that they can share."""
+    """The types in the document. All of them get their schemas at once, so that they can share parts."""
 
     def __init__(self) -> None:
         self._wanted: list[tuple[int, JsonSchemaMode, TypeAdapter[Any]]] = []
@@ -71,7 +71,7 @@ class _Schemas:
         return _Schema(len(self._wanted) - 1, mode)
 
     def resolved(self, document: Any) -> tuple[Any, Json]:
-        """The document with schemas in place of what `of` has given, and what those refer to."""
+        """The document with schemas in place of the results of `of`, and the schemas that these refer to."""
         found, shared = TypeAdapter.json_schemas(self._wanted, ref_template=_REF_TEMPLATE)
 
         def resolve(part: Any) -> Any:
@@ -89,7 +89,7 @@ class _Schemas:
 
 
 class _Schema:
-    """The place of a schema that is yet to be made."""
+    """A placeholder for a schema that is not made yet."""
 
     def __init__(self, key: int, mode: JsonSchemaMode) -> None:
         self.key = key
@@ -117,7 +117,7 @@ def _operation(route: Route, operation: Operation, secured: bool, schemas: _Sche
 
 
 def _parameters(route: Route, operation: Operation) -> Iterator[Parameter]:
-    """All that the operation describes, and the parts of the path that it does not."""
+    """The operation's described parameters, and the path's parameters that it does not describe."""
     known = {one.name for one in operation.parameters if one.place == "path"}
     for one in operation.parameters:
         if one.place != "path" or one.name in route.param_convertors:
@@ -139,7 +139,7 @@ def _parameter(parameter: Parameter, schemas: _Schemas) -> Json:
 
 
 def _answers(answers: Sequence[Answer], schemas: _Schemas) -> Json:
-    """By status; a status of which there are several kinds of answers has a description of all of them."""
+    """Answers by status. A status with several kinds of answers has a description of all of them."""
     described: Json = {}
     for answer in answers:
         this = described.setdefault(str(answer.status), {"description": ""})
@@ -166,7 +166,7 @@ def _content(answer: Answer, media_type: str, schemas: _Schemas) -> Json:
 
 
 def _event(name: str, type_of_data: Any, schemas: _Schemas) -> Json:
-    """An event of a stream, whose schema is that of each of its events, as OpenAPI 3.1 has no other place."""
+    """An event of a stream. It is the schema of each event, because OpenAPI 3.1 has no other place for it."""
     data: Json = {"type": "string"}
     if type_of_data is not str:
         schema = schemas.of(type_of_data, "serialization")
@@ -194,6 +194,6 @@ def _errors(errors: Sequence[type[MidstepError]], schemas: _Schemas) -> Json:
 
 
 def _operation_id(route: Route, method: str) -> str:
-    """Such as `post_v1_predictions_job_id_cancel`: unique, since method and path are."""
+    """An id such as `post_v1_predictions_job_id_cancel`. It is unique, because method and path are."""
     words = route.path_format.replace("{", "").replace("}", "").split("/")
     return "_".join([method.lower(), *filter(None, words)])

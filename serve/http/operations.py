@@ -1,4 +1,4 @@
-"""How a route is described, beside its handler. `serve.http.openapi` makes the document of it.
+"""Descriptions of routes, beside their handlers. `serve.http.openapi` makes the document from them.
 
 A handler is decorated with its `Operation`: the types that it parses and makes, and the errors it raises.
 """
@@ -22,7 +22,7 @@ Errors = Sequence[type[MidstepError]]
 JSON = "application/json"
 EVENT_STREAM = "text/event-stream"
 PLAIN_TEXT = "text/plain"
-# What any request may get, and what one with a body may get besides.
+# Errors of any request, and further errors of requests with a body.
 ANYWHERE: Errors = (MidstepError, NotReadyError, DeadlineExceededError)
 OF_A_BODY: Errors = (RequestTimeoutError, BodyTooLargeError, UnsupportedEncodingError)
 _ATTRIBUTE = "described_operation"
@@ -30,7 +30,7 @@ _ATTRIBUTE = "described_operation"
 
 @dataclass(frozen=True, kw_only=True)
 class Parameter:
-    """A header, a query parameter or a part of the path. type: as pydantic takes it"""
+    """A header, a query parameter or a part of the path. type: in pydantic's form"""
 
     name: str
     place: Literal["header", "query", "path"]
@@ -41,10 +41,10 @@ class Parameter:
 
 @dataclass(frozen=True, kw_only=True)
 class Answer:
-    """An answer that is no error.
+    """An answer that is not an error.
 
-    type: of the body, as pydantic takes it; None for a body that is no JSON, or none at all
-    media_types: none of them: there is no body
+    type: of the body, in pydantic's form; None for a body that is not JSON, or for none
+    media_types: empty for no body
     events: of an event stream, the type of each event's data by the event's name
     headers: the description of each header
     """
@@ -60,11 +60,11 @@ class Answer:
 
 @dataclass(frozen=True, kw_only=True)
 class Operation:
-    """What a handler does.
+    """A handler's operation.
 
-    body: the type of the request's body, as pydantic takes it; body_media_types: how that may be encoded
-    examples: of bodies, by what each of them shows
-    errors: what the handler raises, besides ANYWHERE and, with a body, OF_A_BODY
+    body: the type of the request's body, in pydantic's form; body_media_types: its possible encodings
+    examples: example bodies by name
+    errors: errors of the handler, besides ANYWHERE and, with a body, OF_A_BODY
     """
 
     tag: str
@@ -83,7 +83,7 @@ class Operation:
 
 
 def described(operation: Operation) -> Callable[[Handler], Handler]:
-    """Decorates a handler with what it does."""
+    """Decorates a handler with its operation."""
 
     def decorate(handler: Handler) -> Handler:
         setattr(handler, _ATTRIBUTE, operation)
@@ -93,6 +93,6 @@ def described(operation: Operation) -> Callable[[Handler], Handler]:
 
 
 def operation_of(handler: Callable[..., Any]) -> Operation | None:
-    """What the handler does; None where nobody has described it."""
+    """The handler's operation; None if it has none."""
     found: Operation | None = getattr(handler, _ATTRIBUTE, None)
     return found

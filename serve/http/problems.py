@@ -19,12 +19,12 @@ from serve.http.methods import allowed_methods
 logger = logging.getLogger("ray.serve")
 PROBLEM_MEDIA_TYPE = "application/problem+json"
 _MAX_PATH_LENGTH = 200  # in an answer
-_NEAR = 0.7  # of 1, where paths are the same
+_NEAR = 0.7  # 1 means equal paths
 USABLE_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 
 
 class ErrorObject(TypedDict):
-    """An error as OpenAI's client reads it."""
+    """An error in the form that OpenAI's client reads."""
 
     message: str
     type: Literal["invalid_request_error", "server_error"]
@@ -33,14 +33,14 @@ class ErrorObject(TypedDict):
 
 
 class ErrorEvent(TypedDict):
-    """The end of a stream that has failed."""
+    """The last event of a failed stream."""
 
     type: Literal["error"]
     error: ErrorObject
 
 
 class Problem(TypedDict):
-    """An error: RFC 9457, and what the clients of the dialects read."""
+    """An error: RFC 9457, and the fields that the dialects' clients read."""
 
     type: str
     title: str
@@ -61,7 +61,7 @@ def request_id(request: Request) -> str:
 
 
 def error_object(error: MidstepError) -> ErrorObject:
-    """What the OpenAI client reads, in a body and in the middle of a stream."""
+    """The error object that the OpenAI client reads, in a body and in the middle of a stream."""
     return {
         "message": error.detail,
         "type": "invalid_request_error" if error.status < 500 else "server_error",
@@ -82,7 +82,7 @@ def problem_response(error: MidstepError, request: Request) -> Response:
 
 
 def problem(error: MidstepError, path: str) -> Response:
-    """The answer that an error is. path: what was asked for"""
+    """An error as a response. path: of the request"""
     body: Problem = {
         "type": f"urn:midstep:{error.code}",
         "title": error.title,
@@ -137,7 +137,7 @@ def _nothing_there(request: Request) -> RouteNotFoundError:
 
 
 def _with_parts_of(path: str, template: str) -> str:
-    """The template with a path's parts in place of its parameters, where it has as many."""
+    """The template with a path's parts in place of its parameters, if it has as many."""
     given, parts = path.split("/"), template.split("/")
     if len(given) != len(parts):
         return template

@@ -8,7 +8,7 @@ _PREFIX = "/v1"
 
 
 def with_versionless(routes: Iterable[Route]) -> list[Route]:
-    """The routes, and those with `/v1` once more without it, which the OpenAPI document leaves out."""
+    """The routes, and again without `/v1` those that have it. The OpenAPI document leaves these out."""
     given = list(routes)
     return given + [
         Route(

@@ -27,7 +27,7 @@ def to_bytes(checkpoint: Checkpoint, fingerprint: str) -> bytes:
 
 
 def from_bytes(data: bytes, fingerprint: str) -> Checkpoint:
-    """Raises UnusableCheckpointError for what is no checkpoint, or has another fingerprint."""
+    """Raises UnusableCheckpointError if it is not a checkpoint, or if its fingerprint differs."""
     from safetensors.torch import load  # noqa: PLC0415
 
     try:

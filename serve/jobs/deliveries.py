@@ -19,7 +19,7 @@ _LEASE_S = 60.0  # longer than a receiver may take to answer
 class Deliveries:
     """The webhooks that a runner is sending.
 
-    has_room: set whenever one is over, since there may be others that had no room
+    has_room: set whenever a delivery ends, since others may have had no room
     """
 
     def __init__(
@@ -33,7 +33,7 @@ class Deliveries:
 
     @property
     def busy_hosts(self) -> list[str]:
-        """The hosts that are sent no more for now."""
+        """The hosts that get no more for now."""
         hosts = Counter(self._under_way.values())
         return [host for host, number in hosts.items() if number >= _MAX_AT_ONCE_TO_HOST]
 

@@ -1,4 +1,4 @@
-"""Files that are whole and may outlive a loss of power: how the object store writes into a local folder."""
+"""Whole files, which may survive a loss of power: the object store's writes to a local folder."""
 
 import errno
 import logging
@@ -15,9 +15,9 @@ logger = logging.getLogger("ray.serve")
 
 
 def write_whole(root: Path, key: str, data: bytes, is_durable: bool) -> None:
-    """Writes a file whole or not at all.
+    """Writes a whole file or nothing.
 
-    is_durable: it is on the disk when this returns: the file, then its name and its folders'
+    is_durable: when this returns, the file, its name and its folders are on disk
     """
     target = root / key
     part = target.with_name(f".{target.name}.{token_hex(8)}")
@@ -34,7 +34,7 @@ def write_whole(root: Path, key: str, data: bytes, is_durable: bool) -> None:
         raise
     if not is_durable:
         return
-    # Those above too: another thread may have made them a moment ago, and not be there yet.
+    # The folders above too: another thread may have made them a moment ago, and they may not be on disk yet.
     for folder in target.parents:
         _synchronise(folder)
         if folder == root:
@@ -50,15 +50,15 @@ def _synchronise(folder: Path) -> None:
 
 
 def unlink_all(root: Path, keys: Sequence[str]) -> None:
-    """Deletes those that there are, and the folders that they leave empty: none is there again when this has
-    returned and the power is lost."""
+    """Deletes the files that exist, and the folders that become empty. A loss of power after this returns
+    brings none of them back."""
     changed = set()
     for key in keys:
         path = root / key
         path.unlink(missing_ok=True)
         folder = path.parent
         if folder != root:
-            with suppress(OSError):  # there are others in it, or somebody was faster
+            with suppress(OSError):  # not empty, or already deleted
                 folder.rmdir()
                 folder = folder.parent
         changed.add(folder)

@@ -28,7 +28,7 @@ class Housekeeping:
         self._max_attempts = max_attempts
 
     def is_needed(self, running: Collection[str]) -> ColumnElement[bool]:
-        """The condition that a sweep would change anything, for `JobStore.look`."""
+        """The condition under which a sweep would change anything, for `JobStore.look`."""
         conditions = (_late, lost(self._max_attempts, running), _has_old_key(DAY_S))
         return or_(*(select(_c.seq).where(condition).exists() for condition in conditions))
 

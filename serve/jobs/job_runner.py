@@ -31,7 +31,7 @@ logger = logging.getLogger("ray.serve")
 Generate = Callable[[GenerationRequest, Resume], AsyncGenerator[GenerationEvent, None]]
 
 _PROGRESS_INTERVAL_S = 0.5
-_SWEEP_INTERVAL_S = 3.0  # of its own only where looks are further apart
+_SWEEP_INTERVAL_S = 3.0  # only used if looks are further apart
 _WAITING_INTERVAL_S = 5.0
 _EXPIRY_INTERVAL_S = 60.0
 _EXPIRED_AT_ONCE = 100
@@ -39,11 +39,11 @@ _EXPIRED_AT_ONCE = 100
 
 @dataclass(frozen=True, slots=True)
 class RunnerSettings:
-    """max_images: under way at once; lease_s: after which a runner that says nothing is taken for dead
-    poll_interval_s: between looks for what no news came of
-    retention_s, forget_after_s: how long what is finished is kept, and that it is known at all
-    answer_retention_s: how long images of plain answers are kept, which are no jobs
-    fingerprint: of the model and the engine, which checkpoints carry"""
+    """max_images: images at once; lease_s: a runner that is silent for this long is taken for dead
+    poll_interval_s: between looks for changes without news
+    retention_s, forget_after_s: how long a finished job's data and its row are kept
+    answer_retention_s: how long images of plain answers are kept, which have no jobs
+    fingerprint: of model and engine, stored in checkpoints"""
 
     max_images: int
     lease_s: float
@@ -83,8 +83,8 @@ class JobRunner:
         self._running: dict[str, _Running] = {}
         self._steps_done: dict[Claim, int] = {}  # progress that is not recorded yet
         self._metrics = JobMetrics(store.models)
-        self._looked_at = 0.0  # for something to do, on the monotonic clock
-        self._has_room = asyncio.Event()  # for another job or webhook
+        self._looked_at = 0.0  # time of the last look, on the monotonic clock
+        self._has_room = asyncio.Event()  # room for another job or webhook
         self._deliveries = Deliveries(store.outbox, webhooks, self._metrics, self._has_room)
         self._may_have_lost = asyncio.Event()
 
@@ -107,7 +107,7 @@ class JobRunner:
             await self._give_back()
 
     async def _look(self) -> None:
-        """One read says whether there is anything to do, which mostly there is not."""
+        """Reads whether there is anything to do, which there mostly is not."""
         self._looked_at = time.monotonic()
         found = await self._store.look(list(self._running), self._deliveries.busy_hosts)
         if found.needs_sweep:
@@ -118,7 +118,7 @@ class JobRunner:
             await attempt(self._deliveries.send_due)
 
     async def _sweep(self) -> None:
-        """Deadlines and deaths make no news: they are seen in time however seldom looks come."""
+        """Ends jobs in time however seldom looks come, because deadlines and deaths make no news."""
         if time.monotonic() - self._looked_at < _SWEEP_INTERVAL_S:
             return
         if (await self._store.look(list(self._running))).needs_sweep:
@@ -141,7 +141,7 @@ class JobRunner:
             raise
         for job in jobs:
             self._running[job.id] = _Running(job, asyncio.create_task(self._work(job)))
-        self._has_room.set()  # another runner may have held back what it did not take
+        self._has_room.set()  # another runner may have locked jobs that it did not take
 
     async def _renew(self) -> None:
         claims = [Claim.of(running.job) for running in self._running.values()]

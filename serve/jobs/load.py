@@ -14,7 +14,7 @@ from serve.jobs.store import JobStore
 logger = logging.getLogger("ray.serve")
 
 _LOOK_INTERVAL_S = 1.0
-# While no job waits or is under way news wakes: this is for news that was lost.
+# Without waiting or running jobs, news wakes the loop. This interval is for lost news.
 _IDLE_INTERVAL_S = 10.0
 
 
@@ -41,7 +41,7 @@ class JobLoad:
         return self._share
 
     async def watch(self) -> None:
-        """Until it is cancelled."""
+        """Keeps the share up to date until cancelled."""
         changed = asyncio.Event()
         with self._store.news.listening(Audience.CLIENTS, changed):
             while True:
@@ -59,7 +59,7 @@ class JobLoad:
         except JobStoreUnavailableError as error:
             logger.warning("what jobs are under way could not be read, the last known are kept: %s", error)
         except Exception:  # the boundary of a loop that must not end
-            logger.exception("what jobs are under way could not be read; the last known are kept")
+            logger.exception("the running jobs could not be read; the last known are kept")
         return False
 
     async def _look(self) -> None:

@@ -34,7 +34,7 @@ _KEY = re.compile(rf"{_NAME}(/{_NAME})*")
 _IMAGE_KEY = re.compile(r"(images/[A-Za-z0-9_-]+/[0-9]+-|answers/)[A-Za-z0-9_-]{22}\.(png|webp|jpg)")
 _CHUNK_BYTES = 256 * 1024
 
-ANSWERS_FOLDER = "answers"  # images of no job, that are deleted by their age
+ANSWERS_FOLDER = "answers"  # images without a job, deleted by age
 IMAGE_CACHE_CONTROL = "private, max-age=31536000, immutable"
 
 # An unreachable store is reported within seconds; its callers try again.
@@ -84,8 +84,8 @@ class StoredObject:
 class ObjectStore:
     """Bytes by key. Keys are names between slashes. A half-written object is never visible.
 
-    A local folder keeps what was put durably through a loss of power: the file and the folders above it are
-    synchronised before `put` returns. A bucket promises what its service does.
+    A local folder keeps durable objects through a loss of power: the file and the folders above it are
+    synchronised before `put` returns. A bucket keeps what its service promises.
 
     Every method raises ObjectStoreUnavailableError if the store is unreachable or refuses us, and ValueError
     if the key is malformed.
@@ -117,7 +117,7 @@ class ObjectStore:
         media_type: str = "application/octet-stream",
         is_durable: bool = True,
     ) -> None:
-        """Stores an object, in place of what had the key. Raises StorageFullError.
+        """Stores an object and replaces an earlier one with the key. Raises StorageFullError.
 
         is_durable: whether a local folder keeps it through a loss of power
         """
@@ -215,7 +215,7 @@ def image_key(job_id: str, index: int, media_type: str) -> str:
 
 
 def answer_key(media_type: str) -> str:
-    """A new key for an image of an answer; who has not been given it cannot guess it."""
+    """A new key for an image of an answer. Nobody can guess it."""
     return f"{ANSWERS_FOLDER}/{token_urlsafe(16)}{_SUFFIXES[media_type]}"
 
 

@@ -65,9 +65,9 @@ class Outbox:
         return bool(rows)
 
     def is_due(self, busy_hosts: Collection[str]) -> ColumnElement[bool]:
-        """The condition that anything is to be delivered now, for `JobStore.look`.
+        """The condition under which a message is due, for `JobStore.look`.
 
-        busy_hosts: what is for these is left out
+        busy_hosts: hosts to leave out
         """
         return select(deliveries.c.seq).where(_is_due(busy_hosts)).exists()
 

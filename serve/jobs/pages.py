@@ -1,4 +1,4 @@
-"""Pages of what an owner has, newest first. A cursor stays where it is, whatever is created meanwhile."""
+"""Pages of an owner's items, newest first. New items do not move a cursor."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ Item = TypeVar("Item")
 
 @dataclass(frozen=True, slots=True)
 class Page(Generic[Item]):
-    """next: the cursor of the page of older items, if there are any; previous: of newer ones."""
+    """next: the cursor of the page of older items, if there are any; previous: the cursor of newer items"""
 
     items: tuple[Item, ...]
     next: str | None
@@ -29,10 +29,10 @@ async def read_page(
     limit: int,
     cursor: str | None,
 ) -> Page[Item]:
-    """A page of those rows of a table, which it has in the order of its column `seq`.
+    """A page of the selected rows of a table, in the order of its column `seq`.
 
     cursor: of another page of the same rows, None for the newest
-    Raises InvalidRequestError for what is no cursor.
+    Raises InvalidRequestError if it is not a cursor.
     """
     if cursor is None:
         goes_back, bound = True, None
@@ -57,7 +57,7 @@ async def read_page(
 
 
 def _parse_cursor(cursor: str) -> tuple[bool, int]:
-    """Whether to older items, and from which one."""
+    """Whether the page goes to older items, and the seq where it starts."""
     direction, _, seq = cursor.partition("-")
     if direction not in ("before", "after") or not (seq.isascii() and seq.isdigit() and len(seq) < 19):
         raise InvalidRequestError("cursor is not one that a page of this list gave.", param="cursor")

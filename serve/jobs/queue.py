@@ -46,7 +46,7 @@ class JobQueue:
         self._event_interval_s = event_interval_s
 
     def is_waiting(self, running: Collection[str]) -> ColumnElement[bool]:
-        """The condition that a claim would be given a job, for `JobStore.look`."""
+        """The condition under which a claim would get a job, for `JobStore.look`."""
         return select(_c.seq).where(self._claimable(running)).exists()
 
     @uninterrupted

@@ -36,9 +36,9 @@ class Waiting:
 
 @dataclass(frozen=True, slots=True)
 class Look:
-    """What there is to do for a runner.
+    """The work that waits for a runner.
 
-    may_claim: jobs wait; needs_sweep: jobs or keys are over; is_due: a webhook is to be told something
+    may_claim: jobs wait; needs_sweep: jobs or keys have expired; is_due: a webhook message is due
     """
 
     may_claim: bool

@@ -46,7 +46,7 @@ async def on_news(
 
 
 async def attempt(action: Callable[[], Awaitable[object]]) -> None:
-    """Logs what goes wrong with an action: the next round tries again."""
+    """Logs the errors of an action. The next round tries again."""
     try:
         await action()
     except AWAY as error:

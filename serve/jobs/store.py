@@ -94,7 +94,7 @@ class JobStore:
 
     @uninterrupted
     async def page(self, limit: int, cursor: str | None = None, owner: str = "") -> Page[Job]:
-        """Newest first. cursor: `next` or `previous` of another page.
+        """A page of jobs, newest first. cursor: `next` or `previous` of another page
 
         Raises InvalidRequestError if it is not a cursor.
         """
@@ -115,9 +115,9 @@ class JobStore:
 
     @uninterrupted
     async def look(self, running: Collection[str] = (), busy_hosts: Collection[str] = ()) -> Look:
-        """What there is to do for a runner, in one read without a lock.
+        """The work that waits for a runner, in one read without a lock.
 
-        running: the ids of what the runner has already; busy_hosts: webhooks of these are left for later
+        running: ids of the runner's own jobs; busy_hosts: leaves their webhooks for later
         """
         statement = select(
             self.queue.is_waiting(running),

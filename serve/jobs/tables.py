@@ -139,9 +139,9 @@ deliveries = Table(
     Column("reason", Text),
 )
 
-# Files that clients have uploaded. signature: unguessable, for whoever may have the bytes without a key
-# is_stored: whether the object store has them whole; till then there is no such file for anybody
-# expires_at: when object and row are to be deleted; of one that is not stored yet, when it is given up
+# Files that clients have uploaded. signature: unguessable, gives the bytes to its holder without a key
+# is_stored: whether the object store has the whole file; until then nobody sees the file
+# expires_at: when object and row are deleted; for a file that is not stored yet, when it is given up
 files = Table(
     "files",
     metadata,

@@ -1,6 +1,6 @@
-"""Files that clients upload to refer to in their jobs: bytes in the object store, rows in the job database.
+"""Files that clients upload for their jobs: bytes in the object store, rows in the job database.
 
-Whatever is in the object store has a row, at every moment: the row comes before the object and goes after it.
+Every object has a row at every moment: the row is written before the object and deleted after it.
 """
 
 import asyncio
@@ -18,8 +18,8 @@ from serve.jobs.objects import ObjectStore
 from serve.jobs.pages import Page, read_page
 from serve.jobs.tables import files, now_s
 
-LIFETIME_S = 24 * 3600.0  # as at Replicate
-# An upload that has not come to its end by then, since its process died, is given up.
+LIFETIME_S = 24 * 3600.0  # the same as Replicate's
+# An upload that is unfinished by then, because its process died, is given up.
 STORING_S = 3600.0
 FILE_ID_BYTES = 13
 _REMOVED_AT_ONCE = 100
@@ -31,7 +31,7 @@ _is_there = and_(_c.is_stored, not_(_expired))
 
 @dataclass(frozen=True, slots=True)
 class NewFile:
-    """A file that came whole. owner: as a job's; metadata: the client's own, any JSON"""
+    """A complete file. owner: as of a job; metadata: the client's own, any JSON"""
 
     owner: str
     name: str
@@ -42,9 +42,9 @@ class NewFile:
 
 @dataclass(frozen=True, slots=True)
 class StoredFile:
-    """A file without its bytes. sha256, md5: in hexadecimal; times: as a job's
+    """A file without its bytes. sha256, md5: in hexadecimal; times: as of a job
 
-    signature: who has it may have the bytes
+    signature: its holder may have the bytes
     """
 
     id: str
@@ -61,15 +61,15 @@ class StoredFile:
 
     @property
     def key(self) -> str:
-        """The object store's key of its bytes."""
+        """The key of its bytes in the object store."""
         return _key(self.id)
 
 
 class Uploads:
-    """The files that were uploaded and whose time is not over. Each belongs to one client.
+    """The uploaded files that have not expired. Each belongs to one client.
 
-    Everything raises JobStoreUnavailableError, and StorageFullError what keeps something; where the object
-    store is asked, ObjectStoreUnavailableError too.
+    All methods may raise JobStoreUnavailableError; methods that store something also StorageFullError, and
+    methods that use the object store also ObjectStoreUnavailableError.
     """
 
     def __init__(self, database: Database, objects: ObjectStore) -> None:
@@ -78,7 +78,7 @@ class Uploads:
 
     @uninterrupted
     async def keep(self, new: NewFile) -> StoredFile:
-        """On disk when it returns. Of a file that is not kept to its end `remove_expired` leaves nothing."""
+        """Stores a file, on disk when this returns. `remove_expired` removes what an incomplete one left."""
         file_id = secrets.token_hex(FILE_ID_BYTES)
         sha256, md5 = await asyncio.to_thread(_checksums, new.data)
         row = {
@@ -106,19 +106,19 @@ class Uploads:
         )
         async with self.database.write() as connection:
             kept = (await connection.execute(stored)).one_or_none()
-        if kept is None:  # given up meanwhile
+        if kept is None:  # it was given up meanwhile
             await self._objects.delete([_key(file_id)])
             raise ObjectStoreUnavailableError("The object store took too long to keep the file.")
         return _read(kept)
 
     @uninterrupted
     async def get(self, file_id: str, owner: str) -> StoredFile | None:
-        """None if the owner has no such file."""
+        """The file; None if the owner has no such file."""
         return await self._find(and_(_c.id == file_id, _c.owner == owner))
 
     @uninterrupted
     async def signed(self, file_id: str, signature: str) -> StoredFile | None:
-        """The file for whoever has its signature; None for any other."""
+        """The file for the holder of its signature, else None."""
         found = await self._find(_c.id == file_id)
         if found and secrets.compare_digest(found.signature.encode(), signature.encode()):
             return found
@@ -126,21 +126,21 @@ class Uploads:
 
     @uninterrupted
     async def page(self, limit: int, cursor: str | None, owner: str) -> Page[StoredFile]:
-        """Newest first. Raises InvalidRequestError for what is no cursor."""
+        """A page of files, newest first. Raises InvalidRequestError if it is not a cursor."""
         where = and_(_c.owner == owner, _is_there)
         async with self.database.read() as connection:
             return await read_page(connection, files, where, _read, limit, cursor)
 
     @uninterrupted
     async def delete(self, file_id: str, owner: str) -> bool:
-        """Whether there was such a file. It is gone at once for everybody; its bytes are soon."""
+        """Whether there was such a file. It disappears at once for everybody, and its bytes soon."""
         is_it = and_(_c.id == file_id, _c.owner == owner, _is_there)
         statement = update(files).where(is_it).values(expires_at=now_s()).returning(_c.id)
         async with self.database.write() as connection:
             return bool((await connection.execute(statement)).all())
 
     async def remove_expired(self) -> None:
-        """Removes what is over: first the bytes, then the rows that name them."""
+        """Removes expired files: first the bytes, then the rows that name them."""
         while file_ids := await self._expired():
             await self._objects.delete(list(map(_key, file_ids)))
             await self._forget(file_ids)
@@ -163,12 +163,12 @@ class Uploads:
 
 
 def _key(file_id: str) -> str:
-    # In a folder of its own, which is deleted with it: nobody else is about to write there.
+    # The file has its own folder, which is deleted with it, since nobody else writes there.
     return f"uploads/{file_id}/content"
 
 
 def _checksums(data: bytes) -> tuple[str, str]:
-    """SHA-256 and MD5: the latter only because clients know it."""
+    """SHA-256 and MD5; MD5 only because clients know it."""
     return hashlib.sha256(data).hexdigest(), hashlib.md5(data, usedforsecurity=False).hexdigest()
 
 

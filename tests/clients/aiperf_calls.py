@@ -1,4 +1,4 @@
-"""AIPerf, which measures servers, at images."""
+"""AIPerf, a benchmark of servers, with image requests."""
 
 import json
 import subprocess
@@ -9,13 +9,13 @@ from typing import Any
 import pytest
 
 AIPERF = Path(sys.executable).with_name("aiperf")
-# The embedded model's own, since AIPerf would look for another one on the network.
+# The embedded model's own tokenizer, because AIPerf would look for another one on the network.
 TOKENIZER = Path(__file__).parents[2] / "models" / "shapes" / "tokenizer"
 PROMPTS = ["a red star on a blue background", "a green circle", "a large yellow square"]
 
 
 def profile(url: str, folder: Path, *more: str) -> dict[str, Any]:
-    """What AIPerf has written of a run of six requests, by the file's name without its end."""
+    """AIPerf's output files of a run of six requests, by file name without its ending."""
     prompts = folder / "prompts.jsonl"
     prompts.write_text("".join(json.dumps({"text": prompt}) + "\n" for prompt in PROMPTS))
     done = subprocess.run(

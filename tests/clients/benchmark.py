@@ -8,13 +8,13 @@ from typing import Any
 
 
 def unpacked(path: str) -> Path:
-    """A file of the distribution that this environment has unpacked."""
+    """A file of the distribution that was unpacked into this environment."""
     [found] = (Path(sys.prefix) / "unpacked").glob(path)
     return found
 
 
 def metrics(script: Path, folder: Path, *arguments: str) -> dict[str, Any]:
-    """What a run has measured, as its `--output-file` has it."""
+    """The measurements of a run, from its `--output-file`."""
     output = folder / "metrics.json"
     done = subprocess.run(
         [sys.executable, script, *arguments, "--output-file", output, "--disable-tqdm"],

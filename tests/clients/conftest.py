@@ -1,4 +1,4 @@
-"""What the calls of all clients need. Each client's own environment runs them."""
+"""Fixtures for the calls of all clients. Each client's own environment runs them."""
 
 import os
 

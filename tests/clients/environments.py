@@ -1,4 +1,4 @@
-"""The clients that Midstep is tried with, and an environment for each: pinned here and nowhere else."""
+"""The clients that Midstep is tested with, and an environment for each. Versions are pinned here only."""
 
 import json
 import os
@@ -14,14 +14,14 @@ CALLS = Path(__file__).parent
 FOLDER = CALLS.parents[1] / "build" / "clients"
 PYTEST = "pytest==9.2.0"
 PILLOW = "pillow==12.3.0"
-# What would reach into an environment from outside, or out of it.
+# Variables that would connect an environment with the outside.
 _UNWANTED = ("PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV", "OPENAI_API_KEY", "REPLICATE_API_TOKEN")
 
 
 @dataclass(frozen=True)
 class Client:
-    """name: of the file with its calls; sdist, wheel: unpacked rather than installed, since they have scripts
-    that need little of what their packages need."""
+    """name: name of the file with its calls; sdist, wheel: distributions to unpack instead of installing,
+    because only their scripts are needed and few of their dependencies"""
 
     name: str
     requirements: tuple[str, ...]
@@ -68,7 +68,7 @@ def environment(**more: str) -> dict[str, str]:
 
 
 def python_of(client: Client) -> Path:
-    """The Python of the client's environment, which is made unless it is there as it is pinned."""
+    """The Python of the client's environment. It is created unless it exists with the pinned versions."""
     python = client.folder / "bin" / "python"
     if not _is_made(client.folder, pinned := json.dumps([sys.version, asdict(client)])):
         subprocess.run([sys.executable, "-m", "venv", client.folder], check=True)
@@ -96,7 +96,7 @@ def node_packages() -> Path:
 
 
 def _is_made(folder: Path, pinned: str) -> bool:
-    """Leaves no folder there that is made otherwise, or half."""
+    """Removes a folder that is incomplete or was made for other versions."""
     note = folder / "pinned.json"
     if note.exists() and note.read_text() == pinned:
         return True

@@ -215,7 +215,7 @@ def test_its_time_out(client: openai.OpenAI) -> None:
 
 
 def test_a_full_queue_says_when_to_come_again(url: str) -> None:
-    """More than any queue of ours has room for; whoever was let in leaves at once."""
+    """More requests than our queue has room for. Accepted ones leave at once."""
 
     async def run() -> openai.RateLimitError:
         async with openai.AsyncOpenAI(base_url=f"{url}/v1", api_key="any", max_retries=0) as client:
@@ -236,7 +236,7 @@ def test_a_full_queue_says_when_to_come_again(url: str) -> None:
 
 
 def test_its_own_tests(url: str) -> None:
-    """Those that ask for all of its fields at once ask for animation and for vector graphics, too."""
+    """The client's tests that set all fields at once also ask for animation and vector graphics."""
     [sources] = (Path(sys.prefix) / "unpacked").iterdir()
     done = subprocess.run(
         [

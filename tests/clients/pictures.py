@@ -7,7 +7,7 @@ import urllib.request
 from PIL import Image
 
 PROMPT = "a red star on a blue background"
-SIZE = (128, 128)  # what the embedded model draws unless told otherwise
+SIZE = (128, 128)  # the embedded model's default
 
 
 def size_of(data: bytes) -> tuple[int, int]:
@@ -31,7 +31,7 @@ def fetched(url: str | None) -> bytes:
 
 
 def png(size: tuple[int, int] = SIZE) -> bytes:
-    """A picture to hand in."""
+    """A picture to upload."""
     file = io.BytesIO()
     Image.new("RGB", size, "red").save(file, "PNG")
     return file.getvalue()

@@ -23,7 +23,7 @@ NO_IMAGE_IN = "image-to-image is not offered"
 def client(url: str) -> Iterator[replicate.Client]:
     client = replicate.Client(api_token="any", base_url=url)
     yield client
-    client._client.close()  # it has no way of its own
+    client._client.close()  # it has no method for this
 
 
 def assert_pictures(outputs: Any, count: int = 1) -> None:
@@ -147,7 +147,7 @@ def test_files_asynchronously(client: replicate.Client) -> None:
 
 @pytest.mark.parametrize("strategy", ["url", "base64"])
 def test_a_file_in_the_input_is_refused_in_a_sentence(client: replicate.Client, strategy: Any) -> None:
-    """It is uploaded, or put into the body: that it comes is not what fails."""
+    """It is uploaded, or put into the body; the transfer itself must not fail."""
     with pytest.raises(ReplicateError, match=NO_IMAGE_IN):
         client.run(MODEL, input=FEW | {"image": io.BytesIO(png())}, file_encoding_strategy=strategy)
 

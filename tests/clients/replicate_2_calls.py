@@ -114,7 +114,7 @@ def test_a_file_of_bytes_alone(client: replicate.Replicate) -> None:
 
 @pytest.mark.parametrize("strategy", ["url", "base64"])
 def test_a_file_in_the_input_is_refused_in_a_sentence(client: replicate.Replicate, strategy: Any) -> None:
-    """It is uploaded, or put into the body: that it comes is not what fails."""
+    """It is uploaded, or put into the body; the transfer itself must not fail."""
     with pytest.raises(replicate.UnprocessableEntityError, match=NO_IMAGE_IN):
         client.run(MODEL, input=FEW | {"image": io.BytesIO(png())}, file_encoding_strategy=strategy)
 

@@ -1,7 +1,7 @@
-"""Runs SGLang's script `bench_serving.py` as it is, with its command line, and without SGLang's engine.
+"""Runs SGLang's script `bench_serving.py` unmodified, with its command line, and without SGLang's engine.
 
-Of SGLang's own the script imports its datasets, which are as they are, too, and three modules that need torch
-and more for logging, tables and addresses: here they have what the script takes of them.
+The script imports SGLang's datasets, which are unmodified too, and three modules for logging, tables and
+addresses that need torch and more. These three are replaced by modules with only what the script uses.
 """
 
 import logging
@@ -17,7 +17,7 @@ PACKAGE = "sglang.multimodal_gen"
 
 
 def stand_in(name: str, **contents: Any) -> None:
-    """A module in place of one of SGLang's, and the packages above it."""
+    """Puts a module in place of one of SGLang's, with its parent packages."""
     parent = ""
     for part in name.split("."):
         parent = f"{parent}.{part}".lstrip(".")

@@ -1,4 +1,4 @@
-"""For schemathesis, which reads it by SCHEMATHESIS_HOOKS: what is accepted is done in a step."""
+"""Hooks for schemathesis, which reads them by SCHEMATHESIS_HOOKS: accepted requests take one step."""
 
 from typing import Any
 
@@ -7,7 +7,7 @@ import schemathesis
 
 @schemathesis.hook
 def before_call(context: schemathesis.HookContext, case: schemathesis.Case, kwargs: dict[str, Any]) -> None:
-    """Only what would be accepted is changed, and remains so: whatever is wrong goes out as it is."""
+    """Changes only acceptable requests, which stay acceptable. Wrong ones are sent unchanged."""
     body = case.body
     if not isinstance(body, dict):
         return

@@ -26,7 +26,7 @@ COST = CostModel(
     forward=StageCost(((SHAPE, Curve(0.05, 4, 0.0125)),)),
     decode=StageCost(((SHAPE, Curve(0.3, 1, 0.3)),)),
 )
-# Two images at once, and two that wait for their turn.
+# Two images run at once and two wait for their turn.
 DENOISER = {"max_rows": 4, "max_ongoing_requests": 4}
 
 
@@ -37,7 +37,7 @@ def simulated_app(
     cost_model: str = "cost_model.json",
     faults: Path | None = None,
 ) -> Application:
-    """stages: their sections of the configuration, and others; folder: for its jobs and its cost model, by
+    """stages: their sections of the configuration, and others; folder: for its jobs and the cost model of
     that name
 
     faults: faults of the devices (deployments.engine.simulated_faults), which no configuration can set

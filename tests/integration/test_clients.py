@@ -1,6 +1,6 @@
-"""Clients that nobody here wrote, unmodified, each in an environment of its own. Their calls: tests/clients.
+"""Clients of other projects, unmodified, each in a separate environment. Their calls are in tests/clients.
 
-CI runs some of them, `make clients` all, against the application at MIDSTEP_URL if that is set.
+CI runs some of them and `make clients` all, against the application at MIDSTEP_URL if that is set.
 """
 
 import os
@@ -23,7 +23,7 @@ def server_url(request: pytest.FixtureRequest) -> str:
 
 
 def run(command: list[str | Path], folder: Path, server_url: str) -> None:
-    """Shows what the calls have said, and fails if one of them has."""
+    """Shows the output of the calls, and fails if one of them failed."""
     done = subprocess.run(
         command,
         cwd=folder,
@@ -52,6 +52,6 @@ def test_a_client_in_python(client: Client, request: pytest.FixtureRequest) -> N
 def test_clients_in_javascript(server_url: str) -> None:
     folder = node_packages()
     for name in ("openai_calls.mjs", "replicate_calls.mjs"):
-        # Modules are looked for from where a script lies.
+        # Python looks for modules in the script's folder.
         shutil.copy(CALLS / name, folder)
     run(["node", "--test", *sorted(path.name for path in folder.glob("*_calls.mjs"))], folder, server_url)

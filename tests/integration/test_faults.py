@@ -22,10 +22,10 @@ FAST = CostModel(
     decode=StageCost(((SHAPE, Curve(0.02, 8, 0.001)),)),
 )
 NUM_REPLICAS = 2
-# A burst's images meet in forwards, and then in batches to decode.
+# The images of a burst share forwards, and later batches in decoding.
 DENOISER = {"max_rows": 16, "max_ongoing_requests": 16}
 INTERNAL = {"batch_wait_timeout_s": 0.2}
-# Within which a replica that fails everything must be gone.
+# A replica that fails every call must be gone within this time.
 GONE_AFTER_S = 5.0
 
 

@@ -120,7 +120,7 @@ def test_replicates_own_client_finds_the_model(replicates: replicate.Client) -> 
 def test_replicates_own_client_keeps_files(
     base_url: str, replicates: replicate.Client, tmp_path: Path
 ) -> None:
-    data = bytes(range(256)) * 8192  # four times what a body of JSON may have
+    data = bytes(range(256)) * 8192  # four times the limit of a JSON body
     path = tmp_path / "star.png"
     path.write_bytes(data)
     file = replicates.files.create(path, metadata={"order": 7})

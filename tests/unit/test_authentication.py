@@ -88,7 +88,7 @@ async def serving(
     http: Mapping[str, Any] = MappingProxyType({}),
     **jobs: Any,
 ) -> AsyncIterator[httpx.AsyncClient]:
-    """refused: counts in place of the metric; http, jobs: sections of the configuration"""
+    """refused: counts instead of the metric; http, jobs: sections of the configuration"""
     config = AppConfig.model_validate(
         {
             "denoiser": {"rows_per_forward": 16},

@@ -10,7 +10,7 @@ from cluster.cli import main
 
 HEAVY = {"torch", "ray", "pydantic", "numpy", "matplotlib", "aiohttp", "yaml", "httpx", "rich"}
 MODELS = {"torch", "diffusers", "transformers", "huggingface_hub", "sympy"}
-# httpx imports rich for a command line of its own, where that is installed.
+# httpx imports rich for its own command line, if rich is installed.
 ASKING = {"httpx", "rich"}
 NOWHERE = ["--url", "http://127.0.0.1:1"]
 

@@ -17,7 +17,7 @@ OVERLAYS = sorted((PROJECT_FOLDER / "cluster" / "kuberay" / "overlays").glob("*/
 [PRODUCTION] = (path for path in OVERLAYS if path.parent.name == "production")
 # TFLOP per U-Net row and per decoded image at the model's own size, by torch's flop counter.
 TFLOP = {"sdxl": (6.761, 10.470), "sd15": (0.803, 2.515)}
-# What denoiser.max_rows comes to.
+# The resulting denoiser.max_rows.
 ROWS = {"sdxl": 16, "sd15": 32, "shapes": 32}
 
 Free = tuple[int, ...]  # free share of each GPU in Ray's unit, a ten-thousandth
@@ -54,7 +54,7 @@ def all_find_a_place(
 
 
 def shares_of(config: AppConfig) -> dict[float, int]:
-    """How many replicas of each share there are at most."""
+    """The most replicas of each share."""
     shares = config.num_gpus()
     assert len(set(shares.values())) == len(shares)
     return {shares[name]: stage.max_replicas for name, stage in config.stages.items()}
@@ -103,7 +103,7 @@ def test_all_replicas_find_a_place_and_no_gpu_is_idle(path: Path) -> None:
     for stage in (config.encoder, config.denoiser, config.decoder):
         assert stage.min_replicas == stage.max_replicas
     total = sum(share * count for share, count in shares.items())
-    if config.num_gpus()["denoiser"] == 1:  # what denoisers leave is whole GPUs, and the others fill them
+    if config.num_gpus()["denoiser"] == 1:  # the denoisers leave whole GPUs, and the other stages fill them
         assert total == pytest.approx(num_gpus)
     assert f"= {total:g}" in path.read_text()
 

@@ -212,7 +212,7 @@ SECTIONS = "|".join(AppConfig.model_fields)
 
 
 def args_of(block: Any) -> Any:
-    """What a YAML block has of an application's `args`; nothing where it is about something else."""
+    """An application's `args` in a YAML block; empty if it is about something else."""
     if not isinstance(block, dict):
         return {}
     if "applications" in block:
@@ -225,7 +225,7 @@ def test_documents_show_and_name_only_keys_that_there_are(document: Path) -> Non
     text = document.read_text()
     for block in re.findall(r"```yaml\n(.*?)```", text, re.DOTALL):
         assert list(unknown_keys(AppConfig, args_of(yaml.safe_load(block)), old_keys=OLD_KEYS)) == []
-    if document.name != "CHANGELOG.md":  # which tells of earlier versions
+    if document.name != "CHANGELOG.md":  # the changelog has earlier versions' keys
         names = {name for key in keys_of(AppConfig) for name in key.names}
         sections = {name.rpartition(".")[0] for name in names}
         named = {name.rstrip(".") for name in re.findall(rf"`((?:{SECTIONS})\.[a-z_.]+)[`:]", text)}
@@ -233,7 +233,7 @@ def test_documents_show_and_name_only_keys_that_there_are(document: Path) -> Non
 
 
 def modules() -> set[str]:
-    """Names that look like keys and are files of the project or of a model."""
+    """Names of files of the project or of a model, which look like keys."""
     return {path.name for folder in ("serve", "models") for path in (PROJECT_FOLDER / folder).rglob("*.py")}
 
 

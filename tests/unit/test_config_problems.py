@@ -56,7 +56,7 @@ def test_with_known_costs_the_application_does_not_start(tmp_path: Path) -> None
 
 
 def test_nobody_has_to_say_how_long_an_ingress_has(tmp_path: Path) -> None:
-    """With known costs it is as long as is needed, and before they are known ten minutes after the wait."""
+    """With known costs it is just long enough; before costs are known it is ten minutes after the wait."""
     file = CostModelFile(path="models/shapes", dtype="float32", device="CPU", cost_model=COST)
     (tmp_path / "cost_model.json").write_text(file.model_dump_json())
     known = config(model={"cost_model": str(tmp_path / "cost_model.json")})

@@ -140,7 +140,7 @@ async def test_sqlite_is_set_to_lose_nothing(sqlite_url: str) -> None:
 
 @in_loop
 async def test_sqlite_walks_through_no_jobs_that_it_is_not_asked_for(sqlite_url: str, tmp_path: Path) -> None:
-    """Neither all jobs nor, sorting them, the whole queue: its planner is easily led to either."""
+    """SQLite's planner must walk neither through all jobs nor, for sorting, through the whole queue."""
     statements: dict[str, Any] = {}
 
     def keep(_c: Any, _u: Any, statement: str, parameters: Any, _x: Any, executemany: bool) -> None:

@@ -172,7 +172,7 @@ def test_what_was_lost_with_its_replica_is_tried_on_another(
     ("app", "path", "times"), [(dies, IMAGES, 2), (dies_once(), JOBS, 1), (dies_once(), FILES, 1)]
 )
 def test_what_cannot_be_tried_on_another_is_told_to_come_again(app: App, path: str, times: int) -> None:
-    """Of a job nobody knows whether it was made; with no replica left nothing helps."""
+    """Nobody knows whether a job was created, and without a replica nothing helps."""
     given = [(b"x-request-id", b"mine"), *([(b"idempotency-key", b"a")] if path == FILES else [])]
     asked = asyncio.run(ask(app, path=path, headers=given))
     assert len(asked.headers) == times
@@ -286,7 +286,7 @@ def test_a_body_that_does_not_come_in_time_is_not_waited_for() -> None:
 
 @pytest.mark.parametrize(("path", "limit"), [(IMAGES, MAX_BODY_BYTES), (FILES, MAX_UPLOAD_BYTES)])
 def test_of_a_body_that_is_too_large_no_more_is_taken_in(path: str, limit: int) -> None:
-    """The application refuses it; what it has not asked for must not pile up in the proxy."""
+    """The application refuses it. Data that it has not asked for must not pile up in the proxy."""
     taken: list[int] = []
 
     async def app(scope: Scope, receive: Receive, send: Send) -> None:

@@ -1,4 +1,4 @@
-"""The whole HTTP application: paths, methods, origins, and errors where there is nothing."""
+"""The whole HTTP application: paths, methods, origins, and errors at unknown paths."""
 
 from pathlib import Path
 
@@ -73,7 +73,7 @@ async def test_a_method_that_a_path_does_not_have_is_answered_with_those_it_has(
 
 @in_loop
 async def test_head_is_answered_where_get_is(tmp_path: Path) -> None:
-    """Of a stream too, which goes on for as long as its job waits: nobody runs it here."""
+    """HEAD of a stream is answered too, although the stream lasts as long as its job, and no runner runs."""
     async with serving(tmp_path, []) as client:
         made = (await client.post(JOBS, json=JOB)).json()
         stream = await client.head(f"{JOBS}/{made['id']}/stream")

@@ -1,4 +1,4 @@
-"""Plain answers of the images route, over HTTP but without Ray: images by URL, hints, what is not offered."""
+"""Plain answers of the images route, over HTTP but without Ray: images by URL, hints, fields not offered."""
 
 import asyncio
 import base64
@@ -98,7 +98,7 @@ async def test_a_store_that_hangs_holds_up_nobody_who_wants_no_urls(
 
 @in_loop
 async def test_openais_client_gets_its_answers(tmp_path: Path) -> None:
-    """With all that its types have, and with values that their types allow."""
+    """Answers have all fields of its types, with values that the types allow."""
     async with serving(tmp_path, []) as http_client:
         client = openai.AsyncOpenAI(
             base_url="http://midstep/v1", api_key="none", max_retries=0, http_client=http_client

@@ -1,4 +1,4 @@
-"""The parameters of a picture as A1111 writes them, and as its own parser reads them."""
+"""A picture's parameters in A1111's form, read by A1111's own parser."""
 
 import re
 
@@ -7,7 +7,7 @@ import pytest
 from deployments.engine.infotext import infotext
 from tests.generation_requests import generation_request
 
-# A1111's, of modules/infotext_utils.py.
+# From A1111's modules/infotext_utils.py.
 PARAMETER = re.compile(r'\s*(\w[\w \-/]+):\s*("(?:\\.|[^\\"])+"|[^,]*)(?:,|$)')
 
 

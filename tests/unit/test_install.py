@@ -1,4 +1,4 @@
-"""`make serve` before anything is installed: the Python that it takes, and what it shows of pip."""
+"""`make serve` before anything is installed: the Python that it picks, and its display of pip."""
 
 import io
 import subprocess
@@ -13,7 +13,7 @@ SCRIPT = Path("cluster/install/make-venv.sh").resolve()
 
 
 def make_venv(folder: Path, pythons: dict[str, str], *name: str) -> "subprocess.CompletedProcess[str]":
-    """pythons: the version of each that is found, by name; one with a `!` cannot make environments"""
+    """pythons: the version of each available one, by name; one with a `!` cannot create environments"""
     programs = folder / "bin"
     programs.mkdir()
     for python, version in pythons.items():

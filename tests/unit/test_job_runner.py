@@ -266,7 +266,7 @@ async def test_an_idle_runner_asks_the_database_for_little(url: str, tmp_path: P
         began = time.monotonic()
         async with running(store, tmp_path, both_images, settings):
             await asyncio.sleep(4.0)
-        # A slower machine asks less often. At the start it brings the tables up to date and each loop looks.
+        # A slower machine asks less often. At the start it migrates the tables, and each loop looks once.
         assert len(statements) <= 10 + (time.monotonic() - began), statements
 
 

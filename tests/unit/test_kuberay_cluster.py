@@ -174,7 +174,7 @@ def test_a_pod_that_goes_gives_its_work_away_first(overlay: str, tmp_path: Path)
         command, reason = drain.split(" ray drain-node ")
         answer_s, deadline_s, sleep_s = (int(part.split()[-1]) for part in (command, reason, sleep))
         assert max(ingress_s, STAGE_DRAIN_TIMEOUT_S) + margin_s <= deadline_s < sleep_s
-        assert answer_s + sleep_s <= int(head_sleep_s)  # a cluster goes all at once, the head last
+        assert answer_s + sleep_s <= int(head_sleep_s)  # all pods of a cluster stop at once, the head last
         assert "ray stop" not in script
 
 

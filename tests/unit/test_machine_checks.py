@@ -1,4 +1,4 @@
-"""What `midstep check` and `midstep run` look at of the machine: ports, folders, where HTTP is answered."""
+"""The machine checks of `midstep check` and `midstep run`: ports, folders, where HTTP is answered."""
 
 import socket
 from collections.abc import Iterator
@@ -17,7 +17,7 @@ from serve.config.model import PROJECT_FOLDER
 
 @pytest.fixture(autouse=True)
 def ray_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What `midstep run` sets for Ray goes again."""
+    """Undoes the variables that `midstep run` sets for Ray."""
     monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
 

@@ -1,4 +1,4 @@
-"""`/metrics`: what all nodes export, as one exposition that Prometheus can read."""
+"""`/metrics`: the metrics of all nodes in one exposition that Prometheus can read."""
 
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
@@ -43,7 +43,7 @@ def samples_of(text: str) -> dict[tuple[str, str], float]:
 
 @asynccontextmanager
 async def exporter(text: str) -> AsyncIterator[Node]:
-    """A node whose exporter says that."""
+    """A node whose exporter answers with the text."""
 
     async def export(_: web.Request) -> web.Response:
         return web.Response(text=text)

@@ -123,7 +123,7 @@ def test_what_is_older_is_deleted_from_its_folder_only(store: ObjectStore) -> No
             await store.put(key, DATA, "image/png", is_durable=False)
         await store.delete_older(ANSWERS_FOLDER, 3600)
         assert [await store.read(key) for key in keys] == 3 * [DATA]
-        await asyncio.sleep(1.1)  # S3 tells whole seconds
+        await asyncio.sleep(1.1)  # S3 reports whole seconds
         await store.delete_older(ANSWERS_FOLDER, 0.01)
         for key in keys:
             with pytest.raises(ObjectNotFoundError):

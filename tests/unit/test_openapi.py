@@ -1,4 +1,4 @@
-"""The OpenAPI document: all routes are in it, and what the server answers is what it says."""
+"""The OpenAPI document has all routes, and the server's answers match it."""
 
 import json
 import re
@@ -39,7 +39,7 @@ def check(document: Document, schema: Any, value: object) -> None:
 
 
 def check_answer(document: Document, path: str, answer: Response) -> None:
-    """Whether the status, the content type and the body are what the document says of a path's operation."""
+    """Asserts that status, content type and body match the document's operation of a path."""
     operation = document["paths"][path][answer.request.method.lower()]
     assert str(answer.status_code) in operation["responses"], answer.text
     content = operation["responses"][str(answer.status_code)]["content"]
@@ -173,7 +173,7 @@ async def test_what_is_documented_can_be_had(tmp_path: Path) -> None:
             options = {"headers": by(ALICE), **request}
             url = re.sub(r"\{\w+\}", "x" if status == 404 else "shapes", path)
             answer = await client.request(method, url, **options)
-            if status == 429 and answer.is_success:  # the first may be as large as it likes
+            if status == 429 and answer.is_success:  # the first one may have any size
                 answer = await client.request(method, url, **options)
             assert answer.status_code == status, f"{path}: {answer.text}"
             check_answer(document, path, answer)

@@ -314,8 +314,8 @@ def test_replicas_come_with_a_step_in_load_and_go_after_it() -> None:
 
 
 def test_a_tenfold_step_is_met_within_seconds_and_drained_in_time() -> None:
-    """As in tests/integration/test_autoscaling.py, where time is not to be relied on: an image takes half a
-    second of a denoiser, and for 40 s there are four a second."""
+    """The same as tests/integration/test_autoscaling.py, but with exact time: an image takes half a second of
+    a denoiser, and for 40 s there are four per second."""
     autoscaling = {"utilization": 0.8, "drain_s": 40.0, "cold_start_s": 20.0, "downscale_delay_s": 15.0}
     cost = replace(COST, forward=StageCost(((SHAPE, Curve(0.05, 4, 0.0125)),)))
     load = plan(steps([(0.4, 60.0), (4.0, 40.0), (0.4, 120.0)], seed=1), Mix(), seed=1)

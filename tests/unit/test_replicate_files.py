@@ -1,4 +1,4 @@
-"""`/v1/files` over ASGI: what is taken, what is refused, and whose it is."""
+"""`/v1/files` over ASGI: accepted and refused files, and their owners."""
 
 import hashlib
 import json
@@ -213,7 +213,7 @@ async def test_a_body_that_is_too_large_is_refused_as_soon_as_that_shows(tmp_pat
 
 @in_loop
 async def test_what_is_no_id_of_a_file_is_not_found(tmp_path: Path, url: str) -> None:
-    """PostgreSQL takes no zero byte in a text."""
+    """PostgreSQL allows no zero byte in a text."""
     async with serving(tmp_path, [], database_url=url) as client:
         for file_id in ("%00", "x", "images", "0" * 26, "0" * 26 + "%0A", "%F0%9F%98%80"):
             for method, path in (("GET", ""), ("DELETE", ""), ("GET", "/download?signature=%00")):

@@ -155,7 +155,7 @@ def test_samplers_go_by_the_names_people_use(meant: str, names: list[str]) -> No
 
 @pytest.mark.parametrize("scheduler", sorted({spec.scheduler for spec in SAMPLERS.values()}))
 def test_a_diffusers_class_means_the_sampler_with_its_own_settings(scheduler: str) -> None:
-    """Its table is that of the class as diffusers makes it from a Stable Diffusion model's configuration."""
+    """Its table equals the class's, made by diffusers from a Stable Diffusion model's configuration."""
     config = STABLE_DIFFUSION | {"skip_prk_steps": True, "trained_betas": None}
     stock = getattr(diffusers, scheduler).from_config(config)
     stock.set_timesteps(12)

@@ -1,4 +1,4 @@
-"""What `midstep run` shows while an application starts, and once it is ready."""
+"""The display of `midstep run` while an application starts, and once it is ready."""
 
 import io
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Files in the object store with rows in the job database: whole, their owners' only, and gone in time."""
+"""Files in the object store with rows in the job database: complete, private, and gone in time."""
 
 import asyncio
 import hashlib
@@ -25,7 +25,7 @@ def new_file(name: str = "star.png", owner: str = "alice", **changes: Any) -> Ne
 
 
 def kept(folder: Path) -> list[Path]:
-    """Whatever there is in an object store."""
+    """All files in an object store."""
     return [path for path in folder.rglob("*") if path.name != "uploads"]
 
 
@@ -99,7 +99,7 @@ async def test_files_go_when_their_time_is_over_and_others_stay(url: str, tmp_pa
 
 
 class Failing(ObjectStore):
-    """Fails after what it has done, as where a process dies there."""
+    """Fails after its work, as if the process died there."""
 
     async def put(self, key: str, data: bytes, media_type: str = "") -> None:
         await super().put(key, data, media_type)
@@ -142,7 +142,7 @@ async def test_rows_are_kept_for_as_long_as_their_bytes(url: str, tmp_path: Path
 
 
 class Slow(ObjectStore):
-    """Gives a file up before it is there."""
+    """Gives a file up before it is stored."""
 
     def __init__(self, url: str, store: JobStore) -> None:
         super().__init__(url)

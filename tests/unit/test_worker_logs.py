@@ -1,4 +1,4 @@
-"""What of the workers' output the terminal shows, and what only the log file has."""
+"""Workers' output: the part on the terminal, and the part only in the log file."""
 
 from pathlib import Path
 from typing import Any

@@ -1,4 +1,4 @@
-"""Images of plain answers by URL: into the object store, where they are for as long as OpenAI's."""
+"""URLs for images of plain answers. They are in the object store for as long as OpenAI keeps its own."""
 
 import asyncio
 from collections.abc import Sequence
@@ -12,11 +12,11 @@ from serve.http.addresses import base_url
 from serve.http.files import FILES_PATH
 from serve.jobs.objects import ObjectStore, answer_key
 
-_PATIENCE_S = 2.0  # with URLs that nobody has asked for
+_PATIENCE_S = 2.0  # for URLs that nobody has asked for
 
 
 class AnswerImages:
-    """Stores images and names their URLs. The runner deletes them when their time is over."""
+    """Stores images and returns their URLs. The runner deletes them after their retention time."""
 
     def __init__(self, objects: ObjectStore, config: JobsConfig) -> None:
         self._objects = objects
@@ -24,7 +24,7 @@ class AnswerImages:
         self._public_url = config.public_url
 
     def check(self) -> None:
-        """Raises InvalidRequestError where there are no URLs."""
+        """Raises InvalidRequestError if there can be no URLs."""
         if not self._is_kept:
             raise InvalidRequestError(
                 "response_format: 'url' was given; this server keeps no images of answers "
@@ -33,7 +33,7 @@ class AnswerImages:
             )
 
     async def urls(self, images: Sequence[EncodedImage], request: Request) -> list[str]:
-        """In the order of the images, which are all stored at once.
+        """The URLs in the order of the images, which are stored at the same time.
 
         Raises StorageFullError and ObjectStoreUnavailableError.
         """
@@ -48,7 +48,7 @@ class AnswerImages:
         return [f"{base}{FILES_PATH}/{key}" for key in keys]
 
     async def urls_if_possible(self, images: Sequence[EncodedImage], request: Request) -> list[str] | None:
-        """As `urls`; None where there are none, or where the object store has no room or takes long."""
+        """The same as `urls`; None if there are no URLs, or if the object store is full or slow."""
         if not self._is_kept:
             return None
         try:

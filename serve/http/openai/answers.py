@@ -1,4 +1,4 @@
-"""The types of what OpenAI's dialect answers, for the code that makes it and for the OpenAPI document."""
+"""The types of answers in OpenAI's dialect, for the code that makes them and for the OpenAPI document."""
 
 from typing import Annotated, Literal, NotRequired
 
@@ -61,7 +61,7 @@ class Images(Description):
 
 
 class PartialImage(Description):
-    """A preview of an image on its way."""
+    """A preview of an unfinished image."""
 
     type: Literal["image_generation.partial_image"]
     b64_json: Base64
@@ -83,7 +83,7 @@ class CompletedImage(Description):
 
 
 class Model(TypedDict):
-    """A model that is served."""
+    """A served model."""
 
     id: str
     object: Literal["model"]
@@ -94,7 +94,7 @@ class Model(TypedDict):
 
 
 class Models(TypedDict):
-    """All models that are served."""
+    """All served models."""
 
     object: Literal["list"]
     data: list[Model]

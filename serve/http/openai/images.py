@@ -1,4 +1,4 @@
-"""OpenAI's images dialect: `POST /v1/images/generations`, and what the routes beside it answer."""
+"""OpenAI's images dialect: `POST /v1/images/generations`, and answers of the routes beside it."""
 
 import asyncio
 import base64
@@ -42,13 +42,13 @@ from serve.served_model import MEDIA_TYPES
 
 logger = logging.getLogger("ray.serve")
 _PATH = "/v1/images"
-# OpenAI's names: of two for one format the last, which is jpeg.
+# OpenAI's names; if a format has two, the last one, which is jpeg.
 _FORMAT_NAMES = {media_type: cast(OutputFormat, name) for name, media_type in MEDIA_TYPES.items()}
 
 
 @dataclass(frozen=True, slots=True)
 class _Made:
-    """What came of a request. images: in the order of their seeds"""
+    """The results of a request. images: in the order of their seeds"""
 
     images: list[ImageDone]
     encoded: PromptEncoded
@@ -71,7 +71,7 @@ class ImagesRoute:
 
     @described(operations.GENERATE)
     async def _generate(self, http_request: Request) -> Response:
-        # In a thread, since a large body takes a while.
+        # In a thread, because a large body takes a while.
         body = await asyncio.to_thread(read_body, await bounded_body(http_request))
         wanted = wanted_of(body)
         if body.response_format == "url" and not body.stream:
@@ -82,7 +82,7 @@ class ImagesRoute:
             return EventStream(_streamed(generation, hints), generation)
         async with aclosing(generation):
             made = await _collected(generation)
-        # Stored when the generation has given back its places.
+        # Stored after the generation has given back its places.
         urls = await self._urls(body, [done.image for done in made.images], http_request)
         data = _data(made, urls, with_images=body.response_format != "url")
         answer: Images = {
@@ -105,7 +105,7 @@ class ImagesRoute:
         return await self._answer_images.urls_if_possible(images, http_request)
 
     async def _refuse(self, http_request: Request) -> Response:
-        with suppress(BodyTooLargeError):  # it is read since a client that still sends may not see the answer
+        with suppress(BodyTooLargeError):  # read, because a client that still sends may not see the answer
             await bounded_body(http_request)
         raise InvalidRequestError(
             f"Images cannot be edited or varied here yet; POST {_PATH}/generations makes them from a prompt."
@@ -147,10 +147,10 @@ async def _streamed(generation: Generation, hints: Sequence[str]) -> AsyncGenera
                 case ImageDone():
                     yield _server_sent(_completed(request, event, encoded, hints))
     except MidstepError as error:
-        # The status is sent already; the clients look for this object.
+        # The status is already sent; clients look for this object.
         logger.warning("request %s ended in mid-stream: %s", request.request_id, error.detail, exc_info=error)
         yield _server_sent(error_event(error))
-    except Exception:  # the boundary of a stream: one that just stopped would look complete
+    except Exception:  # the boundary of a stream: if it just stopped, it would look complete
         logger.exception("request %s failed in mid-stream", request.request_id)
         yield _server_sent(error_event(MidstepError("A fault of ours.")))
 
@@ -186,7 +186,7 @@ def _completed(
 
 
 def _described(request: GenerationRequest) -> Description:
-    """What OpenAI's objects say of an image, and how it was made."""
+    """Parameters of an image, as in OpenAI's objects."""
     return {
         "model": request.model,
         "size": f"{request.width}x{request.height}",
@@ -207,7 +207,7 @@ def _server_sent(data: PartialImage | CompletedImage | ErrorEvent) -> ServerSent
 
 
 def _usage(encoded: PromptEncoded) -> Usage:
-    """Images are not counted in tokens here."""
+    """OpenAI's usage object. Images are not counted in tokens here."""
     tokens = min(encoded.num_tokens, encoded.max_tokens)
     return {
         "input_tokens": tokens,

@@ -1,4 +1,4 @@
-"""`GET /v1/models` and `/v1/models/{id}`: what is served, as OpenAI's clients ask for it."""
+"""`GET /v1/models` and `/v1/models/{id}`: the served models in OpenAI's form."""
 
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
@@ -26,7 +26,7 @@ class ModelsRoutes:
 
     @described(operations.MODELS)
     async def _page(self, request: Request) -> Response:
-        """The only page, for Replicate's clients as well: OpenAI's go by `data`, those by `results`."""
+        """The only page, also for Replicate's clients: OpenAI's read `data`, Replicate's read `results`."""
         models = self._desk.models.values()
         page: Models = {
             "object": "list",

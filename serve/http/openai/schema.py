@@ -1,5 +1,5 @@
-"""The body of `POST /v1/images/generations`: OpenAI's fields, the extensions that other image servers share,
-ours. What it has in types and ranges no configuration changes; the rest is `serve.served_model`'s."""
+"""The body of `POST /v1/images/generations`: OpenAI's fields, extensions that other image servers share, and
+ours. Types and ranges here are fixed; `serve.served_model` checks what a configuration can change."""
 
 from collections.abc import Mapping
 from dataclasses import fields
@@ -12,10 +12,10 @@ from serve.http.body import Body, Text, Whole, parse_body
 from serve.http.field_names import GUIDANCE_SCALE, NEGATIVE_PROMPT, NOT_OFFERED, NUM_INFERENCE_STEPS
 from serve.served_model import MAX_SEED, Wanted, shown
 
-# What OpenAI calls fields that are called otherwise here.
+# Names of fields that OpenAI calls differently.
 _RENAMED = {"num_images": "n", "output_quality": "output_compression", "num_previews": "partial_images"}
 _STILL = "only still images are made"
-# Fields that are taken and change nothing, unless they ask for what is done anyway.
+# Accepted fields without effect, unless they ask for what is done anyway.
 _HINTS = {
     "quality": "num_inference_steps is what sets the effort",
     "complexity": "num_inference_steps is what sets the effort",
@@ -27,7 +27,7 @@ _ASKS_FOR_NOTHING = {"auto", "standard"}
 
 
 class ImagesBody(Body):
-    """A body that is well-formed. The OpenAI client sends null for a field that its caller set to None."""
+    """A well-formed body. The OpenAI client sends null for fields that its caller set to None."""
 
     not_offered: ClassVar[Mapping[str, str]] = NOT_OFFERED | {
         "frame_count": _STILL,
@@ -75,12 +75,12 @@ class ImagesBody(Body):
 
 
 def read_body(raw: bytes) -> ImagesBody:
-    """Raises InvalidRequestError, which names the field."""
+    """Parses a body. Raises InvalidRequestError, which names the field."""
     return parse_body(ImagesBody, raw)
 
 
 def wanted_of(body: ImagesBody) -> Wanted:
-    """Raises InvalidRequestError, which names the field."""
+    """The body as a `Wanted`. Raises InvalidRequestError, which names the field."""
     if body.partial_images and not body.stream:
         raise InvalidRequestError('partial_images: needs "stream": true.', "partial_images")
     names = {field.name: body.written(_RENAMED.get(field.name, field.name)) for field in fields(Wanted)}
@@ -110,7 +110,7 @@ def wanted_of(body: ImagesBody) -> Wanted:
 
 
 def hint_warnings(body: ImagesBody) -> list[str]:
-    """A sentence for each field that was taken and changes nothing."""
+    """A sentence for each accepted field without effect."""
     sentences = [
         f"{field}: {shown(given)} changes nothing; {reason}."
         for field, reason in _HINTS.items()
@@ -124,7 +124,7 @@ def hint_warnings(body: ImagesBody) -> list[str]:
 
 
 def _one(name: str, given: int | None, in_size: int | None, size: str | None) -> int | None:
-    """A side in pixels, which may be given as such and in the size, too. Raises InvalidRequestError."""
+    """A side in pixels, which may be given alone and in the size. Raises InvalidRequestError."""
     if given is not None and in_size is not None and given != in_size:
         raise InvalidRequestError(f"{name}: {shown(given)} was given, and size {shown(size)}.", name)
     return in_size if given is None else given

@@ -1,4 +1,4 @@
-"""What Replicate's clients ask besides: whose key it is, what signs webhooks, on what models run."""
+"""Further routes of Replicate's clients: the account of a key, the webhook secret, the hardware."""
 
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
@@ -21,7 +21,7 @@ _DEVICES = {
 
 
 class AccountRoutes:
-    """The handlers of the routes. config: its section `jobs` resolved"""
+    """The handlers of the routes. config: with its section `jobs` resolved"""
 
     def __init__(self, config: AppConfig) -> None:
         self._config = config
@@ -48,7 +48,7 @@ class AccountRoutes:
 
     @described(operations.WEBHOOK_SECRET)
     async def _webhook_secret(self, request: Request) -> Response:
-        """The secret that webhooks are signed with, for clients with a key only. Raises ForbiddenError."""
+        """The secret that signs webhooks, only for clients with a key. Raises ForbiddenError."""
         if client_of(request) == EVERYBODY:
             raise ForbiddenError(
                 "The secret that webhooks are signed with is told only where `api_keys` are configured. "
@@ -66,5 +66,5 @@ class AccountRoutes:
 
 
 def username(client: str) -> str:
-    """A client's name as an account has one, also where there are no API keys."""
+    """A client's name in the form of an account, also without API keys."""
     return client or "anonymous"

@@ -1,4 +1,4 @@
-"""The types of what Replicate's dialect answers, for the code that makes it and for the OpenAPI document."""
+"""The types of answers in Replicate's dialect, for the code that makes them and for the OpenAPI document."""
 
 from typing import Annotated, Any, Literal
 
@@ -26,7 +26,7 @@ class PredictionMetrics(TypedDict, total=False):
 
 
 class KnownPrediction(TypedDict):
-    """What is known of a prediction from its job alone."""
+    """The fields of a prediction that its job alone determines."""
 
     id: str
     model: str
@@ -49,14 +49,14 @@ class KnownPrediction(TypedDict):
 
 
 class Forecast(TypedDict):
-    """What is known of a job that waits."""
+    """The forecast for a waiting job."""
 
     queue_position: Annotated[int | None, Field(description="Jobs before it; null for one that has begun.")]
     eta_s: Annotated[float | None, Field(description="Seconds until it is finished, roughly.")]
 
 
 class Prediction(KnownPrediction, Forecast):
-    """A job: what was asked for, and how far it is."""
+    """A job: its request and its progress."""
 
 
 class Predictions(TypedDict):
@@ -85,7 +85,7 @@ class ModelVersions(TypedDict):
 
 
 class ReplicateModel(TypedDict):
-    """A model that is served, as Replicate's clients ask for it."""
+    """A served model in the form for Replicate's clients."""
 
     url: Url
     owner: str

@@ -1,4 +1,4 @@
-"""`/v1/files`: what Replicate's clients upload before they refer to it in the input of a prediction."""
+"""`/v1/files`: files that Replicate's clients upload before they use them in a prediction's input."""
 
 import asyncio
 import re
@@ -23,13 +23,13 @@ from serve.jobs.uploads import FILE_ID_BYTES, StoredFile, Uploads
 
 PAGE_SIZE = 100
 _FILE_ID = re.compile(f"[0-9a-f]{{{2 * FILE_ID_BYTES}}}")
-_IN_MEMORY_AT_ONCE = 4  # files that are on their way into the object store, of those that came whole
+_IN_MEMORY_AT_ONCE = 4  # complete files on their way into the object store
 
 
 class ReplicateFilesRoutes:
-    """The handlers of the routes. A file belongs to the client whose key it came with, for a day.
+    """The handlers of the routes. A file belongs for a day to the client whose key uploaded it.
 
-    public_url: as the configuration has it
+    public_url: from the configuration
     """
 
     def __init__(self, uploads: Uploads, objects: ObjectStore, public_url: str | None) -> None:
@@ -50,13 +50,13 @@ class ReplicateFilesRoutes:
 
     @property
     def open_routes(self) -> list[Route]:
-        """Routes that ask for no API key: the signature in a file's own URL is as good."""
+        """Routes without an API key, because the signature in a file's own URL is enough."""
         # Not in the OpenAPI document: nobody makes these URLs himself.
         return [Route(FILES_PATH + "/{file_id}/download", self._download, include_in_schema=False)]
 
     @described(operations.CREATE_FILE)
     async def _create(self, request: Request) -> Response:
-        """201 once the file is on disk."""
+        """Answers 201 once the file is on disk."""
         async with opened_form(request) as form, self._in_memory:
             file = await self._uploads.keep(await read_file(form, client_of(request).name))
         return JSONResponse(self._described(file, request), 201)
@@ -88,7 +88,7 @@ class ReplicateFilesRoutes:
         return Response(status_code=204)
 
     async def _download(self, request: Request) -> Response:
-        """The bytes. Whatever they are, a browser neither shows nor runs them."""
+        """The file's bytes. A browser neither shows nor runs them, whatever they are."""
         file = await self._uploads.signed(_file_id(request), request.query_params.get("signature", ""))
         if file is None:
             raise _not_found(request)
@@ -106,7 +106,7 @@ class ReplicateFilesRoutes:
         return StreamingResponse(await self._objects.stream(file.key), headers=headers)
 
     def _described(self, file: StoredFile, request: Request) -> File:
-        """The file as Replicate has it. Its URL gives the bytes to whoever has it."""
+        """The file in Replicate's form. Anyone who has its URL can get the bytes."""
         query = {
             "expiry": int(file.expires_at),
             "owner": username(file.owner),
@@ -128,7 +128,7 @@ class ReplicateFilesRoutes:
 
 
 def _file_id(request: Request) -> str:
-    """Databases refuse some of what no id has. Raises ObjectNotFoundError."""
+    """The id in the path. Databases refuse some characters that no id has. Raises ObjectNotFoundError."""
     file_id: str = request.path_params["file_id"]
     if not _FILE_ID.fullmatch(file_id):
         raise _not_found(request)

@@ -14,13 +14,13 @@ from serve.http.replicate.schema import PredictionInput
 from serve.served_model import ServedModel
 
 MODELS_PATH = "/v1/models"
-OWNER = "midstep"  # of models whose id names none
+OWNER = "midstep"  # for models whose id has no owner
 _OUTPUT_SCHEMA = {"type": "array", "items": {"type": "string", "format": "uri"}}
 
 
 class ReplicateModelsRoutes:
-    """The handlers of the routes. At Replicate a model has an owner and versions: here any owner, unless its
-    id names one, and one version that is called as the model is."""
+    """The handlers of the routes. At Replicate a model has an owner and versions. Here it has any owner,
+    unless its id has one, and one version with the model's name."""
 
     def __init__(self, desk: FrontDesk) -> None:
         self._desk = desk
@@ -55,20 +55,20 @@ class ReplicateModelsRoutes:
         return JSONResponse(_describe_version(model, self._desk.started_at))
 
     def _named(self, request: Request) -> ServedModel:
-        """Raises ModelNotFoundError."""
+        """The model in the path. Raises ModelNotFoundError."""
         name: str = request.path_params["name"]
         with_owner = f"{request.path_params['owner']}/{name}"
         return self._desk.model(with_owner if with_owner in self._desk.models else name, "name")
 
 
 def owner_and_name(model: ServedModel) -> tuple[str, str]:
-    """An id of the kind `owner/name` has both."""
+    """Owner and name from an id. An id `owner/name` contains both."""
     owner, _, name = model.id.rpartition("/")
     return owner or OWNER, name
 
 
 def describe_model(model: ServedModel, owner: str, url: str, created_at: float) -> ReplicateModel:
-    """Replicate's model object. owner, url: as the client has named them; created_at: as a job's"""
+    """Replicate's model object. owner, url: as the client named them; created_at: as of a job"""
     return {
         "url": url,
         "owner": owner,

@@ -1,4 +1,4 @@
-"""What the routes of Replicate's dialect do, for the OpenAPI document."""
+"""The operations of Replicate's dialect, for the OpenAPI document."""
 
 from serve.errors import (
     ForbiddenError,

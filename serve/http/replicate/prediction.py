@@ -1,4 +1,4 @@
-"""A job as its client sees it: Replicate's prediction object, in answers and in webhooks alike."""
+"""A job as its client sees it: Replicate's prediction object, the same in answers and in webhooks."""
 
 from datetime import UTC, datetime
 
@@ -13,7 +13,7 @@ _BAR_LENGTH = 10
 
 
 def describe(job: Job) -> KnownPrediction:
-    """What of it is known from the job alone; the place in the queue and the time left are not."""
+    """The fields that the job alone determines, without its place in the queue and the time left."""
     url = f"{job.base_url}{PREDICTIONS_PATH}/{job.id}"
     return {
         "id": job.id,
@@ -36,7 +36,7 @@ def describe(job: Job) -> KnownPrediction:
 
 
 def output_urls(job: Job) -> list[str]:
-    """In the order of the seeds and without gaps: what is listed once keeps its place."""
+    """URLs in the order of the seeds, without gaps, so that a listed one keeps its place."""
     urls = []
     for index in range(len(job.output)):
         if index not in job.output:
@@ -46,8 +46,8 @@ def output_urls(job: Job) -> list[str]:
 
 
 def logs(job: Job) -> str:
-    """The seed as Replicate's own models write it, warnings, and last the line that tqdm would show, which
-    Replicate's client reads progress from."""
+    """The seed in the form of Replicate's own models, warnings, and at the end tqdm's line, from which
+    Replicate's client reads the progress."""
     if job.started_at is None:
         return ""
     sentences = [*input_warnings(job.input), *syntax_warnings(job.request)]
@@ -70,7 +70,7 @@ def _metrics(job: Job) -> PredictionMetrics:
 
 
 def timestamp(seconds: float | None) -> str | None:
-    """A time in seconds since the epoch, as Replicate writes it."""
+    """A time in seconds since the epoch, in Replicate's format."""
     if seconds is None:
         return None
     return datetime.fromtimestamp(seconds, UTC).isoformat().replace("+00:00", "Z")

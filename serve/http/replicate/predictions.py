@@ -1,4 +1,4 @@
-"""Replicate's dialect: jobs that are handed in, asked after, followed and canceled."""
+"""Replicate's dialect: create, get, follow and cancel jobs."""
 
 import asyncio
 import hashlib
@@ -51,13 +51,13 @@ PAGE_SIZE = 100
 _JOB_ID_BYTES = 13
 _JOB_ID = re.compile(f"[0-9a-f]{{{2 * _JOB_ID_BYTES}}}")
 _EVENT_ID = re.compile(r"([0-9]{1,9})-([0-9]{1,9})")
-# Replicate's npm client makes files, with a `blob()`, of what comes from such a path.
+# Replicate's npm client turns answers from such a path into files with a `blob()`.
 _SIGNED_STREAM = FILES_PATH + "/predictions/{job_id}/stream"
 _UNKNOWN: Forecast = {"queue_position": None, "eta_s": None}
 
 
 class PredictionsRoutes:
-    """The handlers of the routes, and what they work with."""
+    """The handlers of the routes."""
 
     def __init__(
         self,
@@ -66,7 +66,7 @@ class PredictionsRoutes:
         store: JobStore,
         images_at_once: int,
     ) -> None:
-        """images_at_once: of jobs, in all runners"""
+        """images_at_once: images of jobs in all runners together"""
         self._config = config
         self._desk = desk
         self._store = store
@@ -87,28 +87,28 @@ class PredictionsRoutes:
 
     @property
     def open_routes(self) -> list[Route]:
-        """Routes that ask for no API key: the signature in a stream's URL is as good."""
+        """Routes without an API key, because the signature in a stream's URL is enough."""
         return [Route(_SIGNED_STREAM, self._signed_stream, include_in_schema=False)]
 
     @described(operations.CREATE)
     async def _create(self, request: Request) -> Response:
-        """201 once the job is on disk; with `Prefer: wait` when it is finished or that time is over."""
+        """Answers 201 once the job is on disk, or with `Prefer: wait` when it or the wait is over."""
         came_at = time.monotonic()
         raw = await bounded_body(request)
         job_id = secrets.token_hex(_JOB_ID_BYTES)
         try:
             wait = wait_s(request.headers.get("prefer"))
-            body = await asyncio.to_thread(read_body, raw)  # in a thread: a large one takes a while
+            body = await asyncio.to_thread(read_body, raw)  # in a thread, because a large one takes a while
             wanted = wanted_of(body, *model_named(request, body, self._desk.names))
             new_job = self._new_job(request, raw, body)
             job = await self._desk.submit_job(wanted, client_of(request), job_id, new_job)
         except InvalidRequestError as error:
             raise InvalidInputError(error.detail, error.param) from error
         location = f"{job.base_url}{PREDICTIONS_PATH}/{job.id}"
-        # Its place in the queue would take another look into the database; whoever asks after it is told.
+        # The place in the queue would need another read of the database; clients get it when they ask.
         shown: Prediction = {**self._shown(job), **_UNKNOWN}
         if wait is not None:
-            with suppress(JobStoreUnavailableError):  # it is on disk, and whoever made it must be told
+            with suppress(JobStoreUnavailableError):  # it is on disk, and its client must know
                 shown = await self._waited_for(job, came_at + wait)
         return JSONResponse(shown, 201, {"location": location})
 
@@ -118,7 +118,7 @@ class PredictionsRoutes:
 
     @described(operations.PAGE)
     async def _page(self, request: Request) -> Response:
-        """The client's own, newest first. `cursor` is what `next` or `previous` of another page has."""
+        """The client's own jobs, newest first. `cursor` is `next` or `previous` of another page."""
         page = await self._store.page(PAGE_SIZE, request.query_params.get("cursor"), client_of(request).name)
         url = f"{self._base_url(request)}{PREDICTIONS_PATH}?cursor="
         shown: Predictions = {
@@ -130,7 +130,7 @@ class PredictionsRoutes:
 
     @described(operations.CANCEL)
     async def _cancel(self, request: Request) -> Response:
-        """What is finished stays as it is."""
+        """Cancels a job. A finished job stays as it is."""
         job = await self._store.cancel(_job_id(request), client_of(request).name)
         return JSONResponse(await self._described(_found(job, request)))
 
@@ -139,7 +139,7 @@ class PredictionsRoutes:
         return self._event_stream(await self._job(request), request)
 
     async def _signed_stream(self, request: Request) -> Response:
-        """The stream by the URL that a prediction names: Replicate's npm client sends no key there."""
+        """The stream at the URL in a prediction. Replicate's npm client sends no key there."""
         owner, signature = (request.query_params.get(name, "") for name in ("owner", "signature"))
         job_id = _job_id(request)
         if not self._clients.is_signature(owner, job_id, signature):
@@ -147,7 +147,7 @@ class PredictionsRoutes:
         return self._event_stream(_found(await self._store.get(job_id, owner), request), request)
 
     def _event_stream(self, job: Job, request: Request) -> Response:
-        """Server-sent events; `Last-Event-ID` goes on where another connection ended."""
+        """Server-sent events. `Last-Event-ID` continues where another connection ended."""
         seen = _Seen.parse(request.headers.get("last-event-id", ""))
         return EventStream(self._events(job, seen))
 
@@ -169,7 +169,7 @@ class PredictionsRoutes:
     def _new_job(
         self, request: Request, raw: bytes, body: PredictionBody
     ) -> Callable[[GenerationRequest], NewJob]:
-        """Raises InvalidRequestError."""
+        """Makes the job's record from the accepted request. Raises InvalidRequestError."""
         key = idempotency_key(request.headers.get("idempotency-key"))
         return partial(
             NewJob,
@@ -194,33 +194,33 @@ class PredictionsRoutes:
         return _found(await self._store.get(_job_id(request), client_of(request).name), request)
 
     async def _waited_for(self, job: Job, until: float) -> Prediction:
-        """As it is when it is finished, or at that time. until: on the monotonic clock"""
+        """The prediction when it is finished, or at the given time. until: on the monotonic clock"""
         try:
             async with asyncio.timeout(until - time.monotonic()), aclosing(self._store.follow(job)) as states:
                 async for now in states:
                     job = now
         except TimeoutError:
             job = await self._store.get(job.id, job.owner) or job
-        # As at Replicate: its client takes whatever is not "starting" here for the end.
+        # As at Replicate: its client takes any status except "starting" for the end.
         shown = await self._described(job)
         return shown if job.state.is_final else {**shown, "status": JobState.STARTING.value}
 
     async def _described(self, job: Job) -> Prediction:
-        """The prediction with its place in the queue and how long it will take."""
+        """The prediction with its place in the queue and its remaining time."""
         if job.state.is_final:
             return {**self._shown(job), **_UNKNOWN}
         position = await self._store.queue_position(job)
         return {**self._shown(job), "queue_position": position, "eta_s": self._eta_s(job, position or 0)}
 
     def _shown(self, job: Job) -> KnownPrediction:
-        """The prediction with a URL of its stream that needs no key."""
+        """The prediction with a stream URL that needs no key."""
         query = urlencode({"owner": job.owner, "signature": self._clients.signature(job.owner, job.id)})
         shown = describe(job)
         shown["urls"]["stream"] = f"{job.base_url}{_SIGNED_STREAM.format(job_id=job.id)}?{query}"
         return shown
 
     def _eta_s(self, job: Job, position: int) -> float | None:
-        """Roughly: what the rest of it takes alone, and as long again for each round of jobs before it."""
+        """A rough estimate: the rest of the job alone, plus the same for each round of jobs before it."""
         alone_s = self._alone_s(job)
         if alone_s is None:
             return None
@@ -228,7 +228,8 @@ class PredictionsRoutes:
         return round(alone_s * (1 - job.fraction_done + rounds), 2)
 
     def _alone_s(self, job: Job) -> float | None:
-        """Seconds that all of it takes alone; None where its model is served no more, or has no costs yet."""
+        """Seconds that the whole job takes alone; None if its model is no longer served or has no costs
+        yet."""
         for model in self._desk.models.values():
             if model.shown_id == job.model and (cost := model.known_cost()):
                 return model.estimator.latency_s(job.request, cost)
@@ -237,7 +238,7 @@ class PredictionsRoutes:
 
 @dataclass(frozen=True, slots=True)
 class _Seen:
-    """What a stream's reader has: so many images, and the progress of so many steps. The id of its events."""
+    """What a stream's reader has seen: numbers of images and of steps. It is also the id of its events."""
 
     num_outputs: int = 0
     steps: int = 0
@@ -247,16 +248,16 @@ class _Seen:
 
     @classmethod
     def parse(cls, event_id: str) -> "_Seen":
-        """From the start where the id is none of ours."""
+        """The numbers in an id; the start if it is not one of ours."""
         if (match := _EVENT_ID.fullmatch(event_id)) is None:
             return cls()
         return cls(*map(int, match.groups()))
 
 
 def model_named(request: Request, body: PredictionBody, served: Container[str]) -> tuple[str, str]:
-    """The model that is asked for, and the field that says so.
+    """The requested model, and the field that names it.
 
-    Clients say `owner/name`, `owner/name:version` or `version`, and an id may have a slash itself. Raises
+    Clients send `owner/name`, `owner/name:version` or `version`, and an id may itself have a slash. Raises
     InvalidRequestError.
     """
     if "name" in request.path_params:
@@ -271,12 +272,12 @@ def model_named(request: Request, body: PredictionBody, served: Container[str]) 
 
 
 def _fingerprint(request: Request, raw: bytes) -> str:
-    """The path says which model is meant."""
+    """Includes the path, because it names the model."""
     return hashlib.sha256(request.url.path.encode() + b"\n" + raw).hexdigest()
 
 
 def _job_id(request: Request) -> str:
-    """Databases refuse some of what no id has. Raises JobNotFoundError."""
+    """The id in the path. Databases refuse some characters that no id has. Raises JobNotFoundError."""
     job_id: str = request.path_params["job_id"]
     if not _JOB_ID.fullmatch(job_id):
         raise _not_found(request)

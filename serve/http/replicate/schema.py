@@ -1,4 +1,4 @@
-"""The body of `POST /v1/predictions`: Replicate's fields, and its usual names for a model's input."""
+"""The body of `POST /v1/predictions`: Replicate's fields, and its usual names in a model's input."""
 
 import re
 from collections.abc import Mapping
@@ -17,7 +17,7 @@ MAX_WAIT_S = 60.0
 MIN_LIFETIME_S, MAX_LIFETIME_S = 5.0, 24 * 3600.0
 MAX_KEY_LENGTH = 255
 
-# Fields of Replicate's models that are taken and change nothing.
+# Accepted fields of Replicate's models without effect.
 _IDLE = {
     "apply_watermark": "pictures get no watermark",
     "disable_safety_checker": "there is no safety checker",
@@ -28,7 +28,7 @@ _IDLE = {
 
 
 class PredictionInput(Body):
-    """What the picture shall be."""
+    """The parameters of the picture."""
 
     not_offered: ClassVar[Mapping[str, str]] = NOT_OFFERED
 
@@ -62,7 +62,7 @@ class PredictionInput(Body):
 
 
 class PredictionBody(Body):
-    """A body that is well-formed."""
+    """A well-formed body."""
 
     input: PredictionInput
     version: str | None = None
@@ -72,23 +72,23 @@ class PredictionBody(Body):
 
     @property
     def webhook_events(self) -> frozenset[WebhookEvent]:
-        """All of them where the client does not choose."""
+        """The chosen events, or all if the client does not choose."""
         if self.webhook_events_filter is None:
             return frozenset(WebhookEvent)
         return frozenset(map(WebhookEvent, self.webhook_events_filter))
 
 
-# What Replicate's clients call fields, as far as they are called otherwise here.
+# Names of fields that Replicate's clients call differently.
 _RENAMED = {"num_images": "num_outputs", "sampler": "scheduler"}
 
 
 def read_body(raw: bytes) -> PredictionBody:
-    """Raises InvalidRequestError, which names the field."""
+    """Parses a body. Raises InvalidRequestError, which names the field."""
     return parse_body(PredictionBody, raw)
 
 
 def wanted_of(body: PredictionBody, model: str, model_field: str) -> Wanted:
-    """model: from the path or the version, as the field of that name has it."""
+    """The body as a `Wanted`. model: from the path or the version, by the field of that name"""
     given = body.input
     names = {
         field.name: f"input.{given.written(_RENAMED.get(field.name, field.name))}" for field in fields(Wanted)
@@ -114,20 +114,20 @@ def wanted_of(body: PredictionBody, model: str, model_field: str) -> Wanted:
 
 
 def given_input(body: PredictionBody) -> dict[str, Any]:
-    """As the client gave it, to be shown again."""
+    """The input as the client gave it, to show it again."""
     given = body.input
     return {given.written(field): value for field, value in given.model_dump(exclude_unset=True).items()}
 
 
 def input_warnings(given: Mapping[str, Any]) -> list[str]:
-    """A sentence for each field of an input, as it was given, that was taken and changes nothing."""
+    """A sentence for each given field of an input that has no effect."""
     return [f"{field}: changes nothing; {reason}." for field, reason in _IDLE.items() if field in given]
 
 
 def wait_s(prefer: str | None) -> float | None:
     """Seconds from `Prefer: wait` or `wait=N`; None for an answer at once.
 
-    Unknown preferences are ignored, as RFC 7240 has it. Raises InvalidRequestError.
+    Unknown preferences are ignored, as in RFC 7240. Raises InvalidRequestError.
     """
     for preference in (prefer or "").split(","):
         name, _, value = (part.strip() for part in preference.partition("="))
@@ -147,7 +147,7 @@ _UNITS_S = {"h": 3600, "m": 60, "s": 1}
 
 
 def lifetime_s(cancel_after: str | None) -> float | None:
-    """Seconds from `Cancel-After: 90s`, `1m`, `1h30m`. Raises InvalidRequestError."""
+    """The seconds in `Cancel-After: 90s`, `1m`, `1h30m`. Raises InvalidRequestError."""
     if cancel_after is None:
         return None
     text = cancel_after.strip()
@@ -167,7 +167,7 @@ def lifetime_s(cancel_after: str | None) -> float | None:
 
 
 def idempotency_key(header: str | None) -> str | None:
-    """The key, quoted as the draft has it or bare as most clients send it. Raises InvalidRequestError."""
+    """The key, either quoted as in the draft or bare as most clients send it. Raises InvalidRequestError."""
     if header is None:
         return None
     key = header.strip()

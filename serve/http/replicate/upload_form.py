@@ -1,4 +1,4 @@
-"""The body of `POST /v1/files`: a form in parts, of which one is the file."""
+"""The body of `POST /v1/files`: a multipart form with one file."""
 
 import json
 import re
@@ -45,8 +45,8 @@ _FIELDS = tuple(UploadForm.__annotations__)
 async def opened_form(request: Request) -> AsyncIterator[FormData]:
     """The fields of the form. Large files are on disk until it is left.
 
-    Raises BodyTooLargeError as soon as more than MAX_UPLOAD_BYTES have come, InvalidRequestError for what is
-    no form, UnsupportedEncodingError, StorageFullError, and ClientLeftError where it never came to its end.
+    Raises BodyTooLargeError as soon as more than MAX_UPLOAD_BYTES have arrived, InvalidRequestError if it is
+    not a form, UnsupportedEncodingError, StorageFullError, and ClientLeftError if it never arrived.
     """
     check_encoding(request)
     content_type = request.headers.get("content-type", "")
@@ -106,7 +106,7 @@ async def read_file(form: FormData, owner: str) -> NewFile:
 
 
 async def _text(form: FormData, field: str) -> str | None:
-    """A field's text, also where the client has sent it as a file."""
+    """A field's text, even if the client has sent it as a file."""
     value = form.get(field)
     if not isinstance(value, UploadFile):
         return value
@@ -120,7 +120,7 @@ async def _text(form: FormData, field: str) -> str | None:
 
 
 async def _metadata(form: FormData) -> Mapping[str, Any]:
-    """What the client wants to remember: as one JSON object, or each of its items as a field."""
+    """The client's metadata, either one JSON object or one field per item."""
     items = {
         match[1]: value
         for field, value in form.multi_items()
@@ -131,7 +131,7 @@ async def _metadata(form: FormData) -> Mapping[str, Any]:
         return items
     try:
         metadata = from_json(text)
-        json.dumps(metadata, allow_nan=False)  # as it is answered with
+        json.dumps(metadata, allow_nan=False)  # as in the answer
     except ValueError as error:
         raise InvalidRequestError(f"metadata: is not JSON: {error}.", "metadata") from error
     if not isinstance(metadata, dict):
@@ -142,7 +142,7 @@ async def _metadata(form: FormData) -> Mapping[str, Any]:
 
 
 def _checked_name(name: str) -> str:
-    """Raises InvalidRequestError for what databases or headers cannot have."""
+    """The file's name. Raises InvalidRequestError for characters that databases or headers cannot have."""
     forbidden = any(unicodedata.category(character) in ("Cc", "Cs") for character in name)
     if forbidden or len(name.encode(errors="replace")) > MAX_NAME_BYTES:
         raise InvalidRequestError(

@@ -1,4 +1,4 @@
-"""Clients upload files, which are theirs and are deleted after a while."""
+"""Files that clients upload. They belong to their clients and are deleted after a while."""
 
 import sqlalchemy as sa
 from alembic import op
