@@ -183,7 +183,7 @@ async def test_costs_that_are_learned_are_held_against_the_time_to_drain(
     monkeypatch.setattr(logging.getLogger("ray.serve"), "propagate", True)  # Serve may have turned it off
     async with serving(tmp_path, []):
         await asyncio.sleep(0)  # to what it does besides its routes
-    assert "ingress.drain_timeout_s: 61 s are too few" in caplog.text
+    assert "ingress.drain_timeout_s: 61 s is too short" in caplog.text
 
 
 @in_loop

@@ -68,4 +68,4 @@ def test_nobody_has_to_say_how_long_an_ingress_has(tmp_path: Path) -> None:
     slow = config(limits={"max_num_inference_steps": 1000})
     told = drain_problem(slow, info, COST)
     assert told is not None
-    assert "660 s are too few" in told
+    assert "660 s is too short" in told

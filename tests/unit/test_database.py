@@ -231,6 +231,8 @@ async def test_errors_are_looked_at_where_the_caller_has_left(
 ) -> None:
     """Errors that were meant for the caller are not logged, as asyncio would; a fault of ours is."""
     monkeypatch.setattr(logging.getLogger("ray.serve"), "propagate", True)  # Serve may have turned it off
+    gc.collect()  # what other tests have left behind
+    caplog.clear()
 
     async def fail_with(error: Exception) -> None:
         await asyncio.sleep(0)

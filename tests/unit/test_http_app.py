@@ -37,8 +37,6 @@ async def test_where_there_is_nothing_the_nearest_route_is_named(tmp_path: Path)
     async with serving(tmp_path, []) as client:
         for path, nearest in (
             ("/v1/image/generations", "/v1/images/generations"),
-            ("/v1/images/generations/", "/v1/images/generations"),
-            ("/v1/predictions/", "/v1/predictions/{job_id}"),
             ("/v1/prediction/abc/cancel", "/v1/predictions/{job_id}/cancel"),
             ("/v1/modles", "/v1/models"),
             ("/healthz", "/health"),
@@ -48,6 +46,10 @@ async def test_where_there_is_nothing_the_nearest_route_is_named(tmp_path: Path)
                 assert (answer.status_code, answer.json()["error_type"]) == (404, "route_not_found")
                 told = f"There is nothing at {path}; the nearest route is {nearest}. /docs lists all routes."
                 assert answer.json()["detail"] == told
+        answer = await client.post("/v1/predictions/", follow_redirects=False)
+        assert answer.json()["detail"] == (
+            "There is nothing at /v1/predictions/; /v1/predictions is there, and an id may be missing."
+        )
         for path in ("/", "/favicon.ico", "/sdapi/v1/txt2img", "/" + "v1/models" * 1000):
             detail = (await client.get(path)).json()["detail"]
             assert "nearest" not in detail

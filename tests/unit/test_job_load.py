@@ -87,9 +87,9 @@ async def test_the_last_known_counts_while_the_database_is_away(
     ("jobs", "max_replicas", "told"),
     [
         ({}, 1, None),
-        ({"max_running_images": 50}, 1, r"50 images, .* busy for 50 s"),
+        ({"max_running_images": 50}, 1, r"50 images .* busy for 50 s"),
         ({"max_running_images": 50}, 2, None),
-        ({"max_running_images": 25, "num_runners": 2}, 1, r"50 images, .* busy for 50 s"),
+        ({"max_running_images": 25, "num_runners": 2}, 1, r"50 images .* busy for 50 s"),
     ],
 )
 def test_jobs_that_leave_no_room_for_requests_are_told_of(
