@@ -8,6 +8,7 @@ file's size and time of change takes microseconds.
 import asyncio
 import logging
 import os
+import time
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager, suppress
 from enum import StrEnum
@@ -24,6 +25,9 @@ logger = logging.getLogger("ray.serve")
 
 # Seconds between looks at SQLite's log file, and the shortest time between two reactions to news.
 _LOOK_S = 0.05
+# Where nothing has changed for a while looks are further apart: they are most of what an idle process does.
+_QUIET_LOOK_S = 0.2
+_QUIET_AFTER_S = 5.0
 _RECONNECT_S = 2.0
 
 
@@ -85,14 +89,15 @@ class News:
 
     async def _watch_sqlite(self, file: Path) -> None:
         log = file.with_name(f"{file.name}-wal")
-        seen = _state_of(log)
+        seen, changed_at = _state_of(log), time.monotonic()
         while True:
             await self._is_heard.wait()
             if (now := _state_of(log)) != seen:
-                seen = now
+                seen, changed_at = now, time.monotonic()
                 for audience in Audience:
                     self._tell(audience)
-            await asyncio.sleep(_LOOK_S)
+            is_quiet = time.monotonic() - changed_at > _QUIET_AFTER_S
+            await asyncio.sleep(_QUIET_LOOK_S if is_quiet else _LOOK_S)
 
     async def _watch_postgresql(self) -> None:
         """Returns when the connection is lost."""
