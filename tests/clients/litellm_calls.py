@@ -23,8 +23,10 @@ def given_to(url: str, **given: Any) -> dict[str, Any]:
         {"size": "auto"},
         *({"quality": value} for value in ("auto", "standard", "medium", "hd")),
         {"user": "user-1234"},
-        {"model": "openai/dall-e-2", "response_format": "b64_json"},
-        {"model": "openai/dall-e-3", "style": "vivid"},
+        {"model": "openai/dall-e-2"},
+        {"model": "openai/dall-e-3"},
+        # What it does not send of itself.
+        {"extra_body": {"response_format": "b64_json", "style": "vivid"}},
         {"model": "openai/gpt-image-1"},
         {"extra_body": {"seed": 5, "num_inference_steps": 2}},
     ],
@@ -37,8 +39,7 @@ def test_a_picture(url: str, given: dict[str, Any]) -> None:
 
 
 def test_a_url(url: str) -> None:
-    given = given_to(url, model="openai/dall-e-2", response_format="url")  # it sends it with this name only
-    answer = litellm.image_generation(**given)
+    answer = litellm.image_generation(**given_to(url, extra_body={"response_format": "url"}))
     assert size_of(fetched(answer.data[0].url)) == (128, 128)
 
 
