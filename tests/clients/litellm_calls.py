@@ -1,6 +1,7 @@
 """LiteLLM, as a client of OpenAI's dialect."""
 
 import asyncio
+import io
 from typing import Any
 
 import litellm
@@ -21,10 +22,11 @@ def given_to(url: str, **given: Any) -> dict[str, Any]:
         {"size": "256x256"},
         {"size": "auto"},
         *({"quality": value} for value in ("auto", "standard", "medium", "hd")),
-        {"style": "vivid"},
         {"user": "user-1234"},
-        {"response_format": "b64_json"},
+        {"model": "openai/dall-e-2"},
         {"model": "openai/dall-e-3"},
+        # What it does not send of itself.
+        {"extra_body": {"response_format": "b64_json", "style": "vivid"}},
         {"model": "openai/gpt-image-1"},
         {"extra_body": {"seed": 5, "num_inference_steps": 2}},
     ],
@@ -37,7 +39,7 @@ def test_a_picture(url: str, given: dict[str, Any]) -> None:
 
 
 def test_a_url(url: str) -> None:
-    answer = litellm.image_generation(**given_to(url, response_format="url"))
+    answer = litellm.image_generation(**given_to(url, extra_body={"response_format": "url"}))
     assert size_of(fetched(answer.data[0].url)) == (128, 128)
 
 
@@ -57,7 +59,7 @@ def test_an_edit_is_refused_in_a_sentence(url: str) -> None:
     with pytest.raises(litellm.BadRequestError, match="cannot be edited or varied here yet"):
         litellm.image_edit(
             model="openai/gpt-image-1",
-            image=("red.png", png()),
+            image=io.BytesIO(png()),
             prompt=PROMPT,
             api_base=f"{url}/v1",
             api_key="any",

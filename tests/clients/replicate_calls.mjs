@@ -18,9 +18,9 @@ async function assertPictures(outputs, count = 1) {
 }
 
 async function refusal(promise) {
-  let answer;
-  await assert.rejects(promise, (error) => ((answer = error.response), true));
-  return answer;
+  let found;
+  await assert.rejects(promise, (error) => ((found = error), true));
+  return { status: found.response.status, message: found.message };
 }
 
 for (const ref of [model, `${model}:shapes`]) {
@@ -80,13 +80,14 @@ test("files", async () => {
   assert.equal((await refusal(client.files.get(given.id))).status, 404);
 });
 
-for (const fileEncodingStrategy of ["upload", "data-uri"]) {
+// With "data-uri" this version sends its own fields for the input.
+for (const fileEncodingStrategy of ["upload", "default"]) {
   test(`a file in the input is refused in a sentence: ${fileEncodingStrategy}`, async () => {
     const other = new Replicate({ baseUrl: client.baseUrl, auth: "any", fileEncodingStrategy });
     const given = { ...input, image: new Blob(["any"], { type: "image/png" }) };
     const answer = await refusal(other.run(model, { input: given }));
     assert.equal(answer.status, 422);
-    assert.match((await answer.json()).detail, /image-to-image is not offered/);
+    assert.match(answer.message, /image-to-image is not offered/);
   });
 }
 
