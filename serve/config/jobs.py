@@ -47,7 +47,7 @@ class JobsConfig(Reservation):
         "auto", description="Most images under way per runner; `auto`: a quarter more than the denoisers hold"
     )
     retention_s: PositiveFloat = Field(
-        7 * 24 * 3600.0, description="Seconds for which finished jobs keep images and prompts"
+        7 * 24 * 3600, description="Seconds for which finished jobs keep images and prompts"
     )
     answer_retention_s: NonNegativeFloat = Field(
         3600.0,

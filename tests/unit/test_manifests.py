@@ -125,6 +125,6 @@ def test_what_is_served_is_the_file_of_the_overlay(overlay: str, tmp_path: Path)
 
 def test_a_misspelt_key_of_what_is_served_is_caught(tmp_path: Path) -> None:
     path = tmp_path / "serve_config.yaml"
-    path.write_text(ray_service("production")["spec"]["serveConfigV2"].replace("max_rows", "max_row"))
-    with pytest.raises(ConfigError, match="max_row: unknown key; the nearest one is 'max_rows'"):
+    path.write_text(ray_service("production")["spec"]["serveConfigV2"].replace("max_queue", "max_queu"))
+    with pytest.raises(ConfigError, match="max_queu: unknown key; the nearest one is 'max_queue'"):
         check(path)

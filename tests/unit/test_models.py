@@ -58,6 +58,20 @@ def test_xformers_on_a_cpu_is_refused_with_the_reason(model_folder: Folder) -> N
         load_unet(ModelSource(str(model_folder("sd1"))), Placement(device="cpu", attention="xformers"))
 
 
+@pytest.mark.parametrize(
+    ("has_cuda", "has_bfloat16", "dtype"),
+    [(False, True, torch.float32), (True, True, torch.bfloat16), (True, False, torch.float16)],
+)
+def test_the_precision_suits_the_device_unless_it_is_said(
+    has_cuda: bool, has_bfloat16: bool, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: has_cuda)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: has_bfloat16)
+    assert Placement(dtype="auto").torch_dtype() is dtype
+    assert Placement(device="cpu", dtype="auto").torch_dtype() is torch.float32
+    assert Placement(dtype="float16").torch_dtype() is torch.float16
+
+
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 def test_reduced_precision_runs_and_is_near(load_model: Callable[..., LoadedModel], dtype: str) -> None:
     results = []
