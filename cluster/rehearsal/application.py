@@ -66,8 +66,8 @@ def check_room(config: AppConfig, nodes: Sequence[int]) -> None:
     if sum(shares.values()) > sum(nodes):
         shown = ", ".join(f"{name} {share:g}" for name, share in shares.items())
         raise ConfigError(
-            f"min_replicas: what the stages start with needs {sum(shares.values()):g} GPUs "
-            f"({shown}), and there are {sum(nodes)} (--gpus)"
+            f"min_replicas: the stages need {sum(shares.values()):g} GPUs "
+            f"({shown}) at the start, and there are {sum(nodes)} (--gpus)"
         )
 
 

@@ -65,7 +65,7 @@ def load_text_pipeline(source: ModelSource, placement: Placement) -> diffusers.D
 
 def _refuse_missing(source: ModelSource, part: str, missing: Sequence[str]) -> None:
     if missing:
-        raise refusal(source, f"the weights of {part} lack {len(missing)} of its tensors, as {missing[0]}")
+        raise refusal(source, f"the weights of {part} lack {len(missing)} tensors, such as {missing[0]}")
 
 
 def load_vae(source: ModelSource, placement: Placement) -> diffusers.AutoencoderKL:

@@ -85,7 +85,9 @@ class Door:
 def test_a_client_may_ask_for_its_limit_and_then_for_what_time_gives() -> None:
     door = Door()
     door.ask(ALICE, 3)
-    with pytest.raises(RateLimitError, match=r"about 2\.00 device-seconds; of the 4 per minute") as refusal:
+    with pytest.raises(
+        RateLimitError, match=r"about 2\.00 device-seconds; this API key's limit of 4 per minute"
+    ) as refusal:
         door.ask(ALICE, 2)
     assert (refusal.value.status, refusal.value.code) == (429, "rate_limit_exceeded")
     assert refusal.value.retry_after_s == 15
