@@ -19,6 +19,8 @@ ENVIRONMENT = {
     "RAY_SERVE_METRICS_EXPORT_INTERVAL_MS": "2000",
     # Serve's proxy has 5 s to start by itself. A busy machine needs more, and would end it and begin anew.
     "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "60",
+    # Serve warns of replicas that take longer than 30 s to start, which a large model's do.
+    "RAY_SERVE_SLOW_STARTUP_WARNING_S": "120",
 }
 
 
