@@ -69,7 +69,7 @@ def serve_config(config: ServeDeploySchema, address: str | None) -> None:
     """
     begun_at = time.monotonic()
     console = Console(stderr=True)
-    stop = threading.Event()
+    stop, drained = threading.Event(), threading.Event()
     _set_on_signals(stop)
     logging.getLogger("ray.serve").setLevel(logging.WARNING)  # for this process; workers have their own
     with StartDisplay(console) as display:
@@ -81,7 +81,8 @@ def serve_config(config: ServeDeploySchema, address: str | None) -> None:
             measuring: set[str] = set()
             logs = WorkerLogs(
                 Path(context.address_info["session_dir"]) / "logs" / _LOG_NAME,
-                show=lambda line: _show(console, line),
+                # After that Ray and Serve report their own end as errors.
+                show=lambda line: None if drained.is_set() else _show(console, line),
                 see=lambda line: measuring.add(line.source) if line.message == MEASURING else None,
             )
             take_worker_logs(logs.take)
@@ -98,6 +99,7 @@ def serve_config(config: ServeDeploySchema, address: str | None) -> None:
                 stop.wait()
                 _drain(config)
             finally:
+                drained.set()
                 serve.shutdown()
         finally:
             ray.shutdown()

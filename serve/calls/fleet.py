@@ -43,8 +43,11 @@ class Fleet:
             await asyncio.sleep(_LOOK_INTERVAL_S)
 
     def _look(self) -> dict[str, int]:
-        deployments = serve_details()["applications"][self._application]["deployments"]
-        return {
-            stage: sum(replica["state"] in _SERVING for replica in deployments[name]["replicas"])
+        application = serve_details()["applications"].get(self._application, {})
+        # Serve forgets deployments before the ingress has ended. They keep the last known number.
+        known = application.get("deployments", {})
+        return self._running | {
+            stage: sum(replica["state"] in _SERVING for replica in known[name]["replicas"])
             for stage, name in self._deployments.items()
+            if name in known
         }
