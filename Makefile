@@ -1,4 +1,4 @@
-# `make serve` and `make test` need nothing but Python 3.11, 3.12 or 3.13. They take the newest that is found;
+# `make serve` and `make test` need nothing but Python 3.11, 3.12 or 3.13. They take the first that is found;
 # PYTHON=... names another.
 VENV := .venv
 BIN := $(VENV)/bin

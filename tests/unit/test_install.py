@@ -39,12 +39,12 @@ def make_venv(folder: Path, pythons: dict[str, str], *name: str) -> "subprocess.
     ("pythons", "taken"),
     [
         ({"python3": "3.11.2"}, "python3"),
-        ({"python3": "3.10.13", "python3.11": "3.11.7", "python3.13": "3.13.0"}, "python3.13"),
+        ({"python3": "3.10.13", "python3.11": "3.11.7", "python3.13": "3.13.0"}, "python3.11"),
         ({"python3.14": "3.14.0", "python3.12": "3.12.1"}, "python3.12"),
-        ({"python3.13": "3.13.0!", "python3.11": "3.11.7"}, "python3.11"),
+        ({"python3.11": "3.11.7!", "python3.13": "3.13.0"}, "python3.13"),
     ],
 )
-def test_the_newest_python_that_fits_makes_the_environment(
+def test_the_first_python_that_fits_makes_the_environment(
     pythons: dict[str, str], taken: str, tmp_path: Path
 ) -> None:
     done = make_venv(tmp_path, pythons)
