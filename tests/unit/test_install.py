@@ -1,6 +1,7 @@
 """`make serve` before anything is installed: the Python that it picks, and its display of pip."""
 
 import io
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -8,7 +9,9 @@ from pathlib import Path
 import pytest
 
 from cluster.install import quiet_pip
+from serve.config.model import PROJECT_FOLDER
 
+PACKAGES = ("serve", "deployments", "cluster")
 SCRIPT = Path("cluster/install/make-venv.sh").resolve()
 
 
@@ -110,3 +113,14 @@ def test_without_a_terminal_each_kind_of_activity_is_one_line() -> None:
         progress.set(activity)
         progress.draw()
     assert stream.getvalue() == "Installing: resolving packages\nInstalling: unpacking packages\n"
+
+
+@pytest.mark.parametrize("name", ["python3.11", "python3.12", "python3.13"])
+def test_every_python_that_is_promised_can_read_the_sources(name: str) -> None:
+    """The other tests run on one Python alone: its packages are gigabytes."""
+    program = shutil.which(name)
+    if program is None or subprocess.run([program, "--version"], capture_output=True, check=False).returncode:
+        pytest.skip(f"{name} is not here")
+    paths = [str(path) for folder in PACKAGES for path in (PROJECT_FOLDER / folder).rglob("*.py")]
+    read = "import sys; [compile(open(path).read(), path, 'exec') for path in sys.argv[1:]]"
+    subprocess.run([program, "-W", "error", "-c", read, *paths], check=True)
