@@ -52,9 +52,10 @@ def base_url(cluster: LocalCluster, cost_model: Path, data_folder: Path) -> Iter
     settings: dict[str, Any] = yaml.safe_load(Path("serve_config.yaml").read_text())
     settings["http_options"]["port"] = int(url.rsplit(":", 1)[1])
     settings["logging_config"] = {"encoding": "JSON"}
+    args = settings["applications"][0]["args"]
+    args["model"] |= {"device": "cpu", "cost_model": str(cost_model)}
     # The row cap is fixed, because measurements on a busy machine would differ from run to run.
-    settings["applications"][0]["args"] |= {
-        "model": {"device": "cpu", "cost_model": str(cost_model), "aliases": ["gpt-image-1"]},
+    args |= {
         "denoiser": {"rows_per_forward": 16},
         "limits": {"max_queue": MAX_QUEUE},
         "jobs": {"data_folder": str(data_folder), "allow_private_webhooks": True},
