@@ -170,7 +170,7 @@ def test_a_request_of_which_replicas_die_fails_and_takes_no_other_with_it(
         alone = [await latents(denoiser, other) for other in others]
         beside = [asyncio.create_task(latents(denoiser, other)) for other in others]
         await asyncio.sleep(0.3)
-        with pytest.raises(PoisonousRequestError, match="2 replicas have died"):
+        with pytest.raises(PoisonousRequestError, match="2 replicas died"):
             await latents(denoiser, poisonous)
         for expected, got in zip(alone, await asyncio.gather(*beside), strict=True):
             assert torch.equal(expected, got)

@@ -70,11 +70,11 @@ def test_sigterm_ends_it_once_requests_under_way_are_answered(tmp_path: Path) ->
     log = (tmp_path / "log").read_text()
     assert "SIGTERM received" not in log
     assert "Traceback" not in log
-    shown = [line.split(maxsplit=1) for line in log.splitlines()]
+    shown = [line.split(maxsplit=1) for line in log.splitlines() if line.strip()]
     assert shown[0] == ["Starting", "Ray"]
     assert ["API", f"{url}/v1"] in shown
     assert "INFO" not in log, "what is no warning goes to the log file"
-    [file] = [rest for first, rest in shown if first == "Log"]
+    [file] = [rest[0] for first, *rest in shown if first == "Log"]
     assert "GET /slow 200" in Path(file).read_text()
 
 

@@ -42,9 +42,8 @@ class ModelsRoutes:
         return JSONResponse(self._described(self._desk.model(request.path_params["id"], "id")))
 
     def _as_at_replicate(self, model: ServedModel, request: Request) -> ReplicateModel:
-        owner, name = owner_and_name(model)
-        url = f"{base_url(request, None)}{MODELS_PATH}/{owner}/{name}"
-        return describe_model(model, owner, url, self._desk.started_at)
+        owner, _ = owner_and_name(model)
+        return describe_model(model, owner, base_url(request, None), self._desk.started_at)
 
     def _described(self, model: ServedModel) -> Model:
         return {

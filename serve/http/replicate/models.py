@@ -1,11 +1,13 @@
 """`GET /v1/models/{owner}/{name}` and below: a model and its versions, for Replicate's clients."""
 
 from datetime import UTC, datetime
+from urllib.parse import quote
 
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
+from serve.http.addresses import base_url
 from serve.http.front_desk import FrontDesk
 from serve.http.operations import described
 from serve.http.replicate import operations
@@ -37,10 +39,8 @@ class ReplicateModelsRoutes:
     @described(operations.MODEL)
     async def _model(self, request: Request) -> Response:
         model = self._named(request)
-        described = describe_model(
-            model, request.path_params["owner"], str(request.url), self._desk.started_at
-        )
-        return JSONResponse(described)
+        owner = request.path_params["owner"]
+        return JSONResponse(describe_model(model, owner, base_url(request, None), self._desk.started_at))
 
     @described(operations.VERSIONS)
     async def _versions(self, request: Request) -> Response:
@@ -67,12 +67,14 @@ def owner_and_name(model: ServedModel) -> tuple[str, str]:
     return owner or OWNER, name
 
 
-def describe_model(model: ServedModel, owner: str, url: str, created_at: float) -> ReplicateModel:
-    """Replicate's model object. owner, url: as the client named them; created_at: as of a job"""
+def describe_model(model: ServedModel, owner: str, base: str, created_at: float) -> ReplicateModel:
+    """Replicate's model object. owner: as the client named it; base: the server's URL; created_at: as of a
+    job"""
+    name = owner_and_name(model)[1]
     return {
-        "url": url,
+        "url": f"{base}{MODELS_PATH}/{quote(owner, safe='')}/{quote(name, safe='')}",
         "owner": owner,
-        "name": owner_and_name(model)[1],
+        "name": name,
         "description": None,
         "visibility": "public",
         "is_official": False,
