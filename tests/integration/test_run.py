@@ -75,7 +75,7 @@ def test_sigterm_ends_it_once_requests_under_way_are_answered(tmp_path: Path) ->
     assert ["API", f"{url}/v1"] in shown
     assert "INFO" not in log, "what is no warning goes to the log file"
     [file] = [rest[0] for first, *rest in shown if first == "Log"]
-    assert "GET /slow 200" in Path(file).read_text()
+    assert "GET / 200" in Path(file).read_text(), "Serve logs the route of a request"
 
 
 def answers(url: str) -> bool:
