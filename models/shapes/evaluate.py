@@ -1,6 +1,6 @@
 """Measures how often the embedded model draws what the prompt says, from the pixels.
 
-    python models/shapes/evaluate.py            the README's table: 200 prompts at 4, 8, 12, 20, 50 steps
+    python models/shapes/evaluate.py            the table in docs/models.md: 200 prompts, 4 to 50 steps
     python models/shapes/evaluate.py --sheet F  also draws the first pictures at the last step count
 
 A picture is right in colour if the background and every object have their colours, right in position if its

@@ -152,7 +152,7 @@ async def _streamed(generation: Generation, hints: Sequence[str]) -> AsyncGenera
         yield _server_sent(error_event(error))
     except Exception:  # the boundary of a stream: if it just stopped, it would look complete
         logger.exception("request %s failed in mid-stream", request.request_id)
-        yield _server_sent(error_event(MidstepError("A fault of ours.")))
+        yield _server_sent(error_event(MidstepError("An internal error.")))
 
 
 def _partial(request: GenerationRequest, event: ImagePreview) -> PartialImage:
