@@ -109,15 +109,15 @@ def build_http_app(
         *open_routes,
     ]
 
-    async def prepare() -> None:
+    async def warn_of_problems() -> None:
         _warn_of_problems(config, info, await learned_cost(pipeline, readiness))
-        # Only after the stages are running, because they need the cores more.
-        await asyncio.to_thread(model.prepare)
 
     @asynccontextmanager
     async def lifespan(_: Starlette) -> AsyncIterator[None]:
+        # A replica gets requests as soon as this has begun, so none waits for an import.
+        await asyncio.to_thread(model.prepare)
         limit = _show_limit(config.limits.max_wait_s)
-        async with opened(store), _running(prepare(), fleet.watch(), job_load.watch(), limit):
+        async with opened(store), _running(warn_of_problems(), fleet.watch(), job_load.watch(), limit):
             yield
 
     app = _Application(

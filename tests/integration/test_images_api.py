@@ -362,7 +362,7 @@ MALFORMED: list[bytes] = [
             {"prompt": "a", "deterministic": 1},
             {"prompt": "a", "deadline_s": -1},
             {"prompt": "a", "priority": "high"},
-            {"prompt": "a", "model": "dall-e-3"},
+            {"prompt": "a", "model": "flux-dev"},
         ]
     ),
 ]
@@ -424,7 +424,7 @@ def test_the_openai_client_works(base_url: str) -> None:
     assert refusal.value.param == "size"
     assert "multiples of 8" in refusal.value.message
     with pytest.raises(openai.NotFoundError):
-        client.images.generate(prompt=prompt, model="dall-e-3")
+        client.images.generate(prompt=prompt, model="flux-dev")
     by_alias = client.images.generate(
         model="gpt-image-1",
         prompt=prompt,

@@ -29,17 +29,19 @@ NUM_SEEDS = 4
 FINAL = {state.value for state in JobState if state.is_final}
 INPUT = {"prompt": "a small blue circle above a red square on a white background", "deterministic": True}
 FINISH_TIMEOUT_S = 240.0
-# With more load, the next replicas would take longer to start on two cores.
-PERIOD_S = 2.0
+# One job and one request arrive per period, which has room for more than both: with more load, the next
+# replicas would take longer to start, and requests would be refused.
+IMAGES_PER_PERIOD = 4
 # Above this, no more jobs are submitted, so that a slow machine can finish them too.
 MAX_UNFINISHED = 50
 
 
 @dataclass
 class Load:
-    """The accepted work, and the expected images."""
+    """The accepted work, and the expected images. period_s: between two jobs, and between two requests"""
 
     expected: dict[int, bytes]
+    period_s: float
     jobs: dict[str, int] = field(default_factory=dict)  # id: seed
     unfinished: dict[str, None] = field(default_factory=dict)  # ids, oldest first, as of the last look
     answered: int = 0
@@ -93,15 +95,15 @@ def _job(seed: int) -> dict[str, Any]:
 
 @asynccontextmanager
 async def steadily(load: Load, http: httpx.AsyncClient) -> AsyncIterator[None]:
-    """Sends one job and one request per PERIOD_S, whether or not they are answered."""
+    """Sends one job and one request per period, whether or not they are answered."""
 
     async def arrive() -> None:
         async with asyncio.TaskGroup() as group:
             for seed in itertools.cycle(range(NUM_SEEDS)):
                 group.create_task(load.hand_in(http, seed))
-                await asyncio.sleep(PERIOD_S / 2)
+                await asyncio.sleep(load.period_s / 2)
                 group.create_task(load.ask(http, seed))
-                await asyncio.sleep(PERIOD_S / 2)
+                await asyncio.sleep(load.period_s / 2)
 
     task = asyncio.create_task(arrive())
     try:
@@ -162,17 +164,19 @@ def test_nothing_accepted_is_lost_whatever_is_killed(base_url: str) -> None:
     async def run() -> None:
         async with httpx.AsyncClient(base_url=base_url, timeout=FINISH_TIMEOUT_S) as http:
             expected = {}
+            started_at = time.monotonic()
             for seed in range(NUM_SEEDS):
                 answer = (await http.post("/v1/images/generations", json=INPUT | {"seed": seed})).json()
                 expected[seed] = base64.b64decode(answer["data"][0]["b64_json"])
-            load = Load(expected)
+            image_s = (time.monotonic() - started_at) / NUM_SEEDS
+            load = Load(expected, IMAGES_PER_PERIOD * image_s)
             async with steadily(load, http):
                 for _, kind in itertools.product(range(KILLS_OF_EACH), KINDS):
                     load.ingress_is_down = kind == "Ingress"
                     await asyncio.sleep(1.0)
                     await replaced(kind, await asyncio.to_thread(kill, kind), http)
                     load.ingress_is_down = False
-            # One job is offered per PERIOD_S; the kills of one round take longer than twice that.
+            # The kills of one round take longer than two periods.
             assert len(load.jobs) >= 2 * KILLS_OF_EACH, load.failures
             assert load.answered >= 2 * KILLS_OF_EACH, load.failures
             await check_jobs(load, http)

@@ -15,6 +15,7 @@ from tests.integration.conftest import wait_for
 from tests.integration.predictions import PROMPT, create
 
 SCHEMATHESIS = Path(sys.executable).with_name("schemathesis")
+ROOT = Path(__file__).parents[2]
 # Without positive_data_acceptance: the schemas do not have the configured limits, nor rules between fields.
 CHECKS = (
     "not_a_server_error",
@@ -46,7 +47,8 @@ def test_the_application_does_what_its_document_says(base_url: str, tmp_path: Pa
     run = subprocess.run(
         command,
         cwd=tmp_path,
-        env=os.environ | {"SCHEMATHESIS_HOOKS": "tests.integration.schemathesis_hooks"},
+        env=os.environ
+        | {"PYTHONPATH": str(ROOT), "SCHEMATHESIS_HOOKS": "tests.integration.schemathesis_hooks"},
         capture_output=True,
         text=True,
         timeout=TIMEOUT_S,

@@ -106,6 +106,16 @@ async def until_state(store: JobStore, state: JobState, job_id: str = "job") -> 
     await until(reached)
 
 
+async def states_in_the_log(history: History, job_id: str = "job") -> list[tuple[JobState, int]]:
+    """Waits for the last one, because the log has each state shortly after the database."""
+
+    async def is_over() -> bool:
+        return any(state.is_final for state, _ in history.states(job_id))
+
+    await until(is_over)
+    return history.states(job_id)
+
+
 async def both_images(request: GenerationRequest, _: Resume) -> AsyncGenerator[GenerationEvent, None]:
     for index in (1, 0):
         yield ImageDone(index, request.seed + index, PICTURE)
@@ -173,7 +183,7 @@ async def test_a_poisonous_job_has_one_attempt(sqlite_url: str, tmp_path: Path, 
     async with opened(sqlite_url) as store, running(store, tmp_path, script):
         await store.create(new_job("job"))
         await until_state(store, JobState.FAILED)
-        states = history.states("job")
+        states = await states_in_the_log(history)
         assert states == [(JobState.STARTING, 0), (JobState.PROCESSING, 1), (JobState.FAILED, 1)]
 
 
@@ -337,7 +347,7 @@ async def test_a_job_waits_for_its_checkpoints_and_does_not_fail(
         assert objects.refusals == 0
         [resume] = asked
         assert resume.checkpoints[1].call == 3
-        assert (history.states("job"))[-2:] == [(JobState.PROCESSING, 2), (JobState.SUCCEEDED, 2)]
+        assert (await states_in_the_log(history))[-2:] == [(JobState.PROCESSING, 2), (JobState.SUCCEEDED, 2)]
 
 
 @in_loop
@@ -421,7 +431,10 @@ async def test_a_database_that_was_away_for_long_costs_no_runner_its_jobs(
                     await asyncio.sleep(3 * settings.lease_s)
                 await until_state(store, JobState.SUCCEEDED)
             assert made == ["job"]
-            assert (history.states("job"))[1:] == [(JobState.PROCESSING, 1), (JobState.SUCCEEDED, 1)]
+            assert (await states_in_the_log(history))[1:] == [
+                (JobState.PROCESSING, 1),
+                (JobState.SUCCEEDED, 1),
+            ]
             job = await store.get("job")
             assert job is not None
             assert sorted(job.output) == [0, 1]
@@ -481,7 +494,7 @@ async def test_a_runner_that_lost_a_job_may_take_it_up_again(
             assert (await claim_one(store, DEAD)).attempt == 2
             await until_state(store, JobState.SUCCEEDED)
         states = [(JobState.PROCESSING, attempt) for attempt in (1, 2, 3)]
-        assert (history.states("job"))[1:] == [*states, (JobState.SUCCEEDED, 3)]
+        assert (await states_in_the_log(history))[1:] == [*states, (JobState.SUCCEEDED, 3)]
 
 
 @in_loop
@@ -509,7 +522,7 @@ async def test_two_runners_that_race_run_each_job_once(url: str, tmp_path: Path,
             await until(all_are_over)
         assert sorted(run) == sorted(ids)
         once = [(JobState.STARTING, 0), (JobState.PROCESSING, 1), (JobState.SUCCEEDED, 1)]
-        assert [history.states(job_id) for job_id in ids] == [once] * num_jobs
+        assert [await states_in_the_log(history, job_id) for job_id in ids] == [once] * num_jobs
 
 
 @in_loop
