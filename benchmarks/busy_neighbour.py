@@ -68,6 +68,7 @@ def picture_s(client: httpx.Client, seed: int) -> float:
         "sampler": SAMPLER,
         "num_inference_steps": STEPS,
         "guidance_scale": GUIDANCE_SCALE,
+        "response_format": "b64_json",
     }
     return seconds(lambda: client.post("/v1/images/generations", json=body).raise_for_status())
 

@@ -55,6 +55,7 @@ def main() -> None:
                 "sampler": SAMPLER,
                 "num_inference_steps": args.steps,
                 "guidance_scale": GUIDANCE_SCALE,
+                "response_format": "b64_json",
             }
             client.post("/v1/images/generations", json=body).raise_for_status()
 

@@ -19,6 +19,7 @@ IMAGES_BODY: Mapping[str, Any] = {
     "num_inference_steps": "{num_inference_steps}",
     "guidance_scale": "{guidance_scale}",
     "sampler": "{sampler}",
+    "response_format": "b64_json",  # a URL as well would be one more thing to measure
 }
 _PLACEHOLDER = re.compile(r"\{(\w+)\}")
 

@@ -9,6 +9,7 @@ from typing import Any
 from ray.serve import metrics
 from starlette.applications import Starlette
 from starlette.middleware import Middleware
+from starlette.routing import Route
 from starlette.types import ASGIApp
 
 from deployments.engine.cost import CostModel
@@ -44,6 +45,7 @@ from serve.http.versionless import with_versionless
 from serve.jobs.load import JobLoad
 from serve.jobs.opening import opened
 from serve.jobs.resources import job_store, object_store
+from serve.jobs.store import JobStore
 from serve.jobs.uploads import Uploads
 from serve.served_model import ServedModel
 
@@ -79,35 +81,7 @@ def build_http_app(
         config.limits.max_queue, config.limits.max_wait_s, fleet.denoisers_per_ingress, job_load.share
     )
     desk = FrontDesk({model.id: model}, pipeline, admission, RateLimits(fleet.num_ingresses), store)
-    objects = object_store(config.jobs)
-    files = ReplicateFilesRoutes(Uploads(store.database, objects), objects, config.jobs.public_url)
-    predictions = PredictionsRoutes(
-        config, desk, store, config.images_per_runner(info) * config.jobs.num_runners
-    )
-    # These routes need no keys: browsers and Replicate's client fetch images by URLs that nobody can guess.
-    open_routes = with_versionless(
-        [
-            *predictions.open_routes,
-            *files.open_routes,
-            *FilesRoute(objects, _PRESIGNED_S if config.jobs.presigned_urls else None).routes,
-            *HealthRoutes(readiness).routes,
-            *DocsRoutes(lambda: openapi_document(routes, open_routes, bool(config.api_keys))).routes,
-        ]
-    )
-    routes = [
-        *with_versionless(
-            [
-                *ImagesRoute(desk, AnswerImages(objects, config.jobs)).routes,
-                *ModelsRoutes(desk).routes,
-                *ReplicateModelsRoutes(desk).routes,
-                *predictions.routes,
-                *files.routes,
-                *AccountRoutes(config).routes,
-                *MetricsRoute(config.http.metrics).routes,
-            ]
-        ),
-        *open_routes,
-    ]
+    routes, open_routes = _routes(config, info, desk, store, readiness)
 
     async def warn_of_problems() -> None:
         _warn_of_problems(config, info, await learned_cost(pipeline, readiness))
@@ -137,6 +111,42 @@ def build_http_app(
         "midstep_refused_requests_total", "HTTP requests answered with an error, by its code.", ("code",)
     )
     return app
+
+
+def _routes(
+    config: AppConfig, info: ModelInfo, desk: FrontDesk, store: JobStore, readiness: Readiness
+) -> tuple[list[Route], list[Route]]:
+    """All routes, and those of them that need no keys: browsers and Replicate's client fetch images by URLs
+    that nobody can guess."""
+    objects = object_store(config.jobs)
+    files = ReplicateFilesRoutes(Uploads(store.database, objects), objects, config.jobs.public_url)
+    predictions = PredictionsRoutes(
+        config, desk, store, config.images_per_runner(info) * config.jobs.num_runners
+    )
+    open_routes = with_versionless(
+        [
+            *predictions.open_routes,
+            *files.open_routes,
+            *FilesRoute(objects, _PRESIGNED_S if config.jobs.presigned_urls else None).routes,
+            *HealthRoutes(readiness).routes,
+            *DocsRoutes(lambda: openapi_document(routes, open_routes, bool(config.api_keys))).routes,
+        ]
+    )
+    routes = [
+        *with_versionless(
+            [
+                *ImagesRoute(desk, AnswerImages(objects, config.jobs)).routes,
+                *ModelsRoutes(desk).routes,
+                *ReplicateModelsRoutes(desk).routes,
+                *predictions.routes,
+                *files.routes,
+                *AccountRoutes(config).routes,
+                *MetricsRoute(config.http.metrics).routes,
+            ]
+        ),
+        *open_routes,
+    ]
+    return routes, open_routes
 
 
 def _warn_of_problems(config: AppConfig, info: ModelInfo, cost: CostModel) -> None:
