@@ -13,6 +13,7 @@ import random
 import statistics
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -26,7 +27,13 @@ from cluster.bench.arrivals import poisson
 from cluster.devices.h200 import FILES, FOLDER
 from deployments.engine.cost import StageCost
 from deployments.engine.messages import DenoiseRequest, PromptEmbeds
-from deployments.engine.step_scheduler import Group, StepScheduler, pick_members
+from deployments.engine.step_scheduler import (
+    Group,
+    StepScheduler,
+    num_rows,
+    pick_members,
+    unloaded_s,
+)
 from serve.config.model import CostModelFile
 
 BURST = 400  # requests at once, to find a policy's capacity
@@ -45,7 +52,7 @@ def _request(steps: int) -> DenoiseRequest:
         sampler="",
         num_inference_steps=steps,
         num_calls=steps,
-        guidance_scale=0.0,
+        guidance_scale=5.0,
         seed=0,
     )
 
@@ -57,9 +64,12 @@ class Denoising:
     request: DenoiseRequest
     group: Group
     arrival: float
-    num_calls: int
     unloaded_s: float
-    calls_left: int
+    call: int = 0
+
+    @property
+    def calls_left(self) -> int:
+        return self.request.num_calls - self.call
 
 
 # Picks the present requests that go next, and for how many forwards.
@@ -88,9 +98,9 @@ class Device:
             while to_come and to_come[-1].arrival <= now:
                 present.append(to_come.pop())
             members, num_forwards = policy(present, now)
-            now += num_forwards * self.seconds(self.group, sum(item.request.num_rows for item in members))
+            now += num_forwards * self.seconds(self.group, num_rows(members))
             for item in members:
-                item.calls_left -= num_forwards
+                item.call += num_forwards
                 if item.calls_left == 0:
                     present.remove(item)
                     latencies_s.append(now - item.arrival)
@@ -98,14 +108,14 @@ class Device:
 
     def _denoising(self, arrival: float, steps: int) -> Denoising:
         request = _request(steps)
-        unloaded_s = steps * self.seconds(self.group, request.num_rows)
-        return Denoising(request, self.group, arrival, steps, unloaded_s, steps)
+        alone_s = unloaded_s(request, partial(self.seconds, self.group))
+        return Denoising(request, self.group, arrival, alone_s)
 
     def policies(self) -> Mapping[str, Policy]:
         """All policies, the static one first."""
 
         def static(present: Sequence[Denoising], now: float) -> tuple[Sequence[Denoising], int]:
-            members = next_group(present, lambda item: item.num_calls)
+            members = next_group(present, lambda item: item.request.num_calls)
             return members, members[0].calls_left
 
         def as_many_as_fit(row_cap: int) -> Policy:

@@ -20,7 +20,7 @@ from deployments.denoising_telemetry import DenoisingTelemetry
 from deployments.devices import unet_and_steps
 from deployments.engine.cost import StageCost
 from deployments.engine.device_step import warm_up
-from deployments.engine.engine import Engine, StepReport
+from deployments.engine.engine import Engine
 from deployments.engine.engine_config import EngineConfig
 from deployments.engine.engine_thread import EngineThread
 from deployments.engine.messages import (
@@ -32,6 +32,7 @@ from deployments.engine.messages import (
     DenoiseRequest,
 )
 from deployments.engine.model_source import ModelSource, Placement, load_model_info
+from deployments.engine.reports import StepReport
 from deployments.engine.samplers import SamplerTables
 from deployments.engine.step_scheduler import group_of
 from deployments.health import MAX_SILENCE_S, Health
@@ -144,7 +145,8 @@ class Denoiser:
         if (work_s := request.work_left_s) is not None:
             return work_s
         # The first requests come before their ingress knows the costs.
-        return self._config.work_s(group_of(request), self._cost, request.calls_left, request.num_rows)
+        rows = request.rows_left(request.first_call)
+        return self._config.work_s(group_of(request), self._cost, rows)
 
     @contextmanager
     def _stream(self, request_id: str) -> Iterator[_Stream]:

@@ -6,8 +6,8 @@ from contextlib import contextmanager
 
 from ray.serve import metrics
 
-from deployments.engine.engine import ForwardReport
 from deployments.engine.messages import DenoisedLatents, DenoiseEvent, DenoiseFailed, DenoiseRequest
+from deployments.engine.reports import ForwardReport
 from deployments.forwards import Forwards
 
 logger = logging.getLogger("ray.serve")

@@ -28,12 +28,12 @@ class GenerationRequest(ImageParameters):
 
     @property
     def rows_per_image(self) -> int:
-        """Rows in the U-Net's batch: one, or two with guidance, for the negative prompt."""
+        """The most rows that an image has in the U-Net's batch."""
         return 2 if self.is_guided else 1
 
     @property
     def num_rows(self) -> int:
-        """Rows of all its images."""
+        """The most rows of all its images."""
         return self.num_images * self.rows_per_image
 
 

@@ -46,6 +46,8 @@ class Wanted:
     height: int | None = None
     num_inference_steps: int | None = None
     guidance_scale: float | None = None
+    guidance_start: float | None = None
+    guidance_end: float | None = None
     sampler: str | None = None
     eta: float | None = None
     seed: int | None = None
@@ -132,6 +134,7 @@ class ServedModel:
         if wanted.deadline_s is not None:
             wanted.check_at_most("deadline_s", wanted.deadline_s, self.limits.max_deadline_s)
         guidance_scale = wanted.guidance_scale
+        guidance_start, guidance_end = _guidance_interval(wanted)
         height, width = self._size(wanted)
         eta = None if wanted.eta is None else round(wanted.eta, _ETA_DIGITS)
         sampler, num_inference_steps, table = self._sampler(wanted, eta)
@@ -147,6 +150,8 @@ class ServedModel:
             num_inference_steps=num_inference_steps,
             num_calls=table.num_calls,
             guidance_scale=self.defaults.guidance_scale if guidance_scale is None else guidance_scale,
+            guidance_start=guidance_start,
+            guidance_end=guidance_end,
             sampler=sampler,
             eta=eta,
             seed=_seed(wanted, num_images),
@@ -223,6 +228,19 @@ def _seed(wanted: Wanted, num_images: int) -> int:
             f"{wanted.seed + num_images - 1}; at most {MAX_SEED} is allowed",
         )
     return wanted.seed
+
+
+def _guidance_interval(wanted: Wanted) -> tuple[float, float]:
+    """The start and the end of guidance, as fractions of the steps."""
+    start = wanted.guidance_start or 0.0
+    end = 1.0 if wanted.guidance_end is None else wanted.guidance_end
+    if start >= end:
+        raise wanted.refusal(
+            "guidance_start",
+            f"{start:g} was given, and {end:g} as {wanted.name('guidance_end')}; it must start before it "
+            f"ends ({wanted.name('guidance_scale')} 1 turns guidance off)",
+        )
+    return start, end
 
 
 def _image_format(wanted: Wanted) -> ImageFormat:

@@ -30,6 +30,8 @@ _INPUT: dict[str, tuple[type, str]] = {
     "num_outputs": (int, "How many images; their seeds are seed, seed + 1, ..."),
     "num_inference_steps": (int, "Denoising steps."),
     "guidance_scale": (float, "Classifier-free guidance."),
+    "guidance_start": (float, "Where guidance starts, as a fraction of the steps."),
+    "guidance_end": (float, "Where guidance ends; each step after it costs half."),
     "scheduler": (str, 'The sampler, such as "DPM++ 2M Karras".'),
     "seed": (int, "The same seed gives the same image."),
     "output_format": (str, "png, webp or jpeg."),

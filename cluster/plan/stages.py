@@ -3,7 +3,7 @@
 from collections import OrderedDict
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from typing import Any, Generic, Protocol, TypeVar
 
 from simpy import Environment, Event, Store
@@ -13,7 +13,13 @@ from deployments.batching import Batching
 from deployments.engine.cost import Curve, StageCost
 from deployments.engine.engine_config import EngineConfig
 from deployments.engine.messages import DenoiseRequest, LatentShape
-from deployments.engine.step_scheduler import Group, StepScheduler, group_of
+from deployments.engine.step_scheduler import (
+    Group,
+    StepScheduler,
+    group_of,
+    num_rows,
+    unloaded_s,
+)
 
 Item = TypeVar("Item")
 Call_contra = TypeVar("Call_contra", contravariant=True)
@@ -164,15 +170,10 @@ class SimulatedDenoising:
 
     request: DenoiseRequest
     group: Group
-    num_calls: int
     unloaded_s: float
     done: Event
     arrival: float = 0.0
     call: int = 0
-
-    @property
-    def calls_left(self) -> int:
-        return self.num_calls - self.call
 
 
 @dataclass(frozen=True, slots=True)
@@ -181,15 +182,15 @@ class DenoisingCosts:
 
     row_cap: Callable[[Group], int]
     seconds: Callable[[Group, int], float]
-    work_s: Callable[[Group, int, int], float]
+    work_s: Callable[[Group, int], float]
 
     @classmethod
     def of(cls, config: EngineConfig, cost: StageCost) -> "DenoisingCosts":
         def seconds(group: Group, rows: int) -> float:
             return cost.seconds(group.latent_shape, config.forward_rows(group, rows))
 
-        def work_s(group: Group, num_calls: int, num_rows: int) -> float:
-            return config.work_s(group, cost, num_calls, num_rows)
+        def work_s(group: Group, rows: int) -> float:
+            return config.work_s(group, cost, rows)
 
         def row_cap(group: Group) -> int:
             return config.row_cap(group, cost)
@@ -219,13 +220,12 @@ class DenoiserReplica:
         env.process(self._work())
 
     def work_s(self, call: DenoiseRequest) -> float:
-        return self._costs.work_s(group_of(call), call.num_calls, call.num_rows)
+        return self._costs.work_s(group_of(call), call.rows_left())
 
     def run(self, call: DenoiseRequest) -> Event:
-        group, num_calls = group_of(call), call.num_calls
-        unloaded_s = num_calls * self._costs.seconds(group, call.num_rows)
-        done = self._env.event()
-        self._admitted.add(SimulatedDenoising(call, group, num_calls, unloaded_s, done))
+        group, done = group_of(call), self._env.event()
+        alone_s = unloaded_s(call, partial(self._costs.seconds, group))
+        self._admitted.add(SimulatedDenoising(call, group, alone_s, done))
         return done
 
     def _admit(self, batch: list[SimulatedDenoising]) -> None:
@@ -241,11 +241,11 @@ class DenoiserReplica:
                 self._woken = self._env.event()
                 yield self._woken
             batch = self._scheduler.admit(self._items.values(), self._env.now)
-            rows = sum(item.request.num_rows for item in batch)
-            forward_s = self._overheads.slowdown * self._costs.seconds(batch[0].group, rows)
+            seconds = self._costs.seconds(batch[0].group, num_rows(batch))
+            forward_s = self._overheads.slowdown * seconds
             yield self._device.run(forward_s + self._overheads.step_s)
             for item in batch:
                 item.call += 1
-                if item.calls_left == 0:
+                if item.call == item.request.num_calls:
                     del self._items[item.request.request_id]
                     item.done.succeed()

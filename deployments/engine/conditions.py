@@ -63,6 +63,10 @@ class Conditions:
         """The rows with these indices."""
         return self.map(lambda tensor: tensor[rows])
 
+    def last(self, rows: int) -> Conditions:
+        """The last rows."""
+        return self.map(lambda tensor: tensor[-rows:])
+
     def repeat_first(self, times: int) -> Conditions:
         """The first row, repeated `times` times."""
         return self.map(lambda tensor: tensor[:1].expand(times, *tensor.shape[1:]))

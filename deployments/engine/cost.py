@@ -143,25 +143,27 @@ class CostModel:
     def latency_s(
         self,
         shape: LatentShape,
-        num_calls: int,
-        num_rows: int,
+        calls_by_rows: Mapping[int, int],
         num_images: int,
         row_cap: int,
         other_rows: int,
         fixed_rows: int | None = None,
     ) -> float:
-        """Seconds until a request's last image is done, if each image takes num_calls calls of num_rows rows.
+        """Seconds until a request's last image is done.
 
+        calls_by_rows: the number of each image's model calls, by their rows
+        fixed_rows: the rows of its forwards if that number is fixed
         The request shares forwards of up to row_cap rows with other_rows rows of other requests. It goes
         first where not all fit.
-        fixed_rows: the rows of its forwards if that number is fixed
         """
-        own_rows = num_rows * num_images
-        forward_rows = fixed_rows or min(own_rows + other_rows, max(row_cap, num_rows))
-        turns = math.ceil(own_rows / forward_rows)
-        denoise_s = num_calls * self.forward.seconds(shape, forward_rows)
-        around_s = self.encode.seconds(num_rows) + self.decode.seconds(shape, num_images)
-        return turns * denoise_s + around_s
+        denoise_s = 0.0
+        for num_rows, num_calls in calls_by_rows.items():
+            own_rows = num_rows * num_images
+            forward_rows = fixed_rows or min(own_rows + other_rows, max(row_cap, num_rows))
+            turns = math.ceil(own_rows / forward_rows)
+            denoise_s += turns * num_calls * self.forward.seconds(shape, forward_rows)
+        num_texts = max(rows for rows, calls in calls_by_rows.items() if calls)
+        return denoise_s + self.encode.seconds(num_texts) + self.decode.seconds(shape, num_images)
 
 
 def counts_to_measure(most: int) -> list[int]:

@@ -37,8 +37,14 @@ class Denoising:
     _noise: torch.Tensor | None = None  # for the next call, once drawn
 
     @property
-    def num_calls(self) -> int:
-        return self.table.num_calls
+    def rows(self) -> int:
+        """Rows in the U-Net's batch at the next call."""
+        return self.request.rows_at(self.call)
+
+    @property
+    def next_conditions(self) -> Conditions:
+        """The inputs of the next call's rows; without guidance, only the prompt's."""
+        return self.conditions.last(self.rows)
 
     @property
     def calls_left(self) -> int:

@@ -16,7 +16,7 @@ import logging
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from functools import lru_cache, partial
 
 import torch
 
@@ -36,11 +36,19 @@ from deployments.engine.messages import (
     LatentShape,
     StepProgress,
 )
+from deployments.engine.reports import ForwardReport, StepReport
 from deployments.engine.sampler_table import STATE_SLOTS
 from deployments.engine.samplers import SamplerTables
 from deployments.engine.stage_errors import StageError, broken, is_finite, not_finite
 from deployments.engine.step_inputs import step_inputs
-from deployments.engine.step_scheduler import Group, StepScheduler, group_of, pick_members
+from deployments.engine.step_scheduler import (
+    Group,
+    StepScheduler,
+    group_of,
+    num_rows,
+    pick_members,
+    unloaded_s,
+)
 from deployments.engine.transfers import receive
 
 logger = logging.getLogger(__name__)
@@ -54,32 +62,6 @@ _MIN_LEAD_S = 0.01
 # How often to look whether the device is done earlier: a share of the predicted time, capped in seconds.
 _LOOK_AFTER = 0.05
 _MAX_LOOK_AFTER_S = 0.01
-
-
-@dataclass(frozen=True, slots=True)
-class ForwardReport:
-    """What one forward did.
-
-    rows: rows with work; forward_rows: rows with padding
-    seconds: time since its launch or, if that is later, since the previous forward was finished. The launch
-        of the next forward may lie in between, so one forward can seem too long, the next as much too short
-    predicted_s: the cost model's prediction
-    """
-
-    num_requests: int
-    rows: int
-    forward_rows: int
-    latent_shape: LatentShape
-    seconds: float
-    predicted_s: float
-
-
-@dataclass(frozen=True, slots=True)
-class StepReport:
-    """The result of a step. forward: the forward that was finished, None if there was none"""
-
-    events: list[DenoiseEvent]
-    forward: ForwardReport | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,12 +140,12 @@ class Engine:
         table = self._tables.table_for(request)
         group = group_of(request)
         now = self._clock()
-        unloaded_s = table.num_calls * self._seconds(group, request.num_rows)
+        alone_s = unloaded_s(request, partial(self._seconds, group))
         arrived = now if arrival is None else arrival
         self._denoisings[request.request_id] = self._fitting.patiently(
             _memory_shape(group),
-            request.num_rows,
-            lambda: begin(request, table, group, self._unet, arrived, now, unloaded_s),
+            2 if request.is_guided else 1,
+            lambda: begin(request, table, group, self._unet, arrived, now, alone_s),
         )
 
     def abort(self, request_id: str) -> None:
@@ -246,7 +228,7 @@ class Engine:
         return []
 
     def _forward_rows(self, batch: Sequence[Denoising]) -> int:
-        return self._config.forward_rows(batch[0].group, sum(item.request.num_rows for item in batch))
+        return self._config.forward_rows(batch[0].group, num_rows(batch))
 
     @torch.inference_mode()
     def _launch(self, batch: Sequence[Denoising]) -> torch.Tensor:
@@ -259,10 +241,10 @@ class Engine:
 
     @torch.inference_mode()
     def _launched(self, batch: Sequence[Denoising], outputs: torch.Tensor, started: float) -> _Forward:
+        rows, forward_rows = num_rows(batch), self._forward_rows(batch)  # of this call, not of the next
         for item, state in zip(batch, outputs[:, :STATE_SLOTS], strict=False):  # padding comes last
             item.advance(state)
         events = self._events(batch, outputs[:, STATE_SLOTS])
-        rows = sum(item.request.num_rows for item in batch)
         return _Forward(
             batch=batch,
             events=events,
@@ -270,7 +252,7 @@ class Engine:
             started=started,
             launch_s=time.perf_counter() - started,
             rows=rows,
-            forward_rows=self._forward_rows(batch),
+            forward_rows=forward_rows,
             predicted_s=self._seconds(batch[0].group, rows),
         )
 

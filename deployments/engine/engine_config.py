@@ -59,10 +59,10 @@ class EngineConfig:
         allowed = int(rows * min(1.0, math.prod(usual) / math.prod(group.latent_shape)))
         return max((count for count in counts if 2 <= count <= allowed), default=2)
 
-    def work_s(self, group: Group, cost: StageCost, num_calls: int, num_rows: int) -> float:
-        """Device-seconds of num_calls model calls of num_rows rows, in forwards as full as possible."""
-        rows = self.row_cap(group, cost)
-        return num_calls * num_rows * cost.seconds(group.latent_shape, rows) / rows
+    def work_s(self, group: Group, cost: StageCost, rows: int) -> float:
+        """Device-seconds of so many rows of model calls, in forwards as full as possible."""
+        full = self.row_cap(group, cost)
+        return rows * cost.seconds(group.latent_shape, full) / full
 
     def forward_rows(self, group: Group, rows: int) -> int:
         """The rows of a forward with `rows` rows of work, padding included."""

@@ -13,9 +13,10 @@ from concurrent.futures import Future
 from dataclasses import dataclass
 
 from deployments.engine.device_faults import is_device_fault, is_out_of_memory
-from deployments.engine.engine import Engine, StepReport
+from deployments.engine.engine import Engine
 from deployments.engine.fitting import does_not_fit
 from deployments.engine.messages import DenoiseFailed, DenoiseRequest
+from deployments.engine.reports import StepReport
 from deployments.engine.stage_errors import Fault
 
 logger = logging.getLogger(__name__)

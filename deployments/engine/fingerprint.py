@@ -1,6 +1,7 @@
 """A fingerprint of everything besides the request that decides about an image: model, precision, engine.
 
-Two processes with the same fingerprint can continue each other's images.
+Two processes with the same fingerprint can continue each other's images. A precision of `auto` counts as one,
+although it may be another on another kind of device: the picture is then as good, but has other bytes.
 """
 
 import hashlib

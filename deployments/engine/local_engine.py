@@ -66,6 +66,8 @@ class LocalEngine:
         seed: int = 0,
         num_inference_steps: int = 20,
         guidance_scale: float = 5.0,
+        guidance_start: float = 0.0,
+        guidance_end: float = 1.0,
         sampler: str = "DPM++ 2M",
         height: int | None = None,
         width: int | None = None,
@@ -73,6 +75,7 @@ class LocalEngine:
         """Adds one picture per prompt, with seeds counting up from `seed`; they join the next forward.
 
         height, width: in pixels, multiples of the model's scale factor
+        guidance_start, guidance_end: the part of the steps that has guidance, as fractions
         Raises UnsupportedSamplerError, and StageError if the text encoder overflows.
         """
         height, width = height or self.height, width or self.width
@@ -97,6 +100,8 @@ class LocalEngine:
                     num_inference_steps=num_inference_steps,
                     num_calls=num_calls,
                     guidance_scale=guidance_scale,
+                    guidance_start=guidance_start,
+                    guidance_end=guidance_end,
                     seed=seed + offset,
                 )
             )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any
 
@@ -41,6 +42,7 @@ class ImageParameters:
     height, width: in pixels, multiples of the model's scale factor; latent_shape: of the latents
     num_calls: model calls for all steps; some samplers call the model more than once per step
     guidance_scale: classifier-free guidance as diffusers counts it; there is none at 1 or below
+    guidance_start, guidance_end: the part of the model calls that has guidance, as fractions of all
     eta: 0 (no fresh noise) to 1, for samplers that have it; None for the sampler's default
     deadline: in seconds since the epoch; the image is useless later. None if the client set none
     priority: each level up halves the time that the request waits while others are served
@@ -55,13 +57,39 @@ class ImageParameters:
     guidance_scale: float
     seed: int
     eta: float | None = None
+    guidance_start: float = 0.0
+    guidance_end: float = 1.0
     deterministic: bool = False
     deadline: float | None = None
     priority: int = 0
 
     @property
+    def guided_calls(self) -> range:
+        """The model calls with guidance, counted from 0: those from the start on and before the end."""
+        if self.guidance_scale <= 1:
+            return range(0)
+        # Rounded, because 0.07 * 100 is slightly more than 7.
+        ends = (round(part * self.num_calls, 6) for part in (self.guidance_start, self.guidance_end))
+        return range(*map(math.ceil, ends))
+
+    @property
     def is_guided(self) -> bool:
-        return self.guidance_scale > 1
+        return len(self.guided_calls) > 0
+
+    def rows_at(self, call: int) -> int:
+        """Rows of an image in the U-Net's batch at a model call: one, or two with guidance, for the negative
+        prompt."""
+        return 2 if call in self.guided_calls else 1
+
+    def calls_by_rows(self, first_call: int = 0) -> dict[int, int]:
+        """The number of an image's model calls from first_call on, by their rows."""
+        guided = self.guided_calls
+        num_guided = len(range(max(first_call, guided.start), guided.stop))
+        return {2: num_guided, 1: self.num_calls - first_call - num_guided}
+
+    def rows_left(self, first_call: int = 0) -> int:
+        """The rows of all an image's model calls from first_call on."""
+        return sum(rows * calls for rows, calls in self.calls_by_rows(first_call).items())
 
     def parameters(self) -> dict[str, Any]:
         """Only these fields, by name."""
@@ -86,19 +114,16 @@ class DenoiseRequest(ImageParameters):
     isolated: bool = False
 
     @property
-    def num_rows(self) -> int:
-        """Rows of the request in the U-Net's batch: one, or two with guidance, for the negative prompt."""
-        return 1 if self.embeds.negative_prompt_embeds is None else 2
-
-    @property
-    def calls_left(self) -> int:
-        """Model calls that are left, from the start or from the checkpoint."""
-        return self.num_calls - (self.resume_from.call if self.resume_from else 0)
+    def first_call(self) -> int:
+        """The model call that is made first: the checkpoint's or 0."""
+        return self.resume_from.call if self.resume_from else 0
 
     @property
     def work_left_s(self) -> float | None:
         """Device-seconds of the calls that are left; None while costs are unknown."""
-        return None if self.work_s is None else self.work_s * self.calls_left / self.num_calls
+        if self.work_s is None:
+            return None
+        return self.work_s * self.rows_left(self.first_call) / self.rows_left()
 
 
 @dataclass(frozen=True, slots=True)

@@ -43,19 +43,20 @@ class StepInputs:
 def step_inputs(batch: Sequence[Denoising], forward_rows: int, static: bool) -> StepInputs:
     """The next model call of every request in a batch, padded to `forward_rows` rows.
 
-    A request's rows lie side by side, the negative prompt's first; without guidance there is only one.
+    A request's rows lie side by side, the negative prompt's first; a call without guidance has only one.
     Padding repeats the first request's row. With static shapes the requests are padded as well, to as many as
     there are rows.
     """
-    ends = list(accumulate(item.request.num_rows for item in batch))
+    rows = [item.rows for item in batch]
+    ends = list(accumulate(rows))
     padding = forward_rows - ends[-1]
     filled = [*batch, *([batch[0]] * (forward_rows - len(batch)))] if static else batch
     last_rows = [end - 1 for end in ends]
-    first_rows = [end - item.request.num_rows for end, item in zip(ends, batch, strict=True)]
-    request_of_row = [index for index, item in enumerate(batch) for _ in range(item.request.num_rows)]
+    first_rows = [end - count for end, count in zip(ends, rows, strict=True)]
+    request_of_row = [index for index, count in enumerate(rows) for _ in range(count)]
     request_of_row += padding * [0]
     timesteps = torch.stack([item.table.timesteps[item.call] for item in filled])
-    conditions = [item.conditions for item in batch]
+    conditions = [item.next_conditions for item in batch]
     noise = [item.noise() for item in batch]
     return StepInputs(
         states=torch.stack([item.state for item in filled]),

@@ -58,13 +58,8 @@ class Schedulable(Protocol):
     @property
     def group(self) -> Group: ...
     @property
-    def calls_left(self) -> int:
-        """Model calls that are left."""
-        ...
-
-    @property
-    def num_calls(self) -> int:
-        """All model calls."""
+    def call(self) -> int:
+        """The model call that is made next."""
         ...
 
     @property
@@ -88,9 +83,19 @@ def deadline(item: Schedulable) -> float:
     return min(item.request.deadline or math.inf, patient)
 
 
+def unloaded_s(request: DenoiseRequest, seconds: Callable[[int], float]) -> float:
+    """Seconds that a whole request takes alone. seconds: of a forward by its rows"""
+    return sum(calls * seconds(rows) for rows, calls in request.calls_by_rows().items() if calls)
+
+
 def remaining_s(item: Schedulable) -> float:
     """Seconds that the rest of a request takes alone."""
-    return item.unloaded_s * item.calls_left / item.num_calls
+    return item.unloaded_s * item.request.rows_left(item.call) / item.request.rows_left()
+
+
+def num_rows(items: Iterable[Schedulable]) -> int:
+    """Rows of the items' next model calls."""
+    return sum(item.request.rows_at(item.call) for item in items)
 
 
 def slack_s(items: Iterable[Schedulable], now: float) -> float:
@@ -111,9 +116,9 @@ def pick_members(items: Iterable[Item], max_rows: int) -> list[Item]:
     members: list[Item] = []
     rows = 0
     for item in sorted(items, key=deadline):
-        if not members or rows + item.request.num_rows <= max_rows:
+        if not members or rows + num_rows([item]) <= max_rows:
             members.append(item)
-            rows += item.request.num_rows
+            rows += num_rows([item])
     return members
 
 
@@ -129,8 +134,7 @@ def worth_it(members: Sequence[Item], present_rows: int, seconds: Callable[[int]
     """
     weighted = WAITING_WEIGHT * present_rows
     prices = [
-        (weighted + rows) * seconds(rows) / rows
-        for rows in accumulate(item.request.num_rows for item in members)
+        (weighted + rows) * seconds(rows) / rows for rows in accumulate(num_rows([item]) for item in members)
     ]
     return list(members[: prices.index(min(prices)) + 1])
 
@@ -147,7 +151,7 @@ def make_way(batch: Sequence[Item], seconds: Callable[[int], float], now: float)
     shortest = min(prompt, key=remaining_s)
 
     def needs_s(members: Sequence[Item]) -> float:
-        return shortest.calls_left * seconds(sum(item.request.num_rows for item in members))
+        return (shortest.request.num_calls - shortest.call) * seconds(num_rows(members))
 
     staying = sorted(batch, key=remaining_s)
     leaving: list[Item] = []
@@ -179,10 +183,9 @@ class StepScheduler:
     def admit(self, items: Iterable[Item], now: float) -> list[Item]:
         """Chooses the items that share the next forward, at least one."""
         present: dict[Group, list[Item]] = {}
-        present_rows = 0
         for item in items:
             present.setdefault(item.group, []).append(item)
-            present_rows += item.request.num_rows
+        present_rows = sum(map(num_rows, present.values()))
         slacks = {group: slack_s(items, now) for group, items in present.items()}
         chosen = pick_group(slacks, self._turns_waited)
         self._turns_waited = {

@@ -5,7 +5,7 @@ import time
 import uuid
 from collections.abc import AsyncGenerator, Awaitable, Collection, Sequence
 from contextlib import aclosing
-from dataclasses import replace
+from dataclasses import fields, replace
 from typing import Any, TypeVar
 
 from opentelemetry.context import Context
@@ -41,6 +41,8 @@ from serve.generation import (
 Result = TypeVar("Result")
 
 FROM_THE_START = Resume()
+# Parameters that a picture's metadata leaves out where they have their default values.
+_ONLY_IF_UNUSUAL = {"eta", "guidance_start", "guidance_end"}
 PREVIEW_FORMAT = ImageFormat("image/jpeg", quality=80)
 
 
@@ -171,7 +173,7 @@ class Pipeline:
     ) -> AsyncGenerator[DenoiseEvent, None]:
         attributes = {
             "image_index": index,
-            "rows": wanted.num_rows,
+            "rows": wanted.rows_at(wanted.first_call),
             "steps": wanted.num_inference_steps,
             "resumed": wanted.resume_from is not None,
         }
@@ -209,15 +211,19 @@ def preview_steps(num_inference_steps: int, num_previews: int) -> frozenset[int]
 
 def _metadata(request: GenerationRequest, seed: int) -> dict[str, str]:
     """Everything that is needed to make the picture again."""
-    own_eta = {} if request.eta is None else {"eta": str(request.eta)}
+    unusual = {
+        field.name: str(value)
+        for field in fields(request)
+        if field.name in _ONLY_IF_UNUSUAL and (value := getattr(request, field.name)) != field.default
+    }
     return {
         "prompt": request.prompt,
         "negative_prompt": request.negative_prompt or "",
         "seed": str(seed),
         "sampler": request.sampler,
-        **own_eta,
         "num_inference_steps": str(request.num_inference_steps),
         "guidance_scale": str(request.guidance_scale),
+        **unusual,
         "model": request.model,
         "parameters": infotext(
             replace(request, seed=seed), request.prompt, request.negative_prompt, request.model

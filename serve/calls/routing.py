@@ -59,6 +59,10 @@ class LeastWorkRouter(FIFOMixin, RequestRouter):  # type: ignore[misc]  # Serve'
     A call counts from the moment when its replica is chosen, not from when the replica has answered.
     """
 
+    # Serve passes over a replica that has not said within this time whether it has room. Its own 0.1 s is
+    # less than a busy host may need, and the image would then go to a replica with more to do.
+    queue_len_response_deadline_s = 1.0
+
     def initialize_state(self, **_: Any) -> None:
         """Called by Serve."""
         self._outstanding = Outstanding()

@@ -50,7 +50,7 @@ def crowding_problem(config: AppConfig, info: ModelInfo, cost: CostModel) -> str
     """What is wrong with `jobs.max_running_images`; None if jobs leave room for synchronous requests."""
     engine = config.engine_config(info).padded_to(cost.forward.padded_to)
     group = Group(config.latent_shapes(info)[0], deterministic=False)
-    image_s = engine.work_s(group, cost.forward, config.defaults.num_inference_steps, num_rows=2)
+    image_s = engine.work_s(group, cost.forward, 2 * config.defaults.num_inference_steps)
     num_images = config.images_per_runner(info) * config.jobs.num_runners
     wait_s = num_images * image_s / config.denoiser.max_replicas
     if wait_s < config.limits.max_wait_s:
@@ -72,8 +72,7 @@ def _longest_s(config: AppConfig, info: ModelInfo, cost: CostModel) -> float:
     return max(
         cost.latency_s(
             shape,
-            num_calls=MAX_CALLS_PER_STEP * limits.max_num_inference_steps,
-            num_rows=2,
+            {2: MAX_CALLS_PER_STEP * limits.max_num_inference_steps},
             num_images=limits.max_num_images,
             row_cap=engine.row_cap(Group(shape, deterministic), cost.forward),
             other_rows=0,

@@ -20,8 +20,7 @@ class Estimator:
         group, engine = _group(request), self._engine(cost)
         return cost.latency_s(
             group.latent_shape,
-            num_calls=request.num_calls,
-            num_rows=request.rows_per_image,
+            request.calls_by_rows(),
             num_images=request.num_images,
             row_cap=engine.row_cap(group, cost.forward),
             other_rows=math.ceil(other_rows),
@@ -30,8 +29,8 @@ class Estimator:
 
     def work_s(self, request: GenerationRequest, cost: CostModel) -> float:
         """Device-seconds of denoising all images of the request."""
-        num_calls, num_rows = request.num_calls, request.num_rows
-        return self._engine(cost).work_s(_group(request), cost.forward, num_calls, num_rows)
+        rows = request.num_images * request.rows_left()
+        return self._engine(cost).work_s(_group(request), cost.forward, rows)
 
     def _engine(self, cost: CostModel) -> EngineConfig:
         return self.engine.padded_to(cost.forward.padded_to)

@@ -7,12 +7,17 @@ from pydantic import AfterValidator, Field
 
 from serve.config.schema import Section
 
-_ORIGIN = re.compile(r"\*|[a-z][a-z0-9+.-]*://[^/?#\s]+")
+_ORIGIN = re.compile(r"\*|[a-z][a-z0-9+.-]*://[^/?#\sA-Z]+")
+_NEVER_SENT = re.compile(r"http://.*:80|https://.*:443")
 
 
 def _checked(origin: str) -> str:
     if not _ORIGIN.fullmatch(origin):
-        raise ValueError(f'{origin!r} is neither "*" nor an origin such as "https://example.com"')
+        raise ValueError(
+            f'{origin!r} is neither "*" nor an origin in small letters such as "https://example.com"'
+        )
+    if _NEVER_SENT.fullmatch(origin):
+        raise ValueError(f"{origin!r} names its scheme's own port, which browsers leave out")
     return origin
 
 

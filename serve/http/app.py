@@ -136,8 +136,8 @@ def _routes(
         *with_versionless(
             [
                 *ImagesRoute(desk, AnswerImages(objects, config.jobs)).routes,
-                *ModelsRoutes(desk).routes,
-                *ReplicateModelsRoutes(desk).routes,
+                *ModelsRoutes(desk, config.jobs.public_url).routes,
+                *ReplicateModelsRoutes(desk, config.jobs.public_url).routes,
                 *predictions.routes,
                 *files.routes,
                 *AccountRoutes(config).routes,

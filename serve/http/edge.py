@@ -10,12 +10,13 @@ import asyncio
 import json
 import logging
 import uuid
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import httpx
 import uvicorn.config
 from starlette.middleware import Middleware
+from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from serve.errors import (
@@ -25,7 +26,7 @@ from serve.errors import (
     RequestTimeoutError,
     RouteNotFoundError,
 )
-from serve.http.limits import BODY_TIMEOUT_S, max_body_bytes
+from serve.http.limits import BODY_TIMEOUT_S, body_times, max_body_bytes
 from serve.http.problems import USABLE_ID, error_object, problem
 
 logger = logging.getLogger("ray.serve")
@@ -56,7 +57,7 @@ def middlewares() -> list[Middleware]:
 
 
 class Edge:
-    """ASGI middleware. body_timeout_s: for the whole body of a request"""
+    """ASGI middleware. body_timeout_s: for the whole body of a request; one with a file may take longer"""
 
     def __init__(self, app: ASGIApp, body_timeout_s: float = BODY_TIMEOUT_S) -> None:
         self._app = app
@@ -67,7 +68,8 @@ class Edge:
         if scope["type"] != "http" or scope["path"].startswith(_SERVES_OWN_PATHS):
             await self._app(_cleaned(scope), receive, send)
             return
-        exchange = _Exchange(_cleaned(scope), receive, send, self._body_timeout_s, self._cors)
+        body_timeout_s = self._body_timeout_s * body_times(scope["path"])
+        exchange = _Exchange(_cleaned(scope), receive, send, body_timeout_s, self._cors)
         for attempt in range(1, _MAX_ATTEMPTS + 1):
             await exchange.attempt(self._app)
             if attempt == _MAX_ATTEMPTS or not exchange.may_be_repeated:
@@ -203,9 +205,14 @@ class _Exchange:
         )
 
     async def _refuse(self, error: MidstepError) -> None:
-        response = problem(error, self._scope["path"])
+        allowed = self._cors.headers_for(self._headers.get(b"origin"))
+        if allowed and (asked := _preflight_headers(self._scope["method"], self._headers)):
+            response = Response(status_code=204)  # else the page would never ask, nor hear when to try again
+            response.raw_headers += asked
+        else:
+            response = problem(error, self._scope["path"])
         response.headers["x-request-id"] = self.request_id
-        response.raw_headers += self._cors.headers_for(self._headers.get(b"origin"))
+        response.raw_headers += allowed
         if not self._has_all:
             response.headers["connection"] = "close"
         await response(self._scope, self._receive, self._send)
@@ -230,6 +237,17 @@ class _Cors:
         if origin is None:
             return []
         return self._headers.get(origin) or self._headers.get(b"*") or []
+
+
+def _preflight_headers(method: str, headers: Mapping[bytes, bytes]) -> Headers:
+    """The headers that allow what a browser asks for before a page's request; empty if it does not ask."""
+    wanted = headers.get(b"access-control-request-method")
+    if method != "OPTIONS" or wanted is None:
+        return []
+    return [
+        (b"access-control-allow-methods", wanted),
+        (b"access-control-allow-headers", headers.get(b"access-control-request-headers", b"")),
+    ]
 
 
 def _cleaned(scope: Scope) -> Scope:

@@ -18,7 +18,7 @@ _GET = Operation(
     summary="Get an image",
     description="Who has the URL may have the image: it needs no key.",
     parameters=(
-        Parameter(name="folder", place="path", description="Taken from the URLs of a prediction's `output`."),
+        Parameter(name="folder", place="path", description="Taken from the image's URL."),
         Parameter(name="name", place="path", description="Taken from there as well."),
         Parameter(name="If-None-Match", place="header", description="The `etag` of what is there already."),
     ),

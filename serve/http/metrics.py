@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -18,6 +19,7 @@ logger = logging.getLogger("ray.serve")
 
 _TIMEOUT = aiohttp.ClientTimeout(total=5.0)
 _RETRY_AFTER_S = 1
+_SHOWN_S = 1.0
 _CONTENT_TYPE = f"{PLAIN_TEXT}; version=0.0.4"
 _OPERATION = Operation(
     tag="Operation",
@@ -39,6 +41,8 @@ class MetricsRoute:
     ) -> None:
         self._is_on = is_on
         self._find_nodes = find_nodes
+        self._turn = asyncio.Lock()
+        self._text, self._text_until = "", 0.0  # shown until then, by time.monotonic
 
     @property
     def routes(self) -> list[Route]:
@@ -51,6 +55,14 @@ class MetricsRoute:
                 "There are no metrics here (http.metrics: false). Ray exports them on the metrics port of "
                 "each node."
             )
+        async with self._turn:  # one look at the nodes for all who ask at once
+            if time.monotonic() >= self._text_until:
+                self._text = await self._exposition()
+                self._text_until = time.monotonic() + _SHOWN_S
+        return Response(self._text, media_type=_CONTENT_TYPE)
+
+    async def _exposition(self) -> str:
+        """What all nodes export. Raises NotReadyError if that is nothing."""
         nodes = await asyncio.to_thread(self._find_nodes)
         urls = [
             f"http://{node['NodeManagerAddress']}:{node['MetricsExportPort']}/metrics"
@@ -60,8 +72,7 @@ class MetricsRoute:
         expositions = await _exported(urls)
         if not expositions:
             raise NotReadyError("Ray exports no metrics at the moment.", retry_after_s=_RETRY_AFTER_S)
-        text = await asyncio.to_thread(merged, expositions)  # in a thread, because there may be megabytes
-        return Response(text, media_type=_CONTENT_TYPE)
+        return await asyncio.to_thread(merged, expositions)  # in a thread, because there may be megabytes
 
 
 async def _exported(urls: Sequence[str]) -> list[str]:
@@ -78,8 +89,8 @@ async def _exported(urls: Sequence[str]) -> list[str]:
         match result:
             case str():
                 texts.append(result)
-            case aiohttp.ClientError() | TimeoutError():
-                logger.warning("%s has not answered: %r", url, result)
+            case Exception():
+                logger.warning("%s has no metrics: %r", url, result)
             case _:
                 raise result
     return texts

@@ -76,7 +76,7 @@ def error_event(error: MidstepError) -> ErrorEvent:
 
 
 def problem_response(error: MidstepError, request: Request) -> Response:
-    """Makes and counts every error answer of the application."""
+    """The answer to an error of a route, counted."""
     request.app.state.refused.inc(tags={"code": error.code})
     return problem(error, request.url.path)
 

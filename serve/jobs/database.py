@@ -133,7 +133,7 @@ class Database:
 
     @asynccontextmanager
     async def read(self) -> AsyncIterator[AsyncConnection]:
-        """A connection for one statement that changes nothing."""
+        """A connection for statements that change nothing."""
         with _translated_errors():
             async with self.reader.connect() as connection:
                 yield connection

@@ -3,8 +3,8 @@
 import errno
 import logging
 import os
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from secrets import token_hex
 
@@ -47,24 +47,6 @@ def _synchronise(folder: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-
-
-def unlink_all(root: Path, keys: Sequence[str]) -> None:
-    """Deletes the files that exist, and the folders that become empty. A loss of power after this returns
-    brings none of them back."""
-    changed = set()
-    for key in keys:
-        path = root / key
-        path.unlink(missing_ok=True)
-        folder = path.parent
-        if folder != root:
-            with suppress(OSError):  # not empty, or already deleted
-                folder.rmdir()
-                folder = folder.parent
-        changed.add(folder)
-    for folder in changed:
-        with suppress(FileNotFoundError):
-            _synchronise(folder)
 
 
 @contextmanager

@@ -8,7 +8,7 @@ import asyncio
 import logging
 import time
 from collections.abc import AsyncGenerator, Callable, Sequence
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from dataclasses import dataclass
 from functools import partial
 
@@ -137,7 +137,8 @@ class JobRunner:
         try:
             jobs = await asyncio.shield(claiming)
         except asyncio.CancelledError:
-            await self._give_back_claimed(await claiming)  # it went on; nobody else knows its jobs
+            with suppress(*AWAY):  # then nothing was claimed
+                await self._give_back_claimed(await claiming)  # it went on; nobody else knows its jobs
             raise
         for job in jobs:
             self._running[job.id] = _Running(job, asyncio.create_task(self._work(job)))
@@ -216,7 +217,8 @@ class JobRunner:
             try:
                 key = checkpoint_key(job.id, index)
                 data = await until_it_is_done(partial(self._objects.read, key))
-                checkpoints[index] = from_bytes(data, self._settings.fingerprint)
+                # In a thread, because the first one imports torch, and leases are renewed on the event loop.
+                checkpoints[index] = await asyncio.to_thread(from_bytes, data, self._settings.fingerprint)
             except ObjectNotFoundError:
                 continue
             except UnusableCheckpointError as error:

@@ -18,7 +18,7 @@ from obstore.exceptions import BaseError, UnknownConfigurationKeyError
 from obstore.store import LocalStore, from_url
 
 from serve.errors import ObjectNotFoundError, ObjectStoreUnavailableError
-from serve.jobs.durable_files import disk_errors, unlink_all, write_whole
+from serve.jobs.durable_files import disk_errors, write_whole
 from serve.private_files import make_private_folder
 
 if TYPE_CHECKING:
@@ -158,17 +158,6 @@ class ObjectStore:
         with _bucket_errors(), _missing(key):
             opened = await obstore.get_async(self._backend, key)
         return opened.stream(_CHUNK_BYTES)
-
-    async def delete(self, keys: Sequence[str]) -> None:
-        """Deletes the objects that exist."""
-        for key in keys:
-            _check_key(key)
-        if self._folder is not None:
-            with disk_errors():
-                await asyncio.to_thread(unlink_all, self._folder, keys)
-        elif keys:
-            with _bucket_errors():
-                await self._delete_from_bucket(keys)
 
     async def delete_folder(self, folder: str) -> None:
         """Deletes all keys that begin with `folder` and a slash, also those that no record names."""

@@ -1,4 +1,4 @@
-"""Files that clients upload for their jobs: bytes in the object store, rows in the job database.
+"""Files that clients upload: bytes in the object store, rows in the job database.
 
 Every object has a row at every moment: the row is written before the object and deleted after it.
 """
@@ -107,7 +107,7 @@ class Uploads:
         async with self.database.write() as connection:
             kept = (await connection.execute(stored)).one_or_none()
         if kept is None:  # it was given up meanwhile
-            await self._objects.delete([_key(file_id)])
+            await self._objects.delete_folder(_folder(file_id))
             raise ObjectStoreUnavailableError("The object store took too long to keep the file.")
         return _read(kept)
 
@@ -142,7 +142,8 @@ class Uploads:
     async def remove_expired(self) -> None:
         """Removes expired files: first the bytes, then the rows that name them."""
         while file_ids := await self._expired():
-            await self._objects.delete(list(map(_key, file_ids)))
+            for file_id in file_ids:
+                await self._objects.delete_folder(_folder(file_id))
             await self._forget(file_ids)
 
     @uninterrupted
@@ -163,8 +164,12 @@ class Uploads:
 
 
 def _key(file_id: str) -> str:
-    # The file has its own folder, which is deleted with it, since nobody else writes there.
-    return f"uploads/{file_id}/content"
+    return f"{_folder(file_id)}/content"
+
+
+def _folder(file_id: str) -> str:
+    """A file's own folder, which is deleted with it. A process that died may have left a part of it there."""
+    return f"uploads/{file_id}"
 
 
 def _checksums(data: bytes) -> tuple[str, str]:

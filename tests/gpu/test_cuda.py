@@ -8,9 +8,9 @@ import torch
 
 from benchmarks.random_models import RandomModel
 from deployments.engine.device_step import CapturedSteps, EagerSteps, warm_up
-from deployments.engine.engine import StepReport
 from deployments.engine.engine_thread import EngineThread
 from deployments.engine.messages import DenoisedLatents, DenoiseEvent
+from deployments.engine.reports import StepReport
 from tests.conftest import finish
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")

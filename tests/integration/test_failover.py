@@ -16,7 +16,6 @@ from deployments.batching import Batching
 from deployments.cost_measurement import CostMeasurement
 from deployments.denoiser import Denoiser
 from deployments.engine.cost import CostModel, Curve
-from deployments.engine.engine import StepReport
 from deployments.engine.engine_config import EngineConfig
 from deployments.engine.images import Pixels
 from deployments.engine.messages import (
@@ -31,6 +30,7 @@ from deployments.engine.messages import (
 from deployments.engine.model_source import ModelSource, Placement
 from deployments.engine.prompt_text import PromptText
 from deployments.engine.prompts import EncodedText
+from deployments.engine.reports import StepReport
 from deployments.prompt_encoder import PromptEncoder
 from deployments.vae_decoder import VaeDecoder
 from serve.app import HEALTH

@@ -11,7 +11,7 @@ import torch
 from deployments.engine.cost import Curve, StageCost
 from deployments.engine.engine import Engine
 from deployments.engine.engine_config import EngineConfig
-from deployments.engine.messages import DenoisedLatents, StepProgress
+from deployments.engine.messages import Checkpoint, DenoisedLatents, StepProgress
 from deployments.engine.samplers import SAMPLERS, UnsupportedSamplerError
 from deployments.engine.step_scheduler import MAX_TURNS_WAITED, Group
 from tests.conftest import FORWARD_COST, LoadedModel, finish
@@ -47,7 +47,7 @@ def test_any_mix_shares_one_forward(load_model: Load, family: str) -> None:
         engine.add(request)
     forward = engine.step().forward
     assert forward.num_requests == len(SAMPLERS)
-    assert forward.rows == sum(request.num_rows for request in requests)
+    assert forward.rows == sum(request.rows_at(0) for request in requests)
     together = finish(engine)
     for request in requests:
         assert close(together[request.request_id], alone[request.request_id]), request.request_id
@@ -100,6 +100,50 @@ def test_deterministic_images_do_not_depend_on_slot_or_neighbours(load_model: Lo
         assert engine.step().forward.forward_rows == 8
         results.append(finish(engine)["wanted"])
     assert all(torch.equal(result, results[0]) for result in results)
+
+
+def test_when_guidance_ends_another_request_takes_the_free_row(load_model: Load) -> None:
+    model = load_model("shapes")
+    engine = model.engine(max_rows=4, rows_per_forward=4)
+    for index in range(3):
+        half = model.request(f"half {index}", num_inference_steps=4, guidance_end=0.5, seed=index)
+        engine.add(half)
+    forwards = []
+    while engine.num_requests:
+        forward = engine.step().forward
+        forwards.append((forward.num_requests, forward.rows))
+    two_guided, two_without_and_one_guided, last = (2, 4), (3, 4), (1, 1)
+    assert forwards == [*[two_guided] * 2, *[two_without_and_one_guided] * 2, *[last] * 2]
+
+
+def test_a_guidance_interval_shows_in_no_neighbour_and_survives_a_checkpoint(load_model: Load) -> None:
+    model = load_model("shapes")
+    wanted = model.request(
+        "wanted",
+        sampler="Heun",
+        deterministic=True,
+        guidance_start=0.2,
+        guidance_end=0.6,
+        num_inference_steps=5,
+    )
+    engine = model.engine(checkpoint_interval_s=0.0)
+    engine.add(wanted)
+    checkpoints = []
+    while engine.num_requests:
+        for event in engine.step().events:
+            match event:
+                case Checkpoint():
+                    checkpoints.append(event)
+                case DenoisedLatents():
+                    alone = event.latents
+    assert len(checkpoints) == wanted.num_calls - 1
+    for checkpoint in checkpoints:
+        engine = model.engine()
+        engine.add(replace(wanted, resume_from=checkpoint))
+        for index in range(3):
+            others = {"deterministic": True, "guidance_end": (1 + index) / 4, "seed": index}
+            engine.add(model.request(f"other {index}", "a green circle", **others))
+        assert torch.equal(finish(engine)["wanted"], alone), checkpoint.call
 
 
 def test_mixed_latent_shapes_all_finish_and_none_waits_past_the_bound(load_model: Load) -> None:

@@ -319,6 +319,10 @@ def test_serve_finds_it_by_the_environment_unless_something_else_is_there() -> N
 def test_pages_that_the_application_lets_read_its_answers_can_read_refusals_too() -> None:
     allowed = {"access-control-allow-origin": "https://page.example", "vary": "Origin"}
     answers = iter([PlainTextResponse("fine", headers=allowed), PlainTextResponse("not for pages")])
+    asked = [
+        (b"access-control-request-method", b"POST"),
+        (b"access-control-request-headers", b"authorization"),
+    ]
 
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
         if answer := next(answers, None):
@@ -334,12 +338,19 @@ def test_pages_that_the_application_lets_read_its_answers_can_read_refusals_too(
             if message["type"] == "http.response.start":
                 sent.append({name.decode(): value.decode() for name, value in message["headers"]})
 
-        for origin in (b"https://page.example", b"https://other.example") * 2:
-            scope = {"type": "http", "method": "GET", "path": "/x", "headers": [(b"origin", origin)]}
-            await edge(scope, receive, send)
+        for method, more in (("GET", []), ("GET", []), ("OPTIONS", asked)):
+            for origin in (b"https://page.example", b"https://other.example"):
+                headers = [(b"origin", origin), *more]
+                await edge(
+                    {"type": "http", "method": method, "path": "/x", "headers": headers}, receive, send
+                )
         return sent
 
-    _, _, refused, refused_other = asyncio.run(starts())
+    _, _, refused, refused_other, preflight, preflight_of_other = asyncio.run(starts())
+    assert allowed.items() <= preflight.items()
+    assert preflight["access-control-allow-methods"] == "POST"
+    assert preflight["access-control-allow-headers"] == "authorization"
+    assert preflight_of_other["content-type"] == "application/problem+json"
     assert refused["content-type"] == refused_other["content-type"] == "application/problem+json"
     assert allowed.items() <= refused.items()
     assert "access-control-allow-origin" not in refused_other

@@ -10,9 +10,10 @@ from deployments.engine import engine as engine_module
 from deployments.engine import fitting as fitting_module
 from deployments.engine.device_faults import DeviceFaultError
 from deployments.engine.device_step import Completion, EagerSteps
-from deployments.engine.engine import Engine, StepReport
+from deployments.engine.engine import Engine
 from deployments.engine.engine_thread import EngineThread
 from deployments.engine.messages import Checkpoint, DenoisedLatents, DenoiseFailed
+from deployments.engine.reports import StepReport
 from deployments.engine.stage_errors import Fault
 from deployments.engine.step_inputs import StepInputs
 from tests.conftest import LoadedModel, finish

@@ -7,10 +7,11 @@ import pytest
 import torch
 
 from deployments.engine.device_step import EagerSteps
-from deployments.engine.engine import Engine, ForwardReport, StepReport
+from deployments.engine.engine import Engine
 from deployments.engine.engine_thread import EngineThread
 from deployments.engine.messages import DenoisedLatents, DenoiseEvent, DenoiseFailed
 from deployments.engine.model_source import ModelLoadError
+from deployments.engine.reports import ForwardReport, StepReport
 from deployments.engine.stage_errors import Fault
 from deployments.engine.step_inputs import StepInputs
 from tests.conftest import LoadedModel

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -64,6 +65,43 @@ def test_without_a_negative_prompt_too(load_model: Load, name: str, guidance_sca
     )
     engine = model.engine()
     engine.add(model.request("image", "a star", sampler="Euler", guidance_scale=guidance_scale))
+    [latents] = finish(engine).values()
+    [pixels] = model.decoder.decode([latents])
+    assert psnr_db(pixels, expected) >= MIN_PSNR_DB
+
+
+@pytest.mark.parametrize("name", ["shapes", "sd1", "sdxl"])
+@pytest.mark.parametrize("sampler", ["Euler", "DPM++ 2M", "Heun"])
+def test_guidance_that_ends_early_is_diffusers_with_its_callback(
+    load_model: Load, name: str, sampler: str
+) -> None:
+    """diffusers documents the callback as "dynamic classifier-free guidance"."""
+
+    def unguided_after_half(pipeline: Any, index: int, _: object, inputs: dict[str, Any]) -> dict[str, Any]:
+        if index + 1 == math.ceil(pipeline.num_timesteps / 2):
+            pipeline._guidance_scale = 0.0
+            for key, value in inputs.items():
+                inputs[key] = value if key == "latents" else value.chunk(2)[-1]
+        return inputs
+
+    model = load_model(name)
+    prompt, negative_prompt = "a large red star on a blue background", "a green circle"
+    inputs = ["latents", "prompt_embeds"] + (["add_text_embeds", "add_time_ids"] if name == "sdxl" else [])
+    expected = pipeline_picture(
+        model.folder,
+        model,
+        sampler,
+        prompt=prompt,
+        negative_prompt=negative_prompt,
+        num_inference_steps=6,
+        guidance_scale=5.0,
+        callback_on_step_end=unguided_after_half,
+        callback_on_step_end_tensor_inputs=inputs,
+    )
+    engine = model.engine()
+    engine.add(
+        model.request("half", prompt, negative_prompt=negative_prompt, sampler=sampler, guidance_end=0.5)
+    )
     [latents] = finish(engine).values()
     [pixels] = model.decoder.decode([latents])
     assert psnr_db(pixels, expected) >= MIN_PSNR_DB

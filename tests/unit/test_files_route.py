@@ -139,7 +139,7 @@ def test_these_were_keys_of_images() -> None:
 
 
 def test_a_deleted_image_is_not_found(store: ObjectStore, client: TestClient) -> None:
-    asyncio.run(store.delete([KEY]))
+    asyncio.run(store.delete_folder(KEY.rpartition("/")[0]))
     answer = client.get(f"/v1/files/{KEY}")
     assert answer.status_code == 404
     assert answer.json()["error"]["code"] == "file_not_found"

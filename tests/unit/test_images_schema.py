@@ -244,6 +244,19 @@ def test_eta_is_for_samplers_that_have_one() -> None:
         parse(prompt="a", sampler="DDIM", eta=1.5)
 
 
+def test_guidance_may_have_an_interval() -> None:
+    request = parse(prompt="a", num_inference_steps=10, guidance_start=0.2, guidance_end=0.7)
+    assert request.guided_calls == range(2, 7)
+    assert request.rows_left() == 5 * 1 + 5 * 2
+    assert parse(prompt="a", num_inference_steps=100, guidance_start=0.07).guided_calls == range(7, 100)
+    assert not parse(prompt="a", guidance_scale=1, guidance_end=0.5).is_guided
+    for wrong in ({"guidance_start": 0.5, "guidance_end": 0.5}, {"guidance_start": 1}, {"guidance_end": 0}):
+        with pytest.raises(InvalidRequestError, match=r"guidance_start: .* before it ends"):
+            parse(prompt="a", **wrong)
+    with pytest.raises(InvalidRequestError, match=r"guidance_end: .*less than or equal to 1"):
+        parse(prompt="a", guidance_end=1.1)
+
+
 def test_another_model_is_not_found() -> None:
     nobody = cast(Any, None)
     desk = FrontDesk({MODEL.id: MODEL}, nobody, nobody, nobody, nobody)

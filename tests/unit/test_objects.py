@@ -91,12 +91,13 @@ def test_deleted_is_deleted(store: ObjectStore) -> None:
         keys = [f"images/job/{index}" for index in range(3)]
         for key in keys:
             await store.put(key, DATA)
-        await store.delete([])
-        await store.delete([*keys[:2], "images/other/0"])  # deleting a missing object is no error
-        for key in keys[:2]:
+        await store.put("images/job2/0", DATA)
+        await store.delete_folder("images/other")  # deleting a missing folder is no error
+        await store.delete_folder("images/job")
+        for key in keys:
             with pytest.raises(ObjectNotFoundError):
                 await store.get(key)
-        assert await store.read(keys[2]) == DATA
+        assert await store.read("images/job2/0") == DATA
 
     asyncio.run(main())
 
@@ -154,8 +155,6 @@ def test_no_key_leads_elsewhere(store: ObjectStore, key: str) -> None:
         with pytest.raises(ValueError, match="not an object key"):
             await store.read(key)
         with pytest.raises(ValueError, match="not an object key"):
-            await store.delete([key])
-        with pytest.raises(ValueError, match="not an object key"):
             await store.delete_folder(key)
         with pytest.raises(ValueError, match="not an object key"):
             await store.presigned_url(key, 60)
@@ -198,7 +197,7 @@ def test_nothing_is_left_of_deleted_jobs(tmp_path: Path) -> None:
         store = ObjectStore(str(tmp_path))
         await store.put("images/job/0", DATA)
         await store.put("checkpoints/job/0", DATA)
-        await store.delete(["images/job/0"])
+        await store.delete_folder("images/job")
         await store.delete_folder("checkpoints/job")
 
     asyncio.run(main())

@@ -135,6 +135,7 @@ CONTENT: Parts = [("content", ("a", b"bytes"))]
         ([*CONTENT, ("metadata", (None, "[" * 2000))], "metadata"),
         ([*CONTENT, ("metadata", ("blob", b"\xff"))], "metadata"),
         ([*CONTENT, ("metadata", ("blob", b" " * 70_000))], "metadata"),
+        ([*CONTENT, *((f"metadata[{item}]", (None, "x" * 10_000)) for item in range(7))], "metadata"),
         ([*CONTENT, ("filename", (None, "a\x00b"))], "filename"),
         ([*CONTENT, ("filename", (None, "é" * 128))], "filename"),
         ([*CONTENT, ("type", (None, "image"))], "type"),
@@ -176,7 +177,13 @@ async def test_what_is_no_file_is_refused_and_the_field_is_named(
             "multipart/form-data; boundary=a; charset=utf-7",
             b'--a\r\ncontent-disposition: form-data; name="content"; filename="+2AA-"\r\n\r\nx\r\n--a--\r\n',
             400,
-            "filename",
+            "Content-Type",
+        ),
+        (
+            "multipart/form-data; boundary=a; charset=UTF-8",
+            b'--a\r\ncontent-disposition: form-data; name="\xff"\r\n\r\nx\r\n--a--\r\n',
+            400,
+            "content",
         ),
     ],
 )

@@ -13,9 +13,10 @@ import torch
 from deployments.engine import engine as engine_module
 from deployments.engine.cost import Curve, StageCost
 from deployments.engine.device_step import EagerSteps
-from deployments.engine.engine import DeviceFaultError, Engine, StepReport
+from deployments.engine.engine import DeviceFaultError, Engine
 from deployments.engine.engine_thread import EngineThread
 from deployments.engine.messages import Checkpoint, DenoisedLatents, DenoiseEvent, DenoiseFailed
+from deployments.engine.reports import StepReport
 from deployments.engine.step_inputs import StepInputs
 from tests.conftest import LoadedModel, finish
 from tests.unit.test_least_slack import Simulation

@@ -17,6 +17,7 @@ from deployments.engine.step_scheduler import (
     pick_members,
     remaining_s,
     slack_s,
+    unloaded_s,
     worth_it,
 )
 from tests.generation_requests import denoise_request
@@ -29,21 +30,19 @@ CALL_S = 0.02  # one request's two rows
 class Item:
     request: DenoiseRequest
     arrival: float = 0.0
-    num_calls: int = 10
-    calls_left: int = 10
+    call: int = 0
     group: Group = field(default=SMALL)
 
     @property
     def unloaded_s(self) -> float:
-        return self.num_calls * CALL_S
+        return unloaded_s(self.request, forward_s)
 
 
 def item(name: str, calls: int = 10, *, num_rows: int = 2, arrival: float = 0.0, **fields: float) -> Item:
-    # Rows are counted from the embeddings; their values do not matter here.
-    negative = object() if num_rows == 2 else None
-    embeds = PromptEmbeds(None, negative, None, None, 0, 0, 77)  # type: ignore[arg-type]
-    request = denoise_request(name, embeds, **fields)
-    return Item(request, arrival, calls, calls)
+    embeds = PromptEmbeds(None, None, None, None, 0, 0, 77)  # type: ignore[arg-type]
+    guidance_scale = 5.0 if num_rows == 2 else 1.0
+    request = denoise_request(name, embeds, num_calls=calls, guidance_scale=guidance_scale, **fields)
+    return Item(request, arrival)
 
 
 def forward_s(rows: int) -> float:
@@ -56,8 +55,15 @@ def names(items: list[Item]) -> list[str]:
 
 def test_what_remains_is_in_proportion_to_the_model_calls_left() -> None:
     half = item("half")
-    half.calls_left = 5
+    half.call = 5
     assert remaining_s(half) == pytest.approx(half.unloaded_s / 2)
+
+
+def test_rows_that_are_left_count_and_not_calls() -> None:
+    half = item("half", guidance_end=0.5)
+    half.call = 5
+    assert half.unloaded_s == pytest.approx(7.5 * CALL_S)
+    assert remaining_s(half) == pytest.approx(2.5 * CALL_S)
 
 
 def test_slack_is_of_the_most_urgent() -> None:

@@ -22,6 +22,7 @@ class AnswerImages:
         self._objects = objects
         self._is_kept = config.answer_retention_s > 0
         self._public_url = config.public_url
+        self._late: asyncio.Task[list[str]] | None = None  # storing that took too long
 
     def check(self) -> None:
         """Raises InvalidRequestError if there can be no URLs."""
@@ -48,10 +49,24 @@ class AnswerImages:
         return [f"{base}{FILES_PATH}/{key}" for key in keys]
 
     async def urls_if_possible(self, images: Sequence[EncodedImage], request: Request) -> list[str] | None:
-        """The same as `urls`; None if there are no URLs, or if the object store is full or slow."""
-        if not self._is_kept:
+        """The same as `urls`; None if there are no URLs, or if the object store is full or slow.
+
+        While a store hangs, only one answer at a time tries it: each holds threads that others need.
+        """
+        if not self._is_kept or not (self._late is None or self._late.done()):
             return None
+        storing = asyncio.create_task(self.urls(images, request))
+        storing.add_done_callback(_forget_error)
         try:
-            return await asyncio.wait_for(self.urls(images, request), _PATIENCE_S)
-        except (StorageFullError, ObjectStoreUnavailableError, TimeoutError):
-            return None
+            return await asyncio.wait_for(asyncio.shield(storing), _PATIENCE_S)
+        except TimeoutError:
+            self._late = storing
+        except (StorageFullError, ObjectStoreUnavailableError):
+            pass
+        return None
+
+
+def _forget_error(storing: "asyncio.Task[list[str]]") -> None:
+    """For an error that comes when nobody waits any more."""
+    if not storing.cancelled():
+        storing.exception()

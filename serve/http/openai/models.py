@@ -15,10 +15,11 @@ from serve.served_model import ServedModel
 
 
 class ModelsRoutes:
-    """The handlers of the routes."""
+    """The handlers of the routes. public_url: from the configuration"""
 
-    def __init__(self, desk: FrontDesk) -> None:
+    def __init__(self, desk: FrontDesk, public_url: str | None) -> None:
         self._desk = desk
+        self._public_url = public_url
 
     @property
     def routes(self) -> list[Route]:
@@ -43,7 +44,7 @@ class ModelsRoutes:
 
     def _as_at_replicate(self, model: ServedModel, request: Request) -> ReplicateModel:
         owner, _ = owner_and_name(model)
-        return describe_model(model, owner, base_url(request, None), self._desk.started_at)
+        return describe_model(model, owner, base_url(request, self._public_url), self._desk.started_at)
 
     def _described(self, model: ServedModel) -> Model:
         return {

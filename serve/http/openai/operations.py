@@ -6,6 +6,7 @@ from serve.errors import (
     InvalidRequestError,
     ModelNotFoundError,
     NotFiniteError,
+    ObjectStoreUnavailableError,
     OutOfDeviceMemoryError,
     PoisonousRequestError,
     QueueFullError,
@@ -49,9 +50,11 @@ GENERATE = Operation(
         QueueFullError,
         RateLimitError,
         NotFiniteError,
+        ObjectStoreUnavailableError,
         PoisonousRequestError,
         OutOfDeviceMemoryError,
         StorageFullError,
+        ObjectStoreUnavailableError,
     ),
 )
 

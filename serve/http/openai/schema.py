@@ -66,6 +66,8 @@ class ImagesBody(Body):
     guidance_scale: Annotated[float, Field(ge=0, le=100)] | None = Field(
         None, validation_alias=GUIDANCE_SCALE
     )
+    guidance_start: Annotated[float, Field(ge=0, le=1)] | None = None
+    guidance_end: Annotated[float, Field(ge=0, le=1)] | None = None
 
     sampler: str | None = Field(None, validation_alias=AliasChoices("sampler", "sampler_name", "scheduler"))
     eta: Annotated[float, Field(ge=0, le=1)] | None = None
@@ -95,6 +97,8 @@ def wanted_of(body: ImagesBody) -> Wanted:
         height=_one("height", body.height, height, body.size),
         num_inference_steps=body.num_inference_steps,
         guidance_scale=body.guidance_scale,
+        guidance_start=body.guidance_start,
+        guidance_end=body.guidance_end,
         sampler=body.sampler,
         eta=body.eta,
         seed=body.seed,

@@ -1,9 +1,10 @@
-"""`/v1/files`: files that Replicate's clients upload before they use them in a prediction's input."""
+"""`/v1/files`: files that Replicate's clients upload, as they do for inputs of models that take files."""
 
 import asyncio
 import re
 from urllib.parse import quote, urlencode
 
+from starlette.datastructures import FormData
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
@@ -57,9 +58,15 @@ class ReplicateFilesRoutes:
     @described(operations.CREATE_FILE)
     async def _create(self, request: Request) -> Response:
         """Answers 201 once the file is on disk."""
-        async with opened_form(request) as form, self._in_memory:
-            file = await self._uploads.keep(await read_file(form, client_of(request).name))
+        async with opened_form(request) as form:
+            keeping = self._read_and_keep(form, client_of(request).name)
+            # To its end, so that a file whose client leaves is counted for as long as it is in memory.
+            file = await self._uploads.database.finish(keeping)
         return JSONResponse(self._described(file, request), 201)
+
+    async def _read_and_keep(self, form: FormData, owner: str) -> StoredFile:
+        async with self._in_memory:
+            return await self._uploads.keep(await read_file(form, owner))
 
     @described(operations.FILES_PAGE)
     async def _page(self, request: Request) -> Response:

@@ -22,10 +22,14 @@ _OUTPUT_SCHEMA = {"type": "array", "items": {"type": "string", "format": "uri"}}
 
 class ReplicateModelsRoutes:
     """The handlers of the routes. At Replicate a model has an owner and versions. Here it has any owner,
-    unless its id has one, and one version with the model's name."""
+    unless its id has one, and one version with the model's name.
 
-    def __init__(self, desk: FrontDesk) -> None:
+    public_url: from the configuration
+    """
+
+    def __init__(self, desk: FrontDesk, public_url: str | None) -> None:
         self._desk = desk
+        self._public_url = public_url
 
     @property
     def routes(self) -> list[Route]:
@@ -40,7 +44,8 @@ class ReplicateModelsRoutes:
     async def _model(self, request: Request) -> Response:
         model = self._named(request)
         owner = request.path_params["owner"]
-        return JSONResponse(describe_model(model, owner, base_url(request, None), self._desk.started_at))
+        base = base_url(request, self._public_url)
+        return JSONResponse(describe_model(model, owner, base, self._desk.started_at))
 
     @described(operations.VERSIONS)
     async def _versions(self, request: Request) -> Response:
@@ -58,7 +63,7 @@ class ReplicateModelsRoutes:
         """The model in the path. Raises ModelNotFoundError."""
         name: str = request.path_params["name"]
         with_owner = f"{request.path_params['owner']}/{name}"
-        return self._desk.model(with_owner if with_owner in self._desk.models else name, "name")
+        return self._desk.model(with_owner if with_owner in self._desk.names else name, "name")
 
 
 def owner_and_name(model: ServedModel) -> tuple[str, str]:

@@ -193,7 +193,6 @@ DELETE_FILE = Operation(
     errors=(
         ObjectNotFoundError,
         JobStoreUnavailableError,
-        ObjectStoreUnavailableError,
         StorageFullError,
     ),
 )

@@ -20,7 +20,13 @@ from starlette.routing import Route
 
 from serve.clients import Clients
 from serve.config.app import AppConfig
-from serve.errors import InvalidInputError, InvalidRequestError, JobNotFoundError, JobStoreUnavailableError
+from serve.errors import (
+    InvalidInputError,
+    InvalidRequestError,
+    JobNotFoundError,
+    JobStoreUnavailableError,
+    StorageFullError,
+)
 from serve.generation import GenerationRequest
 from serve.http.addresses import base_url
 from serve.http.authentication import client_of
@@ -108,7 +114,8 @@ class PredictionsRoutes:
         # The place in the queue would need another read of the database; clients get it when they ask.
         shown: Prediction = {**self._shown(job), **_UNKNOWN}
         if wait is not None:
-            with suppress(JobStoreUnavailableError):  # it is on disk, and its client must know
+            # It is on disk, and its client must hear of that.
+            with suppress(JobStoreUnavailableError, StorageFullError):
                 shown = await self._waited_for(job, came_at + wait)
         return JSONResponse(shown, 201, {"location": location})
 
@@ -272,8 +279,9 @@ def model_named(request: Request, body: PredictionBody, served: Container[str]) 
 
 
 def _fingerprint(request: Request, raw: bytes) -> str:
-    """Includes the path, because it names the model."""
-    return hashlib.sha256(request.url.path.encode() + b"\n" + raw).hexdigest()
+    """Includes the model in the path, but not the path, which may be written with and without /v1."""
+    named = repr(sorted(request.path_params.items())).encode()
+    return hashlib.sha256(named + b"\n" + raw).hexdigest()
 
 
 def _job_id(request: Request) -> str:

@@ -45,6 +45,8 @@ class PredictionInput(Body):
     guidance_scale: Annotated[float, Field(ge=0, le=100)] | None = Field(
         None, validation_alias=GUIDANCE_SCALE
     )
+    guidance_start: Annotated[float, Field(ge=0, le=1)] | None = None
+    guidance_end: Annotated[float, Field(ge=0, le=1)] | None = None
     scheduler: str | None = Field(None, validation_alias=AliasChoices("scheduler", "sampler", "sampler_name"))
     eta: Annotated[float, Field(ge=0, le=1)] | None = None
     seed: Annotated[int, Field(ge=-1, le=MAX_SEED), Whole] | None = None
@@ -101,6 +103,8 @@ def wanted_of(body: PredictionBody, model: str, model_field: str) -> Wanted:
         height=given.height,
         num_inference_steps=given.num_inference_steps,
         guidance_scale=given.guidance_scale,
+        guidance_start=given.guidance_start,
+        guidance_end=given.guidance_end,
         sampler=given.scheduler,
         eta=given.eta,
         seed=given.seed,

@@ -9,6 +9,7 @@ from typing import Annotated, Any, NotRequired
 
 from pydantic import Field
 from pydantic_core import from_json
+from python_multipart.multipart import parse_options_header
 from starlette.datastructures import FormData, UploadFile
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
@@ -49,11 +50,7 @@ async def opened_form(request: Request) -> AsyncIterator[FormData]:
     not a form, UnsupportedEncodingError, StorageFullError, and ClientLeftError if it never arrived.
     """
     check_encoding(request)
-    content_type = request.headers.get("content-type", "")
-    if content_type.partition(";")[0].strip().lower() != "multipart/form-data":
-        raise InvalidRequestError(
-            f"Content-Type: must be multipart/form-data, but {shown(content_type)} was given.", "Content-Type"
-        )
+    _check_content_type(request.headers.get("content-type", ""))
     num_bytes = 0
 
     async def counted() -> Message:
@@ -75,14 +72,25 @@ async def opened_form(request: Request) -> AsyncIterator[FormData]:
         raise InvalidRequestError(
             f"The body is not a form in parts as it should be: {error.detail}"
         ) from error
-    except UnicodeError as error:
-        raise InvalidRequestError("Content-Type: its charset is not one of texts.", "Content-Type") from error
     except OSError as error:
         raise StorageFullError(f"The server cannot take the file in: {error.strerror}.") from error
     try:
         yield form
     finally:
         await form.close()
+
+
+def _check_content_type(content_type: str) -> None:
+    media_type, options = parse_options_header(content_type)
+    if media_type != b"multipart/form-data":
+        raise InvalidRequestError(
+            f"Content-Type: must be multipart/form-data, but {shown(content_type)} was given.", "Content-Type"
+        )
+    # Others, such as UTF-7, can say what no answer and no database can.
+    if options.get(b"charset", b"utf-8").lower() not in (b"utf-8", b"utf8"):
+        raise InvalidRequestError(
+            f"Content-Type: the charset must be UTF-8, but {shown(content_type)} was given.", "Content-Type"
+        )
 
 
 async def read_file(form: FormData, owner: str) -> NewFile:
@@ -102,7 +110,11 @@ async def read_file(form: FormData, owner: str) -> NewFile:
     name = await _text(form, "filename") or content.filename or "file"
     content_type = await _text(form, "type") or content.content_type or _DEFAULT_TYPE
     metadata = await _metadata(form)
-    return NewFile(owner, _checked_name(name), _checked_type(content_type), metadata, await content.read())
+    try:
+        data = await content.read()
+    except ValueError as error:  # the form is closed
+        raise ClientLeftError("The client left before its file was kept.") from error
+    return NewFile(owner, _checked_name(name), _checked_type(content_type), metadata, data)
 
 
 async def _text(form: FormData, field: str) -> str | None:
@@ -127,18 +139,19 @@ async def _metadata(form: FormData) -> Mapping[str, Any]:
         if isinstance(value, str) and (match := _METADATA_ITEM.fullmatch(field))
     }
     text = await _text(form, "metadata")
-    if text is None:
-        return items
     try:
-        metadata = from_json(text)
-        json.dumps(metadata, allow_nan=False)  # as in the answer
+        metadata = {} if text is None else from_json(text)
+        if not isinstance(metadata, dict):
+            raise InvalidRequestError(
+                f"metadata: must be a JSON object, but {shown(metadata)} was given.", "metadata"
+            )
+        metadata |= items
+        size_bytes = len(json.dumps(metadata, allow_nan=False))  # as in the answer
     except ValueError as error:
         raise InvalidRequestError(f"metadata: is not JSON: {error}.", "metadata") from error
-    if not isinstance(metadata, dict):
-        raise InvalidRequestError(
-            f"metadata: must be a JSON object, but {shown(metadata)} was given.", "metadata"
-        )
-    return metadata | items
+    if size_bytes > MAX_METADATA_BYTES:
+        raise InvalidRequestError(f"metadata: is larger than {MAX_METADATA_BYTES} bytes.", "metadata")
+    return metadata
 
 
 def _checked_name(name: str) -> str:
