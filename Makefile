@@ -8,14 +8,16 @@ RULES_OBJECT := cluster/kuberay/overlays/production/rules.yaml
 PIP := $(BIN)/python cluster/install/quiet_pip.py $(VENV)/pip.log --constraint constraints.txt --editable
 .PHONY: install install-dev serve test check chaos fuzz clients train rules
 
-# What serving needs, and on top of it what the tests need.
+.DELETE_ON_ERROR:
+
+# `install` has what serving needs; `install-dev` adds what the tests need.
 install: $(VENV)/installed
 install-dev: $(VENV)/installed-dev
 
 $(BIN)/python:
-	@cluster/install/make-venv.sh $(VENV) $(PYTHON)
+	@cluster/install/make-venv.sh $(VENV) "$(PYTHON)"
 
-$(VENV)/installed: pyproject.toml constraints.txt | $(BIN)/python
+$(VENV)/installed: pyproject.toml constraints.txt $(BIN)/python
 	@$(PIP) .
 	@touch $@
 
@@ -25,9 +27,9 @@ $(VENV)/installed-dev: $(VENV)/installed
 
 # SIGTERM is passed on: requests under way are answered first. make itself then exits with 143.
 serve: install
-	@$(BIN)/midstep run $(CONFIG)
+	@$(BIN)/midstep run "$(CONFIG)"
 
-# Those over real HTTP share one Ray and come one after another.
+# Integration tests share one Ray and run one after another.
 test: install-dev
 	$(BIN)/python -m pytest --numprocesses logical --maxprocesses 4 tests/unit
 	$(BIN)/python -m pytest tests/gpu tests/integration
@@ -46,7 +48,7 @@ chaos: install-dev
 fuzz: install-dev
 	MIDSTEP_FUZZED_REQUESTS=100000 $(BIN)/python -m pytest tests/integration/test_fuzz.py
 
-# Clients of others, each in an environment of its own; MIDSTEP_URL=http://127.0.0.1:8000 for a server that runs.
+# Clients of other projects, each in a separate environment; MIDSTEP_URL names a running server.
 clients: install-dev
 	MIDSTEP_CLIENTS=all $(BIN)/python -m pytest -rP tests/integration/test_clients.py
 

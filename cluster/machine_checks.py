@@ -5,6 +5,7 @@ import socket
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import yaml
 from ray.serve.schema import ServeDeploySchema
@@ -20,14 +21,14 @@ _LOCATIONS = {
 
 @dataclass(frozen=True)
 class Finding:
-    """A check and its result. is_ok: whether it allows serving"""
+    """A check and its result. "not here" may be ok on another machine, or when another program has ended."""
 
     item: str
     words: str
-    is_ok: bool = True
+    verdict: Literal["ok", "not ok", "not here"] = "ok"
 
     def __str__(self) -> str:
-        return f"{self.item}: {'ok' if self.is_ok else 'not ok'}, {self.words}"
+        return f"{self.item}: {self.verdict}, {self.words}"
 
 
 def read_serve_config(path: Path) -> ServeDeploySchema:
@@ -44,7 +45,7 @@ def findings(config: ServeDeploySchema, applications: Sequence[AppConfig]) -> li
 def check_machine(config: ServeDeploySchema, *, has_own_ray: bool) -> None:
     """Raises ConfigError if something prevents serving. Ports are checked if Ray starts here."""
     found = [location_finding(config), *(port_findings(config) if has_own_ray else ())]
-    if wrong := [f"{one.item}: {one.words}" for one in found if not one.is_ok]:
+    if wrong := [f"{one.item}: {one.words}" for one in found if one.verdict != "ok"]:
         raise ConfigError("\n".join(wrong))
 
 
@@ -60,7 +61,7 @@ def location_finding(config: ServeDeploySchema) -> Finding:
     if location in _LOCATIONS:
         return Finding("proxy_location", f"{location}: {_LOCATIONS[location]}")
     words = f"{location!r} was given, with which nothing answers HTTP; allowed are {' and '.join(_LOCATIONS)}"
-    return Finding("proxy_location", words, is_ok=False)
+    return Finding("proxy_location", words, "not ok")
 
 
 def port_findings(config: ServeDeploySchema) -> list[Finding]:
@@ -72,7 +73,7 @@ def port_findings(config: ServeDeploySchema) -> list[Finding]:
     for item, address, port in ports:
         problem = port_problem(address, port)
         words = problem or f"{port} is free on {address}"
-        found.append(Finding(item, words, is_ok=problem is None))
+        found.append(Finding(item, words, "ok" if problem is None else "not here"))
     return found
 
 
@@ -80,7 +81,7 @@ def port_problem(host: str, port: int) -> str | None:
     """The reason why nothing can listen there, as a sentence; None if it can."""
     try:
         family, *_, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-    except socket.gaierror:
+    except (socket.gaierror, UnicodeError):
         return f"the host {host!r} has no address"
     with socket.socket(family, socket.SOCK_STREAM) as listener:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as servers do

@@ -4,26 +4,30 @@ import os
 import shlex
 import sys
 from collections.abc import Callable, Mapping
+from http import HTTPStatus
 from pathlib import Path
 
 import httpx
+from ray.serve.schema import HTTPOptionsSchema
 
 _ANSWER_TIMEOUT_S = 5.0
 _ANY_ADDRESS = ("0.0.0.0", "::")
-# Pages that are checked at their paths, and left out if the answer is 404.
-_PAGES = {"Page": "/", "API docs": "/docs"}
+# Pages that are left out if they are not at their paths.
+_PAGES = {"API docs": "/docs"}
 
 
-def base_url(host: str, port: int, reached_at: str = "127.0.0.1") -> str:
-    """The address of the HTTP server. reached_at: an address of the machine where `host` means all of them"""
-    host = reached_at if host in _ANY_ADDRESS else host
-    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+def base_url(options: HTTPOptionsSchema, reached_at: str = "127.0.0.1") -> str:
+    """The address of the HTTP server. reached_at: an address of the machine, used where the host means all"""
+    scheme = "https" if options.ssl_certfile else "http"
+    host = reached_at if options.host in _ANY_ADDRESS else options.host
+    return f"{scheme}://{f'[{host}]' if ':' in host else host}:{options.port}"
 
 
 def status_of(url: str) -> int | None:
     """The status of a GET; None without an answer."""
     try:
-        with httpx.Client(trust_env=False, timeout=_ANSWER_TIMEOUT_S) as client:
+        # The server is our own, and its certificate is for the name that clients use.
+        with httpx.Client(trust_env=False, verify=False, timeout=_ANSWER_TIMEOUT_S) as client:
             return client.get(url).status_code
     except httpx.HTTPError:
         return None
@@ -48,7 +52,7 @@ def ready_block(
     for name, url in applications.items():
         suffix = f" of {name}" if len(applications) > 1 else ""
         pages = {label: url.rstrip("/") + path for label, path in _PAGES.items()}
-        rows += [(label + suffix, page) for label, page in pages.items() if status(page) not in (404, None)]
+        rows += [(label + suffix, page) for label, page in pages.items() if status(page) == HTTPStatus.OK]
         rows.append((f"API{suffix}", f"{url.rstrip('/')}/v1"))
     if dashboard:
         asks = f" asks for the token that `{token}` prints" if token else ""

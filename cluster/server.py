@@ -69,12 +69,12 @@ def serve_config(config: ServeDeploySchema, address: str | None) -> None:
     """
     begun_at = time.monotonic()
     console = Console(stderr=True)
-    stop, drained = threading.Event(), threading.Event()
+    stop, drained, is_urgent = threading.Event(), threading.Event(), False
     _set_on_signals(stop)
     logging.getLogger("ray.serve").setLevel(logging.WARNING)  # for this process; workers have their own
     with StartDisplay(console) as display:
         display.show(Stage(f"Joining the Ray at {address}" if address else "Starting Ray"))
-        context = ray.init(address or "local", namespace="serve", logging_level=logging.WARNING)
+        context = _connected(address)
         _set_on_signals(stop)  # again, because Ray has replaced the handlers
         try:
             _check_nothing_runs(address)
@@ -98,11 +98,27 @@ def serve_config(config: ServeDeploySchema, address: str | None) -> None:
                         say(console, "\n".join(block))
                 stop.wait()
                 _drain(config)
+            except KeyboardInterrupt:
+                is_urgent = True
+                raise
             finally:
                 drained.set()
-                serve.shutdown()
+                if address is not None or not is_urgent:  # our own Ray ends everything at once
+                    serve.shutdown()
         finally:
             ray.shutdown()
+
+
+def _connected(address: str | None) -> Any:
+    """Ray's context, of the Ray at an address or of a new one. Raises StartError if the address is wrong."""
+    if address is None:
+        return ray.init("local", namespace="serve", logging_level=logging.WARNING)
+    try:
+        if "://" in address:
+            raise ValueError("it must be HOST:PORT as `ray start` prints it, such as 10.0.0.1:6379, or auto")
+        return ray.init(address, namespace="serve", logging_level=logging.WARNING)
+    except (ValueError, ConnectionError, RuntimeError) as error:
+        raise StartError(f"RAY_ADDRESS: the Ray at {address!r} cannot be joined: {error}") from error
 
 
 def _show(console: Console, line: Line) -> None:
@@ -169,8 +185,7 @@ def _urls(config: ServeDeploySchema, details: Mapping[str, Any]) -> dict[str, st
     """The URLs of the applications with HTTP routes, by name."""
     proxies = [proxy["node_ip"] for proxy in details["proxies"].values() if proxy.get("node_ip")]
     is_remote = bool(os.environ.get("RAY_ADDRESS")) and bool(proxies)
-    options = config.http_options
-    base = base_url(options.host, options.port, proxies[0] if is_remote else "127.0.0.1")
+    base = base_url(config.http_options, proxies[0] if is_remote else "127.0.0.1")
     prefixes = {name: one["route_prefix"] for name, one in details["applications"].items()}
     return {name: base + prefix.rstrip("/") for name, prefix in prefixes.items() if prefix is not None}
 

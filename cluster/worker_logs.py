@@ -98,6 +98,3 @@ class WorkerLogs:
             self._see(line)
             if line.is_shown:
                 self._show(line)
-
-    def close(self) -> None:
-        self._file.close()

@@ -27,7 +27,7 @@ def check(path: Path) -> list[AppConfig]:
         data: Any = yaml.safe_load(path.read_text())
     except OSError as error:
         raise ConfigError(f"{path}: {error.strerror}") from error
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: is not YAML: {error}") from error
     if not isinstance(data, dict):
         raise ConfigError(f"{path}: is not a mapping")

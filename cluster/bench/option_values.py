@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
@@ -83,8 +84,15 @@ def _read_writable_folder(text: str) -> Path:
 
 def _read_url(text: str) -> str:
     parts = urlsplit(text)
-    if parts.scheme not in ("http", "https") or not parts.hostname:
-        raise ValueError(f"{text!r} is not a URL such as http://127.0.0.1:8000")
+    with suppress(ValueError):  # of an impossible port
+        if parts.scheme in ("http", "https") and parts.hostname and parts.port != 0:
+            return text
+    raise ValueError(f"{text!r} is not a URL such as http://127.0.0.1:8000")
+
+
+def _read_header_value(text: str) -> str:
+    if not (text.isascii() and text.isprintable()):
+        raise ValueError(f"{text!r} has characters besides those of ASCII")
     return text
 
 
@@ -110,5 +118,6 @@ POSITIVE_COUNT = Read("count", read_positive_count)
 WRITABLE_FILE = Read("file", _read_writable_file)
 WRITABLE_FOLDER = Read("folder", _read_writable_folder)
 URL = Read("url", _read_url)
+HEADER_VALUE = Read("text", _read_header_value)
 NAME = Read("name", _read_name)
 SYSTEM = Read("name=url", _read_system)

@@ -17,7 +17,7 @@ from urllib.parse import urlsplit
 import click
 
 from cluster.api_key import KEY_HELP, api_key
-from cluster.bench.option_values import URL, WRITABLE_FILE
+from cluster.bench.option_values import HEADER_VALUE, URL, WRITABLE_FILE
 
 if TYPE_CHECKING:
     from cluster.client.predictions import Predictions
@@ -108,7 +108,9 @@ def jobs() -> None:
 @_asking
 @_with_input
 @click.option("--webhook", help="A URL that receives the job's events.")
-@click.option("--idempotency-key", help="Submit the same job only once, however often you try.")
+@click.option(
+    "--idempotency-key", type=HEADER_VALUE, help="Submit the same job only once, however often you try."
+)
 def submit(
     predictions: "Predictions",
     asked: dict[str, Any],

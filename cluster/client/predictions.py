@@ -36,7 +36,7 @@ class Predictions:
 
     def model(self) -> str:
         """The id of the served model."""
-        return str(self._ask("GET", "/v1/models").json()["data"][0]["id"])
+        return str(self._answer("GET", "/v1/models", "data")[0]["id"])
 
     def create(
         self, model: str, given: Mapping[str, Any], webhook: str | None = None, key: str | None = None
@@ -45,16 +45,16 @@ class Predictions:
         if webhook is not None:
             body["webhook"] = webhook
         headers = {} if key is None else {"idempotency-key": key}
-        return _object(self._ask("POST", "/v1/predictions", json=body, headers=headers))
+        return self._prediction("POST", "/v1/predictions", json=body, headers=headers)
 
     def get(self, prediction_id: str) -> dict[str, Any]:
-        return _object(self._ask("GET", f"/v1/predictions/{prediction_id}"))
+        return self._prediction("GET", f"/v1/predictions/{prediction_id}")
 
     def cancel(self, prediction_id: str) -> dict[str, Any]:
-        return _object(self._ask("POST", f"/v1/predictions/{prediction_id}/cancel"))
+        return self._prediction("POST", f"/v1/predictions/{prediction_id}/cancel")
 
     def newest(self) -> list[dict[str, Any]]:
-        results: list[dict[str, Any]] = self._ask("GET", "/v1/predictions").json()["results"]
+        results: list[dict[str, Any]] = self._answer("GET", "/v1/predictions", "results")
         return results
 
     def follow(self, prediction_id: str) -> Iterator[dict[str, Any]]:
@@ -100,10 +100,26 @@ class Predictions:
         # Without the key, because the URL is enough and may be another server's.
         return self._send("GET", url).content
 
-    def _ask(
-        self, method: str, path: str, headers: Mapping[str, str] | None = None, **options: Any
-    ) -> httpx.Response:
-        return self._send(method, self._url + path, headers=self._headers | dict(headers or {}), **options)
+    def _prediction(self, method: str, path: str, **options: Any) -> dict[str, Any]:
+        prediction: dict[str, Any] = self._answer(method, path, None, **options)
+        return prediction
+
+    def _answer(
+        self,
+        method: str,
+        path: str,
+        key: str | None,
+        headers: Mapping[str, str] | None = None,
+        **options: Any,
+    ) -> Any:
+        """The JSON object of an answer, or its value of that key."""
+        url = self._url + path
+        response = self._send(method, url, headers=self._headers | dict(headers or {}), **options)
+        try:
+            answer = response.json()
+            return answer if key is None else answer[key]
+        except (ValueError, KeyError, TypeError) as error:
+            raise ServerError(f"{url} answered, but not as Midstep does: {response.text[:200]}") from error
 
     def _send(self, method: str, url: str, **options: Any) -> httpx.Response:
         try:
@@ -124,11 +140,6 @@ def _without_proxy(url: str) -> dict[str, httpx.BaseTransport | None]:
         is_here = host == "localhost"
     place = f"[{host}]" if ":" in host else host
     return {f"all://{place}": None} if is_here else {}
-
-
-def _object(response: httpx.Response) -> dict[str, Any]:
-    answer: dict[str, Any] = response.json()
-    return answer
 
 
 def _problem(response: httpx.Response) -> ServerError:

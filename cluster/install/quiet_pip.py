@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TextIO
 
 _INTERVAL_S = 0.5
+_INTERRUPTED = 130  # the exit status of a shell for SIGINT
 _REQUIREMENT = re.compile(r"Collecting ([\w.-]+)")
 _DOWNLOAD = re.compile(r"Downloading (?:\S+/)?([\w.]+?)-\d\S* ?(\([^)]*\))?")
 _INSTALL = re.compile(r"Installing collected packages: (.+)")
@@ -89,7 +90,11 @@ def install(log: Path, arguments: list[str], progress: Progress) -> int:
 def main() -> int:
     log, arguments = Path(sys.argv[1]), sys.argv[2:]
     progress = Progress(sys.stderr)
-    status = install(log, arguments, progress)
+    try:
+        status = install(log, arguments, progress)
+    except KeyboardInterrupt:
+        progress.end("The installation was interrupted.")
+        return _INTERRUPTED
     if status:
         progress.end(f"pip failed with exit status {status}:")
         sys.stderr.write(log.read_text())

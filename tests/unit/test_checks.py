@@ -66,6 +66,13 @@ def test_the_shipped_file_is_right() -> None:
     check(PROJECT_FOLDER / "serve_config.yaml")
 
 
+def test_a_file_in_another_encoding_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "config.yaml"
+    path.write_bytes("é: 1".encode("latin-1"))
+    with pytest.raises(ConfigError, match="is not YAML: 'utf-8' codec"):
+        check(path)
+
+
 def test_a_file_that_is_no_mapping_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "config.yaml"
     path.write_text("- a\n- b\n")

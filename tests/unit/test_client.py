@@ -29,6 +29,7 @@ class Server:
     streams: what each stream sends before it breaks, or the status of its refusal
     on_stream: called when a stream is requested
     picture: the picture, or the status of its refusal
+    anything: what it answers to everything, if it is another server
     """
 
     url: str = ""
@@ -38,6 +39,7 @@ class Server:
     streams: list[bytes | int] = field(default_factory=lambda: [END])
     on_stream: Callable[[], object] = bool
     picture: bytes | int = b"picture"
+    anything: bytes | None = None
 
     def prediction(self) -> bytes:
         status = self.statuses.pop(0) if len(self.statuses) > 1 else self.statuses[0]
@@ -67,7 +69,7 @@ def server() -> Iterator[Server]:
                 answers = {"/picture": shown.picture, "/v1/models": b'{"data": [{"id": "shapes"}]}'}
                 self.send_response(200)
                 self.end_headers()
-                self.wfile.write(answers.get(self.path) or shown.prediction())
+                self.wfile.write(shown.anything or answers.get(self.path) or shown.prediction())
 
         do_POST = do_GET
 
@@ -132,6 +134,30 @@ def test_an_idempotency_key_is_sent_beside_it(server: Server) -> None:
     with closing(Predictions(server.url, "mst_secret")) as predictions:
         predictions.create("shapes", {"prompt": "a star"}, key="k")
     assert server.seen == [("POST /v1/predictions", "Bearer mst_secret")]
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["list", "--url", "http://127.0.0.1:x"],
+        ["list", "--url", "ftp://x"],
+        ["submit", "a", "--idempotency-key", "é"],
+    ],
+)
+def test_what_cannot_be_sent_is_refused_in_a_line(
+    arguments: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert midstep("jobs", *arguments) == 2
+    assert capsys.readouterr().err.startswith("midstep jobs")
+
+
+def test_another_server_than_ours_is_named(server: Server) -> None:
+    server.anything = b"<html>"
+    with closing(Predictions(server.url)) as predictions:
+        with pytest.raises(ServerError, match="answered, but not as Midstep does: <html>"):
+            predictions.get("x")
+        with pytest.raises(ServerError, match="answered, but not as Midstep does: <html>"):
+            predictions.newest()
 
 
 @pytest.mark.parametrize(

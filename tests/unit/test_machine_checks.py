@@ -45,9 +45,8 @@ def test_a_taken_port_is_told_by_check_and_by_run(
     told = f"http_options.port: {taken_port} on 127.0.0.1 is taken by another program"
     with pytest.raises(SystemExit, match=told):
         main(["run", str(path)])
-    with pytest.raises(SystemExit, match="cannot be served as it is"):
-        main(["check", str(path)])
-    assert told.replace("port: ", "port: not ok, ") in capsys.readouterr().out
+    assert main(["check", str(path)]) == 0, "the server that runs with this file may be what has the port"
+    assert told.replace("port: ", "port: not here, ") in capsys.readouterr().out
 
 
 def test_ports_of_a_ray_that_is_joined_are_its_own(
@@ -86,7 +85,11 @@ def test_a_model_of_the_hub_is_said_to_be_looked_at_later(
 
 @pytest.mark.parametrize(
     ("host", "words"),
-    [("no.such.host.invalid", "has no address"), ("192.0.2.1", "is no address of this machine")],
+    [
+        ("no.such.host.invalid", "has no address"),
+        ("a..b", "has no address"),
+        ("192.0.2.1", "is no address of this machine"),
+    ],
 )
 def test_a_host_that_cannot_be_listened_at_is_told(host: str, words: str) -> None:
     assert words in str(port_problem(host, free_port()))

@@ -6,7 +6,7 @@ import pytest
 
 from cluster import server
 from cluster.cli import main
-from cluster.server import check_nothing_in_the_way, last_error
+from cluster.server import StartError, check_nothing_in_the_way, last_error
 from serve.config.model import PROJECT_FOLDER
 from serve.config.schema import ConfigError
 
@@ -62,3 +62,9 @@ deployments.engine.models.ModelLoadError: models/x: the variant is missing in
 def test_the_last_error_of_a_replica_is_told(messages: list[str], error: str) -> None:
     assert error in last_error(messages)
     assert "KeyError" not in last_error(messages)
+
+
+@pytest.mark.parametrize("address", ["http://127.0.0.1:8265", "ray://127.0.0.1:10001", "nowhere"])
+def test_a_wrong_address_of_ray_is_named(address: str) -> None:
+    with pytest.raises(StartError, match=f"RAY_ADDRESS: the Ray at '{address}' cannot be joined: "):
+        server._connected(address)

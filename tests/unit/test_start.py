@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from ray.serve.schema import HTTPOptionsSchema
 from rich.console import Console
 
 from cluster.ready import base_url, ready_block, token_command
@@ -78,16 +79,17 @@ def test_the_block_names_each_of_several_applications() -> None:
 
 
 @pytest.mark.parametrize(
-    ("host", "url"),
+    ("options", "url"),
     [
-        ("127.0.0.1", "http://127.0.0.1:8000"),
-        ("0.0.0.0", "http://10.0.0.1:8000"),
-        ("::1", "http://[::1]:8000"),
-        ("here.example", "http://here.example:8000"),
+        ({"host": "127.0.0.1"}, "http://127.0.0.1:8000"),
+        ({"host": "0.0.0.0"}, "http://10.0.0.1:8000"),
+        ({"host": "::1"}, "http://[::1]:8000"),
+        ({"host": "here.example"}, "http://here.example:8000"),
+        ({"host": "::", "ssl_keyfile": "key", "ssl_certfile": "cert"}, "https://10.0.0.1:8000"),
     ],
 )
-def test_the_url_is_one_that_a_client_can_use(host: str, url: str) -> None:
-    assert base_url(host, 8000, reached_at="10.0.0.1") == url
+def test_the_url_is_one_that_a_client_can_use(options: dict[str, str], url: str) -> None:
+    assert base_url(HTTPOptionsSchema(port=8000, **options), reached_at="10.0.0.1") == url
 
 
 @pytest.mark.parametrize(("mode", "asks"), [("token", True), ("disabled", False), (None, False)])

@@ -63,7 +63,7 @@ def test_the_file_has_every_line(tmp_path: Path) -> None:
     logs = WorkerLogs(tmp_path / "midstep.log", shown.append, seen.append)
     logs.take(batch(REQUEST))
     logs.take(batch(WARNING, "  and more"))
-    logs.close()
+    logs._file.close()
     written = (tmp_path / "midstep.log").read_text().splitlines()
     assert written == [f"(Denoiser) {line}" for line in (REQUEST, WARNING, "  and more")]
     assert [line.text for line in shown] == [WARNING, "  and more"]
