@@ -77,7 +77,7 @@ class Pool(Generic[Call]):
         return sum(member.ongoing for member in self._members)
 
     def resize(self, num_replicas: int, cold_start_s: float) -> None:
-        """New replicas work after their cold start. Surplus ones finish their calls, and newest first."""
+        """New replicas work after their cold start. Surplus ones, the newest first, finish their calls."""
         staying = [member for member in self._members if not member.leaving]
         for _ in range(num_replicas - len(staying)):
             place, device = self._devices.take(self._share)

@@ -52,8 +52,8 @@ _FORMAT = TypeAdapter(Written)
 def rehearse(options: RehearsalOptions) -> None:
     """Run a configuration under a load on a local cluster with simulated GPUs, and draw the results.
 
-    CONFIG is a Serve configuration file with one application of Midstep. It runs unchanged, with its
-    autoscaling, on simulated devices.
+    CONFIG is a Serve configuration file with one application of Midstep. It runs with its own replicas,
+    limits and autoscaling on simulated devices, without API keys and custom resources.
     """
     config = on_gpus(only_application(options.config))
     check_room(config, options.nodes)

@@ -2,13 +2,18 @@
 
     python models/shapes/evaluate.py            the table in docs/models.md: 200 prompts, 4 to 50 steps
     python models/shapes/evaluate.py --sheet F  also draws the first pictures at the last step count
+    python models/shapes/evaluate.py --steps 20 --guidance-ends 1 0.8 0.6 0.5 0.4 0.25
+                                                what ending guidance early saves, and what it costs
 
 A picture is right in colour if the background and every object have their colours, right in position if its
 two objects stand as said (only pictures with two count), and right in shape if every object has its shape.
 """
 
 import argparse
+import math
 import random
+import statistics
+import time
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
@@ -149,7 +154,9 @@ def draw_cases(count: int, seed: int) -> list[Case]:
     return [Case(random_scene(rng), rng.uniform(3, 7), rng.randrange(2**32)) for _ in range(count)]
 
 
-def paint(engine: LocalEngine, cases: list[Case], sampler: str, num_inference_steps: int) -> list[np.ndarray]:
+def paint(
+    engine: LocalEngine, cases: list[Case], sampler: str, num_inference_steps: int, guidance_end: float = 1.0
+) -> list[np.ndarray]:
     """Draws with the project's own engine, which takes any mix of guidance scales in a batch."""
     pictures: list[np.ndarray] = []
     for start in range(0, len(cases), _BATCH_SIZE):
@@ -159,6 +166,7 @@ def paint(engine: LocalEngine, cases: list[Case], sampler: str, num_inference_st
                 seed=case.seed,
                 num_inference_steps=num_inference_steps,
                 guidance_scale=case.guidance_scale,
+                guidance_end=guidance_end,
                 sampler=sampler,
             )
         pictures += engine.finish()
@@ -177,6 +185,37 @@ def share(verdicts: list[bool]) -> str:
     return f"{100 * sum(verdicts) / len(verdicts):.1f}%"
 
 
+def shares(cases: list[Case], pictures: list[np.ndarray]) -> str:
+    """Columns of a table: how many are right in colours, position and shapes."""
+    verdicts = [judge(case.scene, pixels) for case, pixels in zip(cases, pictures, strict=True)]
+    positions = [verdict.position for verdict in verdicts if verdict.position is not None]
+    colours, shapes = [verdict.colour for verdict in verdicts], [verdict.shape for verdict in verdicts]
+    return f"{share(colours)} | {share(positions)} | {share(shapes)}"
+
+
+def psnr_db(left: np.ndarray, right: np.ndarray) -> float:
+    """The PSNR of two pictures of bytes; infinite for equal ones."""
+    error = float(((left.astype(np.float64) - right.astype(np.float64)) ** 2).mean())
+    return math.inf if error == 0 else 10 * math.log10(255**2 / error)
+
+
+def compare_guidance_ends(
+    engine: LocalEngine, cases: list[Case], sampler: str, steps: int, ends: list[float]
+) -> None:
+    """Prints a table. Its first end is what the others are compared with."""
+    print("| guidance ends | CPU time | colours right | position right | shapes right | median PSNR |")
+    print("|---:|---:|---:|---:|---:|---:|")
+    first: tuple[float, list[np.ndarray]] | None = None
+    for end in ends:
+        started = time.process_time()
+        pictures = paint(engine, cases, sampler, steps, end)
+        took_s = time.process_time() - started
+        first_s, first_pictures = first = first or (took_s, pictures)
+        psnr = statistics.median(map(psnr_db, pictures, first_pictures))
+        shown = "-" if math.isinf(psnr) else f"{psnr:.1f} dB"
+        print(f"| {end:g} | {took_s / first_s:.2f} | {shares(cases, pictures)} | {shown} |", flush=True)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -184,6 +223,7 @@ def main() -> None:
     parser.add_argument("--model", type=Path, default=Path(__file__).parent)
     parser.add_argument("--prompts", type=int, default=200)
     parser.add_argument("--steps", type=int, nargs="+", default=[4, 8, 12, 20, 50])
+    parser.add_argument("--guidance-ends", type=float, nargs="+", help="fractions of the steps")
     parser.add_argument("--sampler", default="DPM++ 2M")
     parser.add_argument("--seed", type=int, default=2026)
     parser.add_argument("--sheet", type=Path, help="write the first 24 pictures of the last step count here")
@@ -194,16 +234,17 @@ def main() -> None:
     cases = draw_cases(args.prompts, args.seed)
     engine = load_engine(str(args.model), max_images=_BATCH_SIZE)
     print(f"{args.prompts} prompts, {args.sampler}, guidance 3 to 7\n")
+    if args.guidance_ends:
+        compare_guidance_ends(engine, cases, args.sampler, args.steps[-1], args.guidance_ends)
+        return
     print("| steps | colours right | position right | shapes right |")
     print("|---:|---:|---:|---:|")
     for steps in args.steps:
         pictures = paint(engine, cases, args.sampler, steps)
-        verdicts = [judge(case.scene, pixels) for case, pixels in zip(cases, pictures, strict=True)]
-        positions = [verdict.position for verdict in verdicts if verdict.position is not None]
-        colours, shapes = [verdict.colour for verdict in verdicts], [verdict.shape for verdict in verdicts]
-        print(f"| {steps} | {share(colours)} | {share(positions)} | {share(shapes)} |", flush=True)
+        print(f"| {steps} | {shares(cases, pictures)} |", flush=True)
     if args.failures:
-        for case, verdict, pixels in zip(cases, verdicts, pictures, strict=True):
+        for case, pixels in zip(cases, pictures, strict=True):
+            verdict = judge(case.scene, pixels)
             if not (verdict.colour and verdict.shape and verdict.position is not False):
                 print(f"{case.scene.prompt()}: {verdict}, saw {look(pixels)}")
     if args.sheet:

@@ -25,7 +25,7 @@ def given_to(url: str, **given: Any) -> dict[str, Any]:
         {"user": "user-1234"},
         {"model": "openai/dall-e-2"},
         {"model": "openai/dall-e-3"},
-        # What it does not send of itself.
+        # LiteLLM does not send these by itself.
         {"extra_body": {"response_format": "b64_json", "style": "vivid"}},
         {"model": "openai/gpt-image-1"},
         {"extra_body": {"seed": 5, "num_inference_steps": 2}},

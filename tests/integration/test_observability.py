@@ -29,8 +29,8 @@ def exported(url: str) -> list[Sample]:
 
 
 def reads(selector: VectorSelector, sample: Sample) -> bool:
-    """Whether the selector reads the sample. Of values that it picks by a pattern, not all exist at any time,
-    but the label does."""
+    """Whether the selector reads the sample. If it matches values by a pattern, not all of them exist at any
+    time, but the label does."""
     return sample.name == selector.name and all(
         matcher.name in sample.labels
         and (matcher.op != MatchOp.Equal or sample.labels[matcher.name] == matcher.value)
