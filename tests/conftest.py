@@ -19,6 +19,7 @@ from deployments.engine.images import LatentDecoder
 from deployments.engine.messages import DenoisedLatents, DenoiseRequest, PromptEmbeds
 from deployments.engine.model_source import ModelInfo, ModelSource, Placement, load_model_info
 from deployments.engine.models import load_text_pipeline, load_unet, load_vae
+from deployments.engine.pictures import PictureEncoder
 from deployments.engine.prompt_text import PromptText
 from deployments.engine.prompts import TextEncoder
 from deployments.engine.samplers import SamplerTables, UnsupportedSamplerError
@@ -79,6 +80,7 @@ class LoadedModel:
     encoder: TextEncoder
     unet: Any
     decoder: LatentDecoder
+    pictures: PictureEncoder
     tables: SamplerTables
 
     def engine(
@@ -130,7 +132,9 @@ class LoadedModel:
         fields["latent_shape"] = (fields["height"] // factor, fields["width"] // factor)
         fields["num_calls"] = fields["num_inference_steps"]
         with suppress(UnsupportedSamplerError):  # for tests of unsupported samplers
-            table = self.tables.table(fields["sampler"], fields["num_inference_steps"])
+            table = self.tables.table(
+                fields["sampler"], fields["num_inference_steps"], strength=fields.get("strength")
+            )
             fields["num_calls"] = table.num_calls
         return DenoiseRequest(request_id, embeds, **fields)
 
@@ -149,7 +153,8 @@ def load_model(model_folder: Callable[[str], Path]) -> Callable[..., LoadedModel
                 info=info,
                 encoder=TextEncoder(load_text_pipeline(source, placement)),
                 unet=load_unet(source, placement),
-                decoder=LatentDecoder(load_vae(source, placement)),
+                decoder=LatentDecoder(vae := load_vae(source, placement)),
+                pictures=PictureEncoder(vae),
                 tables=SamplerTables(info.scheduler_config),
             )
         return loaded[name, placement]

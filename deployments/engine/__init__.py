@@ -9,6 +9,7 @@
 - cost: measured seconds per forward; engine_config: how an engine batches
 - step_scheduler: which requests share the next forward
 - engine: launches and finishes forwards; reports: what they did; denoising: the state of one request
+- beginnings: the first latents, from noise or from a picture; pictures: files to pixels to encoded pictures
 - step_inputs: the tensors of one step; device_step: that step on a device; row_parts: on a CPU
 - engine_thread: the thread that owns a device and runs the engine
 - images: latents to pixels to PNG, WebP or JPEG; previews

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import torch
 
+from deployments.engine.beginnings import Kept, draw_noise, first_latents
 from deployments.engine.conditions import Conditions, UNetInterface, conditions_of
 from deployments.engine.messages import DenoiseRequest
 from deployments.engine.sampler_table import STATE_SLOTS, SamplerTable
@@ -22,6 +23,7 @@ class Denoising:
     state: [STATE_SLOTS, C, h, w] float32, the latents first, after every launched call
     call: the index in the table of the call that is launched next
     checkpointed_at: time of the last checkpoint, or of the start, in seconds since the epoch
+    kept: what a mask keeps of the picture; None without a mask
     """
 
     request: DenoiseRequest
@@ -33,6 +35,7 @@ class Denoising:
     conditions: Conditions
     generator: torch.Generator
     state: torch.Tensor
+    kept: Kept | None = None
     call: int = 0
     _noise: torch.Tensor | None = None  # for the next call, once drawn
 
@@ -52,7 +55,7 @@ class Denoising:
 
     def steps_done(self, call: int) -> int:
         """Steps that are done before call `call`. A sampler may call the model more than once per step."""
-        return -(-call * self.request.num_inference_steps // self.table.num_calls)
+        return -(-call * self.request.num_steps // self.table.num_calls)
 
     def noise(self) -> torch.Tensor:
         """The noise that the sampler adds at the next call, [C, h, w] on the CPU; zeros where it adds none.
@@ -67,9 +70,16 @@ class Denoising:
 
     def advance(self, state: torch.Tensor) -> None:
         """Moves on after a launched call. state: the new state"""
+        if self.kept is not None and self.table.known is not None:
+            latents = self.kept.put_back(state[0], self.table.known[self.call])
+            state = torch.cat([latents[None], state[1:]])
         self.state = state
         self.call += 1
         self._noise = None
+
+    def preview(self, estimate: torch.Tensor) -> torch.Tensor:
+        """The estimate of the clean latents, with what a mask keeps of the picture."""
+        return estimate if self.kept is None else self.kept.put_back(estimate, torch.tensor([1.0, 0.0]))
 
     def saved_state(self) -> torch.Tensor:
         """A copy on the CPU of the slots that later calls read; see `transfers.receive`."""
@@ -85,11 +95,11 @@ def begin(
     now: float,
     unloaded_s: float,
 ) -> Denoising:
-    """Starts or resumes a request. Draws noise in diffusers' order: the latents first, then step by step."""
+    """Starts or resumes a request. Draws in diffusers' order: for the first latents, then step by step."""
     generator = torch.Generator().manual_seed(request.seed)
     shape = torch.Size((unet.in_channels, *group.latent_shape))
     state = torch.zeros(STATE_SLOTS, *shape)
-    state[0] = table.initial_scale * draw_noise(generator, shape)
+    state[0], kept = first_latents(request, table, generator, shape)
     call = 0
     if checkpoint := request.resume_from:
         call = checkpoint.call
@@ -106,10 +116,6 @@ def begin(
         conditions=conditions_of(request, unet),
         generator=generator,
         state=send(state, unet.device),
+        kept=kept and kept.map(lambda tensor: send(tensor, unet.device)),
         call=call,
     )
-
-
-def draw_noise(generator: torch.Generator, shape: torch.Size) -> torch.Tensor:
-    # diffusers draws this shape for one image, and a generator's stream depends on the shape.
-    return torch.randn(1, *shape, generator=generator)[0]

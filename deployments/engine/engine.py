@@ -269,7 +269,8 @@ class Engine:
                 continue
             step = item.steps_done(item.call)
             if step in request.preview_steps and step > item.steps_done(item.call - 1):
-                events.append((item, StepProgress(request.request_id, step, receive(estimate))))
+                preview = receive(item.preview(estimate))
+                events.append((item, StepProgress(request.request_id, step, preview)))
             if interval_s is not None and now - item.checkpointed_at >= interval_s:
                 item.checkpointed_at = now
                 state = item.saved_state()

@@ -26,13 +26,13 @@ class LatentDecoder:
 
     def __init__(self, vae: diffusers.AutoencoderKL) -> None:
         self._vae = vae
-        self._scale_factor = 2 ** (len(vae.config.block_out_channels) - 1)
+        self._scale_factor = scale_factor_of(vae)
         self._rgb_map = _fit_rgb_map(vae, self._scale_factor)  # [C + 1, 3], on the CPU
 
     @torch.inference_mode()
     def decode(self, latents: Sequence[torch.Tensor]) -> list[Pixels | StageError]:
         """Decodes scaled latents [C, h, w] of one shape in one batch; each that overflows gives an error."""
-        mean, scale = _latent_statistics(self._vae)
+        mean, scale = latent_statistics(self._vae)
         batch = (torch.stack(list(latents)) * scale + mean).to(self._vae.device, self._vae.dtype)
         images = self._vae.decode(batch, return_dict=False)[0]  # [B, 3, H, W] in -1..1
         finite = torch.isfinite(images).flatten(1).all(dim=1)  # [B]
@@ -59,7 +59,12 @@ class LatentDecoder:
         return pixels
 
 
-def _latent_statistics(vae: diffusers.AutoencoderKL) -> tuple[torch.Tensor, torch.Tensor]:
+def scale_factor_of(vae: diffusers.AutoencoderKL) -> int:
+    """Image pixels per latent, in each direction."""
+    return int(2 ** (len(vae.config.block_out_channels) - 1))
+
+
+def latent_statistics(vae: diffusers.AutoencoderKL) -> tuple[torch.Tensor, torch.Tensor]:
     """Mean and scale [1, C, 1, 1] between the U-Net's and the VAE's latents, as in diffusers' pipelines."""
     mean, std = vae.config.latents_mean, vae.config.latents_std
     if mean is None or std is None:
@@ -85,7 +90,7 @@ def _fit_rgb_map(vae: diffusers.AutoencoderKL, scale_factor: int) -> torch.Tenso
     pictures = F.interpolate(colours, size=(16 * scale_factor, 16 * scale_factor), mode="nearest")
     means = F.avg_pool2d(pictures, scale_factor)  # [32, 3, 16, 16]
     encoded = vae.encode(pictures.to(vae.device, vae.dtype)).latent_dist.mean.float().cpu()
-    mean, scale = _latent_statistics(vae)
+    mean, scale = latent_statistics(vae)
     rows = ((encoded - mean) / scale).permute(0, 2, 3, 1).flatten(0, 2)  # [32 * 16 * 16, C]
     rows = torch.cat([rows, torch.ones(len(rows), 1)], dim=1)
     fitted: torch.Tensor = torch.linalg.lstsq(rows, means.permute(0, 2, 3, 1).flatten(0, 2)).solution

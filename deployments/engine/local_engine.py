@@ -5,6 +5,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
+from PIL import Image
 
 from deployments.engine.cost import Curve, StageCost
 from deployments.engine.device_step import step_runner
@@ -14,6 +15,7 @@ from deployments.engine.images import LatentDecoder, Pixels
 from deployments.engine.messages import DenoisedLatents, DenoiseFailed, DenoiseRequest
 from deployments.engine.model_source import ModelSource, Placement, load_model_info
 from deployments.engine.models import load_text_pipeline, load_unet, load_vae
+from deployments.engine.pictures import PictureEncoder, prepare_picture
 from deployments.engine.prompt_text import PromptText
 from deployments.engine.prompts import TextEncoder
 from deployments.engine.samplers import SamplerTables
@@ -29,13 +31,14 @@ class Picture:
 
 
 class LocalEngine:
-    """One model's text encoder, engine, decoder and sampler tables; see `load_engine`."""
+    """One model's text encoder, engine, decoder, picture encoder and sampler tables; see `load_engine`."""
 
     def __init__(
         self,
         encoder: TextEncoder,
         engine: Engine,
         decoder: LatentDecoder,
+        pictures: PictureEncoder,
         tables: SamplerTables,
         height: int,
         width: int,
@@ -48,6 +51,7 @@ class LocalEngine:
         self.encoder = encoder
         self.engine = engine
         self.decoder = decoder
+        self.pictures = pictures
         self.tables = tables
         self.height = height
         self.width = width
@@ -71,16 +75,27 @@ class LocalEngine:
         sampler: str = "DPM++ 2M",
         height: int | None = None,
         width: int | None = None,
+        image: Image.Image | None = None,
+        mask_image: Image.Image | None = None,
+        strength: float = 0.8,
     ) -> None:
         """Adds one picture per prompt, with seeds counting up from `seed`; they join the next forward.
 
         height, width: in pixels, multiples of the model's scale factor
         guidance_start, guidance_end: the part of the steps that has guidance, as fractions
-        Raises UnsupportedSamplerError, and StageError if the text encoder overflows.
+        image: the picture to start from, brought to the size
+        mask_image: white where the picture is repainted; what is black stays nearly as it is
+        strength: the share of the steps that is done from a picture, above 0 and up to 1
+        Raises UnsupportedSamplerError, and StageError if the text encoder or the VAE overflows.
         """
         height, width = height or self.height, width or self.width
         latent_shape = (height // self.scale_factor, width // self.scale_factor)
-        num_calls = self.tables.table(sampler, num_inference_steps).num_calls
+        started_at = None if image is None else strength
+        num_calls = self.tables.table(sampler, num_inference_steps, strength=started_at).num_calls
+        picture = None
+        if image is not None:
+            prepared = prepare_picture(image, mask_image, height, width, self.scale_factor)
+            [picture] = sound(self.pictures.encode([prepared]))
         texts = [
             PromptText(prompt, negative_prompt, guided=guidance_scale > 1, deterministic=False)
             for prompt in prompts
@@ -93,6 +108,8 @@ class LocalEngine:
                 DenoiseRequest(
                     request_id=str(self._num_added),
                     embeds=self.encoder.assemble(text, parts),
+                    picture=picture,
+                    strength=started_at,
                     height=height,
                     width=width,
                     latent_shape=latent_shape,
@@ -147,11 +164,13 @@ def load_engine(path: str, device: str = "auto", dtype: str = "float32", max_ima
     # Not measured. As more rows cost nothing here, all share a forward.
     cost = StageCost(((shape, Curve(0.01, 1, 0.0)),))
     tables = SamplerTables(info.scheduler_config)
+    vae = load_vae(source, placement)
     run_step = step_runner(unet, [shape] if config.row_counts else ())
     return LocalEngine(
         encoder=TextEncoder(load_text_pipeline(source, placement)),
         engine=Engine(unet, run_step, tables, config, cost),
-        decoder=LatentDecoder(load_vae(source, placement)),
+        decoder=LatentDecoder(vae),
+        pictures=PictureEncoder(vae),
         tables=tables,
         height=info.default_height,
         width=info.default_width,

@@ -34,13 +34,27 @@ class PromptEmbeds:
     max_tokens: int
 
 
+@dataclass(frozen=True, slots=True)
+class EncodedPicture:
+    """A picture to start from, encoded by the VAE. Each image draws its own latents from it.
+
+    mean, std: [C, h, w] float32 on the CPU, of the scaled latents
+    mask: [1, h, w] float32 on the CPU, 1 where it is repainted and 0 where it is kept; None to repaint it all
+    """
+
+    mean: torch.Tensor
+    std: torch.Tensor
+    mask: torch.Tensor | None = None
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ImageParameters:
     """The parameters of an image that concern its denoising. Whole requests and the denoiser's requests for
     each image share them.
 
     height, width: in pixels, multiples of the model's scale factor; latent_shape: of the latents
-    num_calls: model calls for all steps; some samplers call the model more than once per step
+    num_calls: model calls for all its steps; some samplers call the model more than once per step
+    strength: the share of the steps that is done, above 0 and up to 1, if it starts from a picture; else None
     guidance_scale: classifier-free guidance as diffusers counts it; there is none at 1 or below
     guidance_start, guidance_end: the part of the model calls that has guidance, as fractions of all
     eta: 0 (no fresh noise) to 1, for samplers that have it; None for the sampler's default
@@ -59,9 +73,15 @@ class ImageParameters:
     eta: float | None = None
     guidance_start: float = 0.0
     guidance_end: float = 1.0
+    strength: float | None = None
     deterministic: bool = False
     deadline: float | None = None
     priority: int = 0
+
+    @property
+    def num_steps(self) -> int:
+        """The steps that are done: all of them, or the last ones if it starts from a picture."""
+        return steps_from_picture(self.num_inference_steps, self.strength)
 
     @property
     def guided_calls(self) -> range:
@@ -96,10 +116,18 @@ class ImageParameters:
         return {field.name: getattr(self, field.name) for field in fields(ImageParameters)}
 
 
+def steps_from_picture(num_inference_steps: int, strength: float | None) -> int:
+    """The steps that are done at a strength; all without one. Rounded as in diffusers' pipelines."""
+    if strength is None:
+        return num_inference_steps
+    return min(int(num_inference_steps * strength), num_inference_steps)
+
+
 @dataclass(frozen=True, slots=True)
 class DenoiseRequest(ImageParameters):
     """One image to denoise.
 
+    picture: what it starts from if it has a strength
     preview_steps: steps (counted from 1) after which a preview is sent
     work_s: device-seconds of all its calls; None while costs are unknown
     resume_from: a checkpoint of another engine; None to begin
@@ -108,6 +136,7 @@ class DenoiseRequest(ImageParameters):
 
     request_id: str
     embeds: PromptEmbeds
+    picture: EncodedPicture | None = None
     preview_steps: frozenset[int] = frozenset()
     work_s: float | None = None
     resume_from: Checkpoint | None = None

@@ -3,8 +3,9 @@
 import copy
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from inspect import signature
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -27,15 +28,23 @@ _NOISE_SEED = 0
 _PROBE_SHAPE = torch.Size((1, 16, 1, 1))
 
 
-def compile_table(scheduler: Any, step_kwargs: Mapping[str, Any]) -> SamplerTable:
+def compile_table(scheduler: Any, step_kwargs: Mapping[str, Any], begin: int | None = None) -> SamplerTable:
     """The table of a scheduler whose timesteps are set. step_kwargs: further arguments of its `step`
 
+    begin: the index of the first timestep of an image that starts from a picture; None to start from noise.
+        The table is compiled from there, because samplers that remember earlier calls then have none
     Raises ValueError if it is not linear or carries more state than the table keeps, ArithmeticError if its
     results are not numbers, and whatever the scheduler itself raises.
     """
-    calls = _probe(copy.deepcopy(scheduler), step_kwargs)
-    table = _assemble(scheduler, calls)
-    missed_by = _replay_error(table, scheduler, step_kwargs, calls)
+    timesteps = scheduler.timesteps[begin:]
+    if begin is not None and hasattr(scheduler, "set_begin_index"):
+        scheduler.set_begin_index(begin)
+    calls = _probe(copy.deepcopy(scheduler), timesteps, step_kwargs)
+    table = _assemble(scheduler, timesteps, calls)
+    if begin is not None:
+        weights = _weights_of_noised(copy.deepcopy(scheduler), timesteps, step_kwargs)
+        table = replace(table, start=weights[0], known=torch.tensor(weights[1:], dtype=torch.float64))
+    missed_by = _replay_error(table, scheduler, timesteps, step_kwargs, calls)
     if math.isnan(missed_by):
         raise ArithmeticError(f"{type(scheduler).__name__} gives values that are not numbers")
     if missed_by >= MAX_REPLAY_ERROR:
@@ -90,14 +99,14 @@ def _step(
     return previous
 
 
-def _probe(scheduler: Any, step_kwargs: Mapping[str, Any]) -> list[_Call]:
+def _probe(scheduler: Any, timesteps: torch.Tensor, step_kwargs: Mapping[str, Any]) -> list[_Call]:
     """Steps a scheduler on unit vectors, so that a call's outputs are columns of weights.
 
     Before each call, the latents and everything that the scheduler saved are replaced by unit vectors. A
     second run on zeros, with the same noise, shows what noise adds.
     """
     calls = []
-    for timestep in scheduler.timesteps:
+    for timestep in timesteps:
         saved = tuple(_saved(scheduler))
         inputs = (_LATENTS, *saved)
         units = torch.eye(len(inputs) + 1, _PROBE_SHAPE[1], dtype=torch.float64).reshape(-1, *_PROBE_SHAPE)
@@ -143,7 +152,26 @@ def _noise_dtype(noisy: torch.Tensor) -> torch.dtype:
     return min(misses, key=lambda dtype: misses[dtype])
 
 
-def _assemble(scheduler: Any, calls: list[_Call]) -> SamplerTable:
+def _weights_of_noised(
+    scheduler: Any, timesteps: torch.Tensor, step_kwargs: Mapping[str, Any]
+) -> list[tuple[float, float]]:
+    """The weights of (latents, noise) in latents with as much noise as there is before the first call and
+    after each. Steps the scheduler, because some count where they are."""
+    units = torch.eye(2, _PROBE_SHAPE[1], dtype=torch.float64).reshape(2, *_PROBE_SHAPE)
+    nothing, generator = torch.zeros(_PROBE_SHAPE, dtype=torch.float64), torch.Generator()
+
+    def weights(timestep: torch.Tensor) -> tuple[float, float]:
+        noised = scheduler.add_noise(units[0], units[1], timestep.reshape(1)).flatten()
+        return float(noised[0]), float(noised[1])
+
+    found = [weights(timesteps[0])]
+    for timestep, after in pairwise(timesteps):
+        _step(scheduler, nothing, timestep, nothing, generator, step_kwargs)
+        found.append(weights(after))
+    return [*found, (1.0, 0.0)]
+
+
+def _assemble(scheduler: Any, timesteps: torch.Tensor, calls: list[_Call]) -> SamplerTable:
     """Gives every value that is read later a slot of the state, and drops the rest."""
     weights = torch.zeros(len(calls), NUM_OUTPUTS, NUM_INPUTS, dtype=torch.float64)
     read_later: list[_Key] = []  # after the last call only the latents are needed
@@ -164,12 +192,12 @@ def _assemble(scheduler: Any, calls: list[_Call]) -> SamplerTable:
         for output, key in enumerate(wanted):
             weights[index, output, slots] = call.outputs[key][columns]
         read_later = [call.inputs[column] for column in read]
-    for index, (timestep, call) in enumerate(zip(scheduler.timesteps, calls, strict=True)):
+    for index, (timestep, call) in enumerate(zip(timesteps, calls, strict=True)):
         on_input, on_output = _clean_estimate(scheduler, float(timestep))
         weights[index, STATE_SLOTS, 0] = on_input * call.input_scale
         weights[index, STATE_SLOTS, STATE_SLOTS] = on_output
     return SamplerTable(
-        timesteps=scheduler.timesteps.to(torch.float32),
+        timesteps=timesteps.to(torch.float32),
         input_scales=torch.tensor([call.input_scale for call in calls], dtype=torch.float64),
         weights=weights,
         draws_noise=tuple(call.noise_dtype is not None for call in calls),
@@ -197,7 +225,11 @@ def _clean_estimate(scheduler: Any, timestep: float) -> tuple[float, float]:
 
 
 def _replay_error(
-    table: SamplerTable, scheduler: Any, step_kwargs: Mapping[str, Any], calls: list[_Call]
+    table: SamplerTable,
+    scheduler: Any,
+    timesteps: torch.Tensor,
+    step_kwargs: Mapping[str, Any],
+    calls: list[_Call],
 ) -> float:
     """The table's largest error against the scheduler on a smooth model, relative to the largest latent."""
 
@@ -211,7 +243,7 @@ def _replay_error(
     )
     state = torch.zeros(1, STATE_SLOTS, *_PROBE_SHAPE[1:], dtype=torch.float64)
     state[:, 0] = latents
-    for index, (timestep, call) in enumerate(zip(stock.timesteps, calls, strict=True)):
+    for index, (timestep, call) in enumerate(zip(timesteps, calls, strict=True)):
         model_output = model(stock.scale_model_input(latents, timestep), float(timestep))
         latents = _step(stock, model_output, timestep, latents, generators[0], step_kwargs).double()
 

@@ -34,6 +34,8 @@ class SamplerTable:
     weights: [calls, NUM_OUTPUTS, NUM_INPUTS] float64
     draws_noise: for each call, whether it draws from the request's generator
     initial_scale: factor for the initial standard normal latents
+    start: weights of (picture's latents, noise) in the first latents; None if it starts from noise alone
+    known: [calls, 2] float64, the same weights for what a mask keeps, after each call; None likewise
     """
 
     timesteps: torch.Tensor
@@ -41,6 +43,8 @@ class SamplerTable:
     weights: torch.Tensor
     draws_noise: tuple[bool, ...]
     initial_scale: float
+    start: tuple[float, float] | None = None
+    known: torch.Tensor | None = None
 
     @property
     def num_calls(self) -> int:

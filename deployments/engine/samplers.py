@@ -12,10 +12,11 @@ from inspect import signature
 from itertools import islice
 from typing import Any
 
-from deployments.engine.messages import ImageParameters
+from deployments.engine.messages import ImageParameters, steps_from_picture
 from deployments.engine.sampler_names import ALIASES, nearest_offered, plain
 from deployments.engine.sampler_table import SamplerTable
 
+_TABLES_PER_SAMPLER = 400  # kept; there are more with the strengths of images that start from pictures
 MAX_CALLS_PER_STEP = 2  # model calls; Heun and KDPM2 make two for most steps
 
 
@@ -118,15 +119,24 @@ class SamplerTables:
 
     def __init__(self, scheduler_config: Mapping[str, Any]) -> None:
         self._scheduler_config = dict(scheduler_config)
-        self._compile = lru_cache(maxsize=len(SAMPLERS) * 100)(self._compile_uncached)
+        self._compile = lru_cache(maxsize=len(SAMPLERS) * _TABLES_PER_SAMPLER)(self._compile_uncached)
 
-    def table(self, sampler: str, num_inference_steps: int, eta: float | None = None) -> SamplerTable:
-        """The table of a sampler at a number of steps. eta: replaces the sampler's own, if it has one
+    def table(
+        self, sampler: str, num_inference_steps: int, eta: float | None = None, strength: float | None = None
+    ) -> SamplerTable:
+        """The table of a sampler at a number of steps.
 
+        eta: replaces the sampler's own, if it has one
+        strength: the share of the steps that is done, of an image that starts from a picture
         Raises UnsupportedSamplerError, which names near alternatives that work.
         """
         name = canonical_sampler(sampler)
-        compiled = self._compile(name, num_inference_steps, eta)
+        num_steps = None if strength is None else steps_from_picture(num_inference_steps, strength)
+        if num_steps == 0:
+            raise UnsupportedSamplerError(
+                f"strength {strength} at {num_inference_steps} steps leaves no step to do"
+            )
+        compiled = self._compile(name, num_inference_steps, eta, num_steps)
         if isinstance(compiled, SamplerTable):
             return compiled
         reason = "; ".join([compiled, *self._nearest(name, num_inference_steps)])
@@ -134,7 +144,7 @@ class SamplerTables:
 
     def table_for(self, image: ImageParameters) -> SamplerTable:
         """The table for an image. Raises UnsupportedSamplerError."""
-        return self.table(image.sampler, image.num_inference_steps, image.eta)
+        return self.table(image.sampler, image.num_inference_steps, image.eta, image.strength)
 
     def scheduler(self, sampler: str) -> Any:
         """The stock diffusers scheduler from which a sampler's table is compiled."""
@@ -142,9 +152,16 @@ class SamplerTables:
         return _scheduler_class(name).from_config(self._scheduler_config, **SAMPLERS[name].config)
 
     def _compile_uncached(
-        self, sampler: str, num_inference_steps: int, eta: float | None = None
+        self,
+        sampler: str,
+        num_inference_steps: int,
+        eta: float | None = None,
+        num_steps: int | None = None,
     ) -> SamplerTable | str:
-        """The table, or the reason why there is none. Reasons are kept too, as finding them takes as long."""
+        """The table, or the reason why there is none. Reasons are kept too, as finding them takes as long.
+
+        num_steps: the last ones, of an image that starts from a picture; None for one that starts from noise
+        """
         from deployments.engine.sampler_compiler import compile_table  # noqa: PLC0415
 
         spec = SAMPLERS[sampler]
@@ -152,7 +169,9 @@ class SamplerTables:
         try:
             scheduler = self.scheduler(sampler)
             scheduler.set_timesteps(num_inference_steps)
-            return compile_table(scheduler, {**spec.step_kwargs, **own_eta})
+            # As in diffusers' pipelines, also for samplers with more than one call per step.
+            begin = None if num_steps is None else (num_inference_steps - num_steps) * scheduler.order
+            return compile_table(scheduler, {**spec.step_kwargs, **own_eta}, begin)
         except ValueError as error:
             return str(error).rstrip(".")
         except (IndexError, ArithmeticError, RuntimeError):  # their messages are about diffusers' own code

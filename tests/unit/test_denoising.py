@@ -124,7 +124,7 @@ def test_a_guidance_interval_shows_in_no_neighbour_and_survives_a_checkpoint(loa
         deterministic=True,
         guidance_start=0.2,
         guidance_end=0.6,
-        num_inference_steps=5,
+        num_inference_steps=3,
     )
     engine = model.engine(checkpoint_interval_s=0.0)
     engine.add(wanted)

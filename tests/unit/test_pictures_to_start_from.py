@@ -1,0 +1,200 @@
+"""Images that start from pictures: diffusers' own, whatever the sampler, and alone as in any batch."""
+
+import itertools
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import diffusers
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from deployments.engine import load_engine
+from deployments.engine.messages import Checkpoint, DenoisedLatents, EncodedPicture, StepProgress
+from deployments.engine.pictures import prepare_picture
+from deployments.engine.samplers import SAMPLERS, SamplerTables, UnsupportedSamplerError
+from deployments.engine.stage_errors import sound
+from tests.conftest import LoadedModel, finish
+from tests.unit.test_fidelity import MIN_PSNR_DB, psnr_db
+from tests.unit.test_samplers import STABLE_DIFFUSION
+
+Load = Callable[..., LoadedModel]
+PROMPT, NEGATIVE_PROMPT, STEPS = "a large red star on a blue background", "a green circle", 5
+
+
+def picture(side: int) -> Image.Image:
+    """A picture of coloured clouds."""
+    colours = np.random.default_rng(0).random((8, 8, 3)) * 255
+    return Image.fromarray(colours.astype(np.uint8)).resize((side, side), Image.Resampling.BICUBIC)
+
+
+def mask(side: int) -> Image.Image:
+    """White on the right, with a grey corner that counts as white and one that does not."""
+    pixels = np.zeros((side, side), np.uint8)
+    pixels[side // 4 : 3 * side // 4, side // 3 :] = 255
+    pixels[: side // 8, : side // 8] = 130
+    pixels[-side // 8 :, : side // 8] = 120
+    return Image.fromarray(pixels, "L")
+
+
+def encoded(model: LoadedModel, *, masked: bool) -> EncodedPicture:
+    side = 16 * model.info.scale_factor
+    prepared = prepare_picture(
+        picture(side), mask(side) if masked else None, side, side, model.info.scale_factor
+    )
+    [one] = sound(model.pictures.encode([prepared]))
+    return one
+
+
+def pipeline_of(model: LoadedModel, *, masked: bool) -> Any:
+    """diffusers' pipeline for such images, with the parts of the text pipeline in the same folder."""
+    text = diffusers.DiffusionPipeline.from_pretrained(model.folder, dtype=torch.float32)
+    kind = "Inpaint" if masked else "Img2Img"
+    if isinstance(text, diffusers.StableDiffusionXLPipeline):
+        pipeline = getattr(diffusers, f"StableDiffusionXL{kind}Pipeline")(**text.components)
+    else:
+        parts = text.components | {"safety_checker": None, "requires_safety_checker": False}
+        pipeline = getattr(diffusers, f"StableDiffusion{kind}Pipeline")(**parts)
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
+@pytest.mark.parametrize(
+    ("name", "masked", "strength"),
+    [
+        *(
+            (name, False, one)
+            for name, one in itertools.product(["shapes", "sd1", "sd2", "sdxl"], [0.3, 0.6, 1.0])
+        ),
+        *((name, True, one) for name, one in itertools.product(["sd1", "sd2", "sdxl"], [0.6, 1.0])),
+    ],
+)
+def test_all_samplers_in_one_batch_make_the_pipelines_pictures(
+    load_model: Load, name: str, masked: bool, strength: float
+) -> None:
+    model = load_model(name)
+    pipeline, side = pipeline_of(model, masked=masked), 16 * model.info.scale_factor
+    engine = model.engine(max_rows=64, rows_per_forward=64)
+    start = encoded(model, masked=masked)
+    steps = 2 * STEPS if strength < 0.5 else STEPS
+    for sampler in SAMPLERS:
+        fields = {"negative_prompt": NEGATIVE_PROMPT, "num_inference_steps": steps, "strength": strength}
+        engine.add(model.request(sampler, PROMPT, sampler=sampler, picture=start, **fields))
+    latents = finish(engine)
+    for sampler in SAMPLERS:
+        pipeline.scheduler = model.tables.scheduler(sampler)
+        more = {"mask_image": mask(side), "height": side, "width": side} if masked else {}
+        expected = pipeline(
+            PROMPT,
+            image=picture(side),
+            strength=strength,
+            negative_prompt=NEGATIVE_PROMPT,
+            num_inference_steps=steps,
+            guidance_scale=5.0,
+            eta=SAMPLERS[sampler].step_kwargs.get("eta", 0.0),
+            generator=torch.Generator().manual_seed(7),
+            output_type="np",
+            **more,
+        ).images[0]
+        [pixels] = sound(model.decoder.decode([latents[sampler]]))
+        assert psnr_db(pixels, (expected * 255).round().astype(np.uint8)) >= MIN_PSNR_DB, sampler
+
+
+def test_it_begins_where_diffusers_does() -> None:
+    """50 * 0.58 is slightly less than 29."""
+    tables = SamplerTables(STABLE_DIFFUSION)
+    stock = diffusers.DDIMScheduler.from_config(STABLE_DIFFUSION)
+    stock.set_timesteps(50)
+    assert torch.equal(tables.table("DDIM", 50, strength=0.58).timesteps, stock.timesteps[-28:].float())
+    assert tables.table("Heun", 10, strength=0.5).num_calls == 2 * 5 - 1
+    with pytest.raises(UnsupportedSamplerError, match=r"strength 0\.04 at 20 steps leaves no step"):
+        tables.table("DDIM", 20, strength=0.04)
+
+
+@pytest.mark.parametrize("sampler", ["Euler a", "DPM++ 2M", "Heun"])
+def test_alone_in_any_batch_and_resumed_the_bytes_are_the_same(load_model: Load, sampler: str) -> None:
+    model = load_model("shapes")
+    wanted = model.request(
+        "wanted",
+        PROMPT,
+        sampler=sampler,
+        picture=encoded(model, masked=True),
+        strength=0.6,
+        num_inference_steps=5,
+        deterministic=True,
+    )
+    engine = model.engine(checkpoint_interval_s=0.0)
+    engine.add(wanted)
+    checkpoints = []
+    while engine.num_requests:
+        for event in engine.step().events:
+            match event:
+                case Checkpoint():
+                    checkpoints.append(event)
+                case DenoisedLatents():
+                    alone = event.latents
+    assert len(checkpoints) == wanted.num_calls - 1
+    for checkpoint in [None, *checkpoints]:
+        engine = model.engine()
+        engine.add(replace(wanted, resume_from=checkpoint))
+        engine.add(model.request("text", "a green circle", deterministic=True, guidance_end=0.5))
+        engine.add(
+            model.request(
+                "picture",
+                "a green circle",
+                picture=encoded(model, masked=False),
+                strength=0.5,
+                deterministic=True,
+                seed=3,
+            )
+        )
+        assert torch.equal(finish(engine)["wanted"], alone), checkpoint
+
+
+def test_what_the_mask_keeps_is_the_picture(load_model: Load) -> None:
+    model = load_model("sd1")
+    start = encoded(model, masked=True)
+    assert start.mask is not None
+    engine = model.engine()
+    request = model.request("image", PROMPT, picture=start, strength=1.0, preview_steps=frozenset({2}))
+    engine.add(request)
+    drawn = torch.randn(1, *start.mean.shape, generator=torch.Generator().manual_seed(request.seed))[0]
+    kept = (start.mask == 0).expand_as(drawn)
+    seen: list[torch.Tensor] = []
+    while engine.num_requests:
+        for event in engine.step().events:
+            match event:
+                case StepProgress():
+                    seen.append(event.preview_latents)
+                case DenoisedLatents():
+                    seen.append(event.latents)
+    assert len(seen) == 2
+    for latents in seen:
+        torch.testing.assert_close(latents[kept], (start.mean + start.std * drawn)[kept])
+        assert not torch.allclose(latents[~kept], (start.mean + start.std * drawn)[~kept])
+
+
+def test_a_picture_stands_upright_on_white(tmp_path: Any) -> None:
+    wide = Image.new("RGBA", (16, 8), (255, 0, 0, 0))
+    wide.paste((0, 0, 255, 255), (0, 0, 8, 8))
+    exif = Image.Exif()
+    exif[0x0112] = 6  # the left side is up
+    wide.save(tmp_path / "wide.png", exif=exif)
+    pixels = prepare_picture(Image.open(tmp_path / "wide.png"), None, 16, 8, 8).pixels
+    assert pixels.shape == (3, 16, 8)
+    assert pixels[:, 0, 0].tolist() == [-1, -1, 1], "blue is above"
+    assert pixels[:, 15, 0].tolist() == [1, 1, 1], "what was transparent is white"
+
+
+def test_a_script_starts_from_a_picture(load_model: Load) -> None:
+    engine = load_engine(str(load_model("shapes").folder), device="cpu")
+    engine.add(PROMPT, image=picture(100), strength=0.5, num_inference_steps=4, seed=7)
+    engine.add(PROMPT, image=picture(100), mask_image=mask(64), strength=0.5, num_inference_steps=4, seed=7)
+    whole, masked = engine.finish()
+    assert whole.shape == masked.shape == (128, 128, 3)
+    black = np.asarray(mask(128)) == 0
+    assert psnr_db(masked[black], np.asarray(picture(128))[black]) > psnr_db(
+        whole[black], np.asarray(picture(128))[black]
+    )
