@@ -23,7 +23,7 @@ import ray
 from serve.jobs.job import JobState
 from tests.integration.conftest import replica
 
-KILLS_OF_EACH = int(os.environ.get("MIDSTEP_KILLS", "2"))
+KILLS_OF_EACH = int(os.environ.get("MIDSTEP_KILLS", "1"))
 KINDS = ("PromptEncoder", "Denoiser", "VaeDecoder", "Runner", "Ingress")
 NUM_SEEDS = 4
 FINAL = {state.value for state in JobState if state.is_final}
