@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from diffusers.image_processor import VaeImageProcessor
 from PIL import Image, ImageOps
 
-from deployments.engine.images import latent_statistics, scale_factor_of
+from deployments.engine.images import latent_statistics
 from deployments.engine.messages import EncodedPicture
 from deployments.engine.stage_errors import StageError, not_finite
 
@@ -62,7 +62,6 @@ class PictureEncoder:
 
     def __init__(self, vae: diffusers.AutoencoderKL) -> None:
         self._vae = vae
-        self.scale_factor = scale_factor_of(vae)
 
     @torch.inference_mode()
     def encode(self, pictures: Sequence[PreparedPicture]) -> list[EncodedPicture | StageError]:
