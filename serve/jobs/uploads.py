@@ -14,6 +14,7 @@ from sqlalchemy import ColumnElement, Row, and_, delete, insert, not_, select, u
 
 from serve.errors import ObjectStoreUnavailableError
 from serve.jobs.database import Database, uninterrupted
+from serve.jobs.ids import new_id
 from serve.jobs.objects import ObjectStore
 from serve.jobs.pages import Page, read_page
 from serve.jobs.tables import files, now_s
@@ -21,7 +22,6 @@ from serve.jobs.tables import files, now_s
 LIFETIME_S = 24 * 3600.0  # the same as Replicate's
 # An upload that is unfinished by then, because its process died, is given up.
 STORING_S = 3600.0
-FILE_ID_BYTES = 13
 _REMOVED_AT_ONCE = 100
 
 _c = files.c
@@ -79,7 +79,7 @@ class Uploads:
     @uninterrupted
     async def keep(self, new: NewFile) -> StoredFile:
         """Stores a file, on disk when this returns. `remove_expired` removes what an incomplete one left."""
-        file_id = secrets.token_hex(FILE_ID_BYTES)
+        file_id = new_id()
         sha256, md5 = await asyncio.to_thread(_checksums, new.data)
         row = {
             "id": file_id,

@@ -10,7 +10,7 @@ import httpx
 import pytest
 
 from serve.http.limits import MAX_UPLOAD_BYTES
-from serve.http.replicate import files as routes
+from serve.http.replicate import paging
 from tests.job_stores import in_loop
 from tests.unit.test_authentication import ALICE, API_KEYS, BOB, JOBS, by, serving
 
@@ -78,7 +78,7 @@ async def test_files_are_their_clients_own_and_their_urls_are_for_whoever_has_th
 
 @in_loop
 async def test_pages_of_files_go_on_by_their_urls(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(routes, "PAGE_SIZE", 2)
+    monkeypatch.setattr(paging, "PAGE_SIZE", 2)
     async with serving(tmp_path, [], public_url="http://midstep/") as client:
         ids = [(await created(client))["id"] for _ in range(3)]
         page = (await client.get(FILES)).json()

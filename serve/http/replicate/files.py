@@ -1,7 +1,6 @@
 """`/v1/files`: files that Replicate's clients upload, as they do for inputs of models that take files."""
 
 import asyncio
-import re
 from urllib.parse import quote, urlencode
 
 from starlette.datastructures import FormData
@@ -14,16 +13,15 @@ from serve.http.addresses import base_url
 from serve.http.authentication import client_of
 from serve.http.files import FILES_PATH
 from serve.http.operations import described
-from serve.http.replicate import operations
+from serve.http.replicate import operations, paging
 from serve.http.replicate.account import username
 from serve.http.replicate.answers import File, Files
 from serve.http.replicate.prediction import timestamp
 from serve.http.replicate.upload_form import opened_form, read_file
+from serve.jobs.ids import is_id
 from serve.jobs.objects import ObjectStore
-from serve.jobs.uploads import FILE_ID_BYTES, StoredFile, Uploads
+from serve.jobs.uploads import StoredFile, Uploads
 
-PAGE_SIZE = 100
-_FILE_ID = re.compile(f"[0-9a-f]{{{2 * FILE_ID_BYTES}}}")
 _IN_MEMORY_AT_ONCE = 4  # complete files on their way into the object store
 
 
@@ -71,12 +69,9 @@ class ReplicateFilesRoutes:
     @described(operations.FILES_PAGE)
     async def _page(self, request: Request) -> Response:
         """The client's own, newest first. `cursor` is what `next` or `previous` of another page has."""
-        cursor = request.query_params.get("cursor")
-        page = await self._uploads.page(PAGE_SIZE, cursor, client_of(request).name)
-        url = f"{base_url(request, self._public_url)}{FILES_PATH}?cursor="
+        page = await self._uploads.page(*paging.asked(request))
         shown: Files = {
-            "next": page.next and url + page.next,
-            "previous": page.previous and url + page.previous,
+            **paging.links(page, f"{base_url(request, self._public_url)}{FILES_PATH}"),
             "results": [self._described(file, request) for file in page.items],
         }
         return JSONResponse(shown)
@@ -135,9 +130,9 @@ class ReplicateFilesRoutes:
 
 
 def _file_id(request: Request) -> str:
-    """The id in the path. Databases refuse some characters that no id has. Raises ObjectNotFoundError."""
+    """The id in the path. Raises ObjectNotFoundError."""
     file_id: str = request.path_params["file_id"]
-    if not _FILE_ID.fullmatch(file_id):
+    if not is_id(file_id):
         raise _not_found(request)
     return file_id
 

@@ -5,7 +5,6 @@ import hashlib
 import json
 import logging
 import re
-import secrets
 import time
 from collections.abc import AsyncGenerator, Callable, Container
 from contextlib import aclosing, suppress
@@ -35,7 +34,7 @@ from serve.http.event_stream import EventStream
 from serve.http.files import FILES_PATH
 from serve.http.front_desk import FrontDesk
 from serve.http.operations import described
-from serve.http.replicate import operations
+from serve.http.replicate import operations, paging
 from serve.http.replicate.answers import Forecast, KnownPrediction, Prediction, Predictions
 from serve.http.replicate.prediction import PREDICTIONS_PATH, describe, logs, output_urls
 from serve.http.replicate.schema import (
@@ -47,15 +46,13 @@ from serve.http.replicate.schema import (
     wait_s,
     wanted_of,
 )
+from serve.jobs.ids import is_id, new_id
 from serve.jobs.job import IdempotencyKey, Job, JobState, NewJob, Webhook
 from serve.jobs.store import JobStore
 from serve.jobs.webhooks import check_webhook_url
 
 logger = logging.getLogger("ray.serve")
 
-PAGE_SIZE = 100
-_JOB_ID_BYTES = 13
-_JOB_ID = re.compile(f"[0-9a-f]{{{2 * _JOB_ID_BYTES}}}")
 _EVENT_ID = re.compile(r"([0-9]{1,9})-([0-9]{1,9})")
 # Replicate's npm client turns answers from such a path into files with a `blob()`.
 _SIGNED_STREAM = FILES_PATH + "/predictions/{job_id}/stream"
@@ -101,7 +98,7 @@ class PredictionsRoutes:
         """Answers 201 once the job is on disk, or with `Prefer: wait` when it or the wait is over."""
         came_at = time.monotonic()
         raw = await bounded_body(request)
-        job_id = secrets.token_hex(_JOB_ID_BYTES)
+        job_id = new_id()
         try:
             wait = wait_s(request.headers.get("prefer"))
             body = await asyncio.to_thread(read_body, raw)  # in a thread, because a large one takes a while
@@ -126,11 +123,9 @@ class PredictionsRoutes:
     @described(operations.PAGE)
     async def _page(self, request: Request) -> Response:
         """The client's own jobs, newest first. `cursor` is `next` or `previous` of another page."""
-        page = await self._store.page(PAGE_SIZE, request.query_params.get("cursor"), client_of(request).name)
-        url = f"{self._base_url(request)}{PREDICTIONS_PATH}?cursor="
+        page = await self._store.page(*paging.asked(request))
         shown: Predictions = {
-            "next": page.next and url + page.next,
-            "previous": page.previous and url + page.previous,
+            **paging.links(page, f"{self._base_url(request)}{PREDICTIONS_PATH}"),
             "results": [self._shown(job) for job in page.items],
         }
         return JSONResponse(shown)
@@ -285,9 +280,9 @@ def _fingerprint(request: Request, raw: bytes) -> str:
 
 
 def _job_id(request: Request) -> str:
-    """The id in the path. Databases refuse some characters that no id has. Raises JobNotFoundError."""
+    """The id in the path. Raises JobNotFoundError."""
     job_id: str = request.path_params["job_id"]
-    if not _JOB_ID.fullmatch(job_id):
+    if not is_id(job_id):
         raise _not_found(request)
     return job_id
 
