@@ -39,14 +39,14 @@ class Progress:
         self._stream = stream
         self._start = time.monotonic()
         self._activity = "starting pip"
-        self._kind = ""
+        self._kinds: set[str] = set()
 
     def set(self, activity: str) -> None:
         self._activity = activity
         kind = activity.split(maxsplit=1)[0]
-        if not self._stream.isatty() and kind != self._kind:
+        if not self._stream.isatty() and kind not in self._kinds:
             print(f"Installing: {kind} packages", file=self._stream, flush=True)
-        self._kind = kind
+        self._kinds.add(kind)
 
     def draw(self) -> None:
         if self._stream.isatty():
