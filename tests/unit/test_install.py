@@ -109,10 +109,11 @@ def test_what_pip_says_is_shown_in_full_where_it_fails(
 def test_without_a_terminal_each_kind_of_activity_is_one_line() -> None:
     stream = io.StringIO()
     progress = quiet_pip.Progress(stream)
-    for activity in ("resolving torch", "resolving numpy", "unpacking 3 packages"):
+    for activity in ("resolving torch", "downloading torch", "resolving numpy", "unpacking 3 packages"):
         progress.set(activity)
         progress.draw()
-    assert stream.getvalue() == "Installing: resolving packages\nInstalling: unpacking packages\n"
+    kinds = ("resolving", "downloading", "unpacking")
+    assert stream.getvalue() == "".join(f"Installing: {kind} packages\n" for kind in kinds)
 
 
 @pytest.mark.parametrize("name", ["python3.11", "python3.12", "python3.13"])
