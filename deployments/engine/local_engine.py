@@ -1,6 +1,6 @@
 """All stages of a model in one process, for a script: prompts in, pixels out, without Ray."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -12,7 +12,13 @@ from deployments.engine.device_step import step_runner
 from deployments.engine.engine import Engine
 from deployments.engine.engine_config import EngineConfig
 from deployments.engine.images import LatentDecoder, Pixels
-from deployments.engine.messages import DenoisedLatents, DenoiseFailed, DenoiseRequest
+from deployments.engine.messages import (
+    DenoisedLatents,
+    DenoiseFailed,
+    DenoiseRequest,
+    EncodedPicture,
+    PromptEmbeds,
+)
 from deployments.engine.model_source import ModelSource, Placement, load_model_info
 from deployments.engine.models import load_text_pipeline, load_unet, load_vae
 from deployments.engine.pictures import PictureEncoder, prepare_picture
@@ -92,22 +98,12 @@ class LocalEngine:
         latent_shape = (height // self.scale_factor, width // self.scale_factor)
         started_at = None if image is None else strength
         num_calls = self.tables.table(sampler, num_inference_steps, strength=started_at).num_calls
-        picture = None
-        if image is not None:
-            prepared = prepare_picture(image, mask_image, height, width, self.scale_factor)
-            [picture] = sound(self.pictures.encode([prepared]))
-        texts = [
-            PromptText(prompt, negative_prompt, guided=guidance_scale > 1, deterministic=False)
-            for prompt in prompts
-        ]
-        needed = [text for prompt in texts for text in self.encoder.texts(prompt)]
-        encoded = iter(sound(self.encoder.encode(needed)))
-        for offset, text in enumerate(texts):
-            parts = [next(encoded) for _ in self.encoder.texts(text)]
+        picture = None if image is None else self._encoded(image, mask_image, height, width)
+        for offset, embeds in enumerate(self._embeds(prompts, negative_prompt, guidance_scale > 1)):
             self.engine.add(
                 DenoiseRequest(
                     request_id=str(self._num_added),
-                    embeds=self.encoder.assemble(text, parts),
+                    embeds=embeds,
                     picture=picture,
                     strength=started_at,
                     height=height,
@@ -123,6 +119,24 @@ class LocalEngine:
                 )
             )
             self._num_added += 1
+
+    def _embeds(
+        self, prompts: Sequence[str], negative_prompt: str | None, guided: bool
+    ) -> list[PromptEmbeds]:
+        """All prompts, encoded in one call."""
+        texts = [PromptText(prompt, negative_prompt, guided, deterministic=False) for prompt in prompts]
+        needed = [text for prompt in texts for text in self.encoder.texts(prompt)]
+        encoded = iter(sound(self.encoder.encode(needed)))
+        return [
+            self.encoder.assemble(text, [next(encoded) for _ in self.encoder.texts(text)]) for text in texts
+        ]
+
+    def _encoded(
+        self, image: Image.Image, mask_image: Image.Image | None, height: int, width: int
+    ) -> EncodedPicture:
+        prepared = prepare_picture(image, mask_image, height, width, self.scale_factor)
+        [picture] = sound(self.pictures.encode([prepared]))
+        return picture
 
     def step(self) -> list[Picture]:
         """Steps the engine and decodes the pictures that it finished; there must be a request.

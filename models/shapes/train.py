@@ -216,12 +216,9 @@ def train_denoiser(
         if step % 100 == 99:
             print(f"  denoising loss {sum(losses[-100:]) / 100:.4f}", flush=True)
         if step % 500 == 499:
-            parts = {
-                "unet": unet.state_dict(),
-                "ema": ema.module.state_dict(),
-                "optimizer": optimizer.state_dict(),
-            }
-            save_whole({**parts, "step": step + 1}, checkpoint)
+            parts = {"unet": unet, "ema": ema.module, "optimizer": optimizer}
+            states = {name: part.state_dict() for name, part in parts.items()}
+            save_whole({**states, "step": step + 1}, checkpoint)
     return ema.module
 
 
