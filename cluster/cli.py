@@ -37,7 +37,7 @@ class _Commands(click.Group):
         except ModuleNotFoundError as error:
             raise click.ClickException(
                 f"midstep {cmd_name} needs {error.name}, which is not installed: "
-                "pip install --constraint constraints.txt --editable '.[bench]'"
+                f"{sys.executable} -m pip install --constraint constraints.txt --editable '.[bench]'"
             ) from error
         return command
 

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 import ray
 from ray.cluster_utils import Cluster
 
+from cluster.ports import free_port
 from cluster.ray_environment import set_ray_environment
 from serve.ray_internals import Node, default_temp_folder, drain_node
 
@@ -55,6 +56,7 @@ def local_cluster(metrics_port: int | None = None) -> Iterator[LocalCluster]:
             "object_store_memory": _OBJECT_STORE_BYTES,
             "node_ip_address": _HOST,
             "include_dashboard": False,
+            "dashboard_port": free_port(),  # Ray looks whether it is free all the same
             "temp_dir": folder,
             "metrics_export_port": metrics_port,
             "_system_config": {"metrics_report_interval_ms": 500},

@@ -1,5 +1,6 @@
 """Checks of the machine before serving, besides the configuration's keys: ports, the model's folder."""
 
+import ctypes
 import errno
 import socket
 from collections.abc import Sequence
@@ -13,6 +14,7 @@ from ray.serve.schema import ServeDeploySchema
 from serve.config.app import AppConfig
 from serve.config.schema import ConfigError
 
+_DRIVER = "libcuda.so.1"
 _LOCATIONS = {
     "HeadOnly": "HTTP is answered on the head node",
     "EveryNode": "HTTP is answered on every node",
@@ -38,7 +40,7 @@ def read_serve_config(path: Path) -> ServeDeploySchema:
 
 def findings(config: ServeDeploySchema, applications: Sequence[AppConfig]) -> list[Finding]:
     """The results of all checks, after the keys have passed."""
-    models = [model_finding(application) for application in applications]
+    models = [finding for application in applications for finding in model_findings(application)]
     return [*models, location_finding(config), *port_findings(config)]
 
 
@@ -49,11 +51,24 @@ def check_machine(config: ServeDeploySchema, *, has_own_ray: bool) -> None:
         raise ConfigError("\n".join(wrong))
 
 
-def model_finding(config: AppConfig) -> Finding:
-    """The result for a model, whose folder is checked together with the keys."""
+def model_findings(config: AppConfig) -> list[Finding]:
+    """The results for a model, whose folder is checked together with the keys."""
     source = config.model.source()
     in_folder, on_hub = f"all its files are in {source.path}", f"the hub is asked for {source.path} at start"
-    return Finding(f"model {config.model.id}", in_folder if source.is_folder else on_hub)
+    found = [Finding(f"model {config.model.id}", in_folder if source.is_folder else on_hub)]
+    if config.model.device == "cuda" and not _has_driver():
+        words = f"there is no NVIDIA driver ({_DRIVER}) on this machine"
+        found.append(Finding("model.device", words, "not here"))
+    return found
+
+
+def _has_driver() -> bool:
+    """Whether there may be CUDA devices. torch would know, but takes seconds to import."""
+    try:
+        ctypes.CDLL(_DRIVER)
+    except OSError:
+        return False
+    return True
 
 
 def location_finding(config: ServeDeploySchema) -> Finding:
@@ -89,7 +104,7 @@ def port_problem(host: str, port: int) -> str | None:
             listener.bind(address)
         except OSError as error:
             if error.errno == errno.EADDRINUSE:
-                return f"{port} on {host} is taken by another program: end that, or choose another port"
+                return f"{port} on {host} is taken by a running program: end that, or choose another port"
             if error.errno == errno.EADDRNOTAVAIL:
                 return f"the host {host!r} is no address of this machine"
             return f"{port} on {host} cannot be listened at: {error.strerror}"

@@ -9,6 +9,7 @@ from typing import Any
 import ray
 from ray import serve
 from ray._common.utils import get_default_ray_temp_dir
+from ray._private import worker
 from ray._private.node import Node
 from ray._private.ray_logging import global_worker_stdstream_dispatcher
 from ray._raylet import GcsClient  # type: ignore[attr-defined]
@@ -63,12 +64,15 @@ def num_ongoing_requests(application: str, deployment: str) -> int:
 
 
 def take_worker_logs(take: Callable[[Mapping[str, Any]], None]) -> None:
-    """Passes workers' output to `take` instead of Ray's own printing. It is called on a thread of Ray's.
+    """Passes workers' output and Ray's own messages to `take` instead of Ray's printing. It is called on a
+    thread of Ray's.
 
     A batch has `lines` of one process (`pid`, `ip`, `actor_name`), from its stderr if `is_err`.
     """
     global_worker_stdstream_dispatcher.remove_handler("ray_print_logs")
     global_worker_stdstream_dispatcher.add_handler("midstep", take)
+    # Messages of the raylets do not pass the dispatcher; Ray calls this function for them.
+    worker.print_to_stdstream = lambda batch, ignore_prefix: take(batch)
 
 
 def set_request_id(request_id: str) -> None:

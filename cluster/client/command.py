@@ -37,6 +37,7 @@ _INPUT: dict[str, tuple[type, str]] = {
     "output_format": (str, "png, webp or jpeg."),
     "priority": (int, "-2 to 2."),
 }
+_SHORT = {"num_inference_steps": ("--steps",), "scheduler": ("--sampler",)}
 _MAX_NAME_LENGTH = 60  # limit of a file name made from a prompt
 _OUTPUT = click.option("-o", "--output", type=WRITABLE_FILE, help="Image file; several images are numbered.")
 Command = Callable[..., int]
@@ -76,7 +77,8 @@ def _with_input(command: Command) -> Command:
     text = "The same bytes every time."
     click.option("--deterministic", is_flag=True, default=None, help=text)(with_input)
     for name, (kind, text) in reversed(_INPUT.items()):
-        click.option(f"--{name.replace('_', '-')}", type=kind, help=text)(with_input)
+        names = [f"--{name.replace('_', '-')}", *_SHORT.get(name, ())]
+        click.option(*names, name, type=kind, help=text)(with_input)
     return click.argument("prompt")(with_input)
 
 
@@ -230,5 +232,6 @@ def _show(prediction: dict[str, Any], as_json: bool) -> int:
         print(f"failed: {prediction['error']}", file=sys.stderr)
     else:
         print(f"{prediction['id']}: {prediction['status']}, {prediction['progress']:.0%}")
-        print(*(prediction["output"] or []), sep="\n")
+        for url in prediction["output"] or []:
+            print(url)
     return 0 if prediction["status"] in ("starting", "processing", "succeeded") else 1

@@ -22,8 +22,16 @@ def followed(predictions: Predictions, prediction_id: str, is_quiet: bool) -> di
 
 
 def print_table(jobs: Sequence[dict[str, Any]]) -> None:
-    table = Table(Column("id", no_wrap=True), "status", "created", "prompt")  # ids are for copying
+    """A table on a terminal; elsewhere a line per job, with tabs between the columns."""
+    console = Console()
+    # Ids are for copying. A long prompt is cut, so that a job is a line.
+    table = Table(*(Column(head, no_wrap=True) for head in ("id", "status", "created", "prompt")), box=None)
     for job in jobs:
         created_at = job["created_at"][: len("2026-01-01T00:00:00")].replace("T", " ")
-        table.add_row(job["id"], job["status"], created_at, str(job["input"].get("prompt", "")))
-    Console().print(table)
+        row = job["id"], job["status"], created_at, " ".join(str(job["input"].get("prompt", "")).split())
+        if console.is_terminal:
+            table.add_row(*row)
+        else:
+            print(*row, sep="\t")
+    if console.is_terminal:
+        console.print(table)

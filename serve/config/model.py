@@ -144,7 +144,8 @@ def _model_path(path: str) -> str:
             f"model.path: {path!r} is no folder in diffusers format (it has no model_index.json)"
         )
     if _names_a_folder(path):
-        looked_in = "" if folder == Path(path) else f" in {Path.cwd()} or in {PROJECT_FOLDER}"
+        folders = " or in ".join(dict.fromkeys(map(str, (Path.cwd(), PROJECT_FOLDER))))
+        looked_in = "" if folder == Path(path) else f" in {folders}"
         raise ConfigError(f"model.path: there is no folder {path!r}{looked_in}")
     return path
 

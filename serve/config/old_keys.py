@@ -11,7 +11,7 @@ def _now(key: str) -> str:
 
 
 def _fixed(value: str) -> str:
-    return f"is not a key any more: it is {value}"
+    return f"is not a key any more, delete it: it is {value}"
 
 
 def _of_every_stage() -> Iterator[tuple[str, str]]:

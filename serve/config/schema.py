@@ -12,6 +12,8 @@ from pydantic import BaseModel, ConfigDict
 MAIN: dict[str, Any] = {"main": True}
 HIDDEN: dict[str, Any] = {"hidden": True}
 
+_NEAR = 0.7  # of difflib's 0 to 1
+
 
 class ConfigError(ValueError):
     """The configuration cannot be used. The message has a line per key."""
@@ -36,13 +38,18 @@ def unknown_keys(
 
     path: prefix of every named key; old_keys: replacements of earlier keys
     """
-    return (f"{path}{key}: {sentence}" for key, sentence in _unknown_keys(schema, data, "", old_keys))
+    places = dict(reversed(list(_places(schema))))  # the first place of each name
+    return (f"{path}{key}: {sentence}" for key, sentence in _unknown_keys(schema, data, "", old_keys, places))
 
 
 def _unknown_keys(
-    schema: type[BaseModel], data: Any, path: str, old_keys: Mapping[str, str]
+    schema: type[BaseModel],
+    data: Any,
+    path: str,
+    old_keys: Mapping[str, str],
+    places: Mapping[str, str],
 ) -> Iterator[tuple[str, str]]:
-    """Pairs of a key and its problem."""
+    """Pairs of a key and its problem. places: where a key of some name is"""
     if not isinstance(data, Mapping):
         return
     names = {field.alias or name: field.annotation for name, field in schema.model_fields.items()}
@@ -51,13 +58,25 @@ def _unknown_keys(
             if old := list(_old_keys(f"{path}{key}", value, old_keys)):
                 yield from old
                 continue
-            nearest = difflib.get_close_matches(str(key), names, n=1, cutoff=0.0)
-            yield f"{path}{key}", f"unknown key; the nearest one is {nearest[0]!r}"
+            if nearest := difflib.get_close_matches(str(key), names, n=1, cutoff=_NEAR):
+                yield f"{path}{key}", f"unknown key; the nearest one is {nearest[0]!r}"
+            elif key in places:
+                yield f"{path}{key}", f"unknown key here; there is {places[key]}"
+            else:
+                yield f"{path}{key}", f"unknown key; known are {', '.join(names)}"
             continue
         for nested in models_in(names[key]):
             for index, item in enumerate(value if isinstance(value, list) else [value]):
                 place = f"{path}{key}[{index}]." if isinstance(value, list) else f"{path}{key}."
-                yield from _unknown_keys(nested, item, place, old_keys)
+                yield from _unknown_keys(nested, item, place, old_keys, places)
+
+
+def _places(schema: type[BaseModel], path: str = "") -> Iterator[tuple[str, str]]:
+    """Pairs of a key's name and its path, for every key of a schema."""
+    for name, field in schema.model_fields.items():
+        yield name, f"{path}{name}"
+        for nested in models_in(field.annotation):
+            yield from _places(nested, f"{path}{name}.")
 
 
 def _old_keys(key: str, value: Any, old_keys: Mapping[str, str]) -> Iterator[tuple[str, str]]:

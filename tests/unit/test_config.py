@@ -67,6 +67,8 @@ def test_ray_reserves_what_is_said() -> None:
         ({"modell": {}}, "modell: unknown key; the nearest one is 'model'"),
         ({"model": {"atention": "sdpa"}}, "model.atention: unknown key; the nearest one is 'attention'"),
         ({"denoiser": {"max_row": 4}}, "denoiser.max_row: unknown key; the nearest one is 'max_rows'"),
+        ({"max_rows": 4}, "max_rows: unknown key here; there is denoiser.max_rows"),
+        ({"api_keys": [{"colour": 1}]}, r"colour: unknown key; known are name, key_sha256, device_seconds"),
         (
             {"decoder": {"autoscaling": {"drian_s": 4}}},
             "decoder.autoscaling.drian_s: unknown key; the nearest one is 'drain_s'",
@@ -280,7 +282,7 @@ def test_the_type_of_a_key_is_in_words(annotation: Any, words: str) -> None:
         ({"autoscaling": {"max_replicas": 2}}, "is a key of each stage, as denoiser.max_replicas"),
         (
             {"denoiser": {"checkpoint_interval_s": 1}},
-            "denoiser.checkpoint_interval_s: is not a key any more: it is 2 s",
+            "denoiser.checkpoint_interval_s: is not a key any more, delete it: it is 2 s",
         ),
         (
             {"jobs": {"forget_after_s": 1}},

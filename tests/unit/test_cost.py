@@ -138,7 +138,7 @@ def test_estimates() -> None:
     """Ten calls of two rows alone; beside six rows of others; two images; eight rows where four fit."""
 
     def latency_s(num_images: int = 1, row_cap: int = 16, other_rows: int = 0) -> float:
-        return COST.latency_s((16, 16), 10, 2, num_images, row_cap, other_rows)
+        return COST.latency_s((16, 16), {2: 10}, num_images, row_cap, other_rows)
 
     around = 0.011 + 0.030
     assert latency_s() == pytest.approx(10 * 0.020 + around)

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import yaml
 
-from cluster import server
+from cluster import machine_checks, server
 from cluster.cli import main
 from cluster.machine_checks import port_problem
 from cluster.ports import free_port
@@ -42,7 +42,7 @@ def test_a_taken_port_is_told_by_check_and_by_run(
 ) -> None:
     monkeypatch.setattr(server, "serve_config", lambda *_: pytest.fail("it was run"))
     path = write(tmp_path, taken_port)
-    told = f"http_options.port: {taken_port} on 127.0.0.1 is taken by another program"
+    told = f"http_options.port: {taken_port} on 127.0.0.1 is taken by a running program"
     with pytest.raises(SystemExit, match=told):
         main(["run", str(path)])
     assert main(["check", str(path)]) == 0, "the server that runs with this file may be what has the port"
@@ -74,6 +74,13 @@ def test_nothing_would_answer_without_a_proxy(tmp_path: Path, monkeypatch: pytes
     monkeypatch.setattr(server, "serve_config", lambda *_: pytest.fail("it was run"))
     with pytest.raises(SystemExit, match="'Disabled' was given, with which nothing answers HTTP"):
         main(["run", str(write(tmp_path, free_port(), proxy_location="Disabled"))])
+
+
+def test_a_missing_gpu_is_told_of(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    if machine_checks._has_driver():
+        pytest.skip("there is a driver")
+    assert main(["check", str(write(tmp_path, free_port(), model={"device": "cuda"}))]) == 0
+    assert "model.device: not here, there is no NVIDIA driver" in capsys.readouterr().out
 
 
 def test_a_model_of_the_hub_is_said_to_be_looked_at_later(

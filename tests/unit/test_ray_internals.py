@@ -13,6 +13,7 @@ INTERNALS = "serve/ray_internals.py"
 USED = {
     "ray._common.utils.get_default_ray_temp_dir",
     "ray._private.node.Node",
+    "ray._private.worker",
     "ray._private.ray_logging.global_worker_stdstream_dispatcher",
     "ray._raylet.GcsClient",
     "ray.core.generated.autoscaler_pb2.DrainNodeReason",
