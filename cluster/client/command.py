@@ -56,9 +56,7 @@ def _asking(command: Command) -> Command:
         except ServerError as error:
             raise click.ClickException(str(error)) from error
 
-    click.option("--json", "as_json", is_flag=True, help="Print the prediction as JSON, and no progress.")(
-        asking
-    )
+    click.option("--json", "as_json", is_flag=True, help="Print JSON, and no progress.")(asking)
     click.option("--url", type=URL, default="http://127.0.0.1:8000", show_default=True, help="The server.")(
         asking
     )
@@ -90,7 +88,7 @@ def generate(predictions: "Predictions", asked: dict[str, Any], output: Path | N
     """Make an image from PROMPT and wait for it.
 
     Without --output the image is saved under a new name in the working folder, made from the prompt and the
-    seed. With --json alone it stays on the server.
+    seed, if one is given. With --json alone it stays on the server.
     """
     created = predictions.create(predictions.model(), asked)
     is_saved = output is not None or not as_json
