@@ -107,6 +107,7 @@ def serve_config(config: ServeDeploySchema, address: str | None) -> None:
                     serve.shutdown()
         finally:
             ray.shutdown()
+    say(console, "Stopped.")
 
 
 def _connected(address: str | None) -> Any:

@@ -69,10 +69,12 @@ def test_sigterm_ends_it_once_requests_under_way_are_answered(tmp_path: Path) ->
         assert process.wait(TIMEOUT_S) == 0
     log = (tmp_path / "log").read_text()
     assert "SIGTERM received" not in log
+    assert "graceful_shutdown" not in log, "how Ray ends is not the user's business"
     assert "Traceback" not in log
     shown = [line.split(maxsplit=1) for line in log.splitlines() if line.strip()]
     assert shown[0] == ["Starting", "Ray"]
     assert ["API", f"{url}/v1"] in shown
+    assert shown[-1] == ["Stopped."]
     assert "INFO" not in log, "what is no warning goes to the log file"
     [file] = [rest[0] for first, *rest in shown if first == "Log"]
     assert "GET / 200" in Path(file).read_text(), "Serve logs the route of a request"
