@@ -155,6 +155,8 @@ async def ask_one_after_another(url: str, steps: Sequence[int]) -> list[int]:
 
 def test_an_image_goes_to_the_denoiser_with_the_least_to_do(url: str, nodes: list[Node]) -> None:
     """By number of images, both denoisers would have two."""
+    # Only then does the ingress know what images cost.
+    until(lambda: httpx.get(f"{url}/readyz", timeout=30).status_code == 200, "it is not ready")
     before = [accepted(node) for node in nodes]
     assert asyncio.run(ask_one_after_another(url, [100, 30, 30, 30])) == [200] * 4
 
