@@ -204,6 +204,7 @@ def test_without_the_extra_the_command_that_installs_it_is_told(monkeypatch: pyt
         monkeypatch.delitem(sys.modules, module)
     monkeypatch.setitem(sys.modules, "rich.progress", None)
     with pytest.raises(
-        SystemExit, match=r"needs rich.progress, which is not installed: pip install .*\[bench\]"
+        SystemExit,
+        match=r"needs rich.progress, which is not installed: .*python\S* -m pip install .*\[bench\]",
     ):
         cli.main(["bench"])
