@@ -16,7 +16,7 @@ from deployments.engine.device_step import EagerSteps, StepRunner
 from deployments.engine.engine import Engine
 from deployments.engine.engine_config import EngineConfig
 from deployments.engine.images import LatentDecoder
-from deployments.engine.messages import DenoisedLatents, DenoiseRequest, PromptEmbeds
+from deployments.engine.messages import Checkpoint, DenoisedLatents, DenoiseRequest, PromptEmbeds
 from deployments.engine.model_source import ModelInfo, ModelSource, Placement, load_model_info
 from deployments.engine.models import load_text_pipeline, load_unet, load_vae
 from deployments.engine.pictures import PictureEncoder
@@ -170,3 +170,16 @@ def finish(engine: Engine) -> dict[str, torch.Tensor]:
             if isinstance(event, DenoisedLatents):
                 latents[event.request_id] = event.latents
     return latents
+
+
+def finish_with_checkpoints(engine: Engine) -> tuple[torch.Tensor, list[Checkpoint]]:
+    """Steps an engine with one request until it is empty. Returns its latents and its checkpoints."""
+    checkpoints = []
+    while engine.num_requests:
+        for event in engine.step().events:
+            match event:
+                case Checkpoint():
+                    checkpoints.append(event)
+                case DenoisedLatents():
+                    latents = event.latents
+    return latents, checkpoints

@@ -8,9 +8,9 @@ from dataclasses import replace
 import pytest
 import torch
 
-from deployments.engine.messages import Checkpoint, DenoisedLatents
+from deployments.engine.messages import Checkpoint
 from deployments.engine.samplers import SAMPLERS
-from tests.conftest import LoadedModel, finish
+from tests.conftest import LoadedModel, finish, finish_with_checkpoints
 from tests.unit.test_least_slack import CPU_LIKE, Simulation
 
 Load = Callable[..., LoadedModel]
@@ -23,14 +23,7 @@ def test_resumed_from_any_step_the_bytes_are_the_same(load_model: Load, family: 
     wanted = model.request("wanted", sampler=sampler, num_inference_steps=5, deterministic=True)
     engine = model.engine(checkpoint_interval_s=0.0)
     engine.add(wanted)
-    checkpoints = []
-    while engine.num_requests:
-        for event in engine.step().events:
-            match event:
-                case Checkpoint():
-                    checkpoints.append(event)
-                case DenoisedLatents():
-                    undisturbed = event.latents
+    undisturbed, checkpoints = finish_with_checkpoints(engine)
     assert [checkpoint.call for checkpoint in checkpoints] == list(range(1, len(checkpoints) + 1))
     for checkpoint in checkpoints:
         travelled = pickle.loads(pickle.dumps(checkpoint))  # like between replicas

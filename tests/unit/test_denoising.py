@@ -11,10 +11,10 @@ import torch
 from deployments.engine.cost import Curve, StageCost
 from deployments.engine.engine import Engine
 from deployments.engine.engine_config import EngineConfig
-from deployments.engine.messages import Checkpoint, DenoisedLatents, StepProgress
+from deployments.engine.messages import DenoisedLatents, StepProgress
 from deployments.engine.samplers import SAMPLERS, UnsupportedSamplerError
 from deployments.engine.step_scheduler import MAX_TURNS_WAITED, Group
-from tests.conftest import FORWARD_COST, LoadedModel, finish
+from tests.conftest import FORWARD_COST, LoadedModel, finish, finish_with_checkpoints
 
 Load = Callable[..., LoadedModel]
 FAMILIES = ("sd1", "sd2", "sdxl")
@@ -128,14 +128,7 @@ def test_a_guidance_interval_shows_in_no_neighbour_and_survives_a_checkpoint(loa
     )
     engine = model.engine(checkpoint_interval_s=0.0)
     engine.add(wanted)
-    checkpoints = []
-    while engine.num_requests:
-        for event in engine.step().events:
-            match event:
-                case Checkpoint():
-                    checkpoints.append(event)
-                case DenoisedLatents():
-                    alone = event.latents
+    alone, checkpoints = finish_with_checkpoints(engine)
     assert len(checkpoints) == wanted.num_calls - 1
     for checkpoint in checkpoints:
         engine = model.engine()

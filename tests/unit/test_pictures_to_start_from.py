@@ -12,11 +12,11 @@ import torch
 from PIL import Image
 
 from deployments.engine import load_engine
-from deployments.engine.messages import Checkpoint, DenoisedLatents, EncodedPicture, StepProgress
+from deployments.engine.messages import DenoisedLatents, EncodedPicture, StepProgress
 from deployments.engine.pictures import prepare_picture
 from deployments.engine.samplers import SAMPLERS, SamplerTables, UnsupportedSamplerError
 from deployments.engine.stage_errors import sound
-from tests.conftest import LoadedModel, finish
+from tests.conftest import LoadedModel, finish, finish_with_checkpoints
 from tests.unit.test_fidelity import MIN_PSNR_DB, psnr_db
 from tests.unit.test_samplers import STABLE_DIFFUSION
 
@@ -127,14 +127,7 @@ def test_alone_in_any_batch_and_resumed_the_bytes_are_the_same(load_model: Load,
     )
     engine = model.engine(checkpoint_interval_s=0.0)
     engine.add(wanted)
-    checkpoints = []
-    while engine.num_requests:
-        for event in engine.step().events:
-            match event:
-                case Checkpoint():
-                    checkpoints.append(event)
-                case DenoisedLatents():
-                    alone = event.latents
+    alone, checkpoints = finish_with_checkpoints(engine)
     assert len(checkpoints) == wanted.num_calls - 1
     for checkpoint in [None, *checkpoints]:
         engine = model.engine()
