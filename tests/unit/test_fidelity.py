@@ -12,15 +12,10 @@ from diffusers import DiffusionPipeline
 
 from deployments.engine.samplers import SAMPLERS
 from tests.conftest import LoadedModel, finish
+from tests.shapes import evaluate
 
 Load = Callable[..., LoadedModel]
 MIN_PSNR_DB = 50
-
-
-def psnr_db(left: np.ndarray, right: np.ndarray) -> float:
-    """The PSNR of two pictures of bytes; infinite for equal ones."""
-    error = float(((left.astype(np.float64) - right.astype(np.float64)) ** 2).mean())
-    return math.inf if error == 0 else 10 * math.log10(255**2 / error)
 
 
 def pipeline_picture(folder: Path, model: LoadedModel, sampler: str, **arguments: object) -> np.ndarray:
@@ -52,7 +47,7 @@ def test_the_engines_picture_is_the_pipelines(load_model: Load, name: str, sampl
     engine.add(model.request("image", prompt, negative_prompt=negative_prompt, sampler=sampler))
     [latents] = finish(engine).values()
     [pixels] = model.decoder.decode([latents])
-    assert psnr_db(pixels, expected) >= MIN_PSNR_DB
+    assert evaluate.psnr_db(pixels, expected) >= MIN_PSNR_DB
 
 
 @pytest.mark.parametrize("name", ["sd1", "sdxl"])
@@ -67,7 +62,7 @@ def test_without_a_negative_prompt_too(load_model: Load, name: str, guidance_sca
     engine.add(model.request("image", "a star", sampler="Euler", guidance_scale=guidance_scale))
     [latents] = finish(engine).values()
     [pixels] = model.decoder.decode([latents])
-    assert psnr_db(pixels, expected) >= MIN_PSNR_DB
+    assert evaluate.psnr_db(pixels, expected) >= MIN_PSNR_DB
 
 
 @pytest.mark.parametrize("name", ["shapes", "sd1", "sdxl"])
@@ -104,4 +99,4 @@ def test_guidance_that_ends_early_is_diffusers_with_its_callback(
     )
     [latents] = finish(engine).values()
     [pixels] = model.decoder.decode([latents])
-    assert psnr_db(pixels, expected) >= MIN_PSNR_DB
+    assert evaluate.psnr_db(pixels, expected) >= MIN_PSNR_DB

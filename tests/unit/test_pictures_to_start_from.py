@@ -17,7 +17,8 @@ from deployments.engine.pictures import prepare_picture
 from deployments.engine.samplers import SAMPLERS, SamplerTables, UnsupportedSamplerError
 from deployments.engine.stage_errors import sound
 from tests.conftest import LoadedModel, finish, finish_with_checkpoints
-from tests.unit.test_fidelity import MIN_PSNR_DB, psnr_db
+from tests.shapes import evaluate
+from tests.unit.test_fidelity import MIN_PSNR_DB
 from tests.unit.test_samplers import STABLE_DIFFUSION
 
 Load = Callable[..., LoadedModel]
@@ -99,7 +100,7 @@ def test_all_samplers_in_one_batch_make_the_pipelines_pictures(
             **more,
         ).images[0]
         [pixels] = sound(model.decoder.decode([latents[sampler]]))
-        assert psnr_db(pixels, (expected * 255).round().astype(np.uint8)) >= MIN_PSNR_DB, sampler
+        assert evaluate.psnr_db(pixels, (expected * 255).round().astype(np.uint8)) >= MIN_PSNR_DB, sampler
 
 
 def test_it_begins_where_diffusers_does() -> None:
@@ -188,6 +189,6 @@ def test_a_script_starts_from_a_picture(load_model: Load) -> None:
     whole, masked = engine.finish()
     assert whole.shape == masked.shape == (128, 128, 3)
     black = np.asarray(mask(128)) == 0
-    assert psnr_db(masked[black], np.asarray(picture(128))[black]) > psnr_db(
+    assert evaluate.psnr_db(masked[black], np.asarray(picture(128))[black]) > evaluate.psnr_db(
         whole[black], np.asarray(picture(128))[black]
     )
