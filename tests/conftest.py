@@ -154,7 +154,7 @@ def load_model(model_folder: Callable[[str], Path]) -> Callable[..., LoadedModel
                 encoder=TextEncoder(load_text_pipeline(source, placement)),
                 unet=load_unet(source, placement),
                 decoder=LatentDecoder(vae := load_vae(source, placement)),
-                pictures=PictureEncoder(vae),
+                pictures=PictureEncoder(vae, with_masked=info.needs_mask),
                 tables=SamplerTables(info.scheduler_config),
             )
         return loaded[name, placement]

@@ -9,9 +9,12 @@ import torch
 from diffusers import (
     AutoencoderKL,
     DDIMScheduler,
+    DiffusionPipeline,
     EulerDiscreteScheduler,
     PNDMScheduler,
+    StableDiffusionInpaintPipeline,
     StableDiffusionPipeline,
+    StableDiffusionXLInpaintPipeline,
     StableDiffusionXLPipeline,
     UNet2DConditionModel,
 )
@@ -22,6 +25,7 @@ SHAPES_MODEL = Path(__file__).parents[1] / "models" / "shapes"
 _WIDTH = 32
 _NOISE_SCHEDULE = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
 FAMILIES = ("sd1", "sd2", "sdxl")
+INPAINTING = ("sd1-inpainting", "sdxl-inpainting")  # their U-Nets read a mask and the masked picture
 
 
 def _tokenizer() -> CLIPTokenizer:
@@ -58,7 +62,6 @@ def _vae() -> AutoencoderKL:
 def _unet(**config: object) -> UNet2DConditionModel:
     return UNet2DConditionModel(
         sample_size=32,
-        in_channels=4,
         out_channels=4,
         block_out_channels=(16, 32),
         down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
@@ -69,12 +72,24 @@ def _unet(**config: object) -> UNet2DConditionModel:
     )
 
 
-def build(family: str) -> StableDiffusionPipeline | StableDiffusionXLPipeline:
-    """A pipeline of the family (one of FAMILIES), with weights from a fixed seed."""
+def build(family: str) -> DiffusionPipeline:
+    """A pipeline of the family (one of FAMILIES or INPAINTING), with weights from a fixed seed."""
     torch.manual_seed(0)
+    if family not in INPAINTING:
+        return _build(family, in_channels=4)
+    pipeline = _build(family.removesuffix("-inpainting"), in_channels=9)
+    if isinstance(pipeline, StableDiffusionXLPipeline):
+        return StableDiffusionXLInpaintPipeline(**pipeline.components, add_watermarker=False)
+    return StableDiffusionInpaintPipeline(
+        **pipeline.components | {"safety_checker": None}, requires_safety_checker=False
+    )
+
+
+def _build(family: str, in_channels: int) -> StableDiffusionPipeline | StableDiffusionXLPipeline:
     tokenizer = _tokenizer()
     if family == "sdxl":
         xl_unet = _unet(
+            in_channels=in_channels,
             cross_attention_dim=2 * _WIDTH,
             attention_head_dim=(2, 4),
             transformer_layers_per_block=(1, 2),
@@ -94,7 +109,12 @@ def build(family: str) -> StableDiffusionPipeline | StableDiffusionXLPipeline:
             add_watermarker=False,
         )
     if family == "sd2":
-        unet = _unet(cross_attention_dim=_WIDTH, attention_head_dim=(2, 4), use_linear_projection=True)
+        unet = _unet(
+            in_channels=in_channels,
+            cross_attention_dim=_WIDTH,
+            attention_head_dim=(2, 4),
+            use_linear_projection=True,
+        )
         scheduler = DDIMScheduler(
             prediction_type="v_prediction",
             clip_sample=False,
@@ -103,7 +123,7 @@ def build(family: str) -> StableDiffusionPipeline | StableDiffusionXLPipeline:
             **_NOISE_SCHEDULE,
         )
     else:
-        unet = _unet(cross_attention_dim=_WIDTH, attention_head_dim=4)
+        unet = _unet(in_channels=in_channels, cross_attention_dim=_WIDTH, attention_head_dim=4)
         scheduler = PNDMScheduler(skip_prk_steps=True, steps_offset=1, **_NOISE_SCHEDULE)
     return StableDiffusionPipeline(
         vae=_vae(),

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import torch
 
-from deployments.engine.messages import DenoiseRequest
+from deployments.engine.messages import DenoiseRequest, EncodedPicture
 from deployments.engine.sampler_table import SamplerTable
 
 
@@ -35,22 +35,62 @@ class Kept:
         return Kept(change(self.mask), change(self.picture), change(self.noise))
 
 
-def first_latents(
-    request: DenoiseRequest, table: SamplerTable, generator: torch.Generator, shape: torch.Size
-) -> tuple[torch.Tensor, Kept | None]:
-    """The latents before the first call, [C, h, w] on the CPU, and what a mask keeps."""
+@dataclass(frozen=True, slots=True)
+class Beginning:
+    """An image before its first call, all on the CPU.
+
+    latents: [C, h, w]
+    kept: what is put back after each step; None without a mask and for U-Nets that read the picture
+    picture_channels: what such a U-Net reads beside the latents, [its further channels, h, w]
+    """
+
+    latents: torch.Tensor
+    kept: Kept | None
+    picture_channels: torch.Tensor
+
+
+def beginning_of(
+    request: DenoiseRequest,
+    table: SamplerTable,
+    generator: torch.Generator,
+    shape: torch.Size,
+    num_picture_channels: int = 0,
+) -> Beginning:
+    """shape: of the latents; num_picture_channels: what the U-Net reads beside them: the mask and the
+    masked picture's latents, or nothing"""
+    nothing = torch.empty(0, *shape[1:])
     if request.picture is None:
-        return table.initial_scale * draw_noise(generator, shape), None
+        assert num_picture_channels == 0, "a request to such a U-Net has a picture"
+        return Beginning(table.initial_scale * draw_noise(generator, shape), None, nothing)
     assert table.start is not None, "a request with a picture has a strength"
     on_picture, on_noise = table.start
-    picture = request.picture.mean + request.picture.std * draw_noise(generator, shape)
+    start, mask = request.picture, request.picture.mask
+    is_noise_only = mask is not None and request.strength == 1
+    reads_picture = num_picture_channels > 0
+    # diffusers does not encode a picture that nothing reads, so nothing is drawn for it.
+    picture = None if is_noise_only and reads_picture else _drawn(start.mean, start.std, generator)
     noise = draw_noise(generator, shape)
-    noised = on_picture * picture + on_noise * noise
-    if request.picture.mask is None:
-        return noised, None
-    draw_noise(generator, shape)  # diffusers draws the masked picture's latents, which only some models read
-    latents = table.initial_scale * noise if request.strength == 1 else noised
-    return latents, Kept(request.picture.mask, picture, noise)
+    if is_noise_only or picture is None:
+        latents = table.initial_scale * noise
+    else:
+        latents = on_picture * picture + on_noise * noise
+    if mask is None:
+        return Beginning(latents, None, nothing)
+    if reads_picture:
+        return Beginning(latents, None, torch.cat([mask, _drawn_masked(start, generator)]))
+    assert picture is not None, "it is drawn for a U-Net that does not read it"
+    draw_noise(generator, shape)  # diffusers draws the masked picture's latents in any case
+    return Beginning(latents, Kept(mask, picture, noise), nothing)
+
+
+def _drawn(mean: torch.Tensor, std: torch.Tensor | None, generator: torch.Generator) -> torch.Tensor:
+    """Latents of a picture. Exact ones are not drawn."""
+    return mean if std is None else mean + std * draw_noise(generator, mean.shape)
+
+
+def _drawn_masked(picture: EncodedPicture, generator: torch.Generator) -> torch.Tensor:
+    assert picture.masked_mean is not None, "a picture with a mask was encoded for this U-Net"
+    return _drawn(picture.masked_mean, picture.masked_std, generator)
 
 
 def draw_noise(generator: torch.Generator, shape: torch.Size) -> torch.Tensor:

@@ -12,7 +12,7 @@ from typing import Protocol
 
 import torch
 
-from deployments.engine.messages import DenoiseRequest
+from deployments.engine.messages import DenoiseRequest, LatentShape
 from deployments.engine.transfers import send
 
 MAX_TOKENS = 77  # the same in every Stable Diffusion text encoder
@@ -27,7 +27,9 @@ class UNetInterface(Protocol):
     @property
     def dtype(self) -> torch.dtype: ...
     @property
-    def in_channels(self) -> int: ...
+    def latent_channels(self) -> int: ...
+    @property
+    def picture_channels(self) -> int: ...
     @property
     def embeds_width(self) -> int: ...
     @property
@@ -47,6 +49,7 @@ class Conditions:
     prompt_embeds: torch.Tensor  # [rows, tokens, width]
     pooled_prompt_embeds: torch.Tensor  # [rows, width], width 0 except for SDXL
     time_ids: torch.Tensor  # [rows, NUM_TIME_IDS], width 0 except for SDXL
+    picture_channels: torch.Tensor  # [rows, C, h, w]: a mask and the masked picture, or no channels
 
     @classmethod
     def join(cls, parts: Sequence[Conditions]) -> Conditions:
@@ -72,24 +75,29 @@ class Conditions:
         return self.map(lambda tensor: tensor[:1].expand(times, *tensor.shape[1:]))
 
 
-def conditions_of(request: DenoiseRequest, unet: UNetInterface) -> Conditions:
-    """A request's rows on the U-Net's device, the negative prompt's row first."""
+def conditions_of(request: DenoiseRequest, picture_channels: torch.Tensor, unet: UNetInterface) -> Conditions:
+    """A request's rows on the U-Net's device, the negative prompt's row first.
+
+    picture_channels: [unet.picture_channels, h, w]
+    """
     embeds = request.embeds
     # diffusers' default values.
     time_ids = torch.tensor([request.height, request.width, 0, 0, request.height, request.width])
-    rows = [(embeds.prompt_embeds, embeds.pooled_prompt_embeds, time_ids[: unet.time_ids_width])]
+    of_both = (time_ids[: unet.time_ids_width], picture_channels)
+    rows = [(embeds.prompt_embeds, embeds.pooled_prompt_embeds, *of_both)]
     if embeds.negative_prompt_embeds is not None:
         assert embeds.negative_pooled_prompt_embeds is not None, "a negative prompt has both"
-        rows.insert(0, (embeds.negative_prompt_embeds, embeds.negative_pooled_prompt_embeds, rows[0][2]))
+        rows.insert(0, (embeds.negative_prompt_embeds, embeds.negative_pooled_prompt_embeds, *of_both))
     conditions = Conditions(*map(torch.stack, zip(*rows, strict=True)))
     return conditions.map(lambda tensor: send(tensor.to(unet.dtype), unet.device))
 
 
-def random_conditions(rows: int, unet: UNetInterface) -> Conditions:
+def random_conditions(rows: int, latent_shape: LatentShape, unet: UNetInterface) -> Conditions:
     """Random rows with the U-Net's widths, on its device, for warming up and measuring."""
     conditions = Conditions(
         prompt_embeds=torch.randn(rows, MAX_TOKENS, unet.embeds_width),
         pooled_prompt_embeds=torch.randn(rows, unet.pooled_width),
         time_ids=torch.ones(rows, unet.time_ids_width),
+        picture_channels=torch.zeros(rows, unet.picture_channels, *latent_shape),
     )
     return conditions.map(lambda tensor: tensor.to(unet.device, unet.dtype))

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import torch
 
-from deployments.engine.beginnings import Kept, draw_noise, first_latents
+from deployments.engine.beginnings import Kept, beginning_of, draw_noise
 from deployments.engine.conditions import Conditions, UNetInterface, conditions_of
 from deployments.engine.messages import DenoiseRequest
 from deployments.engine.sampler_table import STATE_SLOTS, SamplerTable
@@ -97,9 +97,10 @@ def begin(
 ) -> Denoising:
     """Starts or resumes a request. Draws in diffusers' order: for the first latents, then step by step."""
     generator = torch.Generator().manual_seed(request.seed)
-    shape = torch.Size((unet.in_channels, *group.latent_shape))
+    shape = torch.Size((unet.latent_channels, *group.latent_shape))
+    beginning = beginning_of(request, table, generator, shape, unet.picture_channels)
     state = torch.zeros(STATE_SLOTS, *shape)
-    state[0], kept = first_latents(request, table, generator, shape)
+    state[0] = beginning.latents
     call = 0
     if checkpoint := request.resume_from:
         call = checkpoint.call
@@ -113,9 +114,9 @@ def begin(
         arrival=arrival,
         unloaded_s=unloaded_s,
         checkpointed_at=now,
-        conditions=conditions_of(request, unet),
+        conditions=conditions_of(request, beginning.picture_channels, unet),
         generator=generator,
         state=send(state, unet.device),
-        kept=kept and kept.map(lambda tensor: send(tensor, unet.device)),
+        kept=beginning.kept and beginning.kept.map(lambda tensor: send(tensor, unet.device)),
         call=call,
     )

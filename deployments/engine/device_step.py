@@ -155,8 +155,10 @@ def warm_up(unet: UNetInterface, run_step: StepRunner, latent_shape: LatentShape
     with torch.inference_mode():
         run_step.launch(
             StepInputs(
-                states=torch.randn(rows, STATE_SLOTS, unet.in_channels, *latent_shape, device=unet.device),
-                noise=torch.zeros(rows, unet.in_channels, *latent_shape),
+                states=torch.randn(
+                    rows, STATE_SLOTS, unet.latent_channels, *latent_shape, device=unet.device
+                ),
+                noise=torch.zeros(rows, unet.latent_channels, *latent_shape),
                 weights=torch.ones(rows, NUM_OUTPUTS, NUM_INPUTS),
                 input_scales=torch.ones(rows),
                 guidance_scales=torch.ones(rows),
@@ -164,7 +166,7 @@ def warm_up(unet: UNetInterface, run_step: StepRunner, latent_shape: LatentShape
                 last_rows=every_row,
                 request_of_row=every_row,
                 timesteps=torch.full((rows,), 500.0),
-                conditions=random_conditions(rows, unet),
+                conditions=random_conditions(rows, latent_shape, unet),
             )
         )
     run_step.completion().synchronize()

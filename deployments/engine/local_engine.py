@@ -11,6 +11,7 @@ from deployments.engine.cost import Curve, StageCost
 from deployments.engine.device_step import step_runner
 from deployments.engine.engine import Engine
 from deployments.engine.engine_config import EngineConfig
+from deployments.engine.fit_picture import fit_picture
 from deployments.engine.images import LatentDecoder, Pixels
 from deployments.engine.messages import (
     DenoisedLatents,
@@ -134,7 +135,7 @@ class LocalEngine:
     def _encoded(
         self, image: Image.Image, mask_image: Image.Image | None, height: int, width: int
     ) -> EncodedPicture:
-        prepared = prepare_picture(image, mask_image, height, width, self.scale_factor)
+        prepared = prepare_picture(fit_picture(image, mask_image, height, width), height, width)
         [picture] = sound(self.pictures.encode([prepared]))
         return picture
 
@@ -184,7 +185,7 @@ def load_engine(path: str, device: str = "auto", dtype: str = "float32", max_ima
         encoder=TextEncoder(load_text_pipeline(source, placement)),
         engine=Engine(unet, run_step, tables, config, cost),
         decoder=LatentDecoder(vae),
-        pictures=PictureEncoder(vae),
+        pictures=PictureEncoder(vae, with_masked=info.needs_mask),
         tables=tables,
         height=info.default_height,
         width=info.default_width,

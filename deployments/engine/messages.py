@@ -9,9 +9,11 @@ from typing import TYPE_CHECKING, Any
 from deployments.engine.stage_errors import Fault
 
 if TYPE_CHECKING:
+    import numpy as np
     import torch
 
 LatentShape = tuple[int, int]  # height and width of the latents
+Box = tuple[int, int, int, int]  # left, top, right and bottom in pixels, right and bottom excluded
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,16 +37,35 @@ class PromptEmbeds:
 
 
 @dataclass(frozen=True, slots=True)
+class Picture:
+    """A picture to start from, upright and without transparency.
+
+    pixels: [H, W, 3] uint8, or [H, W, 4] with a mask: 255 where it is repainted, and from 128 on
+    crop: the part that is denoised; None for all of it
+    """
+
+    pixels: np.ndarray
+    crop: Box | None = None
+
+    @property
+    def has_mask(self) -> bool:
+        return bool(self.pixels.shape[2] == 4)
+
+
+@dataclass(frozen=True, slots=True)
 class EncodedPicture:
     """A picture to start from, encoded by the VAE. Each image draws its own latents from it.
 
-    mean, std: [C, h, w] float32 on the CPU, of the scaled latents
+    mean, std: [C, h, w] float32 on the CPU, of the scaled latents; std None for latents that are exact
     mask: [1, h, w] float32 on the CPU, 1 where it is repainted and 0 where it is kept; None to repaint it all
+    masked_mean, masked_std: the same of the picture without what is repainted, for U-Nets that read it
     """
 
     mean: torch.Tensor
-    std: torch.Tensor
+    std: torch.Tensor | None
     mask: torch.Tensor | None = None
+    masked_mean: torch.Tensor | None = None
+    masked_std: torch.Tensor | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -171,12 +192,14 @@ class Checkpoint:
 
     call: the index in the sampler's table of the next call
     state: [slots, C, h, w] float32 on the CPU, the slots that later calls read
+    in_pass: which of its image's passes the request is; the engine does not know it
     """
 
     request_id: str
     step: int
     call: int
     state: torch.Tensor
+    in_pass: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 PIPELINES: Mapping[str, tuple[str, ...]] = {  # the text encoders; each has a tokenizer
     "StableDiffusionPipeline": ("text_encoder",),
     "StableDiffusionXLPipeline": ("text_encoder", "text_encoder_2"),
+    "StableDiffusionInpaintPipeline": ("text_encoder",),
+    "StableDiffusionXLInpaintPipeline": ("text_encoder", "text_encoder_2"),
 }
 SCHEDULER_FILE = "scheduler/scheduler_config.json"
 UNET_FILE = "unet/config.json"
@@ -147,10 +149,11 @@ def _shards(index: Path) -> list[Path]:
 
 
 def unet_problems(config: Mapping[str, Any]) -> Iterator[str]:
-    """What is wrong with a U-Net's configuration. It may need nothing but a prompt."""
+    """What is wrong with a U-Net's configuration. It may need nothing but a prompt, or a picture and a mask."""
     given = config.get
     needs = {
-        "in_channels": given("in_channels") != given("out_channels") and "an image to edit",
+        "in_channels": given("in_channels") not in (given("out_channels"), inpainting_channels(config))
+        and "an image to edit",
         "time_cond_proj_dim": given("time_cond_proj_dim") is not None and "its guidance embedded",
         "class_embed_type": given("class_embed_type") is not None and "class labels",
         "encoder_hid_dim_type": given("encoder_hid_dim_type") is not None and "projected conditions",
@@ -164,6 +167,11 @@ def unet_problems(config: Mapping[str, Any]) -> Iterator[str]:
             f"{UNET_FILE}: sample_size is {given('sample_size')!r}; it must be a number of latents, "
             "or a list of height and width"
         )
+
+
+def inpainting_channels(unet_config: Mapping[str, Any]) -> int:
+    """The input channels of a U-Net for inpainting: latents, the mask, and the masked picture's latents."""
+    return 2 * int(unet_config.get("out_channels") or 0) + 1
 
 
 def sample_size(unet_config: Mapping[str, Any]) -> tuple[int, int] | None:

@@ -111,6 +111,7 @@ class ModelInfo:
     scale_factor: int  # image pixels per latent, in each direction
     default_height: int  # pixels
     default_width: int  # pixels
+    needs_mask: bool = False  # a model for inpainting: it makes images only from a picture and a mask
 
 
 def load_model_info(source: ModelSource, with_weights: bool = False) -> ModelInfo:
@@ -139,7 +140,14 @@ def load_model_info(source: ModelSource, with_weights: bool = False) -> ModelInf
     scale_factor = 2 ** (len(configs[VAE_FILE]["block_out_channels"]) - 1)
     size = sample_size(configs[UNET_FILE])
     assert size is not None, "unet_problems checks it"
-    return ModelInfo(configs[SCHEDULER_FILE], scale_factor, size[0] * scale_factor, size[1] * scale_factor)
+    unet = configs[UNET_FILE]
+    return ModelInfo(
+        scheduler_config=configs[SCHEDULER_FILE],
+        scale_factor=scale_factor,
+        default_height=size[0] * scale_factor,
+        default_width=size[1] * scale_factor,
+        needs_mask=unet["in_channels"] != unet["out_channels"],
+    )
 
 
 def load_unet_config(source: ModelSource) -> Mapping[str, Any]:

@@ -50,7 +50,7 @@ def load_text_pipeline(source: ModelSource, placement: Placement) -> diffusers.D
     """The stock pipeline with only its tokenizers and text encoders, for `encode_prompt`."""
     name = pipeline_name(source)
     parts: dict[str, Any] = {"unet": None, "vae": None, "feature_extractor": None, "image_encoder": None}
-    if name == "StableDiffusionPipeline":
+    if name in ("StableDiffusionPipeline", "StableDiffusionInpaintPipeline"):
         parts |= {"safety_checker": None, "requires_safety_checker": False}
     with _loading(source, " and ".join(PIPELINES[name])):
         pipeline = getattr(diffusers, name).from_pretrained(
@@ -92,7 +92,7 @@ def _is_upcast(source: ModelSource) -> bool:
     Only SDXL's pipeline reads the key `force_upcast`, and takes it as true if it is absent. The VAEs of
     Stable Diffusion 1.x and 2.x run in float16 in any case.
     """
-    if pipeline_name(source) != "StableDiffusionXLPipeline":
+    if "StableDiffusionXL" not in pipeline_name(source):
         return False
     return bool(part_config(source, VAE_FILE).get("force_upcast", True))
 
@@ -100,6 +100,7 @@ def _is_upcast(source: ModelSource) -> bool:
 class UNet:
     """A U-Net as the engine calls it: rows in, predictions out, always float32 outside.
 
+    latent_channels: channels of latents; picture_channels: further ones of U-Nets for inpainting; 0: none
     embeds_width, pooled_width: widths of the prompt embeddings; time_ids_width: number of time ids; 0: none
     """
 
@@ -114,7 +115,8 @@ class UNet:
         self.is_compiled = is_compiled
         self.device = device
         self.dtype = dtype
-        self.in_channels: int = module.config.in_channels
+        self.latent_channels: int = module.config.out_channels
+        self.picture_channels: int = module.config.in_channels - module.config.out_channels
         self.embeds_width: int = module.config.cross_attention_dim
         self._is_xl = module.config.addition_embed_type == "text_time"
         self.pooled_width = self._width_of_pooled()
@@ -131,8 +133,11 @@ class UNet:
         latents [rows, C, h, w] float32, timesteps [rows], conditions with as many rows
         """
         added = {"text_embeds": conditions.pooled_prompt_embeds, "time_ids": conditions.time_ids}
+        inputs = latents.to(self.dtype)
+        if self.picture_channels:
+            inputs = torch.cat([inputs, conditions.picture_channels], dim=1)
         prediction: torch.Tensor = self._module(
-            latents.to(self.dtype),
+            inputs,
             timesteps,
             encoder_hidden_states=conditions.prompt_embeds,
             added_cond_kwargs=added if self._is_xl else None,

@@ -45,7 +45,9 @@ class TextEncoder:
 
     def __init__(self, pipeline: diffusers.DiffusionPipeline) -> None:
         self._pipeline = pipeline
-        self._is_xl = isinstance(pipeline, diffusers.StableDiffusionXLPipeline)
+        self._is_xl = isinstance(
+            pipeline, diffusers.StableDiffusionXLPipeline | diffusers.StableDiffusionXLInpaintPipeline
+        )
 
     @torch.inference_mode()
     def encode(self, texts: Sequence[str]) -> list[EncodedText | StageError]:

@@ -42,7 +42,8 @@ class SimulatedUNet:
     def __init__(self, unet_config: Mapping[str, Any], faults: SimulatedFaults = NO_FAULTS) -> None:
         self._faults = faults
         self.dtype = torch.float32
-        self.in_channels: int = unet_config["in_channels"]
+        self.latent_channels: int = unet_config["out_channels"]
+        self.picture_channels: int = unet_config["in_channels"] - unet_config["out_channels"]
         is_xl = unet_config.get("addition_embed_type") == "text_time"
         self.pooled_width = int(is_xl)
         self.time_ids_width = NUM_TIME_IDS if is_xl else 0

@@ -39,7 +39,7 @@ class Simulation:
         self.rows: list[int] = []
         cost = StageCost(((SHAPE, curve),))
         self.engine = Engine(
-            SimulatedUNet({"in_channels": 4}),
+            SimulatedUNet({"in_channels": 4, "out_channels": 4}),
             SimulatedSteps(StageCost(((SHAPE, device or curve),)), lambda: self.now, self._sleep, runs_ahead),
             SamplerTables(STABLE_DIFFUSION),
             EngineConfig(16, 16, 8, SHAPE, **changes),

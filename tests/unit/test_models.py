@@ -35,7 +35,7 @@ def test_another_kind_of_pipeline_is_refused(model_folder: Folder, tmp_path: Pat
 
 @pytest.mark.parametrize(
     ("changes", "words"),
-    [({"in_channels": 9}, "an image to edit"), ({"time_cond_proj_dim": 32}, "its guidance embedded")],
+    [({"in_channels": 8}, "an image to edit"), ({"time_cond_proj_dim": 32}, "its guidance embedded")],
 )
 def test_a_unet_that_needs_more_than_a_prompt_is_refused(
     model_folder: Folder, tmp_path: Path, changes: dict[str, Any], words: str

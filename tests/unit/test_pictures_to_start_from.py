@@ -9,19 +9,24 @@ import diffusers
 import numpy as np
 import pytest
 import torch
+from diffusers.image_processor import VaeImageProcessor
 from PIL import Image
 
 from deployments.engine import load_engine
+from deployments.engine.fit_picture import fit_picture, join_mask
 from deployments.engine.messages import DenoisedLatents, EncodedPicture, StepProgress
-from deployments.engine.pictures import prepare_picture
+from deployments.engine.pictures import enlarged, enlarged_latents, laid_around, prepare_picture
 from deployments.engine.samplers import SAMPLERS, SamplerTables, UnsupportedSamplerError
 from deployments.engine.stage_errors import sound
+from tests import tiny_models
 from tests.conftest import LoadedModel, finish, finish_with_checkpoints
 from tests.shapes import evaluate
 from tests.unit.test_fidelity import MIN_PSNR_DB
 from tests.unit.test_samplers import STABLE_DIFFUSION
 
 Load = Callable[..., LoadedModel]
+# The samplers of tests.tiny_models' schedulers.
+SAMPLER_OF_PIPELINE = {"sd1": "PNDM", "sdxl": "Euler"}
 PROMPT, NEGATIVE_PROMPT, STEPS = "a large red star on a blue background", "a green circle", 5
 
 
@@ -42,22 +47,22 @@ def mask(side: int) -> Image.Image:
 
 def encoded(model: LoadedModel, *, masked: bool) -> EncodedPicture:
     side = 16 * model.info.scale_factor
-    prepared = prepare_picture(
-        picture(side), mask(side) if masked else None, side, side, model.info.scale_factor
-    )
+    fitted = fit_picture(picture(side), mask(side) if masked else None, side, side)
+    prepared = prepare_picture(fitted, side, side)
     [one] = sound(model.pictures.encode([prepared]))
     return one
 
 
 def pipeline_of(model: LoadedModel, *, masked: bool) -> Any:
     """diffusers' pipeline for such images, with the parts of the text pipeline in the same folder."""
-    text = diffusers.DiffusionPipeline.from_pretrained(model.folder, dtype=torch.float32)
-    kind = "Inpaint" if masked else "Img2Img"
-    if isinstance(text, diffusers.StableDiffusionXLPipeline):
-        pipeline = getattr(diffusers, f"StableDiffusionXL{kind}Pipeline")(**text.components)
-    else:
-        parts = text.components | {"safety_checker": None, "requires_safety_checker": False}
-        pipeline = getattr(diffusers, f"StableDiffusion{kind}Pipeline")(**parts)
+    pipeline = diffusers.DiffusionPipeline.from_pretrained(model.folder, dtype=torch.float32)
+    if not model.info.needs_mask:
+        kind = "Inpaint" if masked else "Img2Img"
+        if isinstance(pipeline, diffusers.StableDiffusionXLPipeline):
+            pipeline = getattr(diffusers, f"StableDiffusionXL{kind}Pipeline")(**pipeline.components)
+        else:
+            parts = pipeline.components | {"safety_checker": None, "requires_safety_checker": False}
+            pipeline = getattr(diffusers, f"StableDiffusion{kind}Pipeline")(**parts)
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
 
@@ -69,7 +74,10 @@ def pipeline_of(model: LoadedModel, *, masked: bool) -> Any:
             (name, False, one)
             for name, one in itertools.product(["shapes", "sd1", "sd2", "sdxl"], [0.3, 0.6, 1.0])
         ),
-        *((name, True, one) for name, one in itertools.product(["sd1", "sd2", "sdxl"], [0.6, 1.0])),
+        *(
+            (name, True, one)
+            for name, one in itertools.product(["sd1", "sd2", "sdxl", *tiny_models.INPAINTING], [0.6, 1.0])
+        ),
     ],
 )
 def test_all_samplers_in_one_batch_make_the_pipelines_pictures(
@@ -155,6 +163,7 @@ def test_what_the_mask_keeps_is_the_picture(load_model: Load) -> None:
     request = model.request("image", PROMPT, picture=start, strength=1.0, preview_steps=frozenset({2}))
     engine.add(request)
     drawn = torch.randn(1, *start.mean.shape, generator=torch.Generator().manual_seed(request.seed))[0]
+    assert start.std is not None
     kept = (start.mask == 0).expand_as(drawn)
     seen: list[torch.Tensor] = []
     while engine.num_requests:
@@ -176,7 +185,8 @@ def test_a_picture_stands_upright_on_white(tmp_path: Any) -> None:
     exif = Image.Exif()
     exif[0x0112] = 6  # the left side is up
     wide.save(tmp_path / "wide.png", exif=exif)
-    pixels = prepare_picture(Image.open(tmp_path / "wide.png"), None, 16, 8, 8).pixels
+    fitted = fit_picture(Image.open(tmp_path / "wide.png"), None, 16, 8)
+    pixels = prepare_picture(fitted, 16, 8).pixels
     assert pixels.shape == (3, 16, 8)
     assert pixels[:, 0, 0].tolist() == [-1, -1, 1], "blue is above"
     assert pixels[:, 15, 0].tolist() == [1, 1, 1], "what was transparent is white"
@@ -192,3 +202,96 @@ def test_a_script_starts_from_a_picture(load_model: Load) -> None:
     assert evaluate.psnr_db(masked[black], np.asarray(picture(128))[black]) > evaluate.psnr_db(
         whole[black], np.asarray(picture(128))[black]
     )
+
+
+@pytest.mark.parametrize("name", ["sd1", "sdxl", *tiny_models.INPAINTING])
+def test_a_crop_is_repainted_and_laid_into_the_picture(load_model: Load, name: str) -> None:
+    """`padding_mask_crop` of diffusers: only the part around the mask is denoised, larger than it was."""
+    model = load_model(name)
+    pipeline, side = pipeline_of(model, masked=True), 16 * model.info.scale_factor
+    wide = picture(3 * side).resize((3 * side, 2 * side))
+    small = Image.new("L", wide.size)
+    small.paste(255, (side, side, side + 14, side + 10))
+    expected = pipeline(
+        PROMPT,
+        image=wide,
+        mask_image=small,
+        padding_mask_crop=4,
+        height=side,
+        width=side,
+        strength=0.8,
+        num_inference_steps=5,
+        guidance_scale=5.0,
+        generator=torch.Generator().manual_seed(7),
+    ).images[0]
+    crop = VaeImageProcessor.get_crop_region(small, side, side, pad=4)
+    start = replace(join_mask(wide, small), crop=crop)
+    [encoded_crop] = sound(model.pictures.encode([prepare_picture(start, side, side)]))
+    engine = model.engine()
+    stock = SAMPLER_OF_PIPELINE[name.removesuffix("-inpainting")]
+    engine.add(
+        model.request(
+            "image", PROMPT, picture=encoded_crop, strength=0.8, sampler=stock, num_inference_steps=5
+        )
+    )
+    [pixels] = sound(model.decoder.decode([finish(engine)["image"]]))
+    whole = laid_around(pixels, start)
+    assert whole.shape == (2 * side, 3 * side, 3)
+    assert evaluate.psnr_db(whole, np.asarray(expected)) >= MIN_PSNR_DB
+    far = np.abs(whole.astype(int) - np.asarray(wide)).max(axis=-1)
+    far[side : side + 10, side : side + 14] = 0
+    assert far.max() <= 1, "the rest is the picture"
+
+
+@pytest.mark.parametrize("upscaler", ["latent", "lanczos"])
+@pytest.mark.parametrize("name", ["sd1", "sd2", "sdxl"])
+def test_a_second_pass_is_image_to_image_of_the_first(load_model: Load, name: str, upscaler: str) -> None:
+    model = load_model(name)
+    side = 16 * model.info.scale_factor
+    larger = 24 * model.info.scale_factor
+    sampler = "Euler a"
+    text = diffusers.DiffusionPipeline.from_pretrained(model.folder, dtype=torch.float32)
+    text.set_progress_bar_config(disable=True)
+    second = pipeline_of(model, masked=False)
+    text.scheduler = model.tables.scheduler(sampler)
+    common = {"num_inference_steps": 5, "guidance_scale": 5.0}
+    first = text(
+        PROMPT,
+        height=side,
+        width=side,
+        output_type="latent" if upscaler == "latent" else "pil",
+        generator=torch.Generator().manual_seed(7),
+        **common,
+    ).images
+    if upscaler == "latent":
+        start = torch.nn.functional.interpolate(first, size=(24, 24), mode="bicubic")
+    else:
+        start = first[0].resize((larger, larger), Image.Resampling.LANCZOS)
+    second.scheduler = model.tables.scheduler(sampler)
+    expected = second(
+        PROMPT, image=start, strength=0.6, generator=torch.Generator().manual_seed(7), **common
+    ).images[0]
+
+    engine = model.engine()
+    engine.add(model.request("first", PROMPT, sampler=sampler, num_inference_steps=5))
+    latents = finish(engine)["first"]
+    if upscaler == "latent":
+        encoded_start = enlarged_latents(latents, (24, 24))
+    else:
+        [pixels] = sound(model.decoder.decode([latents]))
+        prepared = prepare_picture(enlarged(pixels, larger, larger), larger, larger)
+        [encoded_start] = sound(model.pictures.encode([prepared]))
+    engine.add(
+        model.request(
+            "second",
+            PROMPT,
+            sampler=sampler,
+            num_inference_steps=5,
+            height=larger,
+            width=larger,
+            strength=0.6,
+            picture=encoded_start,
+        )
+    )
+    [made] = sound(model.decoder.decode([finish(engine)["second"]]))
+    assert evaluate.psnr_db(made, np.asarray(expected)) >= MIN_PSNR_DB

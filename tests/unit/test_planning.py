@@ -141,7 +141,7 @@ def test_the_simulated_denoiser_is_the_engine(row_counts: tuple[int, ...]) -> No
     def sleep(seconds: float) -> None:
         now[0] += seconds
 
-    unet = SimulatedUNet({"in_channels": 1})
+    unet = SimulatedUNet({"in_channels": 1, "out_channels": 1})
     steps = SimulatedSteps(cost, lambda: now[0], sleep, runs_ahead=False)
     engine = Engine(unet, steps, tables, config, cost, lambda: now[0])
     while waiting or engine.num_requests:

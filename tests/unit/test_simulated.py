@@ -29,7 +29,7 @@ def test_a_step_takes_what_its_rows_cost() -> None:
     curve = Curve(0.04, 2, 0.01)
     steps = SimulatedSteps(StageCost((((16, 24), curve),)), lambda: sum(slept), slept.append)
     for rows in (1, 4, 8):
-        warm_up(SimulatedUNet({"in_channels": 4}), steps, (16, 24), rows)
+        warm_up(SimulatedUNet({"in_channels": 4, "out_channels": 4}), steps, (16, 24), rows)
     assert slept == pytest.approx([curve.seconds(rows) for rows in (1, 4, 8)])
 
 
@@ -37,7 +37,9 @@ def test_a_step_takes_what_its_rows_cost() -> None:
 def test_what_leaves_the_device_has_the_shapes_of_real_latents(is_xl: bool) -> None:
     """Shapes of a preview, checkpoints and latents, also of a request resumed from such a checkpoint."""
     cost = StageCost((((16, 24), NOTHING),))
-    unet = SimulatedUNet({"in_channels": 4, "addition_embed_type": "text_time" if is_xl else None})
+    unet = SimulatedUNet(
+        {"in_channels": 4, "out_channels": 4, "addition_embed_type": "text_time" if is_xl else None}
+    )
     config = EngineConfig(16, 16, 8, (16, 24), row_counts=(8, 16), checkpoint_interval_s=0.0)
     steps = SimulatedSteps(cost, runs_ahead=False)
     engine = Engine(unet, steps, SamplerTables(STABLE_DIFFUSION), config, cost)
