@@ -28,7 +28,7 @@ from cluster.bench.load import Target, run_load
 from cluster.bench.mix import Mix, PlannedRequest, plan
 from cluster.bench.report import summarize
 from deployments.cost_measurement import CostMeasurement
-from deployments.devices import latent_decoder, text_encoder, unet_and_steps
+from deployments.devices import text_encoder, unet_and_steps, vae
 from deployments.engine.cost import CostModel, Curve, StageCost
 from deployments.engine.engine import Engine
 from deployments.engine.messages import DenoisedLatents, DenoiseRequest, PromptEmbeds
@@ -83,7 +83,7 @@ class BareEngine:
         info = load_model_info(source)
         self._decodes = not placement.is_simulated
         self._encoder = text_encoder(source, placement, known)
-        self._decoder = latent_decoder(source, placement, known)
+        self._decoder = vae(source, placement, known).decoder
         self._tables = SamplerTables(info.scheduler_config)
         measurement = CostMeasurement(app.latent_shapes(info), known)
         unet, run_step, engine = unet_and_steps(source, placement, measurement, app.engine_config(info))

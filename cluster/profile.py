@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 
 from deployments.cost_measurement import CostMeasurement
-from deployments.devices import latent_decoder, text_encoder, unet_and_steps
+from deployments.devices import text_encoder, unet_and_steps, vae
 from deployments.engine.cost import CostModel
 from deployments.engine.device_step import warm_up
 from deployments.engine.model_source import load_model_info
@@ -38,15 +38,17 @@ def profile(config: AppConfig) -> CostModelFile:
     forward = measurement.forward_cost(partial(warm_up, unet, run_step), engine)
 
     torch.set_num_threads(config.decoder.num_threads)
-    decoder = latent_decoder(source, placement, None)
-    decode = measurement.decode_cost(decoder.warm_up, config.decoder.max_batch_size)
+    loaded = vae(source, placement, None)
+    most = config.decoder.max_batch_size
+    decode = measurement.decode_cost(loaded.decoder.warm_up, most)
+    encode_picture = measurement.encode_picture_cost(loaded.encoder.warm_up, most)
     device = placement.torch_device()
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"
     return CostModelFile(
         path=config.model.path,
         dtype=str(placement.torch_dtype()).removeprefix("torch."),
         device=name,
-        cost_model=CostModel(encode, forward, decode),
+        cost_model=CostModel(encode, forward, decode, encode_picture),
     )
 
 

@@ -45,16 +45,29 @@ class CostMeasurement:
         logger.info("cost of U-Net forwards; most rows in one forward: %s\n%s", caps, cost.table("rows"))
         return cost
 
-    def decode_cost(self, warm_up: Callable[[LatentShape, int], None], max_batch_size: int) -> StageCost:
-        counts = counts_to_measure(max_batch_size)
-        cost, is_measured = self._stage_cost(
-            "decoder", warm_up, counts, self.known.decode if self.known else None
-        )
+    def decode_cost(self, warm_up: Callable[[LatentShape, int], None], most: int) -> StageCost:
+        """most: images in a call"""
+        known = self.known.decode if self.known else None
+        return self._vae_cost("decoder", warm_up, counts_to_measure(most), known)
+
+    def encode_picture_cost(self, warm_up: Callable[[LatentShape, int], None], most: int) -> StageCost:
+        """most: pictures in a call. Few requests have a picture, so few counts are measured."""
+        known = self.known.picture if self.known else None
+        return self._vae_cost("picture-encoder", warm_up, sorted({1, most}), known)
+
+    def _vae_cost(
+        self,
+        stage: str,
+        warm_up: Callable[[LatentShape, int], None],
+        counts: Sequence[int],
+        known: StageCost | None,
+    ) -> StageCost:
+        cost, is_measured = self._stage_cost(stage, warm_up, counts, known)
         if is_measured:
-            logger.info("cost of VAE decoding\n%s", cost.table("images"))
+            logger.info("cost of the VAE as %s\n%s", stage, cost.table("images"))
         elif not self.known:
             for shape in self.shapes:
-                warm_up(shape, max_batch_size)
+                warm_up(shape, counts[-1])
         return cost
 
     def encode_cost(self, warm_up: Callable[[int], None], max_batch_size: int) -> Curve:

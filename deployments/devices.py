@@ -1,5 +1,7 @@
 """A model's parts on the device that its placement names, real or simulated."""
 
+from dataclasses import dataclass
+
 from deployments.cost_measurement import CostMeasurement
 from deployments.engine.conditions import UNetInterface
 from deployments.engine.cost import CostModel
@@ -8,9 +10,11 @@ from deployments.engine.engine_config import EngineConfig
 from deployments.engine.images import LatentDecoder
 from deployments.engine.model_source import ModelSource, Placement, load_model_info, load_unet_config
 from deployments.engine.models import load_text_pipeline, load_unet, load_vae
+from deployments.engine.pictures import PictureEncoder
 from deployments.engine.prompts import TextEncoder
 from deployments.engine.simulated import (
     SimulatedDecoder,
+    SimulatedPictureEncoder,
     SimulatedSteps,
     SimulatedTextEncoder,
     SimulatedUNet,
@@ -41,14 +45,24 @@ def unet_and_steps(
     return unet, step_runner(unet, measurement.shapes if config.row_counts else ()), config
 
 
-def latent_decoder(
-    source: ModelSource, placement: Placement, known: CostModel | None
-) -> LatentDecoder | SimulatedDecoder:
+@dataclass(frozen=True, slots=True)
+class Vae:
+    """Both directions of a VAE. scale_factor: image pixels per latent, in each direction"""
+
+    decoder: LatentDecoder | SimulatedDecoder
+    encoder: PictureEncoder | SimulatedPictureEncoder
+    scale_factor: int
+
+
+def vae(source: ModelSource, placement: Placement, known: CostModel | None) -> Vae:
+    info = load_model_info(source)
     if placement.is_simulated:
-        scale_factor = load_model_info(source).scale_factor
-        faults = SimulatedFaults(placement.faults, "decoder")
-        return SimulatedDecoder(_of_device(known).decode, scale_factor, faults)
-    return LatentDecoder(load_vae(source, placement))
+        cost, faults = _of_device(known), SimulatedFaults(placement.faults, "decoder")
+        decoder = SimulatedDecoder(cost.decode, info.scale_factor, faults)
+        encoder = SimulatedPictureEncoder(cost.picture, load_unet_config(source), info.scale_factor, faults)
+        return Vae(decoder, encoder, info.scale_factor)
+    loaded = load_vae(source, placement)
+    return Vae(LatentDecoder(loaded), PictureEncoder(loaded, info.needs_mask), info.scale_factor)
 
 
 def _of_device(known: CostModel | None) -> CostModel:

@@ -2,7 +2,6 @@
 
 import asyncio
 import logging
-from collections import OrderedDict
 from collections.abc import AsyncIterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing
@@ -25,6 +24,7 @@ from deployments.engine.stage_errors import StageError
 from deployments.forwards import Forwards
 from deployments.health import Health
 from deployments.isolation import Turn, Turns
+from deployments.recent import Recent
 from deployments.work import Work
 
 logger = logging.getLogger("ray.serve")
@@ -44,8 +44,7 @@ class PromptEncoder:
     ) -> None:
         self._encoder = text_encoder(source, placement, measurement.known)
         # Embeddings made alone and made in a batch are cached separately, because their bits may differ.
-        self._cache: OrderedDict[tuple[str, bool], EncodedText] = OrderedDict()
-        self._cache_size = cache_size
+        self._cache: Recent[tuple[str, bool], EncodedText] = Recent(cache_size)
         # One thread, since the tokenizers are not thread-safe.
         self._executor = ThreadPoolExecutor(1, "prompt-encoder", torch.set_num_threads, (num_threads,))
         self._health = Health()
@@ -88,20 +87,17 @@ class PromptEncoder:
 
     async def _encode(self, text: str, deterministic: bool) -> EncodedText:
         key = (text, deterministic)
-        is_cached = key in self._cache
-        self._texts.inc(tags={"cache": "hit" if is_cached else "miss"})
-        if is_cached:
-            self._cache.move_to_end(key)
-            return self._cache[key]
+        known = self._cache.use(key)
+        self._texts.inc(tags={"cache": "miss" if known is None else "hit"})
+        if known is not None:
+            return known
         result: EncodedText | StageError
         if deterministic:
             [result] = await self._run([text])
         else:
             result = await self._encode_together(text)
         encoded = self._health.check_result(result)
-        self._cache[key] = encoded
-        while len(self._cache) > self._cache_size:
-            self._cache.popitem(last=False)
+        self._cache.keep(key, encoded)
         return encoded
 
     def record_autoscaling_stats(self) -> dict[str, float]:

@@ -149,7 +149,7 @@ def _shards(index: Path) -> list[Path]:
 
 
 def unet_problems(config: Mapping[str, Any]) -> Iterator[str]:
-    """What is wrong with a U-Net's configuration. It may need nothing but a prompt, or a picture and a mask."""
+    """What is wrong with a U-Net's configuration. It may need a prompt, or a picture and a mask too."""
     given = config.get
     needs = {
         "in_channels": given("in_channels") not in (given("out_channels"), inpainting_channels(config))

@@ -1,4 +1,4 @@
-"""Pictures to start from: prepared and laid around results as diffusers' pipelines do, and encoded by the VAE."""
+"""Pictures to start from: prepared, encoded and laid around results as in diffusers' pipelines."""
 
 from __future__ import annotations
 
@@ -87,8 +87,8 @@ class PictureEncoder:
     def encode(self, pictures: Sequence[PreparedPicture]) -> list[EncodedPicture | StageError]:
         """Encodes pictures of one size in one batch; each that overflows gives an error."""
         means, stds = self._moments([picture.pixels for picture in pictures])
-        nothing: list[torch.Tensor | None] = [None] * len(pictures)
-        masked_means, masked_stds = nothing, nothing
+        masked_means: Sequence[torch.Tensor | None] = [None] * len(pictures)
+        masked_stds = masked_means
         if self._with_masked:
             masked_means, masked_stds = self._moments([_without_repainted(picture) for picture in pictures])
         return [

@@ -17,7 +17,8 @@ from deployments.engine.conditions import MAX_TOKENS, NUM_TIME_IDS
 from deployments.engine.cost import Curve, StageCost
 from deployments.engine.device_step import Completion
 from deployments.engine.images import Pixels
-from deployments.engine.messages import LatentShape, PromptEmbeds
+from deployments.engine.messages import EncodedPicture, LatentShape, PromptEmbeds
+from deployments.engine.pictures import PreparedPicture
 from deployments.engine.prompt_text import PromptText
 from deployments.engine.prompts import EncodedText, join_embeds
 from deployments.engine.sampler_table import NUM_OUTPUTS
@@ -126,6 +127,40 @@ class SimulatedTextEncoder:
 
     def assemble(self, prompt: PromptText, encoded: Sequence[EncodedText]) -> PromptEmbeds:
         return join_embeds(encoded[0], encoded[1] if prompt.guided else None, MAX_TOKENS)
+
+
+class SimulatedPictureEncoder:
+    """A PictureEncoder whose latents are zeros, with only the shape of the model's."""
+
+    def __init__(
+        self,
+        encode: StageCost,
+        unet_config: Mapping[str, Any],
+        scale_factor: int,
+        faults: SimulatedFaults = NO_FAULTS,
+    ) -> None:
+        self._encode = encode
+        self._faults = faults
+        self._latent_channels: int = unet_config["out_channels"]
+        self._with_masked = unet_config["in_channels"] != unet_config["out_channels"]
+        self._scale_factor = scale_factor
+
+    def encode(self, pictures: Sequence[PreparedPicture]) -> list[EncodedPicture | StageError]:
+        self._faults.check(len(pictures))
+        height, width = (side // self._scale_factor for side in pictures[0].pixels.shape[1:])
+        time.sleep(self._encode.seconds((height, width), len(pictures)))
+        zeros = torch.zeros(self._latent_channels, height, width)
+        masked = zeros if self._with_masked else None
+        return [
+            EncodedPicture(
+                zeros, zeros, None if one.mask is None else torch.ones(1, height, width), masked, masked
+            )
+            for one in pictures
+        ]
+
+    def warm_up(self, latent_shape: LatentShape, num_pictures: int) -> None:
+        height, width = (self._scale_factor * side for side in latent_shape)
+        self.encode([PreparedPicture(torch.zeros(3, height, width))] * num_pictures)
 
 
 class SimulatedDecoder:

@@ -5,6 +5,7 @@ import os
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import aclosing
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import ray
@@ -17,7 +18,6 @@ from deployments.cost_measurement import CostMeasurement
 from deployments.denoiser import Denoiser
 from deployments.engine.cost import CostModel, Curve
 from deployments.engine.engine_config import EngineConfig
-from deployments.engine.images import Pixels
 from deployments.engine.messages import (
     Checkpoint,
     DenoisedLatents,
@@ -74,11 +74,11 @@ class MortalEncoder(PromptEncoder):
 class MortalDecoder(VaeDecoder):
     """Its process ends when it decodes latents of only POISONOUS_VALUE. It waits like the encoder."""
 
-    async def _run(self, latents: Sequence[torch.Tensor]) -> list[Pixels]:
+    async def _run(self, batches: Any, latents: Sequence[torch.Tensor]) -> list[Any]:
         await asyncio.sleep(0.2)
         if any(torch.all(item == POISONOUS_VALUE) for item in latents):
             os._exit(1)
-        return await super()._run(latents)
+        return await super()._run(batches, latents)
 
 
 @pytest.fixture

@@ -36,6 +36,7 @@ STAGES: dict[str, Callable[[CostMeasurement, Device], Curve | StageCost]] = {
     "encoder": lambda one, device: one.encode_cost(device.encode, 4),
     "denoiser": lambda one, device: one.forward_cost(device.forward, ENGINE),
     "decoder": lambda one, device: one.decode_cost(device.forward, 4),
+    "picture-encoder": lambda one, device: one.encode_picture_cost(device.forward, 4),
 }
 
 

@@ -1,19 +1,18 @@
 """`midstep profile`, and stages whose cost is known."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
-import torch
 import yaml
 
 from cluster.cli import main
-from deployments.batching import Batching
 from deployments.cost_measurement import CostMeasurement
 from deployments.engine.cost import CostModel, Curve, StageCost
-from deployments.engine.model_source import ModelSource, Placement
-from deployments.vae_decoder import VaeDecoder
+from deployments.engine.fitting import Fitting
+from deployments.forwards import Forwards
+from deployments.shaped_batches import ShapedBatches
 from serve.config.app import AppConfig
-from tests.tiny_models import SHAPES_MODEL
 
 ONE_MS = Curve(0.001, 1, 0.001)
 COST = CostModel(ONE_MS, StageCost((((16, 16), ONE_MS),)), StageCost((((16, 16), ONE_MS),)))
@@ -38,7 +37,9 @@ def test_a_profile_is_measured_once_and_then_known(
         raise AssertionError("measured although it is known")
 
     measurement = CostMeasurement(((16, 16),), known)
+    assert known.encode_picture is not None
     assert measurement.decode_cost(must_not_run, 4) == known.decode
+    assert measurement.encode_picture_cost(must_not_run, 4) == known.encode_picture
     assert measurement.encode_cost(must_not_run, 4) == known.encode
 
 
@@ -52,24 +53,16 @@ def test_an_output_that_cannot_be_written_is_told_before_measuring(
     assert f"argument --output: {output}: File exists" in capsys.readouterr().err
 
 
-def test_the_decoder_holds_the_device_no_longer_than_it_may(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_decoder_holds_the_device_no_longer_than_it_may() -> None:
     """Five images of one size and one of another. Three images take the longest allowed time."""
-    decoder = VaeDecoder(
-        ModelSource(str(SHAPES_MODEL)),
-        Placement(device="simulated"),
-        Batching(8, 0.005),
-        num_threads=1,
-        max_hold_s=0.0035,
-        measurement=CostMeasurement(((16, 16),), COST),
-    )
-    decode, sizes = decoder._decoder.decode, []
+    sizes = []
 
-    def recorded(latents: list[torch.Tensor]) -> list[object]:
+    def decode(latents: Sequence[tuple[int, int]]) -> Sequence[str]:
         sizes.append(len(latents))
-        return decode(latents)
+        return [f"{height}x{width}" for height, width in latents]
 
-    monkeypatch.setattr(decoder._decoder, "decode", recorded)
-    latents = [*torch.zeros(5, 8, 16, 16), torch.zeros(8, 16, 24)]
-    shapes = [pixels.shape for pixels in decoder._decode_by_shape(latents)]
-    assert shapes == [(128, 128, 3)] * 5 + [(128, 192, 3)]
+    batches: ShapedBatches[tuple[int, int], str] = ShapedBatches(
+        decode, lambda shape: shape, COST.decode, 0.0035, Fitting("images"), Forwards()
+    )
+    assert batches.run([(16, 16)] * 4 + [(16, 24), (16, 16)]) == ["16x16"] * 4 + ["16x24", "16x16"]
     assert sorted(sizes) == [1, 2, 3]
