@@ -20,6 +20,18 @@ class InvalidRequestError(MidstepError):
     status, code, title = 400, "invalid_request", "Invalid request"
 
 
+class UnsupportedImageError(InvalidRequestError):
+    """A picture that is no PNG, JPEG or WebP file, or a broken one."""
+
+    status, code, title = 415, "unsupported_image", "Unsupported image"
+
+
+class ImageTooLargeError(InvalidRequestError):
+    """A picture with too many bytes or pixels."""
+
+    status, code, title = 413, "image_too_large", "Image too large"
+
+
 class InvalidApiKeyError(MidstepError):
     """The API key is missing or unknown."""
 

@@ -1,9 +1,59 @@
 """The pipeline's requests and events. All are frozen, and a value of these types is always valid."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from typing import Literal
 
-from deployments.engine.messages import Checkpoint, EncodedImage, ImageFormat, ImageParameters
+from deployments.engine.messages import (
+    Box,
+    Checkpoint,
+    EncodedImage,
+    ImageFormat,
+    ImageParameters,
+    LatentShape,
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StartPicture:
+    """The picture that images start from, without its pixels.
+
+    sha256, mask_sha256: of the client's files, in hexadecimal; None for a mask that is no file of its own
+    height, width: of the picture in pixels
+    crop: the part that is denoised, and the padding that was asked for; None for all of it
+    preserve_unmasked: the pixels that the mask keeps are the picture's own
+    """
+
+    sha256: str
+    mask_sha256: str | None
+    has_mask: bool
+    height: int
+    width: int
+    crop: Box | None = None
+    padding_mask_crop: int | None = None
+    preserve_unmasked: bool = False
+
+    @property
+    def is_laid_around(self) -> bool:
+        """Whether the picture is laid around each image."""
+        return self.crop is not None or self.preserve_unmasked
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HiresPass:
+    """A second pass, which starts from the first one's images in a larger size.
+
+    upscaler: latent enlarges latents, lanczos decoded images; the other fields are as in ImageParameters
+    """
+
+    upscaler: Literal["latent", "lanczos"]
+    scale: float
+    height: int
+    width: int
+    latent_shape: LatentShape
+    strength: float
+    num_inference_steps: int
+    num_calls: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -14,6 +64,7 @@ class GenerationRequest(ImageParameters):
     negative_prompt: None differs from empty: SDXL uses zeros for None, as diffusers does
     seed: seed of the first image; the others use seed + 1, seed + 2, ...
     num_previews: evenly spaced previews of each unfinished image
+    start: the picture that images start from if they have a strength; hires: the second pass, if there is one
     work_s: device-seconds of denoising all images; None if costs were unknown when it was accepted
     """
 
@@ -24,7 +75,42 @@ class GenerationRequest(ImageParameters):
     num_images: int
     image_format: ImageFormat
     num_previews: int = 0
+    start: StartPicture | None = None
+    hires: HiresPass | None = None
     work_s: float | None = None
+
+    @property
+    def passes(self) -> tuple[ImageParameters, ...]:
+        """The denoising passes of each image, in order."""
+        first = ImageParameters(**self.parameters())
+        if self.hires is None:
+            return (first,)
+        second = replace(
+            first,
+            height=self.hires.height,
+            width=self.hires.width,
+            latent_shape=self.hires.latent_shape,
+            strength=self.hires.strength,
+            num_inference_steps=self.hires.num_inference_steps,
+            num_calls=self.hires.num_calls,
+        )
+        return first, second
+
+    @property
+    def steps_per_image(self) -> int:
+        """The steps of all passes of an image."""
+        return sum(one.num_steps for one in self.passes)
+
+    def steps_before(self, in_pass: int) -> int:
+        """The steps of an image's passes before this one."""
+        return sum(one.num_steps for one in self.passes[:in_pass])
+
+    @property
+    def output_size(self) -> tuple[int, int]:
+        """Height and width of the finished images in pixels."""
+        if self.start is not None and self.start.crop is not None:
+            return self.start.height, self.start.width
+        return self.passes[-1].height, self.passes[-1].width
 
     @property
     def rows_per_image(self) -> int:
@@ -66,10 +152,14 @@ class ImagePreview:
 
 @dataclass(frozen=True, slots=True)
 class ImageProgress:
-    """Image image_index has reached a checkpoint. Work before it will not be repeated."""
+    """Image image_index has reached a checkpoint. Work before it will not be repeated.
+
+    steps_done: of its steps_per_image
+    """
 
     image_index: int
     checkpoint: Checkpoint
+    steps_done: int
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,6 +7,7 @@ from importlib import import_module
 
 from ray.serve.handle import DeploymentHandle
 
+from deployments.engine.messages import Picture
 from deployments.engine.model_source import ModelInfo
 from serve.calls.pipeline import Pipeline
 from serve.calls.telemetry import Telemetry
@@ -69,7 +70,7 @@ class Runner:
             await JobRunner(store, object_store(jobs), webhooks, self._generate, settings).run()
 
     async def _generate(
-        self, request: GenerationRequest, resume: Resume
+        self, request: GenerationRequest, picture: Picture | None, resume: Resume
     ) -> AsyncGenerator[GenerationEvent, None]:
         """Generates under the job's id, which then appears in the logs of every stage: there is no HTTP
         request whose id Serve would use. Each job runs in its own task, so the id is that job's only."""
@@ -77,6 +78,6 @@ class Runner:
         # event loop, where leases are renewed.
         await asyncio.to_thread(import_module, "torch")
         set_request_id(request.request_id)
-        async with aclosing(self._pipeline.generate(request, resume)) as events:
+        async with aclosing(self._pipeline.generate(request, picture, resume)) as events:
             async for event in events:
                 yield event

@@ -1,16 +1,16 @@
 """A model as it is served: the requests that it accepts, and their costs."""
 
 import logging
+import math
 import secrets
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
-from typing import Literal, Self
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Self
 
 from deployments.engine.cost import CostModel
-from deployments.engine.messages import ImageFormat
+from deployments.engine.messages import ImageFormat, LatentShape, Picture, steps_from_picture
 from deployments.engine.model_source import ModelInfo
-from deployments.engine.sampler_table import SamplerTable
 from deployments.engine.samplers import (
     SAMPLERS,
     SamplerTables,
@@ -21,58 +21,25 @@ from deployments.engine.samplers import (
 from serve.capacity.estimator import Estimator
 from serve.config.app import AppConfig
 from serve.config.limits import DefaultsConfig, Limits
-from serve.errors import InvalidRequestError
-from serve.generation import GenerationRequest
+from serve.generation import GenerationRequest, HiresPass
+from serve.start_pictures import OpenedPicture, crop_of, open_picture
+from serve.wanted import Wanted
 
 logger = logging.getLogger("ray.serve")
 
 MAX_SEED = 2**53 - 1  # the largest integer that every JSON reader keeps
 _ETA_DIGITS = 2  # each value needs its own tables, which take a while to compile
 MEDIA_TYPES = {"png": "image/png", "webp": "image/webp", "jpg": "image/jpeg", "jpeg": "image/jpeg"}
+_STRENGTH, _HIRES_STRENGTH = 0.8, 0.6  # diffusers' for image to image; enough to draw what enlarging blurs
 RANDOM_SEED = -1  # in other programs this means any seed
 
 
 @dataclass(frozen=True, slots=True)
-class Wanted:
-    """A client's request, well-formed; None for fields that it left out.
+class Accepted:
+    """picture: what the request starts from if it has a `start`"""
 
-    names: the dialect's names of fields that it calls differently, for answers
-    """
-
-    prompt: str
-    model: str | None = None
-    negative_prompt: str | None = None
-    width: int | None = None
-    height: int | None = None
-    num_inference_steps: int | None = None
-    guidance_scale: float | None = None
-    guidance_start: float | None = None
-    guidance_end: float | None = None
-    sampler: str | None = None
-    eta: float | None = None
-    seed: int | None = None
-    num_images: int | None = None
-    deterministic: bool | None = None
-    output_format: Literal["png", "webp", "jpeg", "jpg"] | None = None
-    output_quality: int | None = None
-    num_previews: int | None = None
-    deadline_s: float | None = None
-    priority: int | None = None
-    names: Mapping[str, str] = field(default_factory=dict)
-
-    def name(self, field: str) -> str:
-        """The dialect's name of a field."""
-        return self.names.get(field, field)
-
-    def refusal(self, field: str, sentence: str) -> InvalidRequestError:
-        """The error for a field whose value cannot be served."""
-        name = self.name(field)
-        return InvalidRequestError(f"{name}: {sentence}.", name)
-
-    def check_at_most(self, field: str, given: float, limit: float, unit: str = "") -> None:
-        """Raises InvalidRequestError if the value is above the limit."""
-        if given > limit:
-            raise self.refusal(field, f"{given}{unit} were given; at most {limit}{unit} are allowed")
+    request: GenerationRequest
+    picture: Picture | None
 
 
 @dataclass(frozen=True)
@@ -123,8 +90,9 @@ class ServedModel:
         except UnsupportedSamplerError as error:
             logger.warning("requests that name no sampler are refused: %s", error)
 
-    def accept(self, wanted: Wanted, request_id: str) -> GenerationRequest:
-        """The accepted request. Compiles its sampler's table at the first use, which takes a while.
+    def accept(self, wanted: Wanted, request_id: str) -> Accepted:
+        """The accepted request. Compiles its sampler's table at the first use, and decodes its picture, which
+        takes a while.
 
         Raises InvalidRequestError, which names the field as its dialect does.
         """
@@ -135,10 +103,16 @@ class ServedModel:
             wanted.check_at_most("deadline_s", wanted.deadline_s, self.limits.max_deadline_s)
         guidance_scale = wanted.guidance_scale
         guidance_start, guidance_end = _guidance_interval(wanted)
-        height, width = self._size(wanted)
+        self._check_picture_fields(wanted)
         eta = None if wanted.eta is None else round(wanted.eta, _ETA_DIGITS)
-        sampler, num_inference_steps, table = self._sampler(wanted, eta)
-        factor = self.info.scale_factor
+        sampler, num_inference_steps = self._sampler(wanted, eta)
+        opened = None if wanted.image is None else open_picture(wanted, self.limits)
+        strength = None if opened is None else _strength(wanted, opened, num_inference_steps)
+        height, width = self._size(wanted, opened)
+        start, picture = None, None
+        if opened is not None:
+            self._check_mask(wanted, opened)
+            start, picture = opened.fitted(height, width, crop_of(wanted, opened, height, width), wanted)
         request = GenerationRequest(
             request_id=request_id,
             model=self.shown_id,
@@ -146,9 +120,9 @@ class ServedModel:
             negative_prompt=wanted.negative_prompt,
             height=height,
             width=width,
-            latent_shape=(height // factor, width // factor),
+            latent_shape=self._latent_shape(height, width),
             num_inference_steps=num_inference_steps,
-            num_calls=table.num_calls,
+            num_calls=self._num_calls(wanted, sampler, num_inference_steps, eta, strength),
             guidance_scale=self.defaults.guidance_scale if guidance_scale is None else guidance_scale,
             guidance_start=guidance_start,
             guidance_end=guidance_end,
@@ -161,8 +135,11 @@ class ServedModel:
             num_previews=wanted.num_previews or 0,
             deadline=None if wanted.deadline_s is None else time.time() + wanted.deadline_s,
             priority=wanted.priority or 0,
+            strength=strength,
+            start=start,
         )
-        return replace(request, work_s=self.work_s(request))
+        request = replace(request, hires=self._hires(wanted, request))
+        return Accepted(replace(request, work_s=self.work_s(request)), picture)
 
     def work_s(self, request: GenerationRequest) -> float | None:
         """Device-seconds of denoising an accepted request; None while costs are unknown."""
@@ -174,34 +151,85 @@ class ServedModel:
     def _check_texts(self, wanted: Wanted) -> None:
         for name, text in (("prompt", wanted.prompt), ("negative_prompt", wanted.negative_prompt or "")):
             wanted.check_at_most(name, len(text), self.limits.max_prompt_length, " characters")
-        if not wanted.prompt.strip():
+        if wanted.needs_prompt and not wanted.prompt.strip():
             raise wanted.refusal("prompt", "is empty; say what the picture should show")
 
-    def _size(self, wanted: Wanted) -> tuple[int, int]:
+    def _check_picture_fields(self, wanted: Wanted) -> None:
+        """Fields that only mean something beside a picture, or beside none."""
+        if wanted.image is None:
+            if self.info.needs_mask:
+                raise wanted.refusal(
+                    "image", "is required; this model repaints a picture where a mask says so"
+                )
+            for field in ("mask", "strength", "padding_mask_crop", "preserve_unmasked"):
+                if getattr(wanted, field) is not None:
+                    raise wanted.refusal(field, f"it needs {wanted.name('image')}, the picture to start from")
+        elif wanted.hires is not None:
+            raise wanted.refusal(
+                "hires", "only images from a prompt alone get a second pass; ask for a larger size"
+            )
+
+    def _check_mask(self, wanted: Wanted, opened: OpenedPicture) -> None:
+        if opened.mask is None and self.info.needs_mask:
+            raise wanted.refusal("mask", "is required; this model repaints a picture where a mask says so")
+        if opened.mask is None and wanted.preserve_unmasked:
+            raise wanted.refusal("preserve_unmasked", "it needs a mask")
+
+    def _size(self, wanted: Wanted, opened: OpenedPicture | None) -> tuple[int, int]:
         """The request's height and width in pixels."""
+        height, width = self.default_size
+        if opened is not None and wanted.padding_mask_crop is None:
+            height, width = self._size_of(opened, wanted)
+        height = height if wanted.height is None else wanted.height
+        width = width if wanted.width is None else wanted.width
+        self._check_size(wanted, ("width", "height"), height, width)
+        return height, width
+
+    def _size_of(self, opened: OpenedPicture, wanted: Wanted) -> tuple[int, int]:
+        """The size of a picture, as large as is allowed: rounded down to what the model can make. If one side
+        is given, the other one follows."""
         limits, factor = self.limits, self.info.scale_factor
-        default_height, default_width = self.default_size
-        width = default_width if wanted.width is None else wanted.width
-        height = default_height if wanted.height is None else wanted.height
-        for name, pixels, limit in (
-            ("width", width, limits.max_width),
-            ("height", height, limits.max_height),
+        height, width = opened.size
+        scale = min(
+            1.0,
+            limits.max_height / height,
+            limits.max_width / width,
+            math.sqrt(limits.max_pixels / (height * width)),
+        )
+        if wanted.height is not None:
+            scale = wanted.height / height
+        elif wanted.width is not None:
+            scale = wanted.width / width
+        least = -(-limits.min_size // factor) * factor
+        return (
+            max(least, int(height * scale) // factor * factor),
+            max(least, int(width * scale) // factor * factor),
+        )
+
+    def _check_size(self, wanted: Wanted, names: tuple[str, str], height: int, width: int) -> None:
+        """names: of the fields that say the width and the height"""
+        limits, factor = self.limits, self.info.scale_factor
+        for side, name, pixels, limit in (
+            ("width", names[0], width, limits.max_width),
+            ("height", names[1], height, limits.max_height),
         ):
             if not limits.min_size <= pixels <= limit or pixels % factor:
                 raise wanted.refusal(
                     name,
-                    f"a {name} of {pixels} was given; allowed are multiples of {factor} "
+                    f"a {side} of {pixels} was given; allowed are multiples of {factor} "
                     f"from {limits.min_size} to {limit}",
                 )
         if width * height > limits.max_pixels:
             raise wanted.refusal(
-                "width",
+                names[0],
                 f"{width}x{height} has {width * height} pixels; at most {limits.max_pixels} are allowed",
             )
-        return height, width
 
-    def _sampler(self, wanted: Wanted, eta: float | None) -> tuple[str, int, SamplerTable]:
-        """The sampler's canonical name, the steps, and the table for both."""
+    def _latent_shape(self, height: int, width: int) -> LatentShape:
+        return height // self.info.scale_factor, width // self.info.scale_factor
+
+    def _sampler(self, wanted: Wanted, eta: float | None) -> tuple[str, int]:
+        """The sampler's canonical name, and the steps."""
         steps = wanted.num_inference_steps or self.defaults.num_inference_steps
         wanted.check_at_most("num_inference_steps", steps, self.limits.max_num_inference_steps)
         try:
@@ -211,10 +239,56 @@ class ServedModel:
         if eta is not None and not takes_eta(sampler):
             having = ", ".join(filter(takes_eta, SAMPLERS))
             raise wanted.refusal("eta", f"the sampler {sampler!r} has none; those that have one: {having}")
+        return sampler, steps
+
+    def _num_calls(
+        self, wanted: Wanted, sampler: str, steps: int, eta: float | None, strength: float | None
+    ) -> int:
+        """Model calls of a pass. Compiles its table."""
         try:
-            return sampler, steps, self.tables.table(sampler, steps, eta)
+            return self.tables.table(sampler, steps, eta, strength=strength).num_calls
         except UnsupportedSamplerError as error:
             raise wanted.refusal("num_inference_steps", str(error)) from error
+
+    def _hires(self, wanted: Wanted, first: GenerationRequest) -> HiresPass | None:
+        """The second pass of a request."""
+        if (asked := wanted.hires) is None:
+            return None
+        factor = self.info.scale_factor
+        scale = 1.5 if asked.scale is None else asked.scale
+        height, width = (round(side * scale / factor) * factor for side in (first.height, first.width))
+        self._check_size(wanted, ("hires", "hires"), height, width)
+        steps = asked.num_inference_steps or first.num_inference_steps
+        if steps > self.limits.max_num_inference_steps:
+            raise wanted.refusal(
+                "hires",
+                f"{steps} steps were given; at most {self.limits.max_num_inference_steps} are allowed",
+            )
+        strength = _HIRES_STRENGTH if asked.strength is None else asked.strength
+        if steps_from_picture(steps, strength) < 1:
+            raise wanted.refusal("hires", f"strength {strength:g} of {steps} steps leaves no step")
+        return HiresPass(
+            upscaler=asked.upscaler or "lanczos",
+            scale=scale,
+            height=height,
+            width=width,
+            latent_shape=self._latent_shape(height, width),
+            strength=strength,
+            num_inference_steps=steps,
+            num_calls=self._num_calls(wanted, first.sampler, steps, first.eta, strength),
+        )
+
+
+def _strength(wanted: Wanted, opened: OpenedPicture, steps: int) -> float:
+    """The share of the steps that is done."""
+    strength = wanted.strength
+    if strength is None:
+        strength = _STRENGTH if opened.mask is None else 1.0
+    if steps_from_picture(steps, strength) < 1:
+        raise wanted.refusal(
+            "strength", f"{strength:g} of {steps} steps leaves no step; at least {1 / steps:.2g} does"
+        )
+    return strength
 
 
 def _seed(wanted: Wanted, num_images: int) -> int:
@@ -248,9 +322,3 @@ def _image_format(wanted: Wanted) -> ImageFormat:
     if output_format == "png" and wanted.output_quality not in (None, 100):
         raise wanted.refusal("output_quality", "PNG is lossless; choose webp or jpeg")
     return ImageFormat(MEDIA_TYPES[output_format], wanted.output_quality)
-
-
-def shown(value: object) -> str:
-    """A client's value, cut to fit into a sentence."""
-    text = repr(value)
-    return text if len(text) <= 60 else text[:57] + "..."

@@ -12,7 +12,8 @@ from deployments.engine.model_source import ModelInfo
 from deployments.engine.step_scheduler import Group
 from serve.config.app import AppConfig
 from serve.generation import GenerationRequest
-from serve.served_model import ServedModel, Wanted
+from serve.served_model import ServedModel
+from serve.wanted import Wanted
 
 
 @dataclass(frozen=True)
@@ -70,7 +71,7 @@ class Model:
             seed=planned.seed,
             num_images=planned.num_images,
         )
-        return self.served.accept(wanted, request_id)
+        return self.served.accept(wanted, request_id).request
 
     def work_s(self, planned: PlannedRequest) -> float:
         """Device-seconds of denoising the request. Raises InvalidRequestError."""

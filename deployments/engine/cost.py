@@ -169,6 +169,7 @@ class CostModel:
         row_cap: int,
         other_rows: int,
         fixed_rows: int | None = None,
+        starts_from_picture: bool = False,
     ) -> float:
         """Seconds until a request's last image is done.
 
@@ -184,7 +185,11 @@ class CostModel:
             turns = math.ceil(own_rows / forward_rows)
             denoise_s += turns * num_calls * self.forward.seconds(shape, forward_rows)
         num_texts = max(rows for rows, calls in calls_by_rows.items() if calls)
-        return denoise_s + self.encode.seconds(num_texts) + self.decode.seconds(shape, num_images)
+        # The text and the picture are encoded at the same time.
+        encode_s = self.encode.seconds(num_texts)
+        if starts_from_picture:
+            encode_s = max(encode_s, self.picture.seconds(shape, 1))
+        return denoise_s + encode_s + self.decode.seconds(shape, num_images)
 
 
 def counts_to_measure(most: int) -> list[int]:

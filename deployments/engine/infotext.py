@@ -1,6 +1,7 @@
 """A1111's text in pictures, for programs that read it there."""
 
 import json
+from collections.abc import Mapping
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 
@@ -15,10 +16,16 @@ _SAMPLERS: dict[str, tuple[str, dict[str, str]]] = {
 }
 
 
-def infotext(image: ImageParameters, prompt: str, negative_prompt: str | None, model: str) -> str:
+def infotext(
+    image: ImageParameters,
+    prompt: str,
+    negative_prompt: str | None,
+    model: str,
+    more: Mapping[str, str] | None = None,
+) -> str:
     """The text of A1111's chunk `parameters`, like its `create_infotext` (modules/processing.py).
 
-    image: with the seed of this picture
+    image: with the seed of this picture; more: further settings by A1111's names
     """
     sampler, settings = _SAMPLERS.get(image.sampler, (image.sampler, {}))
     if image.eta is not None:
@@ -32,6 +39,7 @@ def infotext(image: ImageParameters, prompt: str, negative_prompt: str | None, m
         "Model": model,
         "RNG": "CPU",  # makes A1111 draw the same noise
         **settings,
+        **(more or {}),
         "Version": f"midstep {_version()}",
     }
     last_line = ", ".join(f"{name}: {_quoted(value)}" for name, value in parameters.items())

@@ -2,10 +2,9 @@
 
 import asyncio
 import time
-import uuid
 from collections.abc import AsyncGenerator, Awaitable, Collection, Sequence
 from contextlib import aclosing
-from dataclasses import fields, replace
+from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 from opentelemetry.context import Context
@@ -13,19 +12,22 @@ from ray.exceptions import RayError
 from ray.serve.handle import DeploymentHandle
 
 from deployments.engine.cost import CostModel
-from deployments.engine.infotext import infotext
 from deployments.engine.messages import (
     Checkpoint,
     DenoisedLatents,
     DenoiseEvent,
     DenoiseRequest,
     EncodedImage,
+    EncodedPicture,
     ImageFormat,
+    Picture,
     PromptEmbeds,
     StepProgress,
 )
 from deployments.engine.prompt_text import PromptText
+from serve.calls.denoise_requests import denoise_request
 from serve.calls.failover import call, call_once, denoise, retried
+from serve.calls.image_metadata import image_metadata
 from serve.calls.telemetry import Telemetry
 from serve.errors import DeadlineExceededError, NotReadyError
 from serve.generation import (
@@ -41,8 +43,6 @@ from serve.generation import (
 Result = TypeVar("Result")
 
 FROM_THE_START = Resume()
-# Parameters that a picture's metadata leaves out where they have their default values.
-_ONLY_IF_UNUSUAL = {"eta", "guidance_start", "guidance_end"}
 PREVIEW_FORMAT = ImageFormat("image/jpeg", quality=80)
 
 
@@ -60,23 +60,27 @@ class Pipeline:
         self._denoiser = denoiser
         self._decoder = decoder
         self._telemetry = telemetry
-        # In the cost model's order.
         self._stages = {"encoder": encoder, "denoiser": denoiser, "decoder": decoder}
         self._costs: dict[str, Any] = {}  # by stage
         self._cost_model: CostModel | None = None
 
     async def generate(
-        self, request: GenerationRequest, resume: Resume = FROM_THE_START
+        self,
+        request: GenerationRequest,
+        picture: Picture | None = None,
+        resume: Resume = FROM_THE_START,
     ) -> AsyncGenerator[GenerationEvent, None]:
         """PromptEncoded, then progress, previews and ImageDone of all images, as they come.
 
+        picture: what a request with a `start` starts from
         Leaving the iterator cancels the work. Raises DeadlineExceededError and GenerationFailedError.
         """
         with self._telemetry.request(request) as context:
-            embeds = await _until(request.deadline, self._encode(request, context))
+            embeds, encoded = await _until(request.deadline, self._encode_both(request, picture, context))
             yield PromptEncoded(embeds.num_tokens, embeds.negative_num_tokens, embeds.max_tokens)
+            inputs = _Inputs(embeds, picture, encoded)
             images = [
-                self._image(request, index, embeds, resume.checkpoints.get(index), context)
+                self._image(request, index, inputs, resume.checkpoints.get(index), context)
                 for index in range(request.num_images)
                 if index not in resume.done
             ]
@@ -126,9 +130,22 @@ class Pipeline:
         async def ask(stage: str) -> None:
             self._costs[stage] = await call_once(self._stages[stage].cost.remote)
             if self._costs.keys() == self._stages.keys():
-                self._cost_model = CostModel(*(self._costs[stage] for stage in self._stages))
+                decode, encode_picture = self._costs["decoder"]
+                self._cost_model = CostModel(
+                    self._costs["encoder"], self._costs["denoiser"], decode, encode_picture
+                )
 
         await asyncio.gather(*map(ask, stages))
+
+    async def _encode_both(
+        self, request: GenerationRequest, picture: Picture | None, context: Context
+    ) -> tuple[PromptEmbeds, EncodedPicture | None]:
+        """Encodes the text and, at the same time, the picture."""
+        encoding = asyncio.ensure_future(self._encode_picture(request, picture, context))
+        try:
+            return await self._encode(request, context), await encoding
+        finally:
+            encoding.cancel()
 
     async def _encode(self, request: GenerationRequest, context: Context) -> PromptEmbeds:
         text = PromptText(request.prompt, request.negative_prompt, request.is_guided, request.deterministic)
@@ -136,37 +153,87 @@ class Pipeline:
             embeds: PromptEmbeds = await call(request.request_id, self._encoder, "encode", text)
         return embeds
 
+    async def _encode_picture(
+        self, request: GenerationRequest, picture: Picture | None, context: Context
+    ) -> EncodedPicture | None:
+        if picture is None:
+            return None
+        wanted = (picture, request.height, request.width, request.deterministic)
+        with self._telemetry.stage("encode picture", request, context):
+            encoded: EncodedPicture = await call(request.request_id, self._decoder, "encode", *wanted)
+        return encoded
+
     async def _image(
         self,
         request: GenerationRequest,
         index: int,
-        embeds: PromptEmbeds,
+        inputs: "_Inputs",
         resume_from: Checkpoint | None,
         context: Context,
     ) -> AsyncGenerator[GenerationEvent, None]:
         """Every image is a separate request to the denoiser, so that images can spread over replicas."""
-        wanted = _denoise_request(request, index, embeds, resume_from)
-        num_previews = 0
-        latents = None
-        async with aclosing(self._denoise(request, index, wanted, context)) as events:
-            async for event in events:
-                match event:
-                    case StepProgress(_, step, preview_latents):
-                        # After a restart the steps come again; no preview is shown twice.
-                        if step in sorted(wanted.preview_steps)[num_previews:]:
-                            preview = await self._preview(request.request_id, preview_latents)
-                            yield ImagePreview(index, num_previews, step, preview)
-                            num_previews += 1
-                    case Checkpoint():
-                        yield ImageProgress(index, event)
-                    case DenoisedLatents():
-                        latents = event.latents
-        seed = request.seed + index
-        metadata = _metadata(request, seed)
-        wanted_image = (latents, request.image_format, metadata, request.deterministic)
+        num_previews, latents = 0, None
+        first_pass = 0 if resume_from is None else resume_from.in_pass
+        for in_pass in range(first_pass, len(request.passes)):
+            start = await self._start(request, in_pass, inputs, latents, resume_from, context)
+            wanted = denoise_request(request, index, in_pass, inputs.embeds, start, resume_from)
+            resume_from = None
+            steps_before = request.steps_before(in_pass)
+            unseen = sorted(wanted.preview_steps)
+            async with aclosing(self._denoise(request, index, wanted, context)) as events:
+                async for event in events:
+                    match event:
+                        case StepProgress(_, step, preview_latents):
+                            # After a restart the steps come again; no preview is shown twice.
+                            if step in unseen:
+                                del unseen[: unseen.index(step) + 1]
+                                preview = await self._preview(request.request_id, preview_latents)
+                                yield ImagePreview(index, num_previews, steps_before + step, preview)
+                                num_previews += 1
+                        case Checkpoint():
+                            kept = replace(event, in_pass=in_pass)
+                            yield ImageProgress(index, kept, steps_before + event.step)
+                        case DenoisedLatents():
+                            latents = event.latents
+        image = await self._decode(request, index, latents, inputs.picture, context)
+        yield ImageDone(index, request.seed + index, image)
+
+    async def _decode(
+        self,
+        request: GenerationRequest,
+        index: int,
+        latents: Any,
+        picture: Picture | None,
+        context: Context,
+    ) -> EncodedImage:
+        metadata = image_metadata(request, request.seed + index)
+        around = picture if request.start is not None and request.start.is_laid_around else None
+        wanted = (latents, request.image_format, metadata, request.deterministic, around)
         with self._telemetry.stage("decode", request, context, image_index=index):
-            image: EncodedImage = await call(request.request_id, self._decoder, "decode", *wanted_image)
-        yield ImageDone(index, seed, image)
+            image: EncodedImage = await call(request.request_id, self._decoder, "decode", *wanted)
+        return image
+
+    async def _start(
+        self,
+        request: GenerationRequest,
+        in_pass: int,
+        inputs: "_Inputs",
+        latents: Any,
+        resume_from: Checkpoint | None,
+        context: Context,
+    ) -> EncodedPicture | None:
+        """What a pass starts from. latents: of the pass before"""
+        if in_pass == 0:
+            return inputs.encoded
+        assert request.hires is not None, "only this makes a second pass"
+        if resume_from is not None:
+            # The checkpoint has the latents. Only the number of draws matters, which the upscaler decides.
+            nothing = resume_from.state[0].new_zeros(resume_from.state[0].shape)
+            return EncodedPicture(nothing, None if request.hires.upscaler == "latent" else nothing)
+        wanted = (latents, request.hires.latent_shape, request.hires.upscaler, request.deterministic)
+        with self._telemetry.stage("enlarge", request, context):
+            enlarged: EncodedPicture = await call(request.request_id, self._decoder, "enlarge", *wanted)
+        return enlarged
 
     async def _denoise(
         self, request: GenerationRequest, index: int, wanted: DenoiseRequest, context: Context
@@ -174,7 +241,7 @@ class Pipeline:
         attributes = {
             "image_index": index,
             "rows": wanted.rows_at(wanted.first_call),
-            "steps": wanted.num_inference_steps,
+            "steps": wanted.num_steps,
             "resumed": wanted.resume_from is not None,
         }
         with self._telemetry.stage("denoise", request, context, **attributes):
@@ -188,47 +255,13 @@ class Pipeline:
         )
 
 
-def _denoise_request(
-    request: GenerationRequest, index: int, embeds: PromptEmbeds, resume_from: Checkpoint | None
-) -> DenoiseRequest:
-    return DenoiseRequest(
-        # Clients choose request ids and may use one twice at once; the engine's ids must differ.
-        request_id=f"{request.request_id}/{index}/{uuid.uuid4().hex[:8]}",
-        embeds=embeds,
-        preview_steps=preview_steps(request.num_inference_steps, request.num_previews),
-        work_s=None if request.work_s is None else request.work_s / request.num_images,
-        resume_from=resume_from,
-        **request.parameters() | {"seed": request.seed + index},
-    )
+@dataclass(frozen=True, slots=True)
+class _Inputs:
+    """What all images of a request share. encoded: the encoded picture"""
 
-
-def preview_steps(num_inference_steps: int, num_previews: int) -> frozenset[int]:
-    """Evenly spaced steps before the last one; fewer than requested if there are too few steps."""
-    parts = num_previews + 1
-    steps = (round(num_inference_steps * part / parts) for part in range(1, parts))
-    return frozenset(step for step in steps if 0 < step < num_inference_steps)
-
-
-def _metadata(request: GenerationRequest, seed: int) -> dict[str, str]:
-    """Everything that is needed to make the picture again."""
-    unusual = {
-        field.name: str(value)
-        for field in fields(request)
-        if field.name in _ONLY_IF_UNUSUAL and (value := getattr(request, field.name)) != field.default
-    }
-    return {
-        "prompt": request.prompt,
-        "negative_prompt": request.negative_prompt or "",
-        "seed": str(seed),
-        "sampler": request.sampler,
-        "num_inference_steps": str(request.num_inference_steps),
-        "guidance_scale": str(request.guidance_scale),
-        **unusual,
-        "model": request.model,
-        "parameters": infotext(
-            replace(request, seed=seed), request.prompt, request.negative_prompt, request.model
-        ),
-    }
+    embeds: PromptEmbeds
+    picture: Picture | None
+    encoded: EncodedPicture | None
 
 
 async def _merge(

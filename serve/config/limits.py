@@ -10,6 +10,7 @@ from serve.config.schema import MAIN, Section
 MIN_SIZE = 64  # pixels, in each direction
 MAX_PROMPT_LENGTH = 4000  # characters, of either prompt
 MAX_DEADLINE_S = 3600.0
+MAX_IMAGE_BYTES = 24 * 2**20  # a body has 32 MiB, and base64 makes a third more of it
 _TIMES_OWN_SIZE = 2
 
 Pixels = PositiveInt | Literal["auto"]
@@ -37,6 +38,8 @@ class Limits:
     max_num_images: int
     max_prompt_length: int
     max_deadline_s: float
+    max_image_pixels: int
+    max_image_bytes: int
 
 
 class LimitsConfig(Section):
@@ -49,6 +52,12 @@ class LimitsConfig(Section):
         100, description="Most denoising steps", json_schema_extra=MAIN
     )
     max_num_images: Annotated[int, Field(ge=1, le=10)] = Field(10, description="Most images of a request")
+    max_image_pixels: PositiveInt = Field(
+        40_000_000, description="Most pixels of a picture to start from, before it is brought to its size"
+    )
+    max_image_bytes: Annotated[int, Field(ge=1, le=MAX_IMAGE_BYTES)] = Field(
+        20 * 2**20, description="Most bytes of a picture to start from"
+    )
     max_queue: PositiveInt = Field(
         64,
         description="Most images that an ingress replica has accepted and not finished",
@@ -81,4 +90,6 @@ class LimitsConfig(Section):
             max_num_images=self.max_num_images,
             max_prompt_length=MAX_PROMPT_LENGTH,
             max_deadline_s=MAX_DEADLINE_S,
+            max_image_pixels=self.max_image_pixels,
+            max_image_bytes=self.max_image_bytes,
         )

@@ -32,9 +32,11 @@ from serve.http.health import HealthRoutes, learned_cost
 from serve.http.methods import Options
 from serve.http.metrics import MetricsRoute
 from serve.http.openai.answer_images import AnswerImages
+from serve.http.openai.edit_bodies import EditBodies
 from serve.http.openai.images import ImagesRoute
 from serve.http.openai.models import ModelsRoutes
 from serve.http.openapi import openapi_document
+from serve.http.picture_sources import PictureSources
 from serve.http.problems import EXCEPTION_HANDLERS
 from serve.http.replicate.account import AccountRoutes
 from serve.http.replicate.files import ReplicateFilesRoutes
@@ -42,7 +44,9 @@ from serve.http.replicate.models import ReplicateModelsRoutes
 from serve.http.replicate.prediction import describe
 from serve.http.replicate.predictions import PredictionsRoutes
 from serve.http.versionless import with_versionless
+from serve.jobs.inputs import JobInputs
 from serve.jobs.load import JobLoad
+from serve.jobs.objects import ObjectStore
 from serve.jobs.opening import opened
 from serve.jobs.resources import job_store, object_store
 from serve.jobs.store import JobStore
@@ -80,8 +84,20 @@ def build_http_app(
     admission = Admission(
         config.limits.max_queue, config.limits.max_wait_s, fleet.denoisers_per_ingress, job_load.share
     )
-    desk = FrontDesk({model.id: model}, pipeline, admission, RateLimits(fleet.num_ingresses), store)
-    routes, open_routes = _routes(config, info, desk, store, readiness)
+    desk = FrontDesk(
+        {model.id: model},
+        pipeline,
+        admission,
+        RateLimits(fleet.num_ingresses),
+        store,
+        JobInputs(object_store(config.jobs)),
+    )
+    objects = object_store(config.jobs)
+    uploads = Uploads(store.database, objects)
+    sources = PictureSources(
+        uploads, objects, config.limits.max_image_bytes, config.jobs.allow_private_webhooks
+    )
+    routes, open_routes = _routes(config, info, desk, store, uploads, objects, sources, readiness)
 
     async def warn_of_problems() -> None:
         _warn_of_problems(config, info, await learned_cost(pipeline, readiness))
@@ -91,7 +107,11 @@ def build_http_app(
         # A replica gets requests as soon as this has begun, so none waits for an import.
         await asyncio.to_thread(model.prepare)
         limit = _show_limit(config.limits.max_wait_s)
-        async with opened(store), _running(warn_of_problems(), fleet.watch(), job_load.watch(), limit):
+        async with (
+            opened(store),
+            sources.running(),
+            _running(warn_of_problems(), fleet.watch(), job_load.watch(), limit),
+        ):
             yield
 
     app = _Application(
@@ -114,14 +134,20 @@ def build_http_app(
 
 
 def _routes(
-    config: AppConfig, info: ModelInfo, desk: FrontDesk, store: JobStore, readiness: Readiness
+    config: AppConfig,
+    info: ModelInfo,
+    desk: FrontDesk,
+    store: JobStore,
+    uploads: Uploads,
+    objects: ObjectStore,
+    sources: PictureSources,
+    readiness: Readiness,
 ) -> tuple[list[Route], list[Route]]:
     """All routes, and those of them that need no keys: browsers and Replicate's client fetch images by URLs
     that nobody can guess."""
-    objects = object_store(config.jobs)
-    files = ReplicateFilesRoutes(Uploads(store.database, objects), objects, config.jobs.public_url)
+    files = ReplicateFilesRoutes(uploads, objects, config.jobs.public_url)
     predictions = PredictionsRoutes(
-        config, desk, store, config.images_per_runner(info) * config.jobs.num_runners
+        config, desk, store, sources, config.images_per_runner(info) * config.jobs.num_runners
     )
     open_routes = with_versionless(
         [
@@ -135,7 +161,7 @@ def _routes(
     routes = [
         *with_versionless(
             [
-                *ImagesRoute(desk, AnswerImages(objects, config.jobs)).routes,
+                *ImagesRoute(desk, AnswerImages(objects, config.jobs), EditBodies(sources)).routes,
                 *ModelsRoutes(desk, config.jobs.public_url).routes,
                 *ReplicateModelsRoutes(desk, config.jobs.public_url).routes,
                 *predictions.routes,

@@ -24,8 +24,8 @@ from starlette.requests import ClientDisconnect, Request
 
 from serve.config.schema import models_in
 from serve.errors import BodyTooLargeError, ClientLeftError, InvalidRequestError, UnsupportedEncodingError
-from serve.http.limits import MAX_BODY_BYTES
-from serve.served_model import shown
+from serve.http.limits import max_body_bytes
+from serve.wanted import shown
 
 _GZIP_MAGIC = b"\x1f\x8b"
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"  # RFC 8259 forbids sending it and allows ignoring it
@@ -107,16 +107,16 @@ Schema = TypeVar("Schema", bound=Body)
 async def bounded_body(request: Request) -> bytes:
     """The body, without a byte order mark.
 
-    Raises BodyTooLargeError as soon as more than MAX_BODY_BYTES have arrived, UnsupportedEncodingError if it
+    Raises BodyTooLargeError as soon as more has arrived than its path allows, UnsupportedEncodingError if it
     is compressed, and ClientLeftError if it never arrived completely.
     """
     check_encoding(request)
-    body = bytearray()
+    body, most = bytearray(), max_body_bytes(request.url.path)
     try:
         async for chunk in request.stream():
             body += chunk
-            if len(body) > MAX_BODY_BYTES:
-                raise BodyTooLargeError(f"The body is larger than {MAX_BODY_BYTES} bytes.")
+            if len(body) > most:
+                raise BodyTooLargeError(f"The body is larger than {most} bytes.")
     except ClientDisconnect as error:
         raise ClientLeftError("The client left before its request was complete.") from error
     if body.startswith(_GZIP_MAGIC):
@@ -140,11 +140,23 @@ def parse_body(schema: type[Schema], body: bytes) -> Schema:
     try:
         return schema.model_validate_json(body)
     except ValidationError as error:
-        problems = error.errors(include_url=False)
+        raise _refusal(schema, error) from error
+
+
+def parse_fields(schema: type[Schema], fields: Mapping[str, str]) -> Schema:
+    """Parses the fields of a form, where numbers are text. Raises InvalidRequestError like `parse_body`."""
+    try:
+        return schema.model_validate(fields, strict=False)
+    except ValidationError as error:
+        raise _refusal(schema, error) from error
+
+
+def _refusal(schema: type[Body], error: ValidationError) -> InvalidRequestError:
+    problems = error.errors(include_url=False)
     messages = [_sentence(schema, problem) for problem in problems[:MAX_PROBLEMS]]
     if len(problems) > MAX_PROBLEMS:
         messages.append(f"and {len(problems) - MAX_PROBLEMS} problems more")
-    raise InvalidRequestError("; ".join(messages) + ".", _path(problems[0]["loc"]) or None)
+    return InvalidRequestError("; ".join(messages) + ".", _path(problems[0]["loc"]) or None)
 
 
 def _path(location: tuple[int | str, ...]) -> str:

@@ -5,7 +5,7 @@ import logging
 from ray.exceptions import RayError
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from serve.served_model import shown
+from serve.wanted import shown
 
 logger = logging.getLogger("ray.serve")
 

@@ -6,14 +6,16 @@ NUM_INFERENCE_STEPS = AliasChoices("num_inference_steps", "steps", "num_steps")
 GUIDANCE_SCALE = AliasChoices("guidance_scale", "cfg_scale", "cfg", "guidance")
 NEGATIVE_PROMPT = AliasChoices("negative_prompt", "negativePrompt")
 
-_IMAGE_IN = "pictures are made from a prompt alone; image-to-image is not offered yet"
+IMAGE_NAMES = ("image", "images", "image[]", "image_url", "init_image", "input_image")
+MASK_NAMES = ("mask", "mask_image", "mask_url")
+_STRENGTH_NAMES = ("strength", "prompt_strength", "denoising_strength")
+IMAGE, MASK, STRENGTH = AliasChoices(*IMAGE_NAMES), AliasChoices(*MASK_NAMES), AliasChoices(*_STRENGTH_NAMES)
+# The fields of requests that start from a picture.
+PICTURE_FIELDS = (*IMAGE_NAMES, *MASK_NAMES, *_STRENGTH_NAMES, "padding_mask_crop", "preserve_unmasked")
+
 _LORA = "LoRAs are not offered yet"
 NOT_OFFERED = {
-    **dict.fromkeys(
-        ("image", "images", "image_url", "init_image", "input_image", "reference_images"), _IMAGE_IN
-    ),
-    **dict.fromkeys(("strength", "prompt_strength", "denoising_strength"), _IMAGE_IN),
-    **dict.fromkeys(("mask", "mask_image"), "inpainting is not offered yet"),
+    "reference_images": "pictures to refer to are not offered; a request can start from one picture",
     **dict.fromkeys(("lora", "loras", "lora_weights", "hf_lora", "extra_lora", "replicate_weights"), _LORA),
     **dict.fromkeys(
         ("controlnet", "controlnets", "control_image", "controlnet_conditioning_scale"),
@@ -21,5 +23,5 @@ NOT_OFFERED = {
     ),
     "clip_skip": "the text encoder's last layers cannot be skipped yet",
     "refiner": "a refiner is not offered yet",
-    "hires_fix": "pictures are not enlarged afterwards yet; ask for the size that is wanted",
+    "hires_fix": "a second pass is asked for by `hires`",
 }

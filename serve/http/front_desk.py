@@ -7,18 +7,23 @@ now, or a job.
 import asyncio
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from functools import partial
 
+from deployments.engine.messages import Picture
 from serve.calls.pipeline import Pipeline
 from serve.capacity.admission import Admission
 from serve.capacity.rate_limits import RateLimits
 from serve.clients import Client
-from serve.errors import ModelNotFoundError
+from serve.errors import MidstepError, ModelNotFoundError
 from serve.generation import GenerationEvent, GenerationRequest
+from serve.jobs.inputs import JobInputs
 from serve.jobs.job import Job, NewJob
 from serve.jobs.store import JobStore
-from serve.served_model import ServedModel, Wanted, shown
+from serve.served_model import Accepted, ServedModel
+from serve.wanted import Wanted, shown
+
+_DECODED_AT_ONCE = 2  # pictures, each of which may take a few hundred megabytes while it is decoded
 
 
 class Generation:
@@ -54,6 +59,7 @@ class FrontDesk:
         admission: Admission,
         rate_limits: RateLimits,
         store: JobStore,
+        inputs: JobInputs,
     ) -> None:
         self.models = models
         self.names = {alias: one for one in models.values() for alias in one.aliases} | dict(models)
@@ -62,6 +68,8 @@ class FrontDesk:
         self._admission = admission
         self._rate_limits = rate_limits
         self._store = store
+        self._inputs = inputs
+        self._decoding = asyncio.Semaphore(_DECODED_AT_ONCE)
 
     def model(self, name: str | None, field: str) -> ServedModel:
         """The model with that id or alias. Without one, the only model if there is only one.
@@ -80,7 +88,9 @@ class FrontDesk:
 
         Raises a MidstepError for a refusal, before any work is done.
         """
-        model, request = await self._accepted(wanted, request_id)
+        model = self.model(wanted.model, wanted.name("model"))
+        accepted = await self._accepted(model, wanted, request_id)
+        request = accepted.request
         with ExitStack() as held:
             with self._rate_limits.charged(client, request):
                 held.enter_context(self._admission.admitted(request))
@@ -88,7 +98,8 @@ class FrontDesk:
                     cost = await self._pipeline.cost_model(request.deadline)
                     latency_s = partial(model.estimator.latency_s, request, cost)
                     self._admission.check_deadline(request, latency_s)
-            return Generation(request, self._pipeline.generate(request), held.pop_all())
+            events = self._pipeline.generate(request, accepted.picture)
+            return Generation(request, events, held.pop_all())
 
     async def submit_job(
         self, wanted: Wanted, client: Client, job_id: str, new_job: Callable[[GenerationRequest], NewJob]
@@ -98,14 +109,34 @@ class FrontDesk:
         new_job: makes the job's record from the accepted request
         Raises a MidstepError for a refusal.
         """
-        _, request = await self._accepted(wanted, job_id)
-        with self._rate_limits.charged(client, request) as give_back:
-            job = await self._store.create(new_job(request))
+        model = self.model(wanted.model, wanted.name("model"))
+        accepted = await self._accepted(model, wanted, job_id)
+        with self._rate_limits.charged(client, accepted.request) as give_back:
+            job = await self._created(new_job(accepted.request), accepted.picture)
             if job.id != job_id:
                 give_back()  # it was charged when it was made
         return job
 
-    async def _accepted(self, wanted: Wanted, request_id: str) -> tuple[ServedModel, GenerationRequest]:
-        model = self.model(wanted.model, wanted.name("model"))
-        # In a thread, because a sampler takes a while at its first use.
-        return model, await asyncio.to_thread(model.accept, wanted, request_id)
+    async def _created(self, new: NewJob, picture: Picture | None) -> Job:
+        """The job, whose picture is on disk before it is."""
+        if picture is None:
+            return await self._store.create(new)
+        job_id = new.request.request_id
+        await self._inputs.keep(job_id, picture)
+        try:
+            job = await self._store.create(new)
+        except MidstepError:  # nothing was written; if the client leaves, the job may still be
+            with suppress(MidstepError):
+                await self._inputs.delete(job_id)
+            raise
+        if job.id != job_id:
+            with suppress(MidstepError):  # a runner deletes what stays
+                await self._inputs.delete(job_id)
+        return job
+
+    async def _accepted(self, model: ServedModel, wanted: Wanted, request_id: str) -> Accepted:
+        """In a thread, because a sampler takes a while at its first use, and a picture always does."""
+        if wanted.image is None:
+            return await asyncio.to_thread(model.accept, wanted, request_id)
+        async with self._decoding:
+            return await asyncio.to_thread(model.accept, wanted, request_id)

@@ -5,6 +5,8 @@ MAX_UPLOAD_BYTES = 1 << 25
 BODY_TIMEOUT_S = 60.0  # for the whole body
 _UPLOAD_TIMES = 10  # a file may take this many times as long
 HEADERS_TIMEOUT_S = 30.0
+# Files, as they are or in data URLs.
+_TAKING_FILES = ("/files", "/images/edits", "/images/variations", "/predictions")
 
 
 def max_body_bytes(path: str) -> int:
@@ -18,4 +20,4 @@ def body_times(path: str) -> int:
 
 
 def _takes_files(path: str) -> bool:
-    return path.endswith("/files")
+    return path.endswith(_TAKING_FILES)

@@ -2,7 +2,7 @@
 
 from deployments.engine.prompt_text import literal_syntax
 from serve.generation import GenerationRequest
-from serve.served_model import shown
+from serve.wanted import shown
 
 
 def syntax_warnings(request: GenerationRequest) -> list[str]:

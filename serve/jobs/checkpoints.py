@@ -21,7 +21,7 @@ def to_bytes(checkpoint: Checkpoint, fingerprint: str) -> bytes:
     import torch  # noqa: PLC0415 - runners are there sooner without it
     from safetensors.torch import save  # noqa: PLC0415
 
-    progress = torch.tensor([checkpoint.step, checkpoint.call])
+    progress = torch.tensor([checkpoint.step, checkpoint.call, checkpoint.in_pass])
     made_by = torch.tensor(list(bytes.fromhex(fingerprint)), dtype=torch.uint8)
     return save({"state": checkpoint.state, "progress": progress, "fingerprint": made_by})
 
@@ -37,5 +37,5 @@ def from_bytes(data: bytes, fingerprint: str) -> Checkpoint:
     made_by = tensors.get("fingerprint")
     if made_by is None or bytes(made_by.tolist()).hex() != fingerprint:
         raise UnusableCheckpointError("it was made with other weights or by another version of the engine")
-    step, call = tensors["progress"].tolist()
-    return Checkpoint("", step, call, tensors["state"])
+    step, call, *passes = tensors["progress"].tolist()  # older versions had one pass only
+    return Checkpoint("", step, call, tensors["state"], *passes)

@@ -108,7 +108,7 @@ class Job:
 
     @property
     def num_steps(self) -> int:
-        return self.request.num_images * self.request.num_inference_steps
+        return self.request.num_images * self.request.steps_per_image
 
     @property
     def fraction_done(self) -> float:

@@ -12,11 +12,12 @@ from contextlib import aclosing, suppress
 from dataclasses import dataclass
 from functools import partial
 
-from deployments.engine.messages import Checkpoint
-from serve.errors import MidstepError, ObjectNotFoundError
+from deployments.engine.messages import Checkpoint, Picture
+from serve.errors import GenerationFailedError, MidstepError, ObjectNotFoundError
 from serve.generation import GenerationEvent, GenerationRequest, ImageDone, ImageProgress, Resume
 from serve.jobs.checkpoints import UnusableCheckpointError, checkpoint_key, from_bytes, to_bytes
 from serve.jobs.deliveries import Deliveries
+from serve.jobs.inputs import JobInputs
 from serve.jobs.job import Job
 from serve.jobs.metrics import JobMetrics
 from serve.jobs.objects import ANSWERS_FOLDER, ObjectStore, image_key
@@ -28,7 +29,7 @@ from serve.jobs.webhooks import WebhookSender
 
 logger = logging.getLogger("ray.serve")
 
-Generate = Callable[[GenerationRequest, Resume], AsyncGenerator[GenerationEvent, None]]
+Generate = Callable[[GenerationRequest, Picture | None, Resume], AsyncGenerator[GenerationEvent, None]]
 
 _PROGRESS_INTERVAL_S = 0.5
 _SWEEP_INTERVAL_S = 3.0  # only used if looks are further apart
@@ -78,6 +79,7 @@ class JobRunner:
         self._queue = store.queue
         self._objects = objects
         self._uploads = Uploads(store.database, objects)
+        self._inputs = JobInputs(objects)
         self._generate = generate
         self._settings = settings
         self._running: dict[str, _Running] = {}
@@ -103,6 +105,7 @@ class JobRunner:
                 loops.create_task(every(_EXPIRY_INTERVAL_S, self._expire))
                 loops.create_task(every(_EXPIRY_INTERVAL_S, self._expire_answers))
                 loops.create_task(every(_EXPIRY_INTERVAL_S, self._uploads.remove_expired))
+                loops.create_task(every(_EXPIRY_INTERVAL_S, self._remove_abandoned))
         finally:
             await self._give_back()
 
@@ -173,20 +176,24 @@ class JobRunner:
             self._has_room.set()
 
     async def _make_images(self, job: Job, claim: Claim) -> None:
-        steps_done = dict.fromkeys(job.output, job.request.num_inference_steps)
+        steps_done = dict.fromkeys(job.output, job.request.steps_per_image)
         resume = await self._resume(job)
-        steps_done |= {index: checkpoint.step for index, checkpoint in resume.checkpoints.items()}
+        steps_done |= {
+            index: job.request.steps_before(checkpoint.in_pass) + checkpoint.step
+            for index, checkpoint in resume.checkpoints.items()
+        }
+        picture = await self._picture(job)
         num_left = job.request.num_images - len(job.output)
         unrecorded: dict[int, str] = {}
-        async with aclosing(self._generate(job.request, resume)) as events:
+        async with aclosing(self._generate(job.request, picture, resume)) as events:
             async for event in events:
                 match event:
-                    case ImageProgress(index, checkpoint):
-                        steps_done[index] = checkpoint.step
+                    case ImageProgress(index, checkpoint, steps):
+                        steps_done[index] = steps
                         await self._keep_checkpoint(claim, index, checkpoint)
                         self._steps_done[claim] = sum(steps_done.values())
                     case ImageDone(index, _, image):
-                        steps_done[index] = job.request.num_inference_steps
+                        steps_done[index] = job.request.steps_per_image
                         key = image_key(job.id, index, image.media_type)
                         data, media_type = image.data, image.media_type
                         await self._begin(claim)
@@ -200,6 +207,15 @@ class JobRunner:
                             unrecorded = {index: key}  # in one transaction with the job's success
         await until_it_is_done(partial(self._queue.succeed, claim, unrecorded))
         await self._objects.delete_folder(f"checkpoints/{job.id}")
+
+    async def _picture(self, job: Job) -> Picture | None:
+        """What the job starts from. Without it the job fails, as it then cannot be made."""
+        if job.request.start is None:
+            return None
+        try:
+            return await until_it_is_done(partial(self._inputs.read, job.id, job.request.start))
+        except ObjectNotFoundError as error:
+            raise GenerationFailedError("The picture to start from is no longer there.") from error
 
     async def _begin(self, claim: Claim) -> None:
         """Marks the job as begun before an image is stored, so that a death caused by storing it counts."""
@@ -250,9 +266,16 @@ class JobRunner:
             for job in expired:
                 for folder in (f"images/{job.id}", f"checkpoints/{job.id}"):
                     await self._objects.delete_folder(folder)
+                await self._inputs.delete(job.id)
             await self._store.housekeeping.remove_data(expired)
         while await self._store.housekeeping.forget(self._settings.forget_after_s, _EXPIRED_AT_ONCE):
             pass
+
+    async def _remove_abandoned(self) -> None:
+        """Deletes pictures whose jobs never came on disk."""
+        if job_ids := await self._inputs.abandoned():
+            for job_id in await self._store.housekeeping.without_job(job_ids):
+                await self._inputs.delete(job_id)
 
     async def _expire_answers(self) -> None:
         await self._objects.delete_older(ANSWERS_FOLDER, self._settings.answer_retention_s)

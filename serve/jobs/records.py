@@ -69,7 +69,7 @@ def new_row(new: NewJob) -> dict[str, Any]:
         "idempotency_key": idempotency_key_column(new),
         "fingerprint": new.idempotency_key.fingerprint if new.idempotency_key else None,
         "priority": new.request.priority,
-        "num_steps": new.request.num_images * new.request.num_inference_steps,
+        "num_steps": new.request.num_images * new.request.steps_per_image,
         "num_images": new.request.num_images,
         "state": JobState.STARTING,
         "attempt": 0,
@@ -123,7 +123,7 @@ def output_column(output: Mapping[int, str]) -> dict[str, str]:
 
 def columns_without_data(job: Job) -> dict[str, Any]:
     """The remains of an expired job: nothing that its client wrote or that was made from it."""
-    request = replace(job.request, prompt="", negative_prompt=None)
+    request = replace(job.request, prompt="", negative_prompt=None, start=None)
     return {
         "request": _REQUEST.dump_python(request, mode="json"),
         "input": {},

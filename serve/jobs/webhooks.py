@@ -4,40 +4,23 @@ The outbox decides which message is due and what follows from each outcome.
 """
 
 import base64
-import os
 import re
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
-from ipaddress import ip_address
 from random import Random
 from secrets import token_bytes
 from typing import Self
 
-from aiohttp import (
-    ClientConnectorDNSError,
-    ClientConnectorError,
-    ClientError,
-    ClientSession,
-    ClientSSLError,
-    ClientTimeout,
-    DummyCookieJar,
-    TCPConnector,
-)
+from aiohttp import ClientError, ClientSession
 from aiohttp.abc import AbstractResolver
 from standardwebhooks import Webhook as Signer
-from yarl import URL
 
 from serve.errors import InvalidRequestError
-from serve.jobs.addresses import PrivateAddressError, is_public, public_socket
+from serve.outbound import check_url, failure_reason, outbound_session
 
-MAX_URL_LENGTH = 2048
-_HOST_NAME = re.compile(r"(?=.{1,253}$)([a-z0-9_-]{1,63}\.)*[a-z0-9_-]{1,63}")
-_NUMBER = re.compile(
-    r"([^.]*\.)*(0x[0-9a-f]*|[0-9]+)"
-)  # C libraries read 127.1, 0x7f.1 and 2130706433 as 127.0.0.1
 _SECRET_PREFIX = "whsec_"
 
 _HOUR_S = 3600.0
@@ -99,20 +82,7 @@ class WebhookSender:
         self._session: ClientSession | None = None
 
     async def __aenter__(self) -> Self:
-        # Each message resolves its receiver and connects anew, so that the checked address is the used one.
-        connector = TCPConnector(
-            socket_factory=None if self._allow_private else public_socket,
-            resolver=self._resolver,
-            use_dns_cache=False,
-            force_close=True,
-            limit=0,
-        )
-        self._session = ClientSession(
-            connector=connector,
-            cookie_jar=DummyCookieJar(),
-            trust_env=False,
-            timeout=ClientTimeout(total=self._timeout_s),
-        )
+        self._session = outbound_session(self._allow_private, self._timeout_s, self._resolver)
         return self
 
     async def __aexit__(self, *_: object) -> None:
@@ -128,7 +98,7 @@ class WebhookSender:
         """
         assert self._session is not None, "a sender is entered before it sends"
         try:
-            target = check_webhook_url(url, self._allow_private)
+            target = check_url(url, "webhook", self._allow_private)
         except InvalidRequestError as error:
             return GaveUp(error.detail)
         try:
@@ -137,7 +107,7 @@ class WebhookSender:
             ) as response:  # the body is not read: the connection is closed with it
                 status, retry_after = response.status, response.headers.get("retry-after", "")
         except (TimeoutError, ClientError, OSError) as error:
-            return self._failed(attempt, _reason(error), 0.0)
+            return self._failed(attempt, failure_reason(error, "the receiver"), 0.0)
         if 200 <= status < 300:
             return Delivered(status)
         if status == 410:
@@ -189,41 +159,6 @@ def retry_after_s(value: str, now: float) -> float:
     return min(max(0.0, date.replace(tzinfo=date.tzinfo or UTC).timestamp() - now), _MAX_RETRY_AFTER_S)
 
 
-def check_webhook_url(url: str, allow_private: bool) -> URL:
-    """The parsed URL, if a webhook could be sent there. The address of a name is checked when it is dialled.
-
-    Raises InvalidRequestError.
-    """
-
-    def refused(why: str) -> InvalidRequestError:
-        return InvalidRequestError(f"webhook: {why}.", "webhook")
-
-    if len(url) > MAX_URL_LENGTH:
-        raise refused(f"must have at most {MAX_URL_LENGTH} characters")
-    if not url.isprintable() or " " in url:
-        raise refused("must not contain white space or control characters")
-    try:
-        parsed = URL(url)
-    except (ValueError, IndexError) as error:  # yarl 1.25 stumbles over "http://@]"
-        raise refused(f"is not a URL: {error}") from error
-    if parsed.scheme not in {"http", "https"}:
-        raise refused("must be a URL that begins with https:// or http://")
-    if not parsed.raw_host:
-        raise refused("has no host")
-    if parsed.raw_user is not None or parsed.raw_password is not None:
-        raise refused("must not contain a user or a password")
-    host = parsed.raw_host.removesuffix(".").lower()
-    try:
-        is_local = not is_public(ip_address(host))
-    except ValueError:
-        if _NUMBER.fullmatch(host) or not _HOST_NAME.fullmatch(host):
-            raise refused("has a host that is neither a name nor an address in its usual form") from None
-        is_local = host == "localhost" or host.endswith(".localhost")
-    if is_local and not allow_private:
-        raise refused("must not be at an address that is not public")
-    return parsed
-
-
 def new_secret() -> str:
     """A secret of 32 bytes, in the standard's form."""
     return _SECRET_PREFIX + base64.b64encode(token_bytes(32)).decode()
@@ -239,19 +174,3 @@ def check_secret(secret: str) -> None:
         raise ValueError(f"a webhook secret is not base64 after {_SECRET_PREFIX}: {error}") from error
     if not 24 <= len(key) <= 64:
         raise ValueError(f"a webhook secret must have 24 to 64 bytes, and one has {len(key)}")
-
-
-def _reason(error: TimeoutError | ClientError | OSError) -> str:
-    """A reason to show to the client. It does not reveal our own network."""
-    match error:
-        case TimeoutError():
-            return "the receiver did not answer in time"
-        case ClientConnectorDNSError():
-            return "the host's name does not resolve"
-        case ClientSSLError():
-            return f"no TLS connection: {error}"
-        case ClientConnectorError(os_error=PrivateAddressError() as refusal):
-            return str(refusal)
-        case ClientConnectorError(os_error=OSError(errno=number)):
-            return f"no connection: {os.strerror(number) if number else 'none of the addresses answers'}"
-    return f"the connection broke: {type(error).__name__}"

@@ -12,7 +12,7 @@ import pytest
 from deployments.engine.cost import CostModel, Curve, StageCost
 from deployments.engine.engine_config import EngineConfig
 from deployments.engine.samplers import SamplerTables
-from serve.calls.pipeline import preview_steps
+from serve.calls.denoise_requests import preview_steps
 from serve.capacity.admission import Admission, JobsWork
 from serve.capacity.estimator import Estimator
 from serve.errors import DeadlineTooEarlyError, DeadlineTooEarlyNowError, QueueFullError

@@ -24,7 +24,7 @@ MODEL = ServedModel.of(AppConfig(), INFO, lambda: None)
 
 
 def parse(**body: Any) -> GenerationRequest:
-    return MODEL.accept(wanted_of(read_body(json.dumps(body).encode())), "id")
+    return MODEL.accept(wanted_of(read_body(json.dumps(body).encode())), "id").request
 
 
 def test_a_prompt_is_enough() -> None:
@@ -272,7 +272,7 @@ def test_a_model_goes_by_its_aliases() -> None:
     desk = FrontDesk({model.id: model}, nobody, nobody, nobody, nobody)
     for name in ("default", "stability-ai/sdxl", "shapes", None):
         assert desk.model(name, "model") is model
-    request = model.accept(wanted_of(read_body(b'{"prompt": "a", "model": "default"}')), "id")
+    request = model.accept(wanted_of(read_body(b'{"prompt": "a", "model": "default"}')), "id").request
     assert request.model == "shapes"
 
 

@@ -21,8 +21,8 @@ from openai import InvalidWebhookSignatureError, OpenAI
 from replicate.webhook import Webhooks, WebhookSigningSecret
 from standardwebhooks import Webhook, WebhookVerificationError
 
+from serve.addresses import PrivateAddressError, is_public, public_socket
 from serve.errors import InvalidRequestError
-from serve.jobs.addresses import PrivateAddressError, is_public, public_socket
 from serve.jobs.webhooks import (
     MAX_ATTEMPTS,
     Delivered,
@@ -31,11 +31,11 @@ from serve.jobs.webhooks import (
     RetryIn,
     WebhookSender,
     check_secret,
-    check_webhook_url,
     new_secret,
     retry_after_s,
     retry_delay_s,
 )
+from serve.outbound import check_url
 
 SECRET = new_secret()
 PAYLOAD = '{"id": "job", "status": "succeeded", "input": {"prompt": "a blue Ⓢtar"}}'.encode()
@@ -491,7 +491,7 @@ def test_private_hosts_are_refused_at_once(host: str) -> None:
         async with raw_server(b"") as (port, connections):
             url = f"http://{host}:{port}/"
             with pytest.raises(InvalidRequestError) as caught:
-                check_webhook_url(url, allow_private=False)
+                check_url(url, "webhook", allow_private=False)
             assert caught.value.param == "webhook"
             outcome = await attempt(url, allow_private=False)
             assert isinstance(outcome, GaveUp)
@@ -535,7 +535,7 @@ def test_private_hosts_are_refused_at_once(host: str) -> None:
 def test_what_is_no_webhook_url_is_refused(url: str, words: str) -> None:
     for allow_private in (False, True):
         with pytest.raises(InvalidRequestError, match=words) as caught:
-            check_webhook_url(url, allow_private)
+            check_url(url, "webhook", allow_private)
         assert caught.value.param == "webhook"
 
 
@@ -552,12 +552,12 @@ def test_what_is_no_webhook_url_is_refused(url: str, words: str) -> None:
     ],
 )
 def test_webhook_urls_are_taken(url: str) -> None:
-    assert check_webhook_url(url, allow_private=False).scheme in {"http", "https"}
+    assert check_url(url, "webhook", allow_private=False).scheme in {"http", "https"}
 
 
 def test_private_hosts_are_taken_where_that_is_allowed() -> None:
     for host in ("127.0.0.1:8000", "localhost", "[::1]", "10.0.0.1"):
-        check_webhook_url(f"http://{host}/", allow_private=True)
+        check_url(f"http://{host}/", "webhook", allow_private=True)
 
 
 def test_a_proxy_of_the_environment_is_not_asked(monkeypatch: pytest.MonkeyPatch) -> None:

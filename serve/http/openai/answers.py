@@ -63,7 +63,7 @@ class Images(Description):
 class PartialImage(Description):
     """A preview of an unfinished image."""
 
-    type: Literal["image_generation.partial_image"]
+    type: Literal["image_generation.partial_image", "image_edit.partial_image"]
     b64_json: Base64
     created_at: Timestamp
     partial_image_index: int
@@ -74,7 +74,7 @@ class PartialImage(Description):
 class CompletedImage(Description):
     """A finished image."""
 
-    type: Literal["image_generation.completed"]
+    type: Literal["image_generation.completed", "image_edit.completed"]
     b64_json: Base64
     created_at: Timestamp
     image_index: int

@@ -9,31 +9,44 @@ from pydantic import AliasChoices, Field
 
 from serve.errors import InvalidRequestError
 from serve.http.body import Body, Text, Whole, parse_body
-from serve.http.field_names import GUIDANCE_SCALE, NEGATIVE_PROMPT, NOT_OFFERED, NUM_INFERENCE_STEPS
-from serve.served_model import MAX_SEED, Wanted, shown
+from serve.http.field_names import (
+    GUIDANCE_SCALE,
+    NEGATIVE_PROMPT,
+    NOT_OFFERED,
+    NUM_INFERENCE_STEPS,
+    PICTURE_FIELDS,
+)
+from serve.http.hires import HiresBody, hires_of
+from serve.served_model import MAX_SEED
+from serve.wanted import Wanted, shown
 
 # Names of fields that OpenAI calls differently.
 _RENAMED = {"num_images": "n", "output_quality": "output_compression", "num_previews": "partial_images"}
 _STILL = "only still images are made"
-# Accepted fields without effect, unless they ask for what is done anyway.
-_HINTS = {
-    "quality": "num_inference_steps is what sets the effort",
-    "complexity": "num_inference_steps is what sets the effort",
-    "style": "say it in the prompt",
-    "moderation": "prompts are not moderated here",
-    "input_fidelity": "there is no image to be true to",
-}
+_EDITS = "POST /v1/images/edits starts from a picture"
 _ASKS_FOR_NOTHING = {"auto", "standard"}
 
 
 class ImagesBody(Body):
     """A well-formed body. The OpenAI client sends null for fields that its caller set to None."""
 
-    not_offered: ClassVar[Mapping[str, str]] = NOT_OFFERED | {
-        "frame_count": _STILL,
-        "frame_duration_ms": _STILL,
-        "svg": "only pictures of pixels are made",
+    # Accepted fields without effect, unless they ask for what is done anyway.
+    hints: ClassVar[Mapping[str, str]] = {
+        "quality": "num_inference_steps is what sets the effort",
+        "complexity": "num_inference_steps is what sets the effort",
+        "style": "say it in the prompt",
+        "moderation": "prompts are not moderated here",
+        "input_fidelity": "there is no image to be true to",
     }
+    not_offered: ClassVar[Mapping[str, str]] = (
+        NOT_OFFERED
+        | dict.fromkeys(PICTURE_FIELDS, _EDITS)
+        | {
+            "frame_count": _STILL,
+            "frame_duration_ms": _STILL,
+            "svg": "only pictures of pixels are made",
+        }
+    )
 
     prompt: Text
     model: str | None = None
@@ -74,6 +87,7 @@ class ImagesBody(Body):
     deterministic: bool | None = None
     deadline_s: Annotated[float, Field(gt=0)] | None = None
     priority: Annotated[int, Field(ge=-2, le=2), Whole] | None = None
+    hires: HiresBody | None = None
 
 
 def read_body(raw: bytes) -> ImagesBody:
@@ -109,6 +123,7 @@ def wanted_of(body: ImagesBody) -> Wanted:
         num_previews=body.partial_images,
         deadline_s=body.deadline_s,
         priority=body.priority,
+        hires=hires_of(body.hires),
         names=names,
     )
 
@@ -117,7 +132,7 @@ def hint_warnings(body: ImagesBody) -> list[str]:
     """A sentence for each accepted field without effect."""
     sentences = [
         f"{field}: {shown(given)} changes nothing; {reason}."
-        for field, reason in _HINTS.items()
+        for field, reason in body.hints.items()
         if (given := getattr(body, field)) is not None and given not in _ASKS_FOR_NOTHING
     ]
     if body.stream and body.response_format == "url":

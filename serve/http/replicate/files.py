@@ -12,12 +12,13 @@ from serve.errors import ObjectNotFoundError
 from serve.http.addresses import base_url
 from serve.http.authentication import client_of
 from serve.http.files import FILES_PATH
+from serve.http.form import opened_form
 from serve.http.operations import described
 from serve.http.replicate import operations, paging
 from serve.http.replicate.account import username
 from serve.http.replicate.answers import File, Files
 from serve.http.replicate.prediction import timestamp
-from serve.http.replicate.upload_form import opened_form, read_file
+from serve.http.replicate.upload_form import FIELDS, MAX_FIELDS, MAX_METADATA_BYTES, read_file
 from serve.jobs.ids import is_id
 from serve.jobs.objects import ObjectStore
 from serve.jobs.uploads import StoredFile, Uploads
@@ -56,7 +57,7 @@ class ReplicateFilesRoutes:
     @described(operations.CREATE_FILE)
     async def _create(self, request: Request) -> Response:
         """Answers 201 once the file is on disk."""
-        async with opened_form(request) as form:
+        async with opened_form(request, len(FIELDS), MAX_FIELDS, MAX_METADATA_BYTES) as form:
             keeping = self._read_and_keep(form, client_of(request).name)
             # To its end, so that a file whose client leaves is counted for as long as it is in memory.
             file = await self._uploads.database.finish(keeping)

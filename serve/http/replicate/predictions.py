@@ -8,7 +8,7 @@ import re
 import time
 from collections.abc import AsyncGenerator, Callable, Container
 from contextlib import aclosing, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from urllib.parse import urlencode
 
@@ -34,6 +34,7 @@ from serve.http.event_stream import EventStream
 from serve.http.files import FILES_PATH
 from serve.http.front_desk import FrontDesk
 from serve.http.operations import described
+from serve.http.picture_sources import PictureSources
 from serve.http.replicate import operations, paging
 from serve.http.replicate.answers import Forecast, KnownPrediction, Prediction, Predictions
 from serve.http.replicate.prediction import PREDICTIONS_PATH, describe, logs, output_urls
@@ -49,7 +50,8 @@ from serve.http.replicate.schema import (
 from serve.jobs.ids import is_id, new_id
 from serve.jobs.job import IdempotencyKey, Job, JobState, NewJob, Webhook
 from serve.jobs.store import JobStore
-from serve.jobs.webhooks import check_webhook_url
+from serve.outbound import check_url
+from serve.wanted import Wanted
 
 logger = logging.getLogger("ray.serve")
 
@@ -67,12 +69,14 @@ class PredictionsRoutes:
         config: AppConfig,
         desk: FrontDesk,
         store: JobStore,
+        sources: PictureSources,
         images_at_once: int,
     ) -> None:
         """images_at_once: images of jobs in all runners together"""
         self._config = config
         self._desk = desk
         self._store = store
+        self._sources = sources
         self._images_at_once = images_at_once
         self._clients = Clients(config.api_keys)
 
@@ -104,6 +108,7 @@ class PredictionsRoutes:
             body = await asyncio.to_thread(read_body, raw)  # in a thread, because a large one takes a while
             wanted = wanted_of(body, *model_named(request, body, self._desk.names))
             new_job = self._new_job(request, raw, body)
+            wanted = await self._with_pictures(wanted, body)
             job = await self._desk.submit_job(wanted, client_of(request), job_id, new_job)
         except InvalidRequestError as error:
             raise InvalidInputError(error.detail, error.param) from error
@@ -183,10 +188,17 @@ class PredictionsRoutes:
             idempotency_key=None if key is None else IdempotencyKey(key, _fingerprint(request, raw)),
         )
 
+    async def _with_pictures(self, wanted: Wanted, body: PredictionBody) -> Wanted:
+        async def read(field: str, url: str | None) -> bytes | None:
+            return None if url is None else await self._sources.read(url, wanted.name(field))
+
+        image = await read("image", body.input.image)
+        return replace(wanted, image=image, mask=await read("mask", body.input.mask))
+
     def _webhook(self, body: PredictionBody) -> Webhook | None:
         if body.webhook is None:
             return None
-        check_webhook_url(body.webhook, self._config.jobs.allow_private_webhooks)
+        check_url(body.webhook, "webhook", self._config.jobs.allow_private_webhooks)
         return Webhook(body.webhook, body.webhook_events)
 
     def _base_url(self, request: Request) -> str:

@@ -9,13 +9,23 @@ from pydantic import AliasChoices, Field
 
 from serve.errors import InvalidRequestError
 from serve.http.body import Body, Text, Whole, parse_body
-from serve.http.field_names import GUIDANCE_SCALE, NEGATIVE_PROMPT, NOT_OFFERED, NUM_INFERENCE_STEPS
+from serve.http.field_names import (
+    GUIDANCE_SCALE,
+    IMAGE,
+    MASK,
+    NEGATIVE_PROMPT,
+    NOT_OFFERED,
+    NUM_INFERENCE_STEPS,
+)
+from serve.http.hires import HiresBody, hires_of
 from serve.jobs.job import WebhookEvent
-from serve.served_model import MAX_SEED, Wanted
+from serve.served_model import MAX_SEED
+from serve.wanted import Wanted
 
 MAX_WAIT_S = 60.0
 MIN_LIFETIME_S, MAX_LIFETIME_S = 5.0, 24 * 3600.0
 MAX_KEY_LENGTH = 255
+_SHOWN_OF_DATA = 64  # characters of a data URL
 
 # Accepted fields of Replicate's models without effect.
 _IDLE = {
@@ -49,6 +59,14 @@ class PredictionInput(Body):
     guidance_end: Annotated[float, Field(ge=0, le=1)] | None = None
     scheduler: str | None = Field(None, validation_alias=AliasChoices("scheduler", "sampler", "sampler_name"))
     eta: Annotated[float, Field(ge=0, le=1)] | None = None
+    image: str | None = Field(None, validation_alias=IMAGE)
+    mask: str | None = Field(None, validation_alias=MASK)
+    prompt_strength: Annotated[float, Field(gt=0, le=1)] | None = Field(
+        None, validation_alias=AliasChoices("prompt_strength", "strength", "denoising_strength")
+    )
+    padding_mask_crop: Annotated[int, Field(ge=0, le=4096), Whole] | None = None
+    preserve_unmasked: bool | None = None
+    hires: HiresBody | None = None
     seed: Annotated[int, Field(ge=-1, le=MAX_SEED), Whole] | None = None
     output_format: Literal["png", "webp", "jpeg", "jpg"] | None = None
     output_quality: Annotated[int, Field(ge=0, le=100), Whole] | None = None
@@ -81,7 +99,7 @@ class PredictionBody(Body):
 
 
 # Names of fields that Replicate's clients call differently.
-_RENAMED = {"num_images": "num_outputs", "sampler": "scheduler"}
+_RENAMED = {"num_images": "num_outputs", "sampler": "scheduler", "strength": "prompt_strength"}
 
 
 def read_body(raw: bytes) -> PredictionBody:
@@ -113,14 +131,26 @@ def wanted_of(body: PredictionBody, model: str, model_field: str) -> Wanted:
         output_format=given.output_format,
         output_quality=given.output_quality,
         priority=given.priority,
+        strength=given.prompt_strength,
+        padding_mask_crop=given.padding_mask_crop,
+        preserve_unmasked=given.preserve_unmasked,
+        hires=hires_of(given.hires),
         names=names | {"model": model_field},
     )
 
 
 def given_input(body: PredictionBody) -> dict[str, Any]:
-    """The input as the client gave it, to show it again."""
+    """The input as the client gave it, to show it again; of pictures in it, only the beginning."""
     given = body.input
-    return {given.written(field): value for field, value in given.model_dump(exclude_unset=True).items()}
+    return {
+        given.written(field): _cut(value) for field, value in given.model_dump(exclude_unset=True).items()
+    }
+
+
+def _cut(value: Any) -> Any:
+    if isinstance(value, str) and value.startswith("data:") and len(value) > _SHOWN_OF_DATA:
+        return f"{value[:_SHOWN_OF_DATA]}... ({len(value)} characters)"
+    return value
 
 
 def input_warnings(given: Mapping[str, Any]) -> list[str]:

@@ -3,28 +3,21 @@
 import json
 import re
 import unicodedata
-from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager
+from collections.abc import Mapping
 from typing import Annotated, Any, NotRequired
 
 from pydantic import Field
 from pydantic_core import from_json
-from python_multipart.multipart import parse_options_header
 from starlette.datastructures import FormData, UploadFile
-from starlette.exceptions import HTTPException
-from starlette.requests import ClientDisconnect, Request
-from starlette.types import Message
 from typing_extensions import TypedDict
 
-from serve.errors import BodyTooLargeError, ClientLeftError, InvalidRequestError, StorageFullError
-from serve.http.body import check_encoding
-from serve.http.limits import MAX_UPLOAD_BYTES
+from serve.errors import ClientLeftError, InvalidRequestError
 from serve.jobs.uploads import NewFile
-from serve.served_model import shown
+from serve.wanted import shown
 
 MAX_METADATA_BYTES = 1 << 16
 MAX_NAME_BYTES = 255
-_MAX_FIELDS = 100  # some clients send each item of the metadata as a field
+MAX_FIELDS = 100  # some clients send each item of the metadata as a field
 _CONTENT_TYPE = re.compile(r"[\w!#$&^.+-]{1,64}/[\w!#$&^.+-]{1,64}(;[\x20-\x7e]{0,100})?", re.ASCII)
 _DEFAULT_TYPE = "application/octet-stream"
 _METADATA_ITEM = re.compile(r"metadata\[([^\[\]]+)\]")
@@ -39,58 +32,7 @@ class UploadForm(TypedDict):
     metadata: NotRequired[Annotated[str, Field(description="A JSON object, which comes back with the file.")]]
 
 
-_FIELDS = tuple(UploadForm.__annotations__)
-
-
-@asynccontextmanager
-async def opened_form(request: Request) -> AsyncIterator[FormData]:
-    """The fields of the form. Large files are on disk until it is left.
-
-    Raises BodyTooLargeError as soon as more than MAX_UPLOAD_BYTES have arrived, InvalidRequestError if it is
-    not a form, UnsupportedEncodingError, StorageFullError, and ClientLeftError if it never arrived.
-    """
-    check_encoding(request)
-    _check_content_type(request.headers.get("content-type", ""))
-    num_bytes = 0
-
-    async def counted() -> Message:
-        nonlocal num_bytes
-        message = await request.receive()
-        num_bytes += len(message.get("body", b""))
-        if num_bytes > MAX_UPLOAD_BYTES:
-            raise BodyTooLargeError(f"The body is larger than {MAX_UPLOAD_BYTES} bytes.")
-        return message
-
-    bounded = Request(request.scope, counted)
-    try:
-        form = await bounded.form(
-            max_files=len(_FIELDS), max_fields=_MAX_FIELDS, max_part_size=MAX_METADATA_BYTES
-        )
-    except ClientDisconnect as error:
-        raise ClientLeftError("The client left before its request was complete.") from error
-    except HTTPException as error:
-        raise InvalidRequestError(
-            f"The body is not a form in parts as it should be: {error.detail}"
-        ) from error
-    except OSError as error:
-        raise StorageFullError(f"The server cannot take the file in: {error.strerror}.") from error
-    try:
-        yield form
-    finally:
-        await form.close()
-
-
-def _check_content_type(content_type: str) -> None:
-    media_type, options = parse_options_header(content_type)
-    if media_type != b"multipart/form-data":
-        raise InvalidRequestError(
-            f"Content-Type: must be multipart/form-data, but {shown(content_type)} was given.", "Content-Type"
-        )
-    # Others, such as UTF-7, can say what no answer and no database can.
-    if options.get(b"charset", b"utf-8").lower() not in (b"utf-8", b"utf8"):
-        raise InvalidRequestError(
-            f"Content-Type: the charset must be UTF-8, but {shown(content_type)} was given.", "Content-Type"
-        )
+FIELDS = tuple(UploadForm.__annotations__)
 
 
 async def read_file(form: FormData, owner: str) -> NewFile:
@@ -103,9 +45,9 @@ async def read_file(form: FormData, owner: str) -> NewFile:
             "content: must be a file, with a `filename` in its Content-Disposition.", "content"
         )
     for field in form:
-        if field not in _FIELDS and not _METADATA_ITEM.fullmatch(field):
+        if field not in FIELDS and not _METADATA_ITEM.fullmatch(field):
             raise InvalidRequestError(
-                f"{shown(field)}: unknown field; known are {', '.join(_FIELDS)}.", field[:64]
+                f"{shown(field)}: unknown field; known are {', '.join(FIELDS)}.", field[:64]
             )
     name = await _text(form, "filename") or content.filename or "file"
     content_type = await _text(form, "type") or content.content_type or _DEFAULT_TYPE

@@ -1,4 +1,4 @@
-"""Allows webhooks only to public addresses, so that nobody reaches our own network through us."""
+"""Allows requests only to public addresses, so that nobody reaches our own network through us."""
 
 import socket
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address

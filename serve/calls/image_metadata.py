@@ -1,0 +1,70 @@
+"""What a picture's file says about how it was made: everything that is needed to make it again."""
+
+from dataclasses import fields, replace
+
+from deployments.engine.infotext import infotext
+from serve.generation import GenerationRequest, HiresPass, StartPicture
+
+# Parameters that are left out where they have their default values.
+_ONLY_IF_UNUSUAL = {"eta", "guidance_start", "guidance_end", "strength"}
+# A1111's names of the upscalers.
+_UPSCALERS = {"latent": "Latent (bicubic)", "lanczos": "Lanczos"}
+
+
+def image_metadata(request: GenerationRequest, seed: int) -> dict[str, str]:
+    """Text chunks by their keywords. seed: of this image"""
+    unusual = {
+        field.name: str(value)
+        for field in fields(request)
+        if field.name in _ONLY_IF_UNUSUAL and (value := getattr(request, field.name)) != field.default
+    }
+    return {
+        "prompt": request.prompt,
+        "negative_prompt": request.negative_prompt or "",
+        "seed": str(seed),
+        "sampler": request.sampler,
+        "num_inference_steps": str(request.num_inference_steps),
+        "guidance_scale": str(request.guidance_scale),
+        **unusual,
+        **_of_start(request.start),
+        **_of_hires(request.hires),
+        "model": request.model,
+        "parameters": infotext(
+            replace(request, seed=seed),
+            request.prompt,
+            request.negative_prompt,
+            request.model,
+            _settings(request),
+        ),
+    }
+
+
+def _of_start(start: StartPicture | None) -> dict[str, str]:
+    if start is None:
+        return {}
+    given = {
+        "image_sha256": start.sha256,
+        "mask_sha256": start.mask_sha256,
+        "padding_mask_crop": start.padding_mask_crop,
+        "preserve_unmasked": start.preserve_unmasked or None,
+    }
+    return {name: str(value) for name, value in given.items() if value is not None}
+
+
+def _of_hires(hires: HiresPass | None) -> dict[str, str]:
+    if hires is None:
+        return {}
+    names = ("scale", "upscaler", "strength", "num_inference_steps")
+    return {f"hires_{name}": str(getattr(hires, name)) for name in names}
+
+
+def _settings(request: GenerationRequest) -> dict[str, str]:
+    """A1111's settings of a picture to start from and of a second pass."""
+    if request.hires is not None:
+        return {
+            "Denoising strength": str(request.hires.strength),
+            "Hires upscale": str(request.hires.scale),
+            "Hires steps": str(request.hires.num_inference_steps),
+            "Hires upscaler": _UPSCALERS[request.hires.upscaler],
+        }
+    return {} if request.strength is None else {"Denoising strength": str(request.strength)}

@@ -1,0 +1,75 @@
+"""A client's request, as all dialects say it."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+from serve.errors import InvalidRequestError
+
+
+@dataclass(frozen=True, slots=True)
+class WantedHires:
+    """A second pass; None for what is left out. scale: of both sides"""
+
+    scale: float | None = None
+    upscaler: Literal["latent", "lanczos"] | None = None
+    strength: float | None = None
+    num_inference_steps: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """A client's request, well-formed; None for fields that it left out.
+
+    image, mask: files; transparent_is_repainted: in them, as OpenAI does it, and not what is white
+    names: the dialect's names of fields that it calls differently, for answers
+    """
+
+    prompt: str
+    model: str | None = None
+    negative_prompt: str | None = None
+    width: int | None = None
+    height: int | None = None
+    num_inference_steps: int | None = None
+    guidance_scale: float | None = None
+    guidance_start: float | None = None
+    guidance_end: float | None = None
+    sampler: str | None = None
+    eta: float | None = None
+    seed: int | None = None
+    num_images: int | None = None
+    deterministic: bool | None = None
+    output_format: Literal["png", "webp", "jpeg", "jpg"] | None = None
+    output_quality: int | None = None
+    num_previews: int | None = None
+    deadline_s: float | None = None
+    priority: int | None = None
+    image: bytes | None = None
+    mask: bytes | None = None
+    strength: float | None = None
+    padding_mask_crop: int | None = None
+    preserve_unmasked: bool | None = None
+    transparent_is_repainted: bool = False
+    hires: WantedHires | None = None
+    needs_prompt: bool = True
+    names: Mapping[str, str] = field(default_factory=dict)
+
+    def name(self, field: str) -> str:
+        """The dialect's name of a field."""
+        return self.names.get(field, field)
+
+    def refusal(self, field: str, sentence: str) -> InvalidRequestError:
+        """The error for a field whose value cannot be served."""
+        name = self.name(field)
+        return InvalidRequestError(f"{name}: {sentence}.", name)
+
+    def check_at_most(self, field: str, given: float, limit: float, unit: str = "") -> None:
+        """Raises InvalidRequestError if the value is above the limit."""
+        if given > limit:
+            raise self.refusal(field, f"{given}{unit} were given; at most {limit}{unit} are allowed")
+
+
+def shown(value: object) -> str:
+    """A client's value, cut to fit into a sentence."""
+    text = repr(value)
+    return text if len(text) <= 60 else text[:57] + "..."
