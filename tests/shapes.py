@@ -21,6 +21,7 @@ def _module(name: str) -> ModuleType:
 
 scenes = _module("scenes")
 evaluate = _module("evaluate")
+evaluate_edits = _module("evaluate_edits")
 _module("architecture")
 _module("pictures")
 train = _module("train")

@@ -4,23 +4,31 @@ import csv
 import gzip
 import random
 import zlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import IO
+from typing import IO, TypeVar
 
-from cluster.bench.option_values import read_not_negative, read_positive_count
+from cluster.bench.option_values import read_not_negative, read_positive_count, read_share
+from cluster.bench.tasks import Task, read_task
 
-TRACE_COLUMNS = ("arrival_s", "num_images", "num_inference_steps")
+T = TypeVar("T")
+
+TRACE_COLUMNS = ("arrival_s", "num_images", "num_inference_steps")  # and `task` and `strength`, optionally
 
 
 @dataclass(frozen=True)
 class TraceArrival:
-    """due_s: seconds from the start of the run; the other fields are None where the trace has no value"""
+    """due_s: seconds from the start of the run; the other fields are None where the trace has no value
+
+    strength: the share of the steps that is done, above 0 and up to 1, of a task with a picture
+    """
 
     due_s: float
-    num_images: int | None
-    num_inference_steps: int | None
+    num_images: int | None = None
+    num_inference_steps: int | None = None
+    task: Task | None = None
+    strength: float | None = None
 
 
 def constant(rate: float, duration_s: float) -> list[float]:
@@ -85,7 +93,13 @@ def _read(lines: Iterable[str], rng: random.Random) -> Iterator[TraceArrival]:
         arrival_s, num_images, num_steps = (row[name] for name in TRACE_COLUMNS)
         try:
             due_s = _seconds(arrival_s, rng)
-            yield TraceArrival(due_s, _count(num_images), _count(num_steps))
+            yield TraceArrival(
+                due_s,
+                _read_if_any(num_images, read_positive_count),
+                _read_if_any(num_steps, read_positive_count),
+                _read_if_any(row.get("task"), read_task),
+                _read_if_any(row.get("strength"), read_share),
+            )
         except ValueError as error:
             raise ValueError(f"line {rows.line_num}: {error}") from error
 
@@ -96,6 +110,6 @@ def _seconds(text: str | None, rng: random.Random) -> float:
     return int(text) + rng.random() if text.isdigit() else read_not_negative(text)
 
 
-def _count(text: str | None) -> int | None:
-    """The count; None if the field is empty or the line ends before it."""
-    return read_positive_count(text) if text else None
+def _read_if_any(text: str | None, read: Callable[[str], T]) -> T | None:
+    """The value; None if the field is empty, the line ends before it, or the trace has no such column."""
+    return read(text) if text else None

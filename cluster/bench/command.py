@@ -1,5 +1,6 @@
 """`midstep bench`: loads one or more servers at one or more rates, and reports."""
 
+import json
 import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -13,8 +14,8 @@ from rich.console import Console
 from cluster.api_key import KEY_HELP, api_key
 from cluster.bench.load import RequestOutcome, Target
 from cluster.bench.load_options import LoadOptions, file_of, with_load_options
-from cluster.bench.mix import PlannedRequest
-from cluster.bench.option_values import NAME, POSITIVE, POSITIVE_COUNT, SYSTEM, URL, WRITABLE_FOLDER
+from cluster.bench.mix import PlannedRequest, read_size
+from cluster.bench.option_values import NAME, POSITIVE, POSITIVE_COUNT, SYSTEM, URL, WRITABLE_FOLDER, Read
 from cluster.bench.progress import new_progress, run
 from cluster.bench.report import Summary, plot, summarize, table, warnings
 from cluster.bench.results import Results, new_results, read_results, write_results
@@ -39,6 +40,13 @@ class _Runs:
 @click.option("--name", type=NAME, default="midstep", help="Name of the server.")
 @click.option("--system", "systems", type=SYSTEM, multiple=True, help="A server; repeat for several.")
 @click.option("--path", default=Target.path, help="Path of the route that makes images.")
+@click.option("--edit-path", default=Target.edit_path, help="Path for requests that start from a picture.")
+@click.option(
+    "--picture-size",
+    type=Read("widthxheight", read_size),
+    default="512x512",
+    help="Size of the picture that a request without a size starts from.",
+)
 @click.option("--body", type=file_of(read_template), help="JSON template of bodies, for other dialects.")
 @click.option("--stream", is_flag=True, help="Ask for server-sent events with previews.")
 @click.option("--partial-images", type=POSITIVE_COUNT, default="1", help="Previews to ask for.")
@@ -52,6 +60,8 @@ def bench(
     name: str,
     systems: Sequence[tuple[str, str]],
     path: str,
+    edit_path: str,
+    picture_size: tuple[int, int],
     body: Mapping[str, Any] | None,
     stream: bool,
     partial_images: int,
@@ -73,11 +83,15 @@ def bench(
         urls = _urls([*([(name, url)] if url else []), *systems])
         template, key = IMAGES_BODY if body is None else body, api_key()
         targets = {
-            name: Target(url, path, template, stream, partial_images, key) for name, url in urls.items()
+            name: Target(url, path, template, stream, partial_images, key, edit_path, picture_size)
+            for name, url in urls.items()
         }
-        runs = _Runs(targets, load.plans(), load.warmup, load.timeout_s, slo_s)
+        plans = load.plans()
+        _check_body(template, plans)
+        runs = _Runs(targets, plans, load.warmup, load.timeout_s, slo_s)
         output = WRITABLE_FOLDER.convert(output or "build/bench", _parameter("output"), None)
-        settings = load.settings() | {"slo_s": slo_s, "stream": stream}
+        picture = f"{picture_size[0]}x{picture_size[1]}"
+        settings = load.settings() | {"slo_s": slo_s, "stream": stream, "picture_size": picture}
         _report(_measured(runs, console), settings, output)
     console.print(f"Written to {output}", markup=False, highlight=False)
 
@@ -93,6 +107,14 @@ def _urls(systems: Sequence[tuple[str, str]]) -> dict[str, str]:
     if repeated := [name for name, count in Counter(name for name, _ in systems).items() if count > 1]:
         raise click.BadParameter(f"{repeated[0]!r} is given twice", param_hint="--system")
     return dict(systems)
+
+
+def _check_body(template: Mapping[str, Any], plans: Sequence[Sequence[PlannedRequest]]) -> None:
+    """Raises click.BadParameter for a template without the picture that requests start from."""
+    num_edits = sum(request.task.starts_from_picture for planned in plans for request in planned)
+    if num_edits and "{image}" not in json.dumps(template):
+        message = f"has no {{image}}, but {num_edits} requests start from a picture"
+        raise click.BadParameter(message, param_hint="--body")
 
 
 def _by_name(earlier: Sequence[Results]) -> dict[str, Sequence[Summary]]:

@@ -15,7 +15,7 @@ import aiohttp
 
 from cluster.bench.answers import MAX_DETAIL_LENGTH, Answer, Kind, read_answer
 from cluster.bench.mix import PlannedRequest
-from cluster.bench.template import IMAGES_BODY, fill
+from cluster.bench.template import IMAGES_BODY, PICTURE_SIZE, fill
 
 READ_BUFFER_BYTES = 2**26  # a server-sent event has a whole picture in one line
 
@@ -23,7 +23,10 @@ READ_BUFFER_BYTES = 2**26  # a server-sent event has a whole picture in one line
 @dataclass(frozen=True)
 class Target:
     """A server. body: a template (see `template`); stream: ask for server-sent events with previews;
-    api_key: for a server that needs one"""
+    api_key: for a server that needs one
+
+    edit_path: for requests that start from a picture; picture_size: as for `fill`
+    """
 
     url: str
     path: str = "/v1/images/generations"
@@ -31,10 +34,16 @@ class Target:
     stream: bool = False
     partial_images: int = 1
     api_key: str | None = field(default=None, repr=False)
+    edit_path: str = "/v1/images/edits"
+    picture_size: tuple[int, int] = PICTURE_SIZE
 
     def body_for(self, request: PlannedRequest) -> bytes:
         asked = {"stream": True, "partial_images": self.partial_images} if self.stream else {}
-        return json.dumps(asked | fill(self.body, request)).encode()
+        return json.dumps(asked | fill(self.body, request, self.picture_size)).encode()
+
+    def url_for(self, request: PlannedRequest) -> str:
+        path = self.edit_path if request.task.starts_from_picture else self.path
+        return f"{self.url.rstrip('/')}/{path.lstrip('/')}"
 
 
 @dataclass(frozen=True)
@@ -116,7 +125,7 @@ class _Run:
         return outcome
 
     async def _exchange(self, request: PlannedRequest, body: bytes) -> Answer:
-        url = f"{self._target.url.rstrip('/')}/{self._target.path.lstrip('/')}"
+        url = self._target.url_for(request)
         headers = {"content-type": "application/json"}
         if self._target.api_key:
             headers["authorization"] = f"Bearer {self._target.api_key}"

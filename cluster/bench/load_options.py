@@ -18,7 +18,9 @@ from cluster.bench.option_values import (
     Read,
     read_not_negative,
     read_positive_count,
+    read_share,
 )
+from cluster.bench.tasks import Task, read_task
 
 R = TypeVar("R")
 T = TypeVar("T")
@@ -57,7 +59,11 @@ _WHEN = (
         type=POSITIVE,
         help="Seconds of a run or step (60; plan: 600; trace: to its end).",
     ),
-    click.option("--trace", type=Path, help="CSV or CSV.GZ with arrival_s, num_images, num_inference_steps."),
+    click.option(
+        "--trace",
+        type=Path,
+        help="CSV or CSV.GZ with arrival_s, num_images, num_inference_steps; optionally task, strength.",
+    ),
     click.option(
         "--speed-up",
         "speed_ups",
@@ -80,6 +86,16 @@ _WHAT = (
     click.option("--guidance-scales", type=_weights(read_not_negative), help="1:1,5:3"),
     click.option("--samplers", type=_weights(str), help="'Euler a:1,DPM++ 2M:2'"),
     click.option("--num-images", type=_weights(read_positive_count), help="Images per request: 1:3,4:1."),
+    click.option(
+        "--tasks",
+        type=_weights(read_task),
+        help="txt2img:90,img2img:8,inpaint:2; the last two start from pictures (txt2img).",
+    ),
+    click.option(
+        "--strengths",
+        type=_weights(read_share),
+        help="Of images that start from pictures: 0.5:1,0.8:3 (img2img: 0.8; inpaint: 1).",
+    ),
     click.option("--seed", type=COUNT, default="0", help="Seed of arrival times and requests."),
 )
 
@@ -103,6 +119,8 @@ class LoadOptions:
     guidance_scales: Mapping[float, float] | None
     samplers: Mapping[str, float] | None
     num_images: Mapping[int, float] | None
+    tasks: Mapping[Task, float] | None
+    strengths: Mapping[float, float] | None
     seed: int
 
     def whole_mix(self) -> Mix:

@@ -22,6 +22,7 @@ from pydantic import (
 )
 
 from cluster.bench.arrivals import TraceArrival
+from cluster.bench.tasks import Task
 
 T = TypeVar("T")
 
@@ -37,7 +38,8 @@ PROMPTS = (
 class Mix:
     """Values with their weights. Fields are drawn independently. None leaves the choice to the server.
 
-    sizes: (width, height) in pixels; num_images: per request
+    sizes: (width, height) in pixels; num_images: per request; strengths: of tasks with a picture, None for
+    the task's default
     """
 
     prompts: Sequence[str] = PROMPTS
@@ -46,11 +48,16 @@ class Mix:
     guidance_scales: Mapping[float | None, float] = field(default_factory=lambda: {None: 1.0})
     samplers: Mapping[str | None, float] = field(default_factory=lambda: {None: 1.0})
     num_images: Mapping[int, float] = field(default_factory=lambda: {1: 1.0})
+    tasks: Mapping[Task, float] = field(default_factory=lambda: {Task.TXT2IMG: 1.0})
+    strengths: Mapping[float | None, float] = field(default_factory=lambda: {None: 1.0})
 
 
 @dataclass(frozen=True)
 class PlannedRequest:
-    """due_s: seconds from the start of the run; width and height in pixels; None leaves it to the server"""
+    """due_s: seconds from the start of the run; width and height in pixels; None leaves it to the server
+
+    strength: the share of the steps that is done if the task starts from a picture, else None
+    """
 
     due_s: float
     prompt: str
@@ -61,28 +68,40 @@ class PlannedRequest:
     num_inference_steps: int | None = None
     guidance_scale: float | None = None
     sampler: str | None = None
+    task: Task = Task.TXT2IMG
+    strength: float | None = None
 
 
 def plan(due_times: Sequence[float], mix: Mix, seed: int) -> list[PlannedRequest]:
     """A request for each time, reproducible by seed."""
-    rng = random.Random(seed)
-    return [_draw(due_s, mix, rng) for due_s in due_times]
+    return plan_trace([TraceArrival(due_s) for due_s in due_times], mix, seed)
 
 
 def plan_trace(arrivals: Sequence[TraceArrival], mix: Mix, seed: int) -> list[PlannedRequest]:
-    """Does `plan`, but with the trace's images and step counts where it has them."""
-    planned = plan([arrival.due_s for arrival in arrivals], mix, seed)
-    return [
-        replace(
-            request,
-            num_images=arrival.num_images or request.num_images,
-            num_inference_steps=arrival.num_inference_steps or request.num_inference_steps,
+    """Does `plan`, but with the trace's values where it has them."""
+    rng = random.Random(seed)
+    # Tasks are drawn apart, so that they change nothing else about a load.
+    of_tasks = random.Random(f"tasks {seed}")
+    planned = []
+    for arrival in arrivals:
+        drawn = _draw(arrival.due_s, mix, rng)
+        task, strength = _pick(mix.tasks, of_tasks), _pick(mix.strengths, of_tasks)
+        task = arrival.task or task
+        strength = arrival.strength or strength or task.default_strength
+        planned.append(
+            replace(
+                drawn,
+                num_images=arrival.num_images or drawn.num_images,
+                num_inference_steps=arrival.num_inference_steps or drawn.num_inference_steps,
+                task=task,
+                strength=strength if task.starts_from_picture else None,
+            )
         )
-        for request, arrival in zip(planned, arrivals, strict=True)
-    ]
+    return planned
 
 
 def _draw(due_s: float, mix: Mix, rng: random.Random) -> PlannedRequest:
+    """A request without a picture."""
     width, height = _pick(mix.sizes, rng) or (None, None)
     return PlannedRequest(
         due_s=due_s,
@@ -135,6 +154,8 @@ class MixFile(BaseModel):
     guidance_scales: dict[float, PositiveFloat] | None = None
     samplers: dict[str, PositiveFloat] | None = None
     num_images: dict[PositiveInt, PositiveFloat] | None = None
+    tasks: dict[Task, PositiveFloat] | None = None
+    strengths: dict[Annotated[float, Field(gt=0, le=1)], PositiveFloat] | None = None
 
 
 def read_mix(path: Path) -> Mix:

@@ -47,6 +47,12 @@ def read_positive(text: str) -> float:
     return value
 
 
+def read_share(text: str) -> float:
+    if (value := read_positive(text)) > 1:
+        raise ValueError(f"{text!r} is above 1")
+    return value
+
+
 def read_count(text: str) -> int:
     if not text.isdecimal():
         raise ValueError(f"{text!r} is not a whole number of at least 0")

@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import cycle
 from pathlib import Path
 
@@ -15,6 +15,7 @@ from rich.table import Table
 
 from cluster.bench.answers import Kind
 from cluster.bench.load import RequestOutcome
+from cluster.bench.tasks import Task
 
 MAX_TRUSTED_LAG_S = 0.05
 
@@ -27,6 +28,7 @@ class Summary:
     a server that stops answering does not look fast; images_per_s: completed pictures / span_s
     goodput_images_per_s: the same for pictures of requests that completed within slo_s; offered_*: from the
     due times; first_preview_*: from due to the first preview, of completed requests with previews
+    tasks: requests by Task; earlier results have none
     Percentiles are interpolated linearly. None: nothing to measure.
     """
 
@@ -47,6 +49,7 @@ class Summary:
     first_preview_p50_s: float | None
     first_preview_p95_s: float | None
     generator_lag_p99_s: float
+    tasks: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def trusted(self) -> bool:
@@ -88,6 +91,7 @@ def summarize(outcomes: Sequence[RequestOutcome], slo_s: float | None = None) ->
         first_preview_p50_s=_percentile(previews, 50),
         first_preview_p95_s=_percentile(previews, 95),
         generator_lag_p99_s=float(np.percentile([outcome.lag_s for outcome in outcomes], 99)),
+        tasks=dict(Counter(outcome.request.task.value for outcome in outcomes)),
     )
 
 
@@ -101,7 +105,8 @@ def _percentile(values: Sequence[float], rank: float) -> float | None:
 
 
 def table(results: Mapping[str, Sequence[Summary]]) -> Group:
-    """Two tables with a row per run: figures, and counts of outcomes. Empty columns are left out."""
+    """Tables with a row per run: figures, counts of outcomes, and requests by task if any started from a
+    picture. Empty columns are left out."""
     runs = [(name, summary) for name, summaries in results.items() for summary in summaries]
     figures = {
         head: [getattr(summary, field) for _, summary in runs]
@@ -118,7 +123,10 @@ def table(results: Mapping[str, Sequence[Summary]]) -> Group:
         }.items()
     }
     counts = {kind.value: [summary.counts.get(kind.value) for _, summary in runs] for kind in Kind}
-    return Group(*(_drawn(runs, columns) for columns in (figures, counts)))
+    shown = [figures, counts]
+    if any(summary.tasks.keys() - {Task.TXT2IMG.value} for _, summary in runs):
+        shown.append({task.value: [summary.tasks.get(task.value) for _, summary in runs] for task in Task})
+    return Group(*(_drawn(runs, columns) for columns in shown))
 
 
 def _drawn(runs: Sequence[tuple[str, Summary]], columns: Mapping[str, Sequence[float | None]]) -> Table:

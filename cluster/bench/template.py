@@ -8,8 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from cluster.bench.mix import PlannedRequest
+from cluster.bench.pictures import picture_urls
 
-PLACEHOLDERS = tuple(field.name for field in fields(PlannedRequest) if field.name != "due_s")
+PICTURE_SIZE = (512, 512)  # width and height in pixels, where a request has none
+# `image` and `mask` are data URLs.
+PLACEHOLDERS = (*(field.name for field in fields(PlannedRequest) if field.name != "due_s"), "image", "mask")
 # OpenAI's images dialect with extensions that image servers share.
 IMAGES_BODY: Mapping[str, Any] = {
     "prompt": "{prompt}",
@@ -19,18 +22,23 @@ IMAGES_BODY: Mapping[str, Any] = {
     "num_inference_steps": "{num_inference_steps}",
     "guidance_scale": "{guidance_scale}",
     "sampler": "{sampler}",
+    "image": "{image}",
+    "mask": "{mask}",
+    "strength": "{strength}",
     "response_format": "b64_json",  # a URL as well would be one more thing to measure
 }
 _PLACEHOLDER = re.compile(r"\{(\w+)\}")
 
 
-def fill(template: Any, request: PlannedRequest) -> Any:
+def fill(template: Any, request: PlannedRequest, picture_size: tuple[int, int] = PICTURE_SIZE) -> Any:
     """The template with its placeholders filled in.
 
+    picture_size: width and height in pixels of the picture that a request without a size starts from
     A string that is just one placeholder becomes the value with its type; in a longer string it becomes text.
     If a needed value is None, the item is left out of its object or list, so that the server chooses.
     """
-    return _filled(template, asdict(request))
+    size = request.width or picture_size[0], request.height or picture_size[1]
+    return _filled(template, asdict(request) | picture_urls(request.task, request.seed, size))
 
 
 def _filled(template: Any, values: Mapping[str, Any]) -> Any:

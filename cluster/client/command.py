@@ -18,6 +18,7 @@ import click
 
 from cluster.api_key import KEY_HELP, api_key
 from cluster.bench.option_values import HEADER_VALUE, URL, WRITABLE_FILE
+from cluster.client.pictures import PICTURE, input_of
 
 if TYPE_CHECKING:
     from cluster.client.predictions import Predictions
@@ -36,8 +37,29 @@ _INPUT: dict[str, tuple[type, str]] = {
     "seed": (int, "The same seed gives the same image."),
     "output_format": (str, "png, webp or jpeg."),
     "priority": (int, "-2 to 2."),
+    "prompt_strength": (float, "How much of the picture is replaced, above 0 and up to 1."),
+    "padding_mask_crop": (int, "Denoise only what is around the mask, with this many pixels of padding."),
 }
-_SHORT = {"num_inference_steps": ("--steps",), "scheduler": ("--sampler",)}
+_SHORT = {
+    "num_inference_steps": ("--steps",),
+    "scheduler": ("--sampler",),
+    "prompt_strength": ("--strength",),
+}
+_FLAGS = {
+    "deterministic": "The same bytes every time.",
+    "preserve_unmasked": "Keep the picture's own pixels where nothing is repainted.",
+}
+_PICTURES = {
+    "image": "A picture to start from.",
+    "mask": "A mask of the picture's size: white where it is repainted.",
+}
+# The fields of the input `hires`, by their options.
+_HIRES: dict[str, tuple[str, type, str]] = {
+    "hires": ("scale", float, "Make each image this many times as large, in a second pass."),
+    "hires_upscaler": ("upscaler", str, "What is enlarged: latent or lanczos (the image)."),
+    "hires_strength": ("strength", float, "How much of the image the second pass replaces."),
+    "hires_steps": ("num_inference_steps", int, "Denoising steps of the second pass."),
+}
 _MAX_NAME_LENGTH = 60  # limit of a file name made from a prompt
 _OUTPUT = click.option("-o", "--output", type=WRITABLE_FILE, help="Image file; several images are numbered.")
 Command = Callable[..., int]
@@ -68,16 +90,36 @@ def _with_input(command: Command) -> Command:
 
     @wraps(command)
     def with_input(predictions: "Predictions", **given: Any) -> int:
-        values = {name: given.pop(name) for name in ("prompt", *_INPUT, "deterministic")}
-        asked = {name: value for name, value in values.items() if value is not None}
+        asked = _popped(given, {name: name for name in ("prompt", *_INPUT, *_FLAGS)})
+        if hires := _popped(given, {name: field for name, (field, _, _) in _HIRES.items()}):
+            asked["hires"] = hires
+        # The same submission must have the same bytes again, but each upload has a URL of its own.
+        is_in_body = given.get("idempotency_key") is not None
+        for name, picture in _popped(given, {name: name for name in _PICTURES}).items():
+            asked[name] = input_of(picture, predictions, is_in_body=is_in_body)
         return command(predictions, asked=asked, **given)
 
-    text = "The same bytes every time."
-    click.option("--deterministic", is_flag=True, default=None, help=text)(with_input)
-    for name, (kind, text) in reversed(_INPUT.items()):
-        names = [f"--{name.replace('_', '-')}", *_SHORT.get(name, ())]
-        click.option(*names, name, type=kind, help=text)(with_input)
+    for option in reversed(_input_options()):
+        option(with_input)
     return click.argument("prompt")(with_input)
+
+
+def _input_options() -> list[Callable[[Command], Command]]:
+    def option(name: str, text: str, *short: str, **of: Any) -> Callable[[Command], Command]:
+        return click.option(f"--{name.replace('_', '-')}", *short, name, help=text, **of)
+
+    return [
+        *(option(name, text, *_SHORT.get(name, ()), type=kind) for name, (kind, text) in _INPUT.items()),
+        *(option(name, text, type=PICTURE) for name, text in _PICTURES.items()),
+        *(option(name, text, type=kind) for name, (_, kind, text) in _HIRES.items()),
+        *(option(name, text, is_flag=True, default=None) for name, text in _FLAGS.items()),
+    ]
+
+
+def _popped(given: dict[str, Any], fields: Mapping[str, str]) -> dict[str, Any]:
+    """Removes options and returns the given ones by their fields. fields: by option"""
+    values = {field: given.pop(option) for option, field in fields.items()}
+    return {field: value for field, value in values.items() if value is not None}
 
 
 @click.command(epilog=KEY_HELP)

@@ -47,6 +47,11 @@ class Predictions:
         headers = {} if key is None else {"idempotency-key": key}
         return self._prediction("POST", "/v1/predictions", json=body, headers=headers)
 
+    def upload(self, name: str, media_type: str, data: bytes) -> str:
+        """Uploads a file and returns a URL that gives its bytes to anyone."""
+        files = {"content": (name, data, media_type)}
+        return str(self._answer("POST", "/v1/files", "urls", files=files)["get"])
+
     def get(self, prediction_id: str) -> dict[str, Any]:
         return self._prediction("GET", f"/v1/predictions/{prediction_id}")
 

@@ -120,8 +120,9 @@ def _plan(options: PlanOptions, model: Model, file: CostModelFile, console: Cons
 def _validate(options: PlanOptions, model: Model, file: CostModelFile, console: Console) -> Written:
     """Compares a prediction with a server. A machine with other users changes its speed within minutes. So
     its slowdown is measured before and after each load, and the prediction uses the mean of the two."""
-    target = options.validate
-    assert target is not None, "only called to validate"
+    assert options.validate is not None, "only called to validate"
+    height, width = model.served.default_size
+    target = replace(options.validate, picture_size=(width, height))
     check_autoscaling(model)
     known = options.known
     # With autoscaling, the measuring requests would start more replicas.
@@ -137,7 +138,7 @@ def _validate(options: PlanOptions, model: Model, file: CostModelFile, console: 
 
         if known.request_s is None:
             alone = send("single requests", 2 * UNLOADED_REQUESTS)
-            request_s = measured_request_s(replace(model, overheads=Overheads()), options.plans[0][0], alone)
+            request_s = measured_request_s(replace(model, overheads=Overheads()), options.plans[0], alone)
             model = replace(model, overheads=replace(model.overheads, request_s=request_s))
         validated = []
         for planned in options.plans:

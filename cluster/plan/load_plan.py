@@ -126,16 +126,19 @@ def _fewest(
     def needed(work_s: float, utilization: float) -> int:
         return max(1, math.ceil(work_s / span_s / utilization)) if span_s else 1
 
-    def decode_s(request: GenerationRequest) -> float:
-        curve = cost.decode.curve(request.latent_shape)
-        return request.num_images * curve.seconds_each(config.decoder.max_batch_size)
+    encode_picture = cost.picture
+
+    def decoder_s(request: GenerationRequest) -> float:
+        shape, most = request.latent_shape, config.decoder.max_batch_size
+        picture_s = encode_picture.curve(shape).seconds_each(most) if request.strength is not None else 0.0
+        return request.num_images * cost.decode.curve(shape).seconds_each(most) + picture_s
 
     encode_s = cost.encode.seconds_each(config.batching("encoder", model.info).max_batch_size)
     num_texts = len({request.prompt for request in requests})
     return Replicas(
         needed(num_texts * encode_s, config.autoscaling_of("encoder").utilization),
         needed(sum(request.work_s or 0.0 for request in requests), 1.0),
-        needed(sum(map(decode_s, requests)), config.autoscaling_of("decoder").utilization),
+        needed(sum(map(decoder_s, requests)), config.autoscaling_of("decoder").utilization),
     )
 
 

@@ -4,13 +4,16 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 
 from cluster.bench.mix import PlannedRequest
+from cluster.bench.tasks import Task
 from cluster.plan.devices import Sharing
 from cluster.plan.stages import DenoisingCosts, Overheads
 from deployments.engine.cost import CostModel
 from deployments.engine.engine_config import EngineConfig
 from deployments.engine.model_source import ModelInfo
+from deployments.engine.samplers import UnsupportedSamplerError
 from deployments.engine.step_scheduler import Group
 from serve.config.app import AppConfig
+from serve.errors import InvalidRequestError
 from serve.generation import GenerationRequest
 from serve.served_model import ServedModel
 from serve.wanted import Wanted
@@ -52,6 +55,11 @@ class Model:
         return ServedModel.of(self.config, self.info, lambda: self.cost)
 
     @cached_property
+    def _served_with_mask(self) -> ServedModel:
+        """The served model for requests that have the mask that a model for inpainting needs."""
+        return replace(self.served, info=replace(self.info, needs_mask=False))
+
+    @cached_property
     def engine(self) -> EngineConfig:
         return self.config.engine_config(self.info).padded_to(self.cost.forward.padded_to)
 
@@ -60,7 +68,10 @@ class Model:
         return DenoisingCosts.of(self.engine, self.cost.forward)
 
     def accepted(self, planned: PlannedRequest, request_id: str) -> GenerationRequest:
-        """The parsed request. Raises InvalidRequestError, as the server would."""
+        """The parsed request. Raises InvalidRequestError, as the server would.
+
+        A plan has no pictures: the one that a request starts from is taken to have the size of its images.
+        """
         wanted = Wanted(
             prompt=planned.prompt,
             width=planned.width,
@@ -71,7 +82,20 @@ class Model:
             seed=planned.seed,
             num_images=planned.num_images,
         )
-        return self.served.accept(wanted, request_id).request
+        served = self._served_with_mask if planned.task is Task.INPAINT else self.served
+        request = served.accept(wanted, request_id).request
+        return request if planned.strength is None else self._shortened(request, planned.strength)
+
+    def _shortened(self, request: GenerationRequest, strength: float) -> GenerationRequest:
+        """The request with only the last steps, as if it started from a picture. Raises InvalidRequestError."""
+        try:
+            table = self.served.tables.table(
+                request.sampler, request.num_inference_steps, request.eta, strength=strength
+            )
+        except UnsupportedSamplerError as error:
+            raise InvalidRequestError(f"strength: {error}.", "strength") from error
+        request = replace(request, strength=strength, num_calls=table.num_calls, work_s=None)
+        return replace(request, work_s=self.served.work_s(request))
 
     def work_s(self, planned: PlannedRequest) -> float:
         """Device-seconds of denoising the request. Raises InvalidRequestError."""

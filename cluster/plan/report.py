@@ -1,5 +1,6 @@
 """A plan's results as tables and sentences."""
 
+from collections import Counter
 from collections.abc import Sequence
 
 from rich.box import SIMPLE_HEAD
@@ -7,6 +8,7 @@ from rich.table import Table
 
 from cluster.bench.answers import Kind
 from cluster.bench.mix import PlannedRequest
+from cluster.bench.tasks import Task
 from cluster.plan.load_plan import Goal, LoadPlan, Option
 from cluster.plan.validation import Validated
 
@@ -23,7 +25,10 @@ def title(planned: Sequence[PlannedRequest]) -> str:
     span_s = planned[-1].due_s - planned[0].due_s
     images = sum(request.num_images for request in planned)
     rate = f", {(len(planned) - 1) / span_s:.2f} requests/s" if span_s else ""
-    return f"{len(planned)} requests for {images} images in {span_s:.0f} s{rate}"
+    tasks = Counter(request.task for request in planned)
+    counted = ", ".join(f"{tasks[task]} {task}" for task in Task if tasks[task])
+    by_task = f" ({counted})" if tasks.keys() - {Task.TXT2IMG} else ""
+    return f"{len(planned)} requests{by_task} for {images} images in {span_s:.0f} s{rate}"
 
 
 def options_table(load: LoadPlan, goal: Goal) -> Table:

@@ -14,8 +14,8 @@ from cluster.plan.devices import Devices
 from cluster.plan.model import Model
 from cluster.plan.pool import Pool
 from cluster.plan.scaling import Scaler
-from cluster.plan.stages import DecoderReplica, DenoiserReplica, EncoderReplica, Process
-from deployments.engine.messages import DenoiseRequest, LatentShape, PromptEmbeds
+from cluster.plan.stages import DecoderReplica, DenoiserReplica, EncoderReplica, Process, VaeCall
+from deployments.engine.messages import DenoiseRequest, PromptEmbeds
 from serve.calls.routing import work_s
 from serve.capacity.admission import Admission
 from serve.errors import InvalidRequestError, QueueFullError
@@ -71,11 +71,11 @@ class Simulation:
             seed,
             work_s,
         )
-        self._decoders: Pool[LatentShape] = Pool(
+        self._decoders: Pool[VaeCall] = Pool(
             env,
             self._devices,
             lambda device: DecoderReplica(
-                env, device, config.batching("decoder", info), cost.decode, config.internal.max_hold_s
+                env, device, config.batching("decoder", info), cost, config.internal.max_hold_s
             ),
             shares["decoder"],
             config.max_ongoing_requests("decoder", info),
@@ -153,13 +153,17 @@ class Simulation:
 
     def _generate(self, request: GenerationRequest) -> Process:
         texts = [request.prompt, request.negative_prompt or ""] if request.is_guided else [request.prompt]
-        yield self._env.process(self._encoders.run(texts))
+        encoded = [self._env.process(self._encoders.run(texts))]
+        if request.strength is not None:  # at the same time, once for all images
+            picture = VaeCall(request.latent_shape, is_encoding=True)
+            encoded.append(self._env.process(self._decoders.run(picture)))
+        yield self._env.all_of(encoded)
         images = (self._env.process(self._image(request, index)) for index in range(request.num_images))
         yield self._env.all_of(images)
 
     def _image(self, request: GenerationRequest, index: int) -> Process:
         yield self._env.process(self._denoisers.run(_denoise_request(request, index)))
-        yield self._env.process(self._decoders.run(request.latent_shape))
+        yield self._env.process(self._decoders.run(VaeCall(request.latent_shape)))
 
     def _outcome(self, planned: PlannedRequest, kind: Kind, num_images: int = 0, **of: Any) -> RequestOutcome:
         return RequestOutcome(

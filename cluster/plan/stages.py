@@ -10,7 +10,7 @@ from simpy import Environment, Event, Store
 
 from cluster.plan.devices import Device
 from deployments.batching import Batching
-from deployments.engine.cost import Curve, StageCost
+from deployments.engine.cost import CostModel, Curve, StageCost
 from deployments.engine.engine_config import EngineConfig
 from deployments.engine.messages import DenoiseRequest, LatentShape
 from deployments.engine.step_scheduler import (
@@ -75,35 +75,49 @@ class Batches(Generic[Item]):
         self._closed(batch)
 
 
+class _Thread:
+    """A replica's one thread, whose work goes to the device in the order in which it comes."""
+
+    def __init__(self, env: Environment, device: Device) -> None:
+        self._device = device
+        self._waiting = Store(env)
+        env.process(self._work())
+
+    def run(self, parts_s: Sequence[float], ended: Sequence[Event]) -> None:
+        """Makes calls of these seconds one after another. ended: events at the end of the last one"""
+        self._waiting.put((parts_s, ended))
+
+    def _work(self) -> Process:
+        while True:
+            parts_s, ended = yield self._waiting.get()
+            for seconds in parts_s:
+                yield self._device.run(seconds)
+            for event in ended:
+                event.succeed()
+
+
 class _BatchedCalls(Generic[Item]):
-    """Batches that go to the device one after another. parts_s: seconds of each call for a batch"""
+    """Batches that go to a thread as they close. parts_s: seconds of each call for a batch"""
 
     def __init__(
         self,
         env: Environment,
-        device: Device,
+        thread: _Thread,
         batching: Batching,
         parts_s: Callable[[Sequence[Item]], Sequence[float]],
     ) -> None:
         self._env = env
-        self._device = device
+        self._thread = thread
         self._parts_s = parts_s
-        self._closed = Store(env)
-        self._batches: Batches[tuple[Item, Event]] = Batches(env, batching, self._closed.put)
-        env.process(self._work())
+        self._batches: Batches[tuple[Item, Event]] = Batches(env, batching, self._closed)
 
     def run(self, item: Item) -> Event:
         done = self._env.event()
         self._batches.add((item, done))
         return done
 
-    def _work(self) -> Process:
-        while True:
-            batch = yield self._closed.get()
-            for seconds in self._parts_s([item for item, _ in batch]):
-                yield self._device.run(seconds)
-            for _, done in batch:
-                done.succeed()
+    def _closed(self, batch: list[tuple[Item, Event]]) -> None:
+        self._thread.run(self._parts_s([item for item, _ in batch]), [done for _, done in batch])
 
 
 class EncoderReplica:
@@ -118,7 +132,7 @@ class EncoderReplica:
         self._kept: OrderedDict[str, None] = OrderedDict()
         self._cache_size = cache_size
         self._calls: _BatchedCalls[str] = _BatchedCalls(
-            env, device, batching, lambda texts: [cost.seconds(len(texts))]
+            env, _Thread(env, device), batching, lambda texts: [cost.seconds(len(texts))]
         )
 
     def work_s(self, call: Sequence[str]) -> float:
@@ -141,27 +155,42 @@ class EncoderReplica:
             self._kept.popitem(last=False)
 
 
+@dataclass(frozen=True, slots=True)
+class VaeCall:
+    """A call of the decoder. is_encoding: encodes a picture, else decodes an image"""
+
+    latent_shape: LatentShape
+    is_encoding: bool = False
+
+
 class DecoderReplica:
+    """A simulated VAE. Each direction has its own batches, and both have one thread. No picture comes twice."""
+
     def __init__(
-        self, env: Environment, device: Device, batching: Batching, cost: StageCost, max_hold_s: float
+        self, env: Environment, device: Device, batching: Batching, cost: CostModel, max_hold_s: float
     ) -> None:
-        self._cost = cost
-        self._max_hold_s = max_hold_s
         self._max_batch_size = batching.max_batch_size
-        self._calls: _BatchedCalls[LatentShape] = _BatchedCalls(env, device, batching, self._parts_s)
+        self._costs = {True: cost.picture, False: cost.decode}  # by is_encoding
+        thread = _Thread(env, device)
+        self._calls: dict[bool, _BatchedCalls[LatentShape]] = {
+            is_encoding: _BatchedCalls(env, thread, batching, partial(_parts_s, of_direction, max_hold_s))
+            for is_encoding, of_direction in self._costs.items()
+        }
 
-    def work_s(self, call: LatentShape) -> float:
-        return self._cost.curve(call).seconds_each(self._max_batch_size)
+    def work_s(self, call: VaeCall) -> float:
+        return self._costs[call.is_encoding].curve(call.latent_shape).seconds_each(self._max_batch_size)
 
-    def run(self, call: LatentShape) -> Event:
-        return self._calls.run(call)
+    def run(self, call: VaeCall) -> Event:
+        return self._calls[call.is_encoding].run(call.latent_shape)
 
-    def _parts_s(self, shapes: Sequence[LatentShape]) -> list[float]:
-        return [
-            self._cost.seconds(shape, size)
-            for shape in dict.fromkeys(shapes)
-            for size in self._cost.parts(shape, shapes.count(shape), self._max_hold_s)
-        ]
+
+def _parts_s(cost: StageCost, max_hold_s: float, shapes: Sequence[LatentShape]) -> list[float]:
+    """Seconds of each call for a batch, one shape per call."""
+    return [
+        cost.seconds(shape, size)
+        for shape in dict.fromkeys(shapes)
+        for size in cost.parts(shape, shapes.count(shape), max_hold_s)
+    ]
 
 
 @dataclass(eq=False, slots=True)

@@ -11,6 +11,7 @@ from cluster.bench.answers import Kind
 from cluster.bench.load import RequestOutcome, Target, run_load
 from cluster.bench.mix import PlannedRequest
 from cluster.bench.report import Summary
+from cluster.bench.tasks import Task
 from cluster.plan.model import Model
 from cluster.plan.simulation import Simulation
 from cluster.plan.stages import Overheads
@@ -71,9 +72,15 @@ def sender(target: Target, timeout_s: float, on_outcome: Callable[[RequestOutcom
     return send
 
 
-def measured_request_s(model: Model, first: PlannedRequest, send: Send) -> float:
+def measured_request_s(model: Model, planned: Sequence[PlannedRequest], send: Send) -> float:
     """Seconds that a request takes outside of all stages, measured with requests like the first, alone, with
-    few and with many steps. The model must have no overheads."""
+    few and with many steps. The model must have no overheads.
+
+    Reading a picture would count as well, so the first request without a picture is taken if there is one.
+    """
+    first = next((one for one in planned if one.task is Task.TXT2IMG), planned[0])
+    if first.strength is not None:
+        first = replace(first, strength=1.0)  # a part of few steps may be none
     measured_s, simulated_s = (_rest_s(model, first, run) for run in (send, _simulated(model)))
     return max(0.0, measured_s - simulated_s)
 

@@ -12,6 +12,7 @@ from cluster.bench.load import RequestOutcome, Target, run_load
 from cluster.bench.mix import PlannedRequest
 from cluster.rehearsal.application import running
 from cluster.rehearsal.watch import Sighting, watch
+from deployments.engine.model_source import load_model_info
 from serve.config.app import AppConfig
 
 OnOutcome = Callable[[RequestOutcome], None]
@@ -48,8 +49,10 @@ def rehearse(
     """Runs on the Ray that this process is connected to. Raises ConfigError."""
     gpus = config.num_gpus()
     sightings: list[Sighting] = []
+    height, width = config.default_size(load_model_info(config.model.source()))
     with running(config) as url:
-        outcomes = asyncio.run(_loaded(Target(url), planned, timeout_s, on_outcome, sightings))
+        target = Target(url, picture_size=(width, height))
+        outcomes = asyncio.run(_loaded(target, planned, timeout_s, on_outcome, sightings))
     return Rehearsal(outcomes, sightings, gpus, ray.cluster_resources()["GPU"])
 
 

@@ -2,6 +2,7 @@
 import assert from "node:assert/strict";
 import { test } from "node:test";
 import OpenAI, { toFile } from "openai";
+import { MASK, PICTURE } from "./pictures.mjs";
 
 const root = process.env.MIDSTEP_URL;
 const client = new OpenAI({ baseURL: `${root}/v1`, apiKey: "any", maxRetries: 0 });
@@ -56,9 +57,15 @@ test("refusals name the field", async () => {
   await assert.rejects(client.images.generate({ ...asked, model: "sdxl" }), OpenAI.NotFoundError);
 });
 
-test("edits and variations are refused in a sentence", async () => {
-  const image = await toFile(Buffer.from("any"), "red.png", { type: "image/png" });
-  const sentence = /cannot be edited or varied here yet/;
-  await assert.rejects(client.images.edit({ image, prompt: asked.prompt }), sentence);
-  await assert.rejects(client.images.createVariation({ image }), sentence);
+test("an edit, a masked one, and a variation", async () => {
+  const image = await toFile(PICTURE, "red.png", { type: "image/png" });
+  const mask = await toFile(MASK, "mask.png", { type: "image/png" });
+  for (const given of [{}, { mask }, { mask, n: 2 }]) {
+    const answer = await client.images.edit({ ...asked, image, ...given });
+    answer.data.forEach((item) => assertPng(Buffer.from(item.b64_json, "base64")));
+  }
+  const varied = await client.images.createVariation({ image, num_inference_steps: 2 });
+  assertPng(Buffer.from(varied.data[0].b64_json, "base64"));
+  const any = await toFile(Buffer.from("any"), "red.png", { type: "image/png" });
+  await assert.rejects(client.images.edit({ image: any, prompt: asked.prompt }), /no PNG, JPEG or WebP file/);
 });

@@ -1,6 +1,7 @@
 """OpenAI's Python client, and its own tests of images."""
 
 import asyncio
+import io
 import os
 import subprocess
 import sys
@@ -10,7 +11,17 @@ from typing import Any
 
 import openai
 import pytest
-from pictures import PROMPT, SIZE, decoded, fetched, format_of, png, size_of
+from pictures import (
+    PROMPT,
+    SIZE,
+    decoded,
+    fetched,
+    format_of,
+    is_repainted,
+    png,
+    png_mask,
+    size_of,
+)
 
 FEW = {"num_inference_steps": 2}
 MANY = {"num_inference_steps": 100}
@@ -162,14 +173,47 @@ def test_a_model_that_is_not_served(client: openai.OpenAI) -> None:
     assert (refusal.value.param, refusal.value.code) == ("model", "model_not_found")
 
 
-def test_edits_and_variations_are_refused_in_a_sentence(client: openai.OpenAI) -> None:
-    sentence = "Images cannot be edited or varied here yet"
-    with pytest.raises(openai.BadRequestError, match=sentence):
-        client.images.edit(image=("red.png", png()), prompt=PROMPT)
-    with pytest.raises(openai.BadRequestError, match=sentence):
-        client.images.edit(image=[png(), png()], mask=png(), prompt=PROMPT, stream=True)
-    with pytest.raises(openai.BadRequestError, match=sentence):
-        client.images.create_variation(image=png())
+def test_an_edit_starts_from_the_picture(client: openai.OpenAI) -> None:
+    answer = client.images.edit(image=("red.png", png()), prompt=PROMPT, n=2, extra_body=FEW)
+    assert answer.data is not None
+    assert [size_of(decoded(item.b64_json)) for item in answer.data] == [SIZE, SIZE]
+
+
+@pytest.mark.parametrize("image", [png(), [png()], ("red.png", io.BytesIO(png()), "image/png")], ids=type)
+def test_a_mask_says_what_is_repainted(client: openai.OpenAI, image: Any) -> None:
+    extra = FEW | {"preserve_unmasked": True}
+    for mask in (png_mask(), png_mask(of_openai=True)):
+        answer = client.images.edit(image=image, mask=mask, prompt=PROMPT, extra_body=extra)
+        assert answer.data is not None
+        assert is_repainted(decoded(answer.data[0].b64_json)) == (False, True)
+
+
+def test_an_edit_is_streamed(client: openai.OpenAI) -> None:
+    events = client.images.edit(
+        image=png(),
+        mask=png_mask(),
+        prompt=PROMPT,
+        stream=True,
+        partial_images=1,
+        extra_body={"num_inference_steps": 6},
+    )
+    assert [event.type for event in events] == ["image_edit.partial_image", "image_edit.completed"]
+
+
+def test_a_variation(client: openai.OpenAI) -> None:
+    answer = client.images.create_variation(
+        image=png(), n=2, size="256x256", response_format="url", extra_body=FEW
+    )
+    assert answer.data is not None
+    assert [size_of(fetched(item.url)) for item in answer.data] == [(256, 256)] * 2
+
+
+def test_an_edit_of_several_pictures_is_refused_by_name(client: openai.OpenAI) -> None:
+    with pytest.raises(openai.BadRequestError, match="2 pictures were given") as refusal:
+        client.images.edit(image=[png(), png()], prompt=PROMPT)
+    assert refusal.value.param == "image[]"
+    with pytest.raises(openai.APIStatusError, match="no PNG, JPEG or WebP file"):
+        client.images.edit(image=b"Example data", prompt=PROMPT)
 
 
 def test_the_base_url_may_lack_v1(url: str) -> None:

@@ -9,12 +9,11 @@ from typing import Any
 
 import pytest
 import replicate
-from pictures import PROMPT, SIZE, fetched, png, size_of
+from pictures import PROMPT, SIZE, fetched, is_repainted, png, png_mask, size_of
 
 MODEL = "midstep/shapes"
 FEW = {"prompt": PROMPT, "num_inference_steps": 2}
 LONG = {"prompt": PROMPT, "num_inference_steps": 100, "num_outputs": 8}
-NO_IMAGE_IN = "image-to-image is not offered"
 
 
 @pytest.fixture
@@ -116,10 +115,21 @@ def test_a_file_of_bytes_alone(client: replicate.Replicate) -> None:
 
 
 @pytest.mark.parametrize("strategy", ["url", "base64"])
-def test_a_file_in_the_input_is_refused_in_a_sentence(client: replicate.Replicate, strategy: Any) -> None:
-    """It is uploaded, or put into the body; the transfer itself must not fail."""
-    with pytest.raises(replicate.UnprocessableEntityError, match=NO_IMAGE_IN):
-        client.run(MODEL, input=FEW | {"image": io.BytesIO(png())}, file_encoding_strategy=strategy)
+def test_a_picture_and_a_mask_in_the_input(client: replicate.Replicate, strategy: Any) -> None:
+    """They are uploaded, or put into the body."""
+    given = FEW | {
+        "image": io.BytesIO(png()),
+        "mask": io.BytesIO(png_mask()),
+        "preserve_unmasked": True,
+    }
+    [output] = client.run(MODEL, input=given, file_encoding_strategy=strategy)
+    assert is_repainted(fetched(str(output))) == (False, True)
+
+
+def test_an_output_is_the_input_of_another(client: replicate.Replicate) -> None:
+    [first] = client.run(MODEL, input=FEW)
+    again = FEW | {"image": str(first), "prompt_strength": 0.5}
+    assert_pictures(client.run(MODEL, input=again))
 
 
 def test_account_and_hardware(client: replicate.Replicate) -> None:

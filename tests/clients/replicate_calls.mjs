@@ -2,6 +2,7 @@
 import assert from "node:assert/strict";
 import { test } from "node:test";
 import Replicate from "replicate";
+import { PICTURE } from "./pictures.mjs";
 
 const client = new Replicate({ baseUrl: `${process.env.MIDSTEP_URL}/v1`, auth: "any" });
 const model = "midstep/shapes";
@@ -82,12 +83,14 @@ test("files", async () => {
 
 // With "data-uri" this version sends its own fields for the input.
 for (const fileEncodingStrategy of ["upload", "default"]) {
-  test(`a file in the input is refused in a sentence: ${fileEncodingStrategy}`, async () => {
+  test(`a picture in the input: ${fileEncodingStrategy}`, async () => {
     const other = new Replicate({ baseUrl: client.baseUrl, auth: "any", fileEncodingStrategy });
-    const given = { ...input, image: new Blob(["any"], { type: "image/png" }) };
-    const answer = await refusal(other.run(model, { input: given }));
+    const given = { ...input, image: new Blob([PICTURE], { type: "image/png" }), prompt_strength: 0.5 };
+    await assertPictures(await other.run(model, { input: given }));
+    const any = { ...input, image: new Blob(["any"], { type: "image/png" }) };
+    const answer = await refusal(other.run(model, { input: any }));
     assert.equal(answer.status, 422);
-    assert.match(answer.message, /image-to-image is not offered/);
+    assert.match(answer.message, /no PNG, JPEG or WebP file/);
   });
 }
 

@@ -438,6 +438,7 @@ def test_the_openai_client_works(base_url: str) -> None:
     assert httpx.get(by_alias.data[0].url or "").status_code == 200
     assert by_alias.data[0].b64_json is None
     assert client.models.retrieve("gpt-image-1").id == "shapes"
-    with pytest.raises(openai.BadRequestError, match="cannot be edited or varied here yet"):
-        client.images.edit(image=first_file, prompt=prompt)
+    edited = client.images.edit(image=first_file, prompt=prompt, extra_body={"num_inference_steps": 4})
+    assert edited.data is not None
+    assert Image.open(io.BytesIO(base64.b64decode(edited.data[0].b64_json or ""))).size == (128, 128)
     assert scenes.IMAGE_SIZE == 128

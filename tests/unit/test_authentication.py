@@ -16,7 +16,7 @@ from starlette.applications import Starlette
 from starlette.types import Receive, Scope, Send
 
 from deployments.engine.cost import CostModel
-from deployments.engine.messages import EncodedImage
+from deployments.engine.messages import EncodedImage, Picture
 from deployments.engine.model_source import load_model_info
 from serve.calls.fleet import Fleet
 from serve.calls.pipeline import FROM_THE_START, Pipeline
@@ -48,7 +48,15 @@ IMAGE = {"prompt": "a red star"}
 
 
 class InstantPipeline(Pipeline):
-    """A pipeline without stages: every image is done at once."""
+    """A pipeline without stages: every image is done at once.
+
+    seen: gets each request and its picture
+    """
+
+    def __init__(self, seen: list[tuple[GenerationRequest, Picture | None]]) -> None:
+        nobody = cast(Any, None)
+        super().__init__(nobody, nobody, nobody, Telemetry())
+        self._seen = seen
 
     @property
     def known_cost_model(self) -> CostModel:
@@ -58,8 +66,12 @@ class InstantPipeline(Pipeline):
         return COST
 
     async def generate(
-        self, request: GenerationRequest, resume: Resume = FROM_THE_START
+        self,
+        request: GenerationRequest,
+        picture: Picture | None = None,
+        resume: Resume = FROM_THE_START,
     ) -> AsyncGenerator[GenerationEvent, None]:
+        self._seen.append((request, picture))
         if request.prompt == "a fault":
             raise ZeroDivisionError
         yield PromptEncoded(3, 0, 77)
@@ -86,9 +98,13 @@ async def serving(
     api_keys: list[dict[str, Any]],
     refused: Refused | None = None,
     http: Mapping[str, Any] = MappingProxyType({}),
+    seen: list[tuple[GenerationRequest, Picture | None]] | None = None,
     **jobs: Any,
 ) -> AsyncIterator[httpx.AsyncClient]:
-    """refused: counts instead of the metric; http, jobs: sections of the configuration"""
+    """refused: counts instead of the metric; http, jobs: sections of the configuration
+
+    seen: gets the requests that are served at once, with their pictures
+    """
     config = AppConfig.model_validate(
         {
             "denoiser": {"rows_per_forward": 16},
@@ -99,8 +115,7 @@ async def serving(
         }
     )
     config = config.model_copy(update={"jobs": resolve(config.jobs)})
-    nobody = cast(Any, None)
-    pipeline = InstantPipeline(nobody, nobody, nobody, Telemetry())
+    pipeline = InstantPipeline([] if seen is None else seen)
     info = load_model_info(config.model.source())
     app = build_http_app(config, info, pipeline, LoneFleet("app", {"denoiser": "Denoiser"}, "Ingress"))
     if refused is not None:

@@ -1,5 +1,6 @@
 """The command line's HTTP client: who gets its API key, how it follows a job, and how it ends."""
 
+import base64
 import json
 import signal
 import threading
@@ -13,7 +14,9 @@ from pathlib import Path
 import pytest
 
 from cluster.cli import main
+from cluster.client.pictures import MAX_DATA_URL_BYTES
 from cluster.client.predictions import Predictions, ServerError
+from serve.http.replicate.schema import read_body
 
 DONE = {"id": "x", "status": "succeeded", "progress": 1.0, "error": None, "created_at": "now"}
 INPUT = {"prompt": "A star, *large*\nand/or red", "seed": 7}
@@ -30,9 +33,11 @@ class Server:
     on_stream: called when a stream is requested
     picture: the picture, or the status of its refusal
     anything: what it answers to everything, if it is another server
+    bodies: by path, the last one of each
     """
 
     url: str = ""
+    bodies: dict[str, bytes] = field(default_factory=dict)
     seen: list[tuple[str, str | None]] = field(default_factory=list)
     resumed: list[str | None] = field(default_factory=list)
     statuses: list[str] = field(default_factory=lambda: ["succeeded"])
@@ -56,7 +61,7 @@ def server() -> Iterator[Server]:
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
             shown.seen.append((f"{self.command} {self.path}", self.headers["authorization"]))
-            self.rfile.read(int(self.headers["content-length"] or 0))
+            shown.bodies[self.path] = self.rfile.read(int(self.headers["content-length"] or 0))
             if self.path == "/moved.png":
                 self.send_response(302)
                 self.send_header("location", "/picture")
@@ -66,7 +71,11 @@ def server() -> Iterator[Server]:
             elif isinstance(shown.picture, int) and self.path == "/picture":
                 self.send_error(shown.picture)
             else:
-                answers = {"/picture": shown.picture, "/v1/models": b'{"data": [{"id": "shapes"}]}'}
+                answers = {
+                    "/picture": shown.picture,
+                    "/v1/models": b'{"data": [{"id": "shapes"}]}',
+                    "/v1/files": b'{"urls": {"get": "http://here/v1/files/f/download?signature=s"}}',
+                }
                 self.send_response(200)
                 self.end_headers()
                 self.wfile.write(shown.anything or answers.get(self.path) or shown.prediction())
@@ -258,6 +267,121 @@ def test_ctrl_c_cancels_what_was_just_handed_in_and_nothing_else(
 
 def generate(server: Server, *options: str) -> int | str | None:
     return midstep("generate", "a star", "--url", server.url, *options)
+
+
+def sent_input(server: Server) -> dict[str, object]:
+    """What was submitted, in a body that Midstep takes."""
+    raw = server.bodies["/v1/predictions"]
+    read_body(raw)
+    given: dict[str, object] = json.loads(raw)["input"]
+    return given
+
+
+PNG = b"\x89PNG\r\n\x1a\n"
+LARGE = PNG.ljust(MAX_DATA_URL_BYTES + 1, b"\0")
+UPLOADED = "http://here/v1/files/f/download?signature=s"
+
+
+def data_url(media_type: str, data: bytes) -> str:
+    return f"data:{media_type};base64,{base64.b64encode(data).decode()}"
+
+
+@pytest.mark.parametrize(
+    ("data", "media_type"),
+    [
+        (PNG.ljust(MAX_DATA_URL_BYTES, b"\0"), "image/png"),
+        (b"\xff\xd8\xff\xe0...", "image/jpeg"),
+        (b"RIFF\0\0\0\0WEBPVP8 ", "image/webp"),
+    ],
+    ids=["png", "jpeg", "webp"],
+)
+def test_a_small_picture_is_sent_in_the_request_with_the_type_of_its_bytes(
+    data: bytes, media_type: str, server: Server, tmp_path: Path
+) -> None:
+    picture = tmp_path / "picture.txt"
+    picture.write_bytes(data)
+    assert generate(server, "--json", "--image", str(picture), "--strength", "0.5") == 0
+    assert sent_input(server) == {
+        "prompt": "a star",
+        "image": data_url(media_type, data),
+        "prompt_strength": 0.5,
+    }
+
+
+def test_a_large_picture_is_uploaded_and_named_by_its_url(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MIDSTEP_API_KEY", "mst_secret")
+    picture = tmp_path / "my picture.png"
+    picture.write_bytes(LARGE)
+    url = "https://far/mask.png"
+    words = ("--mask", url, "--padding-mask-crop", "32", "--preserve-unmasked")
+    assert generate(server, "--json", "--image", str(picture), *words) == 0
+    assert server.seen[0] == ("POST /v1/files", "Bearer mst_secret")
+    head, _, content = server.bodies["/v1/files"].partition(b"\r\n\r\n")
+    assert b'name="content"; filename="my picture.png"\r\nContent-Type: image/png' in head
+    assert content.startswith(LARGE)
+    assert sent_input(server) == {
+        "prompt": "a star",
+        "image": UPLOADED,
+        "mask": url,
+        "padding_mask_crop": 32,
+        "preserve_unmasked": True,
+    }
+
+
+def test_a_submission_that_may_be_repeated_has_the_same_bytes_each_time(
+    server: Server, tmp_path: Path
+) -> None:
+    """An uploaded file has another URL each time, and a key stands for one body."""
+    picture = tmp_path / "picture.png"
+    picture.write_bytes(LARGE)
+    words = ("submit", "a star", "--image", str(picture), "--idempotency-key", "k", "--url", server.url)
+    assert midstep("jobs", *words) == 0
+    assert sent_input(server)["image"] == data_url("image/png", LARGE)
+    assert "/v1/files" not in server.bodies
+
+
+@pytest.mark.parametrize(
+    ("content", "problem"),
+    [
+        (None, "No such file or directory"),
+        (b"", "is empty"),
+        (b"<html>", "begins neither as a PNG nor as a JPEG nor as a WebP file"),
+    ],
+)
+def test_what_is_no_picture_is_told_before_anything_is_sent(
+    content: bytes | None, problem: str, server: Server, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    picture = tmp_path / "picture.png"
+    if content is not None:
+        picture.write_bytes(content)
+    assert generate(server, "--image", "https://far/star.png", "--mask", str(picture)) == 2
+    assert f"argument --mask: {picture}: {problem}" in capfd.readouterr().err
+    assert server.seen == []
+
+
+def test_an_upload_that_is_refused_is_told(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    picture = tmp_path / "picture.png"
+    picture.write_bytes(LARGE)
+    server.anything = b"<html>"
+    assert "/v1/files answered, but not as Midstep does: <html>" in str(
+        generate(server, "--image", str(picture))
+    )
+    assert "/v1/predictions" not in server.bodies
+
+
+def test_a_second_pass_is_asked_for_by_its_scale(server: Server) -> None:
+    words = ("--hires", "2", "--hires-upscaler", "latent", "--hires-strength", "0.4", "--hires-steps", "10")
+    assert generate(server, "--json", *words) == 0
+    assert sent_input(server) == {
+        "prompt": "a star",
+        "hires": {"scale": 2.0, "upscaler": "latent", "strength": 0.4, "num_inference_steps": 10},
+    }
+    assert generate(server, "--json", "--hires", "1.5") == 0
+    assert sent_input(server)["hires"] == {"scale": 1.5}
 
 
 def test_a_key_is_sent_without_the_newline_that_ends_its_file(

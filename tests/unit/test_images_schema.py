@@ -204,7 +204,7 @@ def test_the_schema_has_one_name_a_field_and_its_range() -> None:
             "scheduler",
             "'Karras' was given, and 'Euler' as sampler_name",
         ),
-        ({"prompt": "a", "image": "x"}, "image", "not offered yet"),
+        ({"prompt": "a", "image": "x"}, "image", "POST /v1/images/edits starts from a picture"),
         ({"prompt": "a", "lora": "x"}, "lora", "not offered yet"),
         ({"prompt": "a", "clip_skip": 2}, "clip_skip", "cannot be skipped yet"),
         ({"prompt": "a", "svg": {"model": "x"}}, "svg", "pictures of pixels"),
@@ -259,7 +259,7 @@ def test_guidance_may_have_an_interval() -> None:
 
 def test_another_model_is_not_found() -> None:
     nobody = cast(Any, None)
-    desk = FrontDesk({MODEL.id: MODEL}, nobody, nobody, nobody, nobody)
+    desk = FrontDesk({MODEL.id: MODEL}, nobody, nobody, nobody, nobody, nobody)
     assert desk.model("shapes", "model") is desk.model(None, "model") is MODEL
     with pytest.raises(ModelNotFoundError, match="model: 'dall-e-3' is not served here; 'shapes' is"):
         desk.model("dall-e-3", "model")
@@ -269,7 +269,7 @@ def test_a_model_goes_by_its_aliases() -> None:
     config = AppConfig.model_validate({"model": {"aliases": ["default", "stability-ai/sdxl"]}})
     model = ServedModel.of(config, INFO, lambda: None)
     nobody = cast(Any, None)
-    desk = FrontDesk({model.id: model}, nobody, nobody, nobody, nobody)
+    desk = FrontDesk({model.id: model}, nobody, nobody, nobody, nobody, nobody)
     for name in ("default", "stability-ai/sdxl", "shapes", None):
         assert desk.model(name, "model") is model
     request = model.accept(wanted_of(read_body(b'{"prompt": "a", "model": "default"}')), "id").request
@@ -278,7 +278,7 @@ def test_a_model_goes_by_its_aliases() -> None:
 
 def test_of_several_models_one_is_to_be_named() -> None:
     nobody = cast(Any, None)
-    desk = FrontDesk({"a": MODEL, "b": MODEL}, nobody, nobody, nobody, nobody)
+    desk = FrontDesk({"a": MODEL, "b": MODEL}, nobody, nobody, nobody, nobody, nobody)
     with pytest.raises(ModelNotFoundError, match="version: None is not served here; 'a', 'b' are"):
         desk.model(None, "version")
 

@@ -116,7 +116,7 @@ async def states_in_the_log(history: History, job_id: str = "job") -> list[tuple
     return history.states(job_id)
 
 
-async def both_images(request: GenerationRequest, _: Resume) -> AsyncGenerator[GenerationEvent, None]:
+async def both_images(request: GenerationRequest, *_: object) -> AsyncGenerator[GenerationEvent, None]:
     for index in (1, 0):
         yield ImageDone(index, request.seed + index, PICTURE)
 
@@ -139,11 +139,13 @@ async def test_another_runner_goes_on_from_images_and_checkpoints(sqlite_url: st
     asked: list[Resume] = []
     began = asyncio.Event()
 
-    async def script(_: GenerationRequest, resume: Resume) -> AsyncGenerator[GenerationEvent, None]:
+    async def script(
+        _: GenerationRequest, __: object, resume: Resume
+    ) -> AsyncGenerator[GenerationEvent, None]:
         asked.append(resume)
         if len(asked) == 1:
             yield ImageDone(1, 8, PICTURE)
-            yield ImageProgress(0, checkpoint(3))
+            yield ImageProgress(0, checkpoint(3), 3)
             began.set()
             await asyncio.Event().wait()
         yield ImageDone(0, 7, PICTURE)
@@ -299,7 +301,7 @@ async def test_an_image_waits_for_room_and_is_not_made_twice(
     monkeypatch.setattr("serve.jobs.rounds._AWAY_INTERVAL_S", 0.01)
     made = []
 
-    async def script(request: GenerationRequest, _: Resume) -> AsyncGenerator[GenerationEvent, None]:
+    async def script(request: GenerationRequest, *_: object) -> AsyncGenerator[GenerationEvent, None]:
         made.append(request.request_id)
         for index in range(2):
             yield ImageDone(index, 7 + index, PICTURE)
@@ -331,7 +333,9 @@ async def test_a_job_waits_for_its_checkpoints_and_does_not_fail(
     monkeypatch.setattr("serve.jobs.rounds._AWAY_INTERVAL_S", 0.01)
     asked: list[Resume] = []
 
-    async def script(request: GenerationRequest, resume: Resume) -> AsyncGenerator[GenerationEvent, None]:
+    async def script(
+        request: GenerationRequest, _: object, resume: Resume
+    ) -> AsyncGenerator[GenerationEvent, None]:
         asked.append(resume)
         for index in range(2):
             yield ImageDone(index, request.seed + index, PICTURE)
@@ -358,7 +362,9 @@ async def test_a_checkpoint_of_other_weights_is_left_and_its_image_begun_anew(
     counted_as_left: list[None] = []
     monkeypatch.setattr(JobMetrics, "count_left_checkpoint", lambda _: counted_as_left.append(None))
 
-    async def script(request: GenerationRequest, resume: Resume) -> AsyncGenerator[GenerationEvent, None]:
+    async def script(
+        request: GenerationRequest, _: object, resume: Resume
+    ) -> AsyncGenerator[GenerationEvent, None]:
         asked.append(resume)
         for index in range(2):
             yield ImageDone(index, request.seed + index, PICTURE)
@@ -408,7 +414,7 @@ async def test_a_database_that_was_away_for_long_costs_no_runner_its_jobs(
     began, is_made = asyncio.Event(), asyncio.Event()
     made = []
 
-    async def script(request: GenerationRequest, _: Resume) -> AsyncGenerator[GenerationEvent, None]:
+    async def script(request: GenerationRequest, *_: object) -> AsyncGenerator[GenerationEvent, None]:
         made.append(request.request_id)
         began.set()
         await is_made.wait()
@@ -445,7 +451,7 @@ async def test_no_more_is_claimed_than_there_is_room_for(sqlite_url: str, tmp_pa
     """A runner for four images has room for two jobs of two images each."""
     gate = asyncio.Event()
 
-    async def script(request: GenerationRequest, _: Resume) -> AsyncGenerator[GenerationEvent, None]:
+    async def script(request: GenerationRequest, *_: object) -> AsyncGenerator[GenerationEvent, None]:
         await gate.wait()
         for index in range(2):
             yield ImageDone(index, request.seed + index, PICTURE)
@@ -474,7 +480,7 @@ async def test_a_runner_that_lost_a_job_may_take_it_up_again(
     attempts = 0
     began, left = asyncio.Event(), asyncio.Event()
 
-    async def script(request: GenerationRequest, _: Resume) -> AsyncGenerator[GenerationEvent, None]:
+    async def script(request: GenerationRequest, *_: object) -> AsyncGenerator[GenerationEvent, None]:
         nonlocal attempts
         attempts += 1
         if attempts == 1:
@@ -503,7 +509,7 @@ async def test_two_runners_that_race_run_each_job_once(url: str, tmp_path: Path,
     ids = [f"job-{number}" for number in range(num_jobs)]
     run: list[str] = []
 
-    async def script(request: GenerationRequest, _: Resume) -> AsyncGenerator[GenerationEvent, None]:
+    async def script(request: GenerationRequest, *_: object) -> AsyncGenerator[GenerationEvent, None]:
         run.append(request.request_id)
         await asyncio.sleep(0)
         yield ImageDone(0, request.seed, PICTURE)
@@ -530,7 +536,7 @@ async def test_an_image_that_is_done_counts_as_progress(sqlite_url: str, tmp_pat
     """This also holds if it was too fast for a checkpoint."""
     seen = asyncio.Event()
 
-    async def script(request: GenerationRequest, _: Resume) -> AsyncGenerator[GenerationEvent, None]:
+    async def script(request: GenerationRequest, *_: object) -> AsyncGenerator[GenerationEvent, None]:
         yield ImageDone(0, request.seed, PICTURE)
         await seen.wait()
         yield ImageDone(1, request.seed + 1, PICTURE)
@@ -596,7 +602,7 @@ async def test_a_job_is_begun_when_something_of_it_comes_and_not_while_it_waits(
 ) -> None:
     its_turn = asyncio.Event()
 
-    async def script(request: GenerationRequest, _: Resume) -> AsyncGenerator[GenerationEvent, None]:
+    async def script(request: GenerationRequest, *_: object) -> AsyncGenerator[GenerationEvent, None]:
         yield PromptEncoded(3, 2, 77)
         await its_turn.wait()
         for index in range(2):

@@ -19,7 +19,7 @@ from cluster.plan.devices import Device, Devices, Sharing
 from cluster.plan.load_plan import Goal, option_of, plan_load
 from cluster.plan.model import Model
 from cluster.plan.simulation import Replicas, Simulated, Simulation
-from cluster.plan.stages import DecoderReplica, DenoiserReplica, DenoisingCosts, Overheads
+from cluster.plan.stages import DecoderReplica, DenoiserReplica, DenoisingCosts, Overheads, VaeCall
 from cluster.plan.validation import evenly, measured_request_s, measured_slowdown
 from deployments.batching import Batching
 from deployments.engine.cost import CostModel, Curve, StageCost
@@ -250,8 +250,8 @@ def test_a_machine_is_busy_with_requests_as_well() -> None:
 def test_large_batches_are_decoded_in_parts() -> None:
     """Five images in one batch, with 35 ms of the device per call: two calls of two images and one of one."""
     env = Environment()
-    replica = DecoderReplica(env, Device(env), Batching(8, 0.010), COST.decode, max_hold_s=0.035)
-    done = env.all_of([replica.run(SHAPE) for _ in range(5)])
+    replica = DecoderReplica(env, Device(env), Batching(8, 0.010), COST, max_hold_s=0.035)
+    done = env.all_of([replica.run(VaeCall(SHAPE)) for _ in range(5)])
     env.run(done)
     assert env.now == pytest.approx(0.010 + 2 * 0.035 + 0.020)
 
@@ -399,7 +399,7 @@ def test_what_a_server_has_in_overheads_is_found_out(sharing: Sharing, truth: Ov
     def send(planned: Sequence[PlannedRequest]) -> list[RequestOutcome]:
         return list(server.run(planned).outcomes)
 
-    request_s = measured_request_s(model(sharing), load[0], send)
+    request_s = measured_request_s(model(sharing), load, send)
     assert request_s == pytest.approx(truth.request_s, abs=1e-6)
     calibrated = model(sharing, Overheads(request_s))
     found = calibrated.slowed_down(measured_slowdown(calibrated, load, send)).overheads

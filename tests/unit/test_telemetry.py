@@ -82,7 +82,7 @@ def generate(pipeline: Pipeline, wanted: GenerationRequest, resume: Resume = FRO
     """The number of resulting images."""
 
     async def run() -> int:
-        async with aclosing(pipeline.generate(wanted, resume)) as events:
+        async with aclosing(pipeline.generate(wanted, resume=resume)) as events:
             return len([event async for event in events if isinstance(event, ImageDone)])
 
     return asyncio.run(run())
