@@ -87,7 +87,7 @@ class Model:
         return request if planned.strength is None else self._shortened(request, planned.strength)
 
     def _shortened(self, request: GenerationRequest, strength: float) -> GenerationRequest:
-        """The request with only the last steps, as if it started from a picture. Raises InvalidRequestError."""
+        """The request as if it started from a picture: only its last steps. Raises InvalidRequestError."""
         try:
             table = self.served.tables.table(
                 request.sampler, request.num_inference_steps, request.eta, strength=strength

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from functools import cache, partial
 from typing import Any, Generic, Protocol, TypeVar
 
-from simpy import Environment, Event, Store
+from simpy import Environment, Event, Resource, Store
 
 from cluster.plan.devices import Device
 from deployments.batching import Batching
@@ -75,49 +75,42 @@ class Batches(Generic[Item]):
         self._closed(batch)
 
 
-class _Thread:
-    """A replica's one thread, whose work goes to the device in the order in which it comes."""
-
-    def __init__(self, env: Environment, device: Device) -> None:
-        self._device = device
-        self._waiting = Store(env)
-        env.process(self._work())
-
-    def run(self, parts_s: Sequence[float], ended: Sequence[Event]) -> None:
-        """Makes calls of these seconds one after another. ended: events at the end of the last one"""
-        self._waiting.put((parts_s, ended))
-
-    def _work(self) -> Process:
-        while True:
-            parts_s, ended = yield self._waiting.get()
-            for seconds in parts_s:
-                yield self._device.run(seconds)
-            for event in ended:
-                event.succeed()
-
-
 class _BatchedCalls(Generic[Item]):
-    """Batches that go to a thread as they close. parts_s: seconds of each call for a batch"""
+    """Batches that go to the device one after another, like those of one `@serve.batch` method.
+
+    thread: the replica's one thread, first come, first served; parts_s: seconds of each call for a batch
+    """
 
     def __init__(
         self,
         env: Environment,
-        thread: _Thread,
+        device: Device,
+        thread: Resource,
         batching: Batching,
         parts_s: Callable[[Sequence[Item]], Sequence[float]],
     ) -> None:
         self._env = env
+        self._device = device
         self._thread = thread
         self._parts_s = parts_s
-        self._batches: Batches[tuple[Item, Event]] = Batches(env, batching, self._closed)
+        self._closed = Store(env)
+        self._batches: Batches[tuple[Item, Event]] = Batches(env, batching, self._closed.put)
+        env.process(self._work())
 
     def run(self, item: Item) -> Event:
         done = self._env.event()
         self._batches.add((item, done))
         return done
 
-    def _closed(self, batch: list[tuple[Item, Event]]) -> None:
-        self._thread.run(self._parts_s([item for item, _ in batch]), [done for _, done in batch])
+    def _work(self) -> Process:
+        while True:
+            batch = yield self._closed.get()
+            with self._thread.request() as turn:
+                yield turn
+                for seconds in self._parts_s([item for item, _ in batch]):
+                    yield self._device.run(seconds)
+            for _, done in batch:
+                done.succeed()
 
 
 class EncoderReplica:
@@ -132,7 +125,7 @@ class EncoderReplica:
         self._kept: OrderedDict[str, None] = OrderedDict()
         self._cache_size = cache_size
         self._calls: _BatchedCalls[str] = _BatchedCalls(
-            env, _Thread(env, device), batching, lambda texts: [cost.seconds(len(texts))]
+            env, device, Resource(env), batching, lambda texts: [cost.seconds(len(texts))]
         )
 
     def work_s(self, call: Sequence[str]) -> float:
@@ -164,17 +157,17 @@ class VaeCall:
 
 
 class DecoderReplica:
-    """A simulated VAE. Each direction has its own batches, and both have one thread. No picture comes twice."""
+    """A simulated VAE: both directions have batches of their own, and one thread. No picture comes twice."""
 
     def __init__(
         self, env: Environment, device: Device, batching: Batching, cost: CostModel, max_hold_s: float
     ) -> None:
         self._max_batch_size = batching.max_batch_size
-        self._costs = {True: cost.picture, False: cost.decode}  # by is_encoding
-        thread = _Thread(env, device)
+        self._costs = {False: cost.decode, True: cost.picture}  # by is_encoding
+        thread = Resource(env)
         self._calls: dict[bool, _BatchedCalls[LatentShape]] = {
-            is_encoding: _BatchedCalls(env, thread, batching, partial(_parts_s, of_direction, max_hold_s))
-            for is_encoding, of_direction in self._costs.items()
+            is_encoding: _BatchedCalls(env, device, thread, batching, partial(_parts_s, known, max_hold_s))
+            for is_encoding, known in self._costs.items()
         }
 
     def work_s(self, call: VaeCall) -> float:

@@ -102,7 +102,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--sampler", default="DPM++ 2M")
     parser.add_argument("--seed", type=int, default=2026)
-    parser.add_argument("--sheet", type=Path, help="write the first 8 edits here")
+    parser.add_argument("--sheet", type=Path, help="write the first 4 edits here")
     args = parser.parse_args()
     edits = draw_edits(args.edits, args.seed)
     engine = load_engine(str(args.model), max_images=_BATCH_SIZE)
@@ -123,7 +123,7 @@ def main() -> None:
             [np.asarray(edit.picture), np.asarray(edit.mask.convert("RGB")), pixels]
             for edit, pixels in zip(edits, pictures, strict=True)
         ]
-        sheet([pixels for row in rows[:8] for pixels in row], 6).save(args.sheet)
+        sheet([pixels for row in rows[:4] for pixels in row], 6).save(args.sheet)
 
 
 if __name__ == "__main__":

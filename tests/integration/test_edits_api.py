@@ -127,7 +127,7 @@ def test_pictures_share_forwards_with_prompts_and_stay_the_same(base_url: str) -
 def test_a_job_goes_on_after_a_death_with_the_same_bytes(
     client: httpx.Client, deployment: str, progress: float, given: dict[str, Any]
 ) -> None:
-    steps = {"num_inference_steps": 60, "deterministic": True, "seed": 3, "prompt": PROMPT}
+    steps = {"num_inference_steps": 30, "deterministic": True, "seed": 3, "prompt": PROMPT}
     whole = finished(client, create(client, **steps, **given)["id"])
     job = create(client, **steps, **given)
     wait_for(lambda: get(client, job["id"])["progress"] > progress, timeout_s=FINISH_TIMEOUT_S)

@@ -19,6 +19,7 @@ from cluster.bench.arrivals import constant
 from cluster.bench.load import RequestOutcome, Target, run_load
 from cluster.bench.mix import Mix, PlannedRequest, plan
 from cluster.bench.report import summarize, warnings
+from cluster.bench.tasks import Task
 from tests import virtual_time
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
@@ -166,6 +167,28 @@ def test_each_way_to_fail_is_counted_as_what_it_is() -> None:
     assert outcomes[0].answer.detail == '429 {"error": "full"}'
     assert outcomes[3].latency_s == pytest.approx(0.5, rel=0.02)
     assert outcomes[6].answer.num_images == 3, "what came, not what was asked for"
+
+
+def test_requests_that_start_from_a_picture_go_to_their_own_route() -> None:
+    seen = []
+
+    async def handler(request: web.Request) -> web.Response:
+        body = await request.json()
+        seen.append((request.path, body.get("strength"), body.get("image", "")[:22], "mask" in body))
+        return web.json_response(PICTURE)
+
+    planned = [
+        PlannedRequest(0.0, "a star", seed=1),
+        PlannedRequest(0.1, "a star", seed=2, task=Task.IMG2IMG, strength=0.5),
+        PlannedRequest(0.2, "a star", seed=3, task=Task.INPAINT, strength=1.0),
+    ]
+    outcomes = load(handler, planned)
+    assert seen == [
+        ("/v1/images/generations", None, "", False),
+        ("/v1/images/edits", 0.5, "data:image/jpeg;base64", False),
+        ("/v1/images/edits", 1.0, "data:image/jpeg;base64", True),
+    ]
+    assert summarize(outcomes).tasks == {"txt2img": 1, "img2img": 1, "inpaint": 1}
 
 
 def test_a_server_that_is_not_there_is_a_transport_error() -> None:

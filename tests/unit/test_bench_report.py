@@ -146,6 +146,43 @@ def test_the_command_loads_reports_and_draws(
         assert picture.format == "PNG"
 
 
+def test_the_report_says_how_many_requests_started_from_pictures(
+    server: Server, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    load = ["--arrivals", "constant", "--rate", "20", "--duration", "0.5", "--picture-size", "96x64"]
+    tasks = ["--tasks", "txt2img:1,img2img:1,inpaint:1", "--strengths", "0.5", "--edit-path", "edit"]
+    assert cli.main(["bench", "--url", server.url, *load, *tasks, "--output", str(tmp_path)]) == 0
+    result = json.loads((tmp_path / "midstep.json").read_text())
+    [summary] = result["summaries"]
+    edits = [body for path, body in server.bodies if path == "/edit"]
+    assert {body["strength"] for body in edits} == {0.5}
+    masks = sum("mask" in body for body in edits)
+    counts = {"txt2img": 10 - len(edits), "img2img": len(edits) - masks, "inpaint": masks}
+    assert summary["tasks"] == counts
+    assert all(counts.values())
+    assert result["settings"]["mix"]["tasks"] == {"txt2img": 1.0, "img2img": 1.0, "inpaint": 1.0}
+    told = capsys.readouterr().out
+    assert re.search(r"(?m)^ *midstep +20\.00 +" + " +".join(map(str, counts.values())) + r" *$", told)
+
+    del summary["tasks"]  # as in results of earlier versions
+    (tmp_path / "earlier.json").write_text(json.dumps(result))
+    words = ["--plot", str(tmp_path / "earlier.json"), "--output", str(tmp_path / "plot.png")]
+    assert cli.main(["bench", *words]) == 0
+    assert "img2img" not in capsys.readouterr().out
+
+
+def test_a_body_without_the_picture_is_not_sent_as_an_edit(
+    server: Server, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    template = tmp_path / "body.json"
+    template.write_text('{"q": "{prompt}"}')
+    words = ["--rate", "20", "--duration", "0.5", "--tasks", "img2img", "--body", str(template)]
+    with pytest.raises(SystemExit):
+        cli.main(["bench", "--url", server.url, *words])
+    assert re.search(r"argument --body: has no \{image\}, but \d+ requests start", capsys.readouterr().err)
+    assert server.bodies == []
+
+
 def test_a_command_that_got_no_answer_fails(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     words = ["--url", "http://127.0.0.1:1", "--arrivals", "constant", "--rate", "20", "--duration", "0.1"]
     with pytest.raises(SystemExit, match="no request was completed"):
@@ -173,6 +210,12 @@ URL = ["--url", "http://127.0.0.1:1"]
             [*URL, "--rate", "1", "--steps", "4:20,x:1"],
             "argument --steps: 'x:1' is not VALUE or VALUE:WEIGHT",
         ),
+        (
+            [*URL, "--rate", "1", "--tasks", "upscale:1"],
+            "argument --tasks: 'upscale:1' is not VALUE or VALUE:WEIGHT: 'upscale' is none of txt2img",
+        ),
+        ([*URL, "--rate", "1", "--strengths", "2:1"], "argument --strengths: '2:1' is not VALUE or VALUE"),
+        ([*URL, "--rate", "1", "--picture-size", "512"], "argument --picture-size: '512' is not \"WIDTHx"),
         ([*URL, "--rate", "1", "--sizes", "512"], "argument --sizes: '512' is not VALUE or VALUE:WEIGHT"),
         ([*URL, "--rate", "1", "--mix", "/nowhere"], "argument --mix: /nowhere: No such file or directory"),
         ([*URL, "--rate", "1", "--body", "/nowhere"], "argument --body: /nowhere: No such file or directory"),

@@ -39,6 +39,7 @@ print(json.dumps(sorted(name for name in sys.modules if "." not in name)))
         (["generate", "--help"], set()),
         (["jobs", "list", *NOWHERE], ASKING),
         (["generate", "a star", *NOWHERE], ASKING),
+        (["generate", "a star", "--image", "http://127.0.0.1:1", *NOWHERE], ASKING),
         (["key", "alice"], {"pydantic"}),
     ],
 )

@@ -124,35 +124,27 @@ def test_it_begins_where_diffusers_does() -> None:
 
 @pytest.mark.parametrize("sampler", ["Euler a", "DPM++ 2M", "Heun"])
 def test_alone_in_any_batch_and_resumed_the_bytes_are_the_same(load_model: Load, sampler: str) -> None:
-    model = load_model("shapes")
-    wanted = model.request(
-        "wanted",
-        PROMPT,
-        sampler=sampler,
-        picture=encoded(model, masked=True),
-        strength=0.6,
-        num_inference_steps=5,
-        deterministic=True,
-    )
-    engine = model.engine(checkpoint_interval_s=0.0)
-    engine.add(wanted)
-    alone, checkpoints = finish_with_checkpoints(engine)
-    assert len(checkpoints) == wanted.num_calls - 1
-    for checkpoint in [None, *checkpoints]:
-        engine = model.engine()
-        engine.add(replace(wanted, resume_from=checkpoint))
-        engine.add(model.request("text", "a green circle", deterministic=True, guidance_end=0.5))
-        engine.add(
-            model.request(
-                "picture",
-                "a green circle",
-                picture=encoded(model, masked=False),
-                strength=0.5,
-                deterministic=True,
-                seed=3,
-            )
-        )
-        assert torch.equal(finish(engine)["wanted"], alone), checkpoint
+    """Of a prompt, of guidance that ends, of a picture, of a mask, and of a second pass."""
+    model = load_model("sd1")
+    fields = {"sampler": sampler, "num_inference_steps": 5, "deterministic": True}
+    latents = enlarged_latents(torch.randn(4, 12, 12, generator=torch.Generator().manual_seed(0)), (16, 16))
+    kinds = [
+        model.request("text", PROMPT, **fields),
+        model.request("ending", PROMPT, guidance_end=0.5, **fields),
+        model.request("picture", PROMPT, picture=encoded(model, masked=False), strength=0.6, **fields),
+        model.request("mask", PROMPT, picture=encoded(model, masked=True), strength=0.6, **fields),
+        model.request("second", PROMPT, picture=latents, strength=0.6, **fields),
+    ]
+    for wanted in kinds:
+        engine = model.engine(checkpoint_interval_s=0.0)
+        engine.add(wanted)
+        alone, checkpoints = finish_with_checkpoints(engine)
+        assert len(checkpoints) == wanted.num_calls - 1
+        for checkpoint in [None, *checkpoints]:
+            engine = model.engine(max_rows=32, rows_per_forward=32)
+            for other in kinds:
+                engine.add(replace(other, resume_from=checkpoint if other is wanted else None))
+            assert torch.equal(finish(engine)[wanted.request_id], alone), (wanted.request_id, checkpoint)
 
 
 def test_what_the_mask_keeps_is_the_picture(load_model: Load) -> None:

@@ -79,6 +79,12 @@ def test_a_trace_is_planned_for_as_it_is_replayed(
     trace.write_text("arrival_s,num_images,num_inference_steps\n0,1,20\n30,4,30\n60,1,20\n")
     call(str(config), "--trace", str(trace), "--speed-up", "3")
     assert "3 requests for 6 images in 20 s" in capsys.readouterr().out
+    trace.write_text(
+        "arrival_s,task,num_images,num_inference_steps\n0,txt2img,1,20\n30,img2img,4,30\n60,inpaint,1,20\n"
+    )
+    call(str(config), "--trace", str(trace), "--speed-up", "3")
+    told = capsys.readouterr().out
+    assert "3 requests (1 txt2img, 1 img2img, 1 inpaint) for 6 images in 20 s" in told
 
 
 @pytest.mark.parametrize(

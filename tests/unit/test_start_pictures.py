@@ -262,7 +262,7 @@ def test_strength_is_the_share_of_the_steps() -> None:
     ],
 )
 def test_a_size_is_the_pictures_own_or_the_nearest_that_is_allowed(
-    size: tuple[int, int], fields: dict[str, int], expected: tuple[int, int]
+    size: tuple[int, int], fields: dict[str, Any], expected: tuple[int, int]
 ) -> None:
     request = accept(image=file_of(picture(*size)), **fields).request
     assert (request.width, request.height) == expected
@@ -280,7 +280,7 @@ def test_the_other_side_is_not_a_step_too_short(size: tuple[int, int]) -> None:
 
 
 def test_a_square_stays_a_square() -> None:
-    """260 * (256 / 260) is slightly less than 256, and so is 263 * sqrt(256 * 256 / (263 * 263))."""
+    """322 * (256 / 322) is slightly less than 256, and 260 * sqrt(128 * 128 / (260 * 260)) than 128."""
     fewer_pixels = model(max_pixels=128 * 128)
     files = {side: file_of(Image.new("RGB", (side, side))) for side in range(257, 420)}
     sizes = {side: accept(image=file).request.output_size for side, file in files.items()}
