@@ -259,14 +259,11 @@ class ServedModel:
         height, width = (round(side * scale / factor) * factor for side in (first.height, first.width))
         self._check_size(wanted, ("hires", "hires"), height, width)
         steps = asked.num_inference_steps or first.num_inference_steps
-        if steps > self.limits.max_num_inference_steps:
-            raise wanted.refusal(
-                "hires",
-                f"{steps} steps were given; at most {self.limits.max_num_inference_steps} are allowed",
-            )
         strength = _HIRES_STRENGTH if asked.strength is None else asked.strength
-        if steps_from_picture(steps, strength) < 1:
+        if (done := steps_from_picture(steps, strength)) < 1:
             raise wanted.refusal("hires", f"strength {strength:g} of {steps} steps leaves no step")
+        if (total := first.num_steps + done) > (most := self.limits.max_num_inference_steps):
+            raise wanted.refusal("hires", f"both passes have {total} steps; together {most} are allowed")
         return HiresPass(
             upscaler=asked.upscaler or "lanczos",
             scale=scale,

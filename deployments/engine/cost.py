@@ -161,7 +161,7 @@ class CostModel:
         """The cost of encoding pictures, as measured or from the cost of decoding."""
         return self.encode_picture or self.decode.times(_ENCODED_PICTURE)
 
-    def latency_s(
+    def denoise_s(
         self,
         shape: LatentShape,
         calls_by_rows: Mapping[int, int],
@@ -169,27 +169,21 @@ class CostModel:
         row_cap: int,
         other_rows: int,
         fixed_rows: int | None = None,
-        starts_from_picture: bool = False,
     ) -> float:
-        """Seconds until a request's last image is done.
+        """Seconds of one pass of a request's images, without encoding and decoding.
 
         calls_by_rows: the number of each image's model calls, by their rows
         fixed_rows: the rows of its forwards if that number is fixed
         The request shares forwards of up to row_cap rows with other_rows rows of other requests. It goes
         first where not all fit.
         """
-        denoise_s = 0.0
+        seconds = 0.0
         for num_rows, num_calls in calls_by_rows.items():
             own_rows = num_rows * num_images
             forward_rows = fixed_rows or min(own_rows + other_rows, max(row_cap, num_rows))
             turns = math.ceil(own_rows / forward_rows)
-            denoise_s += turns * num_calls * self.forward.seconds(shape, forward_rows)
-        num_texts = max(rows for rows, calls in calls_by_rows.items() if calls)
-        # The text and the picture are encoded at the same time.
-        encode_s = self.encode.seconds(num_texts)
-        if starts_from_picture:
-            encode_s = max(encode_s, self.picture.seconds(shape, 1))
-        return denoise_s + encode_s + self.decode.seconds(shape, num_images)
+            seconds += turns * num_calls * self.forward.seconds(shape, forward_rows)
+        return seconds
 
 
 def counts_to_measure(most: int) -> list[int]:

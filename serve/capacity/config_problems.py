@@ -63,20 +63,24 @@ def crowding_problem(config: AppConfig, info: ModelInfo, cost: CostModel) -> str
 
 
 def _longest_s(config: AppConfig, info: ModelInfo, cost: CostModel) -> float:
-    """Seconds that the longest allowed request takes, alone and with guidance."""
+    """Seconds that the longest allowed request takes, alone and with guidance; the steps may be of two
+    passes."""
     limits, factor = config.limits_for(info), info.scale_factor
     engine = config.engine_config(info).padded_to(cost.forward.padded_to)
     width = min(limits.max_width, limits.max_pixels)
     height = min(limits.max_height, limits.max_pixels // width)
     shape = (max(1, height // factor), max(1, width // factor))
-    return max(
-        cost.latency_s(
+    num_images = limits.max_num_images
+    denoise_s = max(
+        cost.denoise_s(
             shape,
             {2: MAX_CALLS_PER_STEP * limits.max_num_inference_steps},
-            num_images=limits.max_num_images,
+            num_images=num_images,
             row_cap=engine.row_cap(Group(shape, deterministic), cost.forward),
             other_rows=0,
             fixed_rows=engine.deterministic_rows if deterministic else None,
         )
         for deterministic in (False, True)
     )
+    vae_s = 2 * cost.decode.seconds(shape, num_images) + cost.picture.seconds(shape, num_images)
+    return cost.encode.seconds(2) + denoise_s + vae_s

@@ -18,20 +18,24 @@ class Estimator:
 
     def latency_s(self, request: GenerationRequest, cost: CostModel, other_rows: float = 0.0) -> float:
         """Seconds until the last image is done, on a denoiser with other_rows rows of other requests."""
-        engine = self._engine(cost)
-        seconds = 0.0
+        engine, images = self._engine(cost), request.num_images
+        first, last = request.passes[0], request.passes[-1]
+        seconds = cost.encode.seconds(request.rows_per_image)
+        if request.start is not None:  # encoded at the same time as the text
+            seconds = max(seconds, cost.picture.seconds(first.latent_shape, 1))
         for one in request.passes:
-            group = _group(one)
-            seconds += cost.latency_s(
-                group.latent_shape,
+            seconds += cost.denoise_s(
+                one.latent_shape,
                 one.calls_by_rows(),
-                num_images=request.num_images,
-                row_cap=engine.row_cap(group, cost.forward),
+                num_images=images,
+                row_cap=engine.row_cap(_group(one), cost.forward),
                 other_rows=math.ceil(other_rows),
                 fixed_rows=engine.deterministic_rows if request.deterministic else None,
-                starts_from_picture=one.strength is not None,
             )
-        return seconds
+        if request.hires is not None and request.hires.upscaler == "lanczos":
+            seconds += cost.decode.seconds(first.latent_shape, images)
+            seconds += cost.picture.seconds(last.latent_shape, images)
+        return seconds + cost.decode.seconds(last.latent_shape, images)
 
     def work_s(self, request: GenerationRequest, cost: CostModel) -> float:
         """Device-seconds of denoising all images of the request."""

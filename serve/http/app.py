@@ -46,10 +46,8 @@ from serve.http.replicate.predictions import PredictionsRoutes
 from serve.http.versionless import with_versionless
 from serve.jobs.inputs import JobInputs
 from serve.jobs.load import JobLoad
-from serve.jobs.objects import ObjectStore
 from serve.jobs.opening import opened
 from serve.jobs.resources import job_store, object_store
-from serve.jobs.store import JobStore
 from serve.jobs.uploads import Uploads
 from serve.served_model import ServedModel
 
@@ -71,33 +69,37 @@ class _Application(Starlette):
         return Cors(stack, self._cors_origins) if self._cors_origins else stack
 
 
+class _Stores:
+    """What is kept: jobs, objects and uploaded files; and pictures that requests name, there or elsewhere."""
+
+    def __init__(self, config: AppConfig) -> None:
+        self.jobs = job_store(config.jobs, [config.model.shown_id], describe)
+        self.objects = object_store(config.jobs)
+        self.uploads = Uploads(self.jobs.database, self.objects)
+        self.pictures = PictureSources(
+            self.uploads,
+            self.objects,
+            config.limits.max_image_bytes,
+            config.jobs.allow_private_webhooks,
+        )
+
+
 def build_http_app(
     config: AppConfig,
     info: ModelInfo,
     pipeline: Pipeline,
     fleet: Fleet,
 ) -> Starlette:
-    store = job_store(config.jobs, [config.model.shown_id], describe)
+    stores = _Stores(config)
     model = ServedModel.of(config, info, lambda: pipeline.known_cost_model)
-    job_load = JobLoad(store, fleet.num_ingresses, model.work_s)
+    job_load = JobLoad(stores.jobs, fleet.num_ingresses, model.work_s)
     readiness = Readiness(pipeline, fleet, {name: one.min_replicas for name, one in config.stages.items()})
     admission = Admission(
         config.limits.max_queue, config.limits.max_wait_s, fleet.denoisers_per_ingress, job_load.share
     )
-    desk = FrontDesk(
-        {model.id: model},
-        pipeline,
-        admission,
-        RateLimits(fleet.num_ingresses),
-        store,
-        JobInputs(object_store(config.jobs)),
-    )
-    objects = object_store(config.jobs)
-    uploads = Uploads(store.database, objects)
-    sources = PictureSources(
-        uploads, objects, config.limits.max_image_bytes, config.jobs.allow_private_webhooks
-    )
-    routes, open_routes = _routes(config, info, desk, store, uploads, objects, sources, readiness)
+    limits, inputs = RateLimits(fleet.num_ingresses), JobInputs(stores.objects)
+    desk = FrontDesk({model.id: model}, pipeline, admission, limits, stores.jobs, inputs)
+    routes, open_routes = _routes(config, info, desk, stores, readiness)
 
     async def warn_of_problems() -> None:
         _warn_of_problems(config, info, await learned_cost(pipeline, readiness))
@@ -106,12 +108,8 @@ def build_http_app(
     async def lifespan(_: Starlette) -> AsyncIterator[None]:
         # A replica gets requests as soon as this has begun, so none waits for an import.
         await asyncio.to_thread(model.prepare)
-        limit = _show_limit(config.limits.max_wait_s)
-        async with (
-            opened(store),
-            sources.running(),
-            _running(warn_of_problems(), fleet.watch(), job_load.watch(), limit),
-        ):
+        watching = fleet.watch(), job_load.watch(), _show_limit(config.limits.max_wait_s)
+        async with opened(stores.jobs), stores.pictures.running(), _running(warn_of_problems(), *watching):
             yield
 
     app = _Application(
@@ -134,20 +132,14 @@ def build_http_app(
 
 
 def _routes(
-    config: AppConfig,
-    info: ModelInfo,
-    desk: FrontDesk,
-    store: JobStore,
-    uploads: Uploads,
-    objects: ObjectStore,
-    sources: PictureSources,
-    readiness: Readiness,
+    config: AppConfig, info: ModelInfo, desk: FrontDesk, stores: _Stores, readiness: Readiness
 ) -> tuple[list[Route], list[Route]]:
     """All routes, and those of them that need no keys: browsers and Replicate's client fetch images by URLs
     that nobody can guess."""
-    files = ReplicateFilesRoutes(uploads, objects, config.jobs.public_url)
+    objects, pictures = stores.objects, stores.pictures
+    files = ReplicateFilesRoutes(stores.uploads, objects, config.jobs.public_url)
     predictions = PredictionsRoutes(
-        config, desk, store, sources, config.images_per_runner(info) * config.jobs.num_runners
+        config, desk, stores.jobs, pictures, config.images_per_runner(info) * config.jobs.num_runners
     )
     open_routes = with_versionless(
         [
@@ -161,7 +153,7 @@ def _routes(
     routes = [
         *with_versionless(
             [
-                *ImagesRoute(desk, AnswerImages(objects, config.jobs), EditBodies(sources)).routes,
+                *ImagesRoute(desk, AnswerImages(objects, config.jobs), EditBodies(pictures)).routes,
                 *ModelsRoutes(desk, config.jobs.public_url).routes,
                 *ReplicateModelsRoutes(desk, config.jobs.public_url).routes,
                 *predictions.routes,

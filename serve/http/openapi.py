@@ -9,7 +9,7 @@ from pydantic.json_schema import JsonSchemaMode
 from starlette.routing import BaseRoute, Route
 
 from serve.errors import InvalidApiKeyError, MidstepError
-from serve.http.operations import EVENT_STREAM, Answer, Operation, Parameter, operation_of
+from serve.http.operations import EVENT_STREAM, FORM, Answer, Operation, Parameter, operation_of
 from serve.http.problems import PROBLEM_MEDIA_TYPE, Problem
 
 _VERSION = "3.1.0"
@@ -107,6 +107,8 @@ def _operation(route: Route, operation: Operation, secured: bool, schemas: _Sche
         examples = {name: {"value": value} for name, value in operation.examples.items()}
         content = {"schema": schemas.of(operation.body, "validation"), "examples": examples}
         media_types = dict.fromkeys(operation.body_media_types, content)
+        if operation.form is not None:
+            media_types[FORM] = {"schema": schemas.of(operation.form, "validation")}
         described["requestBody"] = {"required": True, "content": media_types}
     errors = operation.all_errors
     if secured:

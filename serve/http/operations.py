@@ -22,6 +22,7 @@ Errors = Sequence[type[MidstepError]]
 JSON = "application/json"
 EVENT_STREAM = "text/event-stream"
 PLAIN_TEXT = "text/plain"
+FORM = "multipart/form-data"
 # Errors of any request, and further errors of requests with a body.
 ANYWHERE: Errors = (MidstepError, NotReadyError, DeadlineExceededError)
 OF_A_BODY: Errors = (RequestTimeoutError, BodyTooLargeError, UnsupportedEncodingError)
@@ -63,6 +64,7 @@ class Operation:
     """A handler's operation.
 
     body: the type of the request's body, in pydantic's form; body_media_types: its possible encodings
+    form: the type of the body as a form, where it may be JSON as well
     examples: example bodies by name
     errors: errors of the handler, besides ANYWHERE and, with a body, OF_A_BODY
     """
@@ -74,6 +76,7 @@ class Operation:
     parameters: Sequence[Parameter] = ()
     body: Any = None
     body_media_types: Sequence[str] = (JSON,)
+    form: Any = None
     examples: Mapping[str, Any] = field(default_factory=dict)
     errors: Errors = ()
 

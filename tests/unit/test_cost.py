@@ -137,14 +137,13 @@ def test_no_cost_is_refused() -> None:
 def test_estimates() -> None:
     """Ten calls of two rows alone; beside six rows of others; two images; eight rows where four fit."""
 
-    def latency_s(num_images: int = 1, row_cap: int = 16, other_rows: int = 0) -> float:
-        return COST.latency_s((16, 16), {2: 10}, num_images, row_cap, other_rows)
+    def denoise_s(num_images: int = 1, row_cap: int = 16, other_rows: int = 0) -> float:
+        return COST.denoise_s((16, 16), {2: 10}, num_images, row_cap, other_rows)
 
-    around = 0.011 + 0.030
-    assert latency_s() == pytest.approx(10 * 0.020 + around)
-    assert latency_s(other_rows=6) == pytest.approx(10 * 0.080 + around)
-    assert latency_s(num_images=2) == pytest.approx(10 * 0.040 + 0.071)
-    assert latency_s(num_images=8, row_cap=4) == pytest.approx(4 * 10 * 0.040 + 0.011 + 0.240)
+    assert denoise_s() == pytest.approx(10 * 0.020)
+    assert denoise_s(other_rows=6) == pytest.approx(10 * 0.080)
+    assert denoise_s(num_images=2) == pytest.approx(10 * 0.040)
+    assert denoise_s(num_images=8, row_cap=4) == pytest.approx(4 * 10 * 0.040)
 
 
 def test_tables_are_for_people() -> None:

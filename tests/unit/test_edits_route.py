@@ -1,6 +1,7 @@
 """Images from pictures, over HTTP but without Ray: how pictures come."""
 
 import asyncio
+import gzip
 import json
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -173,6 +174,42 @@ async def test_a_server_that_is_silent_holds_nobody_for_long(
         forever.set()
 
 
+HEAD = b"HTTP/1.1 200 OK\r\ncontent-type: image/png\r\n"
+
+
+@pytest.mark.parametrize(
+    "sent",
+    [
+        b"",
+        b"\x16\x03\x01",
+        b"SSH-2.0-OpenSSH_9.6\r\n",
+        b"HTTP/1.1 abc\r\n\r\n",
+        HEAD + b"x: " + b"a" * 100_000 + b"\r\n\r\n",
+        HEAD + b"content-length: -1\r\n\r\n",
+        HEAD + b"content-length: 100000\r\n\r\n" + PNG,
+        HEAD + b"transfer-encoding: chunked\r\n\r\nzz\r\n" + PNG,
+        HEAD + b"content-encoding: gzip\r\n\r\n" + gzip.compress(PNG),
+        b"HTTP/1.1 301 Moved\r\nlocation: http://[\r\ncontent-length: 0\r\n\r\n",
+    ],
+)
+@in_loop
+async def test_what_is_no_answer_is_no_picture(tmp_path: Path, sent: bytes) -> None:
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(sent)
+        writer.close()
+
+    async with (
+        serving(tmp_path, [], allow_private_webhooks=True) as client,
+        await asyncio.start_server(answer, "127.0.0.1", 0) as server,
+    ):
+        host, port = server.sockets[0].getsockname()
+        refused = await client.post(EDITS, **edit(image_url=f"http://{host}:{port}/"))
+        assert refused.status_code in (400, 415), refused.text
+        assert refused.json()["error"]["param"] == "image_url"
+        await check_nothing_is_left(client, tmp_path)
+
+
 @in_loop
 async def test_no_own_address_is_asked_unless_it_is_allowed(tmp_path: Path) -> None:
     asked: list[str] = []
@@ -313,6 +350,16 @@ async def test_a_crop_answers_in_the_pictures_size(tmp_path: Path) -> None:
         assert picture_seen.pixels.shape == (200, 320, 4)
         assert picture_seen.crop is not None
         assert answer.json()["size"] == "320x200"
+
+
+@in_loop
+async def test_a_media_type_may_be_in_capitals(tmp_path: Path) -> None:
+    async with serving(tmp_path, []) as client:
+        request = client.build_request("POST", EDITS, **form(EDITS, file("image")))
+        kind, _, boundary = request.headers["content-type"].partition(";")
+        request.headers["content-type"] = f"{kind.title()};{boundary}"
+        answer = await client.send(request)
+        assert answer.status_code == 200, answer.text
 
 
 @in_loop

@@ -133,6 +133,8 @@ async def test_without_keys_nothing_is_said_of_them(tmp_path: Path) -> None:
 
 ONE, OF_A_MODEL = JOBS + "/{job_id}", "/v1/models/{owner}/{name}/predictions"
 FILES = "/v1/files"
+EDITS = "/v1/images/edits"
+LARGER_THAN_A_FILE = {"content": b" " * (MAX_UPLOAD_BYTES + 1), "headers": by(ALICE)}
 TOO_LARGE = {"content": b" " * (1 << 20), "headers": by(ALICE)}
 COMPRESSED = {"content": b"{}", "headers": by(ALICE) | {"content-encoding": "gzip"}}
 
@@ -144,7 +146,10 @@ CLIENT_ERRORS: list[tuple[int, str, str, Mapping[str, Any]]] = [
     (415, "POST", IMAGES, COMPRESSED),
     (422, "POST", IMAGES, {"json": IMAGE | {"deadline_s": 0.1}}),
     (429, "POST", IMAGES, {"json": IMAGE, "headers": by(POOR)}),
-    (413, "POST", JOBS, TOO_LARGE),
+    (413, "POST", JOBS, LARGER_THAN_A_FILE),
+    (413, "POST", EDITS, LARGER_THAN_A_FILE),
+    (400, "POST", EDITS, {"json": IMAGE}),
+    (415, "POST", EDITS, {"json": IMAGE | {"image": "data:image/png;base64,eA=="}}),
     (415, "POST", JOBS, COMPRESSED),
     (404, "POST", JOBS, {"json": JOB | {"version": "x"}}),
     (422, "POST", JOBS, {"json": JOB, "headers": by(ALICE) | {"prefer": "wait=0"}}),
@@ -159,7 +164,7 @@ CLIENT_ERRORS: list[tuple[int, str, str, Mapping[str, Any]]] = [
     (404, "GET", "/v1/models/{owner}/{name}/versions/{version}", {}),
     (404, "POST", OF_A_MODEL, {"json": JOB}),
     (422, "POST", OF_A_MODEL, {"json": {}}),
-    (413, "POST", OF_A_MODEL, TOO_LARGE),
+    (413, "POST", OF_A_MODEL, LARGER_THAN_A_FILE),
     (415, "POST", OF_A_MODEL, COMPRESSED),
     (429, "POST", OF_A_MODEL, {"json": JOB, "headers": by(POOR)}),
     (404, "GET", "/v1/files/{folder}/{name}", {}),

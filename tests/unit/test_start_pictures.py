@@ -105,6 +105,22 @@ def test_a_mask_stands_as_its_exif_says_too() -> None:
     assert repainted(PNG, mask) == ["black", "white", "black", "white"]
 
 
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP"])
+@pytest.mark.parametrize(
+    "unreadable",
+    [
+        b"garbage",
+        b"MM\0*",
+        b"II*\0\xff\xff\xff\xff",
+        b"II*\0\x08\0\0\0\xff\xff\x12\x01\x03\0\xff\xff\xff\xff",
+    ],
+)
+@pytest.mark.filterwarnings("ignore:Corrupt EXIF data:UserWarning")
+def test_an_exif_that_cannot_be_read_says_nothing(kind: str, unreadable: bytes) -> None:
+    image = opened(file_of(picture(), kind, exif=b"Exif\0\0" + unreadable)).image
+    assert quarters(image) == QUARTERS
+
+
 def wide_grey() -> Image.Image:
     """Grey of sixteen bits a pixel."""
     values = np.zeros((64, 96), np.uint16)

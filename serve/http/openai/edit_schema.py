@@ -2,9 +2,10 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any, ClassVar, NotRequired
 
 from pydantic import Field
+from typing_extensions import TypedDict
 
 from serve.errors import InvalidRequestError
 from serve.http.body import Body, Text, Whole
@@ -22,6 +23,14 @@ class ImageReference(Body):
 
 
 Reference = str | ImageReference
+
+
+class EditForm(TypedDict):
+    """The form of an edit, for the OpenAPI document. All other fields of the JSON body may be in it as text."""
+
+    image: Annotated[bytes, Field(description="PNG, JPEG or WebP.")]
+    mask: NotRequired[Annotated[bytes, Field(description="Of the same size.")]]
+    prompt: NotRequired[str]
 
 
 class EditsBody(ImagesBody):

@@ -18,9 +18,9 @@ from serve.errors import (
 from serve.http.openai import answering
 from serve.http.openai.answering import Kind
 from serve.http.openai.answers import CompletedImage, Images, Model, Models, PartialImage
-from serve.http.openai.edit_schema import EditsBody, VariationsBody
+from serve.http.openai.edit_schema import EditForm, EditsBody, VariationsBody
 from serve.http.openai.schema import ImagesBody
-from serve.http.operations import EVENT_STREAM, JSON, Answer, Operation
+from serve.http.operations import EVENT_STREAM, Answer, Operation
 from serve.http.problems import ErrorEvent
 
 _MODELS = "Models (OpenAI)"
@@ -39,7 +39,11 @@ _ERRORS = (
     StorageFullError,
 )
 _OF_PICTURES = (UnsupportedImageError, ImageTooLargeError)
-_FORM = "multipart/form-data"
+# All red, 64x64 pixels.
+_PICTURE = (
+    "data:image/png;base64,iVBORw0KGgoAAAANSUhEUgAAAEAAAABACAIAAAAlC+aJAAAAX0lEQVR4nO3PQQ0AIBDAMMC/50MEj4ZkVbDtWX87OuBV"
+    "A1oDWgNaA1oDWgNaA1oDWgNaA1oDWgNaA1oDWgNaA1oDWgNaA1oDWgNaA1oDWgNaA1oDWgNaA1oDWgNaA9oFUoUBf3Xr7AgAAAAASUVORK5CYII="
+)
 
 
 def _answers(kind: Kind) -> tuple[Answer, ...]:
@@ -77,13 +81,9 @@ EDIT = Operation(
     "it is made anew. With a `mask` of the same size only what is transparent in it is repainted, or what is "
     "white if nothing is transparent; without one, what is transparent in the picture. PNG, JPEG and WebP.",
     body=EditsBody,
-    body_media_types=(JSON, _FORM),
+    form=EditForm,
     examples={
-        "by URL": {
-            "prompt": "a red star on a blue background",
-            "image": "https://example.com/picture.png",
-            "strength": 0.6,
-        },
+        "plain": {"prompt": "a red star on a blue background", "image": _PICTURE, "strength": 0.6},
     },
     answers=_answers(answering.EDIT),
     errors=(*_ERRORS, *_OF_PICTURES),
@@ -93,8 +93,8 @@ VARY = Operation(
     summary="Make variations of a picture",
     description="The same as an edit, and the prompt may be left out.",
     body=VariationsBody,
-    body_media_types=(JSON, _FORM),
-    examples={"by URL": {"image": "https://example.com/picture.png", "n": 2}},
+    form=EditForm,
+    examples={"plain": {"image": _PICTURE, "n": 2}},
     answers=_answers(answering.EDIT),
     errors=(*_ERRORS, *_OF_PICTURES),
 )
