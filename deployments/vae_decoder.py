@@ -41,7 +41,7 @@ logger = logging.getLogger("ray.serve")
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
-_KEPT_PICTURES = 64  # encoded ones, of half a megabyte at most in usual sizes
+_KEPT_PICTURES = 64  # encoded ones, of a megabyte at most in usual sizes
 
 
 class VaeDecoder:

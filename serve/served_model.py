@@ -6,6 +6,7 @@ import secrets
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from fractions import Fraction
 from typing import Self
 
 from deployments.engine.cost import CostModel
@@ -159,7 +160,9 @@ class ServedModel:
         if wanted.image is None:
             if self.info.needs_mask:
                 raise wanted.refusal(
-                    "image", "is required; this model repaints a picture where a mask says so"
+                    "image",
+                    "is required; this model only repaints pictures where a mask says so "
+                    "(POST /v1/images/edits, or image and mask in a prediction)",
                 )
             for field in ("mask", "strength", "padding_mask_crop", "preserve_unmasked"):
                 if getattr(wanted, field) is not None:
@@ -178,7 +181,8 @@ class ServedModel:
     def _size(self, wanted: Wanted, opened: OpenedPicture | None) -> tuple[int, int]:
         """The request's height and width in pixels."""
         height, width = self.default_size
-        if opened is not None and wanted.padding_mask_crop is None:
+        is_given = wanted.height is not None and wanted.width is not None
+        if opened is not None and wanted.padding_mask_crop is None and not is_given:
             height, width = self._size_of(opened, wanted)
         height = height if wanted.height is None else wanted.height
         width = width if wanted.width is None else wanted.width
@@ -186,25 +190,35 @@ class ServedModel:
         return height, width
 
     def _size_of(self, opened: OpenedPicture, wanted: Wanted) -> tuple[int, int]:
-        """The size of a picture, as large as is allowed: rounded down to what the model can make. If one side
+        """The size of a picture, within what is allowed, rounded down to what the model can make. If one side
         is given, the other one follows."""
         limits, factor = self.limits, self.info.scale_factor
         height, width = opened.size
-        scale = min(
-            1.0,
-            limits.max_height / height,
-            limits.max_width / width,
-            math.sqrt(limits.max_pixels / (height * width)),
-        )
         if wanted.height is not None:
-            scale = wanted.height / height
+            scale = Fraction(wanted.height, height)
         elif wanted.width is not None:
-            scale = wanted.width / width
-        least = -(-limits.min_size // factor) * factor
-        return (
-            max(least, int(height * scale) // factor * factor),
-            max(least, int(width * scale) // factor * factor),
-        )
+            scale = Fraction(wanted.width, width)
+        else:
+            least = -(-limits.min_size // factor) * factor
+            # Exact, because 256 / 322 * 322 is less than 256.
+            scale = min(
+                max(Fraction(1), Fraction(least, min(height, width))),
+                Fraction(limits.max_height, height),
+                Fraction(limits.max_width, width),
+                # Of the two, the one that rounds less.
+                max(
+                    Fraction(math.isqrt(limits.max_pixels * width // height), width),
+                    Fraction(math.isqrt(limits.max_pixels * height // width), height),
+                ),
+            )
+        fitted_height, fitted_width = (int(side * scale) // factor * factor for side in (height, width))
+        if min(fitted_height, fitted_width) < limits.min_size:
+            raise wanted.refusal(
+                "image",
+                f"has {width}x{height} pixels, which would become {fitted_width}x{fitted_height} here; "
+                f"at least {limits.min_size} are needed on each side. Cut it, or give a width and a height",
+            )
+        return fitted_height, fitted_width
 
     def _check_size(self, wanted: Wanted, names: tuple[str, str], height: int, width: int) -> None:
         """names: of the fields that say the width and the height"""
@@ -242,13 +256,19 @@ class ServedModel:
         return sampler, steps
 
     def _num_calls(
-        self, wanted: Wanted, sampler: str, steps: int, eta: float | None, strength: float | None
+        self,
+        wanted: Wanted,
+        sampler: str,
+        steps: int,
+        eta: float | None,
+        strength: float | None,
+        field: str = "num_inference_steps",
     ) -> int:
-        """Model calls of a pass. Compiles its table."""
+        """Model calls of a pass. Compiles its table. field: which is at fault if there is none"""
         try:
             return self.tables.table(sampler, steps, eta, strength=strength).num_calls
         except UnsupportedSamplerError as error:
-            raise wanted.refusal("num_inference_steps", str(error)) from error
+            raise wanted.refusal(field, str(error)) from error
 
     def _hires(self, wanted: Wanted, first: GenerationRequest) -> HiresPass | None:
         """The second pass of a request."""
@@ -262,8 +282,13 @@ class ServedModel:
         strength = _HIRES_STRENGTH if asked.strength is None else asked.strength
         if (done := steps_from_picture(steps, strength)) < 1:
             raise wanted.refusal("hires", f"strength {strength:g} of {steps} steps leaves no step")
-        if (total := first.num_steps + done) > (most := self.limits.max_num_inference_steps):
-            raise wanted.refusal("hires", f"both passes have {total} steps; together {most} are allowed")
+        most = self.limits.max_num_inference_steps
+        if steps > most or first.num_steps + done > most:
+            raise wanted.refusal(
+                "hires",
+                f"{steps} steps were given, {done} of them to do after the first pass's {first.num_steps}; "
+                f"at most {most} are allowed, together too",
+            )
         return HiresPass(
             upscaler=asked.upscaler or "lanczos",
             scale=scale,
@@ -272,7 +297,7 @@ class ServedModel:
             latent_shape=self._latent_shape(height, width),
             strength=strength,
             num_inference_steps=steps,
-            num_calls=self._num_calls(wanted, first.sampler, steps, first.eta, strength),
+            num_calls=self._num_calls(wanted, first.sampler, steps, first.eta, strength, "hires"),
         )
 
 

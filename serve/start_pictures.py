@@ -6,6 +6,7 @@ other threads run meanwhile.
 
 import hashlib
 import io
+import logging
 import math
 from dataclasses import dataclass, replace
 from typing import Any
@@ -13,14 +14,22 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageOps
 
-from deployments.engine.fit_picture import REPAINTED, fit_picture, join_mask, opaque
+from deployments.engine.fit_picture import REPAINTED, fit_picture, join_mask, on_white
 from deployments.engine.messages import Box, Picture
 from serve.config.limits import Limits
 from serve.errors import ImageTooLargeError, UnsupportedImageError
 from serve.generation import StartPicture
 from serve.wanted import Wanted
 
+logger = logging.getLogger("ray.serve")
+
 FORMATS = ("PNG", "JPEG", "WEBP")
+# Pillow's own limit would warn before ours refuses.
+Image.MAX_IMAGE_PIXELS = None
+# A JPEG's scans are decoded one after another, each over the whole picture, and a small file may have many
+# thousands. Cameras and programs write about ten.
+_MAX_SCANS = 100
+_START_OF_SCAN = b"\xff\xda"
 MAX_CROPPED_PIXELS = 4096 * 4096  # of a picture that is laid around a repainted crop
 _WIDE_MODE = "I"  # more than eight bits; Pillow would cut their values off at 255
 
@@ -46,7 +55,13 @@ class OpenedPicture:
         if crop is None:
             picture = fit_picture(self.image, self.mask, height, width)
         else:
-            picture = replace(join_mask(self.image, self.mask), crop=crop)
+            assert self.mask is not None, "a crop is around a mask"
+            picture = replace(join_mask(self.image, _only_within(self.mask, crop)), crop=crop)
+        if picture.has_mask and picture.pixels[:, :, 3].max() < REPAINTED:
+            raise wanted.refusal(
+                "mask" if wanted.mask else "image",
+                f"what is to be repainted is too small; at {width}x{height} pixels nothing of it is left",
+            )
         start = StartPicture(
             sha256=self.sha256,
             mask_sha256=self.mask_sha256,
@@ -64,7 +79,7 @@ def open_picture(wanted: Wanted, limits: Limits) -> OpenedPicture:
     """Decodes the picture and its mask. Raises InvalidRequestError, which names the field."""
     assert wanted.image is not None, "only requests with a picture have one to open"
     given = _decoded(wanted, "image", wanted.image, limits)
-    image, mask, mask_sha256 = opaque(given), None, None
+    image, mask, mask_sha256 = on_white(given), None, None
     if wanted.mask is not None:
         mask = _mask(_decoded(wanted, "mask", wanted.mask, limits), wanted.transparent_is_repainted)
         mask_sha256 = _sha256(wanted.mask)
@@ -73,13 +88,12 @@ def open_picture(wanted: Wanted, limits: Limits) -> OpenedPicture:
                 "mask",
                 f"has {mask.width}x{mask.height} pixels, but the picture has {image.width}x{image.height}",
             )
+        if not _is_any_repainted(mask):
+            what = "transparent or white" if wanted.transparent_is_repainted else "white"
+            raise wanted.refusal("mask", f"nothing of it is {what}, so nothing would be repainted")
     elif wanted.transparent_is_repainted and _is_partly_transparent(given):
-        mask = _mask(given, transparent_is_repainted=True)
-    if mask is not None and not _is_any_repainted(mask):
-        what = "transparent" if wanted.transparent_is_repainted else "white"
-        raise wanted.refusal(
-            "mask" if wanted.mask else "image", f"nothing of it is {what}, so nothing is repainted"
-        )
+        own = _mask(given, transparent_is_repainted=True)
+        mask = own if _is_any_repainted(own) else None  # a shadow is no mask
     return OpenedPicture(image, mask, _sha256(wanted.image), mask_sha256)
 
 
@@ -121,31 +135,36 @@ def _decoded(wanted: Wanted, field: str, data: bytes, limits: Limits) -> Image.I
         num_pixels = math.prod(image.size)
         # Telephones put a second picture behind the first one of a JPEG file.
         num_frames = 1 if image.format == "MPO" else getattr(image, "n_frames", 1)
-    except Image.DecompressionBombError as error:
-        raise _too_many_pixels(name, "far more", limits) from error
     except Exception as error:  # the file is a stranger's, and Pillow raises all sorts of errors
         raise UnsupportedImageError(
             f"{name}: is no PNG, JPEG or WebP file that can be read ({len(data)} bytes were given).", name
         ) from error
     if num_pixels > limits.max_image_pixels:
-        raise _too_many_pixels(name, str(num_pixels), limits)
+        raise ImageTooLargeError(
+            f"{name}: has {num_pixels} pixels; at most {limits.max_image_pixels} are allowed.", name
+        )
     if num_frames > 1:
         raise UnsupportedImageError(f"{name}: is animated ({num_frames} frames); send a still picture.", name)
+    if (num_scans := data.count(_START_OF_SCAN)) > _MAX_SCANS and image.format in ("JPEG", "MPO"):
+        raise UnsupportedImageError(f"{name}: has {num_scans} scans; at most {_MAX_SCANS} are read.", name)
     try:
         image.load()
-        return ImageOps.exif_transpose(_eight_bits(image))
+        return _eight_bits(_upright(image))
     except Exception as error:  # as above
         raise UnsupportedImageError(f"{name}: is damaged or incomplete: {_reason(error)}.", name) from error
 
 
-def _too_many_pixels(name: str, given: str, limits: Limits) -> ImageTooLargeError:
-    return ImageTooLargeError(
-        f"{name}: has {given} pixels; at most {limits.max_image_pixels} are allowed.", name
-    )
-
-
 def _reason(error: Exception) -> str:
     return (str(error).partition("\n")[0] or type(error).__name__)[:100]
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    """The picture as its EXIF says that it stands, or as it is if that cannot be read."""
+    try:
+        return ImageOps.exif_transpose(image)
+    except Exception:  # a stranger's file again; the pixels are whole
+        logger.info("a picture's EXIF cannot be read and is ignored")
+        return image
 
 
 def _eight_bits(image: Image.Image) -> Image.Image:
@@ -163,6 +182,13 @@ def _mask(image: Image.Image, transparent_is_repainted: bool) -> Image.Image:
         layer = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", layer.size, "black"), layer)
     return image.convert("L")
+
+
+def _only_within(mask: Image.Image, crop: Box) -> Image.Image:
+    """The mask without its soft edge outside the crop, where nothing is denoised to show through it."""
+    within = Image.new("L", mask.size)
+    within.paste(mask.crop(crop), crop[:2])
+    return within
 
 
 def _is_any_repainted(mask: Image.Image) -> bool:

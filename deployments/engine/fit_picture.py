@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image
 
 from deployments.engine.messages import Picture
 
@@ -11,27 +11,23 @@ REPAINTED = 128  # from this value on, a pixel of a mask is repainted, as in dif
 
 
 def fit_picture(picture: Image.Image, mask: Image.Image | None, height: int, width: int) -> Picture:
-    """The picture and its mask in a size in pixels. What is transparent becomes white.
-
-    mask: white is repainted
-    """
-    return join_mask(_resized(opaque(picture), height, width), mask and _resized(mask, height, width))
+    """A picture in RGB and its mask in a size in pixels. mask: white is repainted"""
+    return join_mask(_resized(picture, height, width), mask and _resized(mask, height, width))
 
 
 def join_mask(picture: Image.Image, mask: Image.Image | None) -> Picture:
-    """An opaque picture and a mask of its size, in that size."""
+    """A picture in RGB and a mask of its size, in that size."""
     if mask is not None:
         picture = picture.copy()
         picture.putalpha(mask.convert("L"))
     return Picture(np.asarray(picture))
 
 
-def opaque(picture: Image.Image) -> Image.Image:
-    """The picture in RGB, as its EXIF says that it stands, on white."""
-    upright = ImageOps.exif_transpose(picture)
-    if not upright.has_transparency_data:
-        return upright.convert("RGB")
-    layer = upright.convert("RGBA")
+def on_white(picture: Image.Image) -> Image.Image:
+    """The picture in RGB. What is transparent becomes white."""
+    if not picture.has_transparency_data:
+        return picture.convert("RGB")
+    layer = picture.convert("RGBA")
     return Image.alpha_composite(Image.new("RGBA", layer.size, "white"), layer).convert("RGB")
 
 

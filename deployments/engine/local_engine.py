@@ -5,13 +5,13 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 
 from deployments.engine.cost import Curve, StageCost
 from deployments.engine.device_step import step_runner
 from deployments.engine.engine import Engine
 from deployments.engine.engine_config import EngineConfig
-from deployments.engine.fit_picture import fit_picture
+from deployments.engine.fit_picture import fit_picture, on_white
 from deployments.engine.images import LatentDecoder, Pixels
 from deployments.engine.messages import (
     DenoisedLatents,
@@ -135,7 +135,9 @@ class LocalEngine:
     def _encoded(
         self, image: Image.Image, mask_image: Image.Image | None, height: int, width: int
     ) -> EncodedPicture:
-        prepared = prepare_picture(fit_picture(image, mask_image, height, width), height, width)
+        upright = on_white(ImageOps.exif_transpose(image))
+        fitted = fit_picture(upright, mask_image, height, width)
+        prepared = prepare_picture(fitted, height, width)
         [picture] = sound(self.pictures.encode([prepared]))
         return picture
 

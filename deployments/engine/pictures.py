@@ -15,7 +15,7 @@ from PIL import Image
 
 from deployments.engine.images import Pixels, latent_statistics, scale_factor_of
 from deployments.engine.messages import EncodedPicture, LatentShape, Picture
-from deployments.engine.stage_errors import StageError, not_finite
+from deployments.engine.stage_errors import StageError, is_finite, not_finite
 
 Upscaler = Literal["latent", "lanczos"]
 
@@ -93,7 +93,7 @@ class PictureEncoder:
             masked_means, masked_stds = self._moments([_without_repainted(picture) for picture in pictures])
         return [
             EncodedPicture(mean, std, self._small(picture.mask), masked_mean, masked_std)
-            if torch.isfinite(mean).all() and torch.isfinite(std).all()
+            if is_finite(*(one for one in (mean, std, masked_mean, masked_std) if one is not None))
             else not_finite("VAE")
             for picture, mean, std, masked_mean, masked_std in zip(
                 pictures, means, stds, masked_means, masked_stds, strict=True

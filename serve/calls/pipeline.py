@@ -146,6 +146,7 @@ class Pipeline:
             return await self._encode(request, context), await encoding
         finally:
             encoding.cancel()
+            await asyncio.gather(encoding, return_exceptions=True)
 
     async def _encode(self, request: GenerationRequest, context: Context) -> PromptEmbeds:
         text = PromptText(request.prompt, request.negative_prompt, request.is_guided, request.deterministic)

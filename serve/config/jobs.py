@@ -41,7 +41,9 @@ class JobsConfig(Reservation):
         (), description="`whsec_...` or `env:NAME`, the newest first; `[]`: one is made and kept"
     )
     allow_private_webhooks: bool = Field(
-        False, description="Whether webhooks may go to private addresses: for development"
+        False,
+        description="Whether webhooks may go to private addresses, and pictures to start from come from them: "
+        "for development",
     )
     max_running_images: PositiveInt | Literal["auto"] = Field(
         "auto", description="Most images under way per runner; `auto`: a quarter more than the denoisers hold"

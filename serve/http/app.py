@@ -97,7 +97,7 @@ def build_http_app(
     admission = Admission(
         config.limits.max_queue, config.limits.max_wait_s, fleet.denoisers_per_ingress, job_load.share
     )
-    limits, inputs = RateLimits(fleet.num_ingresses), JobInputs(stores.objects)
+    limits, inputs = RateLimits(fleet.num_ingresses), JobInputs(stores.jobs.database, stores.objects)
     desk = FrontDesk({model.id: model}, pipeline, admission, limits, stores.jobs, inputs)
     routes, open_routes = _routes(config, info, desk, stores, readiness)
 

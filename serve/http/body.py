@@ -4,8 +4,10 @@ Starlette's own limit answers in plain text, not in the form of our errors.
 """
 
 import difflib
+import re
 from collections.abc import Mapping, Sequence
 from functools import cache
+from heapq import nlargest
 from typing import Annotated, Any, ClassVar, Self, TypeVar
 
 from pydantic import (
@@ -24,12 +26,14 @@ from starlette.requests import ClientDisconnect, Request
 
 from serve.config.schema import models_in
 from serve.errors import BodyTooLargeError, ClientLeftError, InvalidRequestError, UnsupportedEncodingError
-from serve.http.limits import max_body_bytes
+from serve.http.limits import MAX_BODY_BYTES, max_body_bytes
 from serve.wanted import shown
 
 _GZIP_MAGIC = b"\x1f\x8b"
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"  # RFC 8259 forbids sending it and allows ignoring it
 _NEAR = 0.75  # of difflib's 0 to 1: one extra letter, or two swapped ones
+_DATA_URL = re.compile(rb'"data:[^"]*"')
+_MAX_DATA_URLS = 4  # a picture and a mask, and some to be refused in a sentence
 MAX_PROBLEMS = 5  # in one answer; a body may have a hundred thousand
 
 
@@ -136,7 +140,14 @@ def _compressed(given: str) -> UnsupportedEncodingError:
 
 
 def parse_body(schema: type[Schema], body: bytes) -> Schema:
-    """Parses a body. Raises InvalidRequestError, which names the first wrong field and lists more."""
+    """Parses a body. Raises InvalidRequestError, which names the first wrong field and lists more.
+
+    Raises BodyTooLargeError if it is large without its data URLs: a problem takes a hundred times its text.
+    """
+    if len(body) > MAX_BODY_BYTES:
+        of_pictures = nlargest(_MAX_DATA_URLS, (len(found[0]) for found in _DATA_URL.finditer(body)))
+        if len(body) - sum(of_pictures) > MAX_BODY_BYTES:
+            raise BodyTooLargeError(f"The body is larger than {MAX_BODY_BYTES} bytes without its pictures.")
     try:
         return schema.model_validate_json(body)
     except ValidationError as error:

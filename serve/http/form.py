@@ -6,6 +6,7 @@ from contextlib import asynccontextmanager
 from python_multipart.multipart import parse_options_header
 from starlette.datastructures import FormData
 from starlette.exceptions import HTTPException
+from starlette.formparsers import MultiPartException
 from starlette.requests import ClientDisconnect, Request
 from starlette.types import Message
 
@@ -13,6 +14,8 @@ from serve.errors import BodyTooLargeError, ClientLeftError, InvalidRequestError
 from serve.http.body import check_encoding
 from serve.http.limits import MAX_UPLOAD_BYTES
 from serve.wanted import shown
+
+_MAX_EPILOGUE = 1024  # bytes that may follow the last boundary
 
 
 @asynccontextmanager
@@ -27,13 +30,18 @@ async def opened_form(
     not a form, UnsupportedEncodingError, StorageFullError, and ClientLeftError if it never arrived.
     """
     check_encoding(request)
-    _check_content_type(request.headers.get("content-type", ""))
-    num_bytes = 0
+    end = _end_of_form(request.headers.get("content-type", ""))
+    num_bytes, last = 0, b""
 
     async def counted() -> Message:
-        nonlocal num_bytes
+        nonlocal num_bytes, last
         message = await request.receive()
-        num_bytes += len(message.get("body", b""))
+        chunk = message.get("body", b"")
+        num_bytes += len(chunk)
+        last = (last + chunk)[-len(end) - _MAX_EPILOGUE :]
+        if message["type"] == "http.request" and not message.get("more_body", False) and end not in last:
+            # The parser itself would take what has come so far.
+            raise MultiPartException("it ends in the middle of a part.")
         if num_bytes > MAX_UPLOAD_BYTES:
             raise BodyTooLargeError(f"The body is larger than {MAX_UPLOAD_BYTES} bytes.")
         return message
@@ -55,7 +63,13 @@ async def opened_form(
         await form.close()
 
 
-def _check_content_type(content_type: str) -> None:
+def is_form(content_type: str) -> bool:
+    """Whether a body is a form in parts."""
+    return parse_options_header(content_type)[0].startswith(b"multipart/")
+
+
+def _end_of_form(content_type: str) -> bytes:
+    """What the last line of the form has to be. Raises InvalidRequestError if it cannot be read."""
     media_type, options = parse_options_header(content_type)
     if media_type != b"multipart/form-data":
         raise InvalidRequestError(
@@ -66,3 +80,4 @@ def _check_content_type(content_type: str) -> None:
         raise InvalidRequestError(
             f"Content-Type: the charset must be UTF-8, but {shown(content_type)} was given.", "Content-Type"
         )
+    return b"--" + options.get(b"boundary", b"") + b"--"

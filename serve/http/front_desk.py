@@ -7,6 +7,7 @@ now, or a job.
 import asyncio
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, suppress
 from functools import partial
 
@@ -15,7 +16,7 @@ from serve.calls.pipeline import Pipeline
 from serve.capacity.admission import Admission
 from serve.capacity.rate_limits import RateLimits
 from serve.clients import Client
-from serve.errors import MidstepError, ModelNotFoundError
+from serve.errors import IdempotencyKeyReusedError, MidstepError, ModelNotFoundError
 from serve.generation import GenerationEvent, GenerationRequest
 from serve.jobs.inputs import JobInputs
 from serve.jobs.job import Job, NewJob
@@ -23,7 +24,7 @@ from serve.jobs.store import JobStore
 from serve.served_model import Accepted, ServedModel
 from serve.wanted import Wanted, shown
 
-_DECODED_AT_ONCE = 2  # pictures, each of which may take a few hundred megabytes while it is decoded
+_DECODED_AT_ONCE = 2  # pictures; the largest take more than half a gigabyte while they are decoded
 
 
 class Generation:
@@ -69,7 +70,7 @@ class FrontDesk:
         self._rate_limits = rate_limits
         self._store = store
         self._inputs = inputs
-        self._decoding = asyncio.Semaphore(_DECODED_AT_ONCE)
+        self._decoding = ThreadPoolExecutor(_DECODED_AT_ONCE, "decoding")
 
     def model(self, name: str | None, field: str) -> ServedModel:
         """The model with that id or alias. Without one, the only model if there is only one.
@@ -125,18 +126,22 @@ class FrontDesk:
         await self._inputs.keep(job_id, picture)
         try:
             job = await self._store.create(new)
-        except MidstepError:  # nothing was written; if the client leaves, the job may still be
-            with suppress(MidstepError):
-                await self._inputs.delete(job_id)
+        except IdempotencyKeyReusedError:
+            await self._unneeded(job_id)
             raise
+        # After any other error the job may be on disk all the same.
         if job.id != job_id:
-            with suppress(MidstepError):  # a runner deletes what stays
-                await self._inputs.delete(job_id)
+            await self._unneeded(job_id)
         return job
+
+    async def _unneeded(self, job_id: str) -> None:
+        with suppress(MidstepError):  # a runner deletes what stays
+            await self._inputs.delete(job_id)
 
     async def _accepted(self, model: ServedModel, wanted: Wanted, request_id: str) -> Accepted:
         """In a thread, because a sampler takes a while at its first use, and a picture always does."""
         if wanted.image is None:
             return await asyncio.to_thread(model.accept, wanted, request_id)
-        async with self._decoding:
-            return await asyncio.to_thread(model.accept, wanted, request_id)
+        # In threads of their own: a thread goes on when its client has left.
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._decoding, model.accept, wanted, request_id)

@@ -1,5 +1,6 @@
 """The bytes of the pictures that requests name: by data URLs, by our own files' URLs, or by other URLs."""
 
+import asyncio
 import base64
 import re
 from collections.abc import AsyncIterator
@@ -12,10 +13,11 @@ from serve.errors import ImageTooLargeError, InvalidRequestError, ObjectNotFound
 from serve.jobs.ids import is_id
 from serve.jobs.objects import ObjectStore, is_image_key
 from serve.jobs.uploads import Uploads
-from serve.outbound import check_url, failure_reason, outbound_session
+from serve.outbound import MAX_URL_LENGTH, check_url, failure_reason, outbound_session
 from serve.wanted import shown
 
 _TIMEOUT_S = 10.0
+_FETCHED_AT_ONCE = 8  # each may have max_bytes in memory
 _DATA_URL = re.compile(r"data:[^,]{0,200},")
 _UPLOADED = re.compile(r"([^/]+)/download")
 
@@ -28,6 +30,7 @@ class PictureSources:
         self._objects = objects
         self._max_bytes = max_bytes
         self._allow_private = allow_private
+        self._fetching = asyncio.Semaphore(_FETCHED_AT_ONCE)
         self._session: ClientSession | None = None
 
     @asynccontextmanager
@@ -45,14 +48,21 @@ class PictureSources:
         Raises InvalidRequestError, which names the field, and ObjectStoreUnavailableError.
         """
         if url.startswith("data:"):
-            return self._in_place(url, field)
+            return await asyncio.to_thread(self._in_place, url, field)
+        if len(url) > MAX_URL_LENGTH:
+            raise InvalidRequestError(
+                f"{field}: must be a data URL, or another URL of at most {MAX_URL_LENGTH} characters; "
+                f"{len(url)} were given.",
+                field,
+            )
         if not url.startswith(("http://", "https://")):
             raise InvalidRequestError(
                 f"{field}: must be a data URL (data:image/png;base64,...), the URL of a file here, or any "
                 f"http or https URL, but {shown(url)} was given.",
                 field,
             )
-        return await self._own(url, field) or await self._fetched(url, field)
+        own = await self._own(url, field)
+        return await self._fetched(url, field) if own is None else own
 
     def check_size(self, num_bytes: int, field: str) -> None:
         """Raises ImageTooLargeError."""
@@ -73,15 +83,18 @@ class PictureSources:
         self.check_size(len(encoded) * 3 // 4 - 2, field)
         try:
             # Some encoders break lines, and some leave out the padding.
-            compact = "".join(encoded.split()).rstrip("=")
-            return base64.b64decode(compact + "=" * (-len(compact) % 4), validate=True)
+            compact = encoded.encode("ascii").translate(None, b" \t\r\n").rstrip(b"=")
+            return base64.b64decode(compact + b"=" * (-len(compact) % 4), validate=True)
         except ValueError as error:
             raise InvalidRequestError(f"{field}: the data URL is not base64: {error}.", field) from error
 
     async def _own(self, url: str, field: str) -> bytes | None:
         """The bytes of a file or an image of ours, by the part of the URL that nobody can guess; None if it
         is none of ours. The host may be any: clients reach us by several names."""
-        parts = urlsplit(url)
+        try:
+            parts = urlsplit(url)
+        except ValueError:  # what is wrong with it is told before it is fetched
+            return None
         key = parts.path.rpartition("/files/")[2]
         if (uploaded := _UPLOADED.fullmatch(key)) and is_id(uploaded[1]):
             signature = parse_qs(parts.query).get("signature", [""])[0]
@@ -102,9 +115,12 @@ class PictureSources:
         target = check_url(url, field, self._allow_private)
         data = bytearray()
         try:
-            async with self._session.get(
-                target, allow_redirects=False, headers={"accept-encoding": "identity"}
-            ) as response:
+            async with (
+                self._fetching,
+                self._session.get(
+                    target, allow_redirects=False, headers={"accept-encoding": "identity"}
+                ) as response,
+            ):
                 if response.status != 200:
                     redirects = ", and redirects are not followed" if 300 <= response.status < 400 else ""
                     raise InvalidRequestError(

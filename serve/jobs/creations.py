@@ -10,7 +10,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from serve.errors import IdempotencyKeyReusedError
 from serve.jobs.changes import Changes, Transaction
 from serve.jobs.database import Database
-from serve.jobs.job import Job, NewJob
+from serve.jobs.job import IdempotencyKey, Job, NewJob
 from serve.jobs.records import idempotency_key_column, new_row, read_job
 from serve.jobs.tables import jobs, now_s
 
@@ -76,26 +76,34 @@ class Creations:
     ) -> dict[str, Job | IdempotencyKeyReusedError]:
         """Results by requested id. Lacks those whose idempotency key was freed in this moment."""
         # Sorted by key, so in the same order everywhere: no two transactions wait for each other.
-        in_order = sorted(news, key=lambda new: idempotency_key_column(new) or "")
+        in_order = sorted(news, key=lambda new: idempotency_key_column(new.owner, new.idempotency_key) or "")
         connection = transaction.connection
         rows = (await connection.execute(self._insertion, [new_row(new) for new in in_order])).all()
         created = [read_job(row) for row in rows]
         transaction.note_created(created)
         made: dict[str, Job | IdempotencyKeyReusedError] = {job.id: job for job in created}
         for new in news:
-            if new.request.request_id not in made and (existing := await _find_by_key(connection, new)):
-                made[new.request.request_id] = existing
+            if new.request.request_id in made:
+                continue
+            assert new.idempotency_key is not None, "only a key can be there already"
+            try:
+                existing = await find_by_key(connection, new.owner, new.idempotency_key)
+            except IdempotencyKeyReusedError as error:
+                made[new.request.request_id] = error
+            else:
+                if existing is not None:
+                    made[new.request.request_id] = existing
         return made
 
 
-async def _find_by_key(connection: AsyncConnection, new: NewJob) -> Job | IdempotencyKeyReusedError | None:
-    assert new.idempotency_key is not None
-    has_key = jobs.c.idempotency_key == idempotency_key_column(new)
+async def find_by_key(connection: AsyncConnection, owner: str, key: IdempotencyKey) -> Job | None:
+    """The job with this key. Raises IdempotencyKeyReusedError if it had another payload."""
+    has_key = jobs.c.idempotency_key == idempotency_key_column(owner, key)
     row = (await connection.execute(select(jobs).where(has_key))).one_or_none()
     if row is None:
         return None
-    if row.fingerprint != new.idempotency_key.fingerprint:
-        return IdempotencyKeyReusedError(
+    if row.fingerprint != key.fingerprint:
+        raise IdempotencyKeyReusedError(
             "This idempotency key was used for another payload; use a new key for a new prediction.",
             param="Idempotency-Key",
         )

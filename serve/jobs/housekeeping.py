@@ -78,13 +78,6 @@ class Housekeeping:
             return [read_job(row) for row in (await connection.execute(statement)).all()]
 
     @uninterrupted
-    async def without_job(self, job_ids: Collection[str]) -> set[str]:
-        """Those of the ids that no job has."""
-        statement = select(_c.id).where(_c.id.in_(job_ids))
-        async with self.database.read() as connection:
-            return set(job_ids) - set((await connection.execute(statement)).scalars())
-
-    @uninterrupted
     async def remove_data(self, expired: Collection[Job]) -> None:
         """Deletes prompts, input and output. Webhook messages that are not yet delivered stay."""
         async with self.database.write() as connection:

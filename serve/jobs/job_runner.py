@@ -79,7 +79,7 @@ class JobRunner:
         self._queue = store.queue
         self._objects = objects
         self._uploads = Uploads(store.database, objects)
-        self._inputs = JobInputs(objects)
+        self._inputs = JobInputs(store.database, objects)
         self._generate = generate
         self._settings = settings
         self._running: dict[str, _Running] = {}
@@ -105,7 +105,7 @@ class JobRunner:
                 loops.create_task(every(_EXPIRY_INTERVAL_S, self._expire))
                 loops.create_task(every(_EXPIRY_INTERVAL_S, self._expire_answers))
                 loops.create_task(every(_EXPIRY_INTERVAL_S, self._uploads.remove_expired))
-                loops.create_task(every(_EXPIRY_INTERVAL_S, self._remove_abandoned))
+                loops.create_task(every(_EXPIRY_INTERVAL_S, self._inputs.remove_abandoned))
         finally:
             await self._give_back()
 
@@ -270,12 +270,6 @@ class JobRunner:
             await self._store.housekeeping.remove_data(expired)
         while await self._store.housekeeping.forget(self._settings.forget_after_s, _EXPIRED_AT_ONCE):
             pass
-
-    async def _remove_abandoned(self) -> None:
-        """Deletes pictures whose jobs never came on disk."""
-        if job_ids := await self._inputs.abandoned():
-            for job_id in await self._store.housekeeping.without_job(job_ids):
-                await self._inputs.delete(job_id)
 
     async def _expire_answers(self) -> None:
         await self._objects.delete_older(ANSWERS_FOLDER, self._settings.answer_retention_s)

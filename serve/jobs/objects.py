@@ -170,17 +170,6 @@ class ObjectStore:
             async for found in obstore.list(self._backend, f"{folder}/"):
                 await self._delete_from_bucket([meta["path"] for meta in found])
 
-    async def folders(self, folder: str, age_s: float) -> set[str]:
-        """Names of the folders in a folder whose objects were stored longer ago than this."""
-        _check_key(folder)
-        stored_before = datetime.now(UTC) - timedelta(seconds=age_s)
-        names: set[str] = set()
-        with _bucket_errors():
-            async for found in obstore.list(self._backend, f"{folder}/"):
-                old = (meta["path"] for meta in found if meta["last_modified"] < stored_before)
-                names.update(path.removeprefix(f"{folder}/").partition("/")[0] for path in old)
-        return names
-
     async def delete_older(self, folder: str, age_s: float) -> None:
         """Deletes the objects of a folder that were stored longer ago than this."""
         _check_key(folder)

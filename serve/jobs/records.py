@@ -8,7 +8,7 @@ from pydantic import TypeAdapter
 from sqlalchemy import Row
 
 from serve.generation import GenerationRequest
-from serve.jobs.job import Job, JobState, NewJob, Webhook, WebhookEvent
+from serve.jobs.job import IdempotencyKey, Job, JobState, NewJob, Webhook, WebhookEvent
 
 _REQUEST = TypeAdapter(GenerationRequest)
 
@@ -66,7 +66,7 @@ def new_row(new: NewJob) -> dict[str, Any]:
         "webhook_url": new.webhook.url if new.webhook else None,
         "webhook_events": sorted(new.webhook.events) if new.webhook else None,
         "lifetime_s": new.lifetime_s,
-        "idempotency_key": idempotency_key_column(new),
+        "idempotency_key": idempotency_key_column(new.owner, new.idempotency_key),
         "fingerprint": new.idempotency_key.fingerprint if new.idempotency_key else None,
         "priority": new.request.priority,
         "num_steps": new.request.num_images * new.request.steps_per_image,
@@ -109,12 +109,10 @@ def _read_webhook(row: Row[Any]) -> Webhook | None:
     return Webhook(row.webhook_url, frozenset(WebhookEvent(event) for event in row.webhook_events))
 
 
-def idempotency_key_column(new: NewJob) -> str | None:
+def idempotency_key_column(owner: str, key: IdempotencyKey | None) -> str | None:
     """A value unique across clients. The column itself is unique, and SQLite cannot drop that constraint."""
-    if new.idempotency_key is None:
-        return None
     # Neither part has a line break.
-    return f"{new.owner}\n{new.idempotency_key.key}"
+    return None if key is None else f"{owner}\n{key.key}"
 
 
 def output_column(output: Mapping[int, str]) -> dict[str, str]:

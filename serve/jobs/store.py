@@ -8,10 +8,10 @@ from sqlalchemy import and_, func, or_, select
 
 from serve.jobs.changes import Changes
 from serve.jobs.conditions import lease_ran_out, unfinished, waiting
-from serve.jobs.creations import Creations
+from serve.jobs.creations import Creations, find_by_key
 from serve.jobs.database import Database, uninterrupted
 from serve.jobs.housekeeping import Housekeeping
-from serve.jobs.job import Job, JobState, NewJob
+from serve.jobs.job import IdempotencyKey, Job, JobState, NewJob
 from serve.jobs.news import Audience, News, news_or_timeout
 from serve.jobs.outbox import Outbox
 from serve.jobs.pages import Page, read_page
@@ -73,6 +73,15 @@ class JobStore:
         Raises IdempotencyKeyReusedError if that job had another payload.
         """
         return await self._creations.create(new)
+
+    @uninterrupted
+    async def with_key(self, owner: str, key: IdempotencyKey) -> Job | None:
+        """The job that was created with this key; None if there is none.
+
+        Raises IdempotencyKeyReusedError if that job had another payload.
+        """
+        async with self.database.read() as connection:
+            return await find_by_key(connection, owner, key)
 
     @uninterrupted
     async def get(self, job_id: str, owner: str = "") -> Job | None:

@@ -161,3 +161,12 @@ files = Table(
 )
 Index("ix_files_owner", files.c.owner, files.c.seq)
 Index("ix_files_expires_at", files.c.expires_at)
+
+# Pictures that jobs start from. A row is written before its object and its job, and goes after an hour.
+job_inputs = Table(
+    "job_inputs",
+    metadata,
+    Column("job_id", Text, primary_key=True),
+    Column("created_at", Double, nullable=False),
+)
+Index("ix_job_inputs_created_at", job_inputs.c.created_at)

@@ -1,7 +1,5 @@
 """The pictures that jobs start from: on disk before their job is, and for as long as its images."""
 
-import os
-import time
 from collections.abc import AsyncGenerator
 from dataclasses import replace
 from pathlib import Path
@@ -11,14 +9,17 @@ import httpx
 import numpy as np
 import pytest
 from PIL import Image
+from sqlalchemy import update
 
 from deployments.engine.messages import Picture
 from serve.errors import JobStoreUnavailableError, ObjectStoreUnavailableError, StorageFullError
 from serve.generation import GenerationEvent, GenerationRequest, HiresPass, ImageDone, StartPicture
+from serve.jobs.database import Database
 from serve.jobs.inputs import ABANDONED_S, JobInputs
 from serve.jobs.job import Job, JobState, NewJob
 from serve.jobs.objects import ObjectStore
 from serve.jobs.store import JobStore
+from serve.jobs.tables import job_inputs, now_s
 from tests.job_stores import in_loop, new_job, opened
 from tests.picture_files import QUARTERS, data_url, file_of, picture, quarters, right_half
 from tests.unit.test_authentication import JOBS, serving
@@ -43,9 +44,10 @@ def with_picture(job_id: str, start: StartPicture = START, **changes: Any) -> Ne
     return replace(new, request=replace(new.request, start=start, strength=0.6, **changes))
 
 
-def grow_old(folder: Path, job_id: str) -> None:
-    old = time.time() - ABANDONED_S - 1
-    os.utime(folder / "inputs" / job_id / "picture", (old, old))
+async def grow_old(database: Database, *job_ids: str) -> None:
+    old = update(job_inputs).where(job_inputs.c.job_id.in_(job_ids))
+    async with database.write() as connection:
+        await connection.execute(old.values(created_at=now_s() - ABANDONED_S - 1))
 
 
 async def created(client: httpx.AsyncClient, headers: dict[str, str] | None = None, **given: Any) -> Any:
@@ -55,18 +57,19 @@ async def created(client: httpx.AsyncClient, headers: dict[str, str] | None = No
 
 
 @in_loop
-async def test_a_picture_comes_back_as_it_was_kept(tmp_path: Path) -> None:
-    inputs = JobInputs(ObjectStore(str(tmp_path)))
-    await inputs.keep("plain", Picture(PIXELS))
-    plain = await inputs.read("plain", replace(START, has_mask=False, crop=None))
-    assert (plain.has_mask, plain.crop) == (False, None)
-    assert np.array_equal(plain.pixels, PIXELS)
-    await inputs.keep("masked", masked())
-    both = await inputs.read("masked", START)
-    assert (both.has_mask, both.crop) == (True, START.crop)
-    assert np.array_equal(both.pixels, masked().pixels), "also under what the mask keeps"
-    await inputs.delete("plain")
-    await inputs.delete("plain")
+async def test_a_picture_comes_back_as_it_was_kept(sqlite_url: str, tmp_path: Path) -> None:
+    async with opened(sqlite_url) as store:
+        inputs = JobInputs(store.database, ObjectStore(str(tmp_path)))
+        await inputs.keep("plain", Picture(PIXELS))
+        plain = await inputs.read("plain", replace(START, has_mask=False, crop=None))
+        assert (plain.has_mask, plain.crop) == (False, None)
+        assert np.array_equal(plain.pixels, PIXELS)
+        await inputs.keep("masked", masked())
+        both = await inputs.read("masked", START)
+        assert (both.has_mask, both.crop) == (True, START.crop)
+        assert np.array_equal(both.pixels, masked().pixels), "also under what the mask keeps"
+        await inputs.delete("plain")
+        await inputs.delete("plain")
     assert [path.name for path in (tmp_path / "inputs").iterdir()] == ["masked"]
 
 
@@ -90,7 +93,8 @@ async def test_a_picture_is_on_disk_before_its_job_is(
         start = of_store.request.start
         assert start is not None
         assert (start.has_mask, start.height, start.width, of_store.request.strength) == (True, 64, 96, 0.5)
-        read = await JobInputs(ObjectStore(str(tmp_path / "objects"))).read(job["id"], start)
+        objects = ObjectStore(str(tmp_path / "objects"))
+        read = await JobInputs(store.database, objects).read(job["id"], start)
         assert np.array_equal(read.pixels[..., :3], PIXELS)
         assert np.array_equal(read.pixels[..., 3], np.asarray(right_half()))
         await created(client)
@@ -105,7 +109,7 @@ async def test_a_picture_is_on_disk_before_its_job_is(
     ],
 )
 @in_loop
-async def test_a_picture_goes_when_its_job_cannot_be_made(
+async def test_a_picture_waits_for_a_runner_if_it_is_not_known_whether_its_job_was_made(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception, status: int
 ) -> None:
     async def create(*_: object) -> Job:
@@ -116,8 +120,16 @@ async def test_a_picture_goes_when_its_job_cannot_be_made(
         with monkeypatch.context() as patched:
             patched.setattr(JobStore, "create", create)
             answer = await client.post(JOBS, **prediction(image=URL))
-        assert (answer.status_code, stored(tmp_path)) == (status, [])
+        [key] = stored(tmp_path)
+        assert answer.status_code == status
         assert (await client.get(JOBS)).json()["results"] == []
+        async with opened(database_in(tmp_path)) as store:
+            inputs = JobInputs(store.database, ObjectStore(str(tmp_path / "objects")))
+            await inputs.remove_abandoned()
+            assert stored(tmp_path) == [key]
+            await grow_old(store.database, key.split("/")[1])
+            await inputs.remove_abandoned()
+            assert stored(tmp_path) == []
 
 
 @pytest.mark.parametrize(
@@ -203,9 +215,8 @@ async def test_a_runner_starts_from_the_picture_and_deletes_it_with_the_images(
         for index in range(request.num_images):
             yield ImageDone(index, request.seed + index, PICTURE)
 
-    inputs = JobInputs(ObjectStore(str(tmp_path)))
     async with opened(sqlite_url) as store:
-        await inputs.keep("job", masked())
+        await JobInputs(store.database, ObjectStore(str(tmp_path))).keep("job", masked())
         await store.create(with_picture("job"))
         async with running(store, tmp_path, script):
             await until_state(store, JobState.SUCCEEDED)
@@ -264,7 +275,7 @@ async def test_a_job_waits_for_its_picture(
             yield ImageDone(index, request.seed + index, PICTURE)
 
     async with opened(sqlite_url, max_attempts=1) as store:
-        await JobInputs(ObjectStore(str(tmp_path))).keep("job", masked())
+        await JobInputs(store.database, ObjectStore(str(tmp_path))).keep("job", masked())
         await store.create(with_picture("job"))
         async with running(store, tmp_path, script, kind=AwayAtFirst) as objects:
             await until_state(store, JobState.SUCCEEDED)
@@ -274,12 +285,6 @@ async def test_a_job_waits_for_its_picture(
 
 @in_loop
 async def test_pictures_without_a_job_are_deleted_when_they_are_old(sqlite_url: str, tmp_path: Path) -> None:
-    inputs = JobInputs(ObjectStore(str(tmp_path)))
-    for job_id in ("abandoned", "too", "young", "old"):
-        await inputs.keep(job_id, masked())
-    for job_id in ("abandoned", "too", "old"):
-        grow_old(tmp_path, job_id)
-
     async def waiting(*_: object) -> AsyncGenerator[GenerationEvent, None]:
         raise ObjectStoreUnavailableError("Away.")
         yield
@@ -288,7 +293,13 @@ async def test_pictures_without_a_job_are_deleted_when_they_are_old(sqlite_url: 
         return not any((tmp_path / "inputs" / job_id).exists() for job_id in ("abandoned", "too"))
 
     async with opened(sqlite_url) as store:
+        inputs = JobInputs(store.database, ObjectStore(str(tmp_path)))
+        for job_id in ("abandoned", "too", "young", "old"):
+            await inputs.keep(job_id, masked())
+        await grow_old(store.database, "abandoned", "too", "old")
+        # Of another application, with a database of its own.
+        await ObjectStore(str(tmp_path)).put("inputs/another/picture", b"a picture")
         await store.create(with_picture("old"))
         async with running(store, tmp_path, waiting):
             await until(removed)
-        assert sorted(path.name for path in (tmp_path / "inputs").iterdir()) == ["old", "young"]
+        assert sorted(path.name for path in (tmp_path / "inputs").iterdir()) == ["another", "old", "young"]

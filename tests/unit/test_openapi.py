@@ -14,6 +14,7 @@ from starlette.applications import Starlette
 from starlette.routing import Route
 
 from serve.http.limits import MAX_UPLOAD_BYTES
+from serve.http.openai.operations import EXAMPLE_PICTURE
 from serve.http.operations import operation_of
 from tests.job_stores import in_loop
 from tests.unit.test_authentication import ALICE, API_KEYS, IMAGE, IMAGES, JOB, JOBS, POOR, by, serving
@@ -134,6 +135,7 @@ async def test_without_keys_nothing_is_said_of_them(tmp_path: Path) -> None:
 ONE, OF_A_MODEL = JOBS + "/{job_id}", "/v1/models/{owner}/{name}/predictions"
 FILES = "/v1/files"
 EDITS = "/v1/images/edits"
+EDIT = IMAGE | {"image": EXAMPLE_PICTURE}
 LARGER_THAN_A_FILE = {"content": b" " * (MAX_UPLOAD_BYTES + 1), "headers": by(ALICE)}
 TOO_LARGE = {"content": b" " * (1 << 20), "headers": by(ALICE)}
 COMPRESSED = {"content": b"{}", "headers": by(ALICE) | {"content-encoding": "gzip"}}
@@ -147,9 +149,18 @@ CLIENT_ERRORS: list[tuple[int, str, str, Mapping[str, Any]]] = [
     (422, "POST", IMAGES, {"json": IMAGE | {"deadline_s": 0.1}}),
     (429, "POST", IMAGES, {"json": IMAGE, "headers": by(POOR)}),
     (413, "POST", JOBS, LARGER_THAN_A_FILE),
-    (413, "POST", EDITS, LARGER_THAN_A_FILE),
-    (400, "POST", EDITS, {"json": IMAGE}),
-    (415, "POST", EDITS, {"json": IMAGE | {"image": "data:image/png;base64,eA=="}}),
+    *(
+        entry
+        for path in (EDITS, "/v1/images/variations")
+        for entry in (
+            (400, "POST", path, {"json": IMAGE}),
+            (404, "POST", path, {"json": EDIT | {"model": "x"}}),
+            (413, "POST", path, LARGER_THAN_A_FILE),
+            (415, "POST", path, {"json": EDIT | {"image": "data:image/png;base64,eA=="}}),
+            (422, "POST", path, {"json": EDIT | {"deadline_s": 0.1}}),
+            (429, "POST", path, {"json": EDIT, "headers": by(POOR)}),
+        )
+    ),
     (415, "POST", JOBS, COMPRESSED),
     (404, "POST", JOBS, {"json": JOB | {"version": "x"}}),
     (422, "POST", JOBS, {"json": JOB, "headers": by(ALICE) | {"prefer": "wait=0"}}),

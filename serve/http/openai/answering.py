@@ -107,6 +107,7 @@ def _partial(request: GenerationRequest, event: ImagePreview, kind: Kind) -> Par
         "image_index": event.image_index,
         "step": event.step,
         **described(request),
+        "size": f"{event.image.width}x{event.image.height}",
         "output_format": _FORMAT_NAMES[PREVIEW_FORMAT.media_type],
     }
 

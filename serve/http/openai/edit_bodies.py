@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import TypeVar
 
 from starlette.datastructures import FormData, UploadFile
@@ -10,14 +11,15 @@ from starlette.requests import Request
 from serve.errors import ClientLeftError, InvalidRequestError
 from serve.http.body import bounded_body, parse_body, parse_fields
 from serve.http.field_names import IMAGE_NAMES, MASK_NAMES
-from serve.http.form import opened_form
-from serve.http.openai.edit_schema import EditsBody, edit_of, references
+from serve.http.form import is_form, opened_form
+from serve.http.limits import MAX_UPLOAD_BYTES
+from serve.http.openai.edit_schema import EditsBody, edit_of
 from serve.http.picture_sources import PictureSources
 from serve.wanted import Wanted, shown
 
 _MAX_FILES = 20  # more than can be of use, so that a sentence says how many can
 _MAX_FIELDS = 100
-_MAX_FIELD_BYTES = 1 << 18
+_MAY_BE_EMPTY = ("prompt", "negative_prompt")
 Schema = TypeVar("Schema", bound=EditsBody)
 Files = Mapping[str, Sequence[bytes]]
 
@@ -32,18 +34,23 @@ class EditBodies:
         """The body, and what it wants with its pictures. Raises InvalidRequestError, which names the field,
         and what the reading of bodies, files and URLs raises."""
         body, files = await self._parsed(schema, request)
-        names: dict[str, str] = {}
-        image = await self._picture("image", IMAGE_NAMES, body, files, names)
-        mask = await self._picture("mask", MASK_NAMES, body, files, names)
-        return body, edit_of(body, image, mask, names)
+        wanted = edit_of(body)  # so that no picture is fetched for a body that is refused
+        image_name, image = await self._picture("image", IMAGE_NAMES, body, files)
+        mask_name, mask = await self._picture("mask", MASK_NAMES, body, files)
+        if image is None:
+            raise InvalidRequestError(
+                f"{image_name}: is required; it is the picture to start from.", image_name
+            )
+        names = {**wanted.names, "image": image_name, "mask": mask_name}
+        return body, replace(wanted, image=image, mask=mask, names=names)
 
     async def _parsed(self, schema: type[Schema], request: Request) -> tuple[Schema, Files]:
-        if not request.headers.get("content-type", "").startswith("multipart/"):
+        if not is_form(request.headers.get("content-type", "")):
             raw = await bounded_body(request)
             return await asyncio.to_thread(parse_body, schema, raw), {}
-        async with opened_form(request, _MAX_FILES, _MAX_FIELDS, _MAX_FIELD_BYTES) as form:
+        async with opened_form(request, _MAX_FILES, _MAX_FIELDS, MAX_UPLOAD_BYTES) as form:
             fields, files = await self._read_form(form)
-        return parse_fields(schema, fields), files
+        return await asyncio.to_thread(parse_fields, schema, fields), files
 
     async def _read_form(self, form: FormData) -> tuple[dict[str, str], dict[str, list[bytes]]]:
         """The text fields and the files of a form."""
@@ -52,7 +59,8 @@ class EditBodies:
         for name, value in form.multi_items():
             if isinstance(value, UploadFile):
                 if name not in (*IMAGE_NAMES, *MASK_NAMES):
-                    raise InvalidRequestError(f"{shown(name)}: must be a field and not a file.", name[:64])
+                    pictures = f"files are image and mask, and {shown(name)} was given"
+                    raise InvalidRequestError(f"{name[:64]}: {pictures}.", name[:64])
                 self._sources.check_size(value.size or 0, name)
                 try:
                     files.setdefault(name, []).append(await value.read())
@@ -60,22 +68,21 @@ class EditBodies:
                     raise ClientLeftError("The client left before its picture was read.") from error
             elif name in fields:
                 raise InvalidRequestError(f"{shown(name)}: was given twice.", name[:64])
-            else:
+            elif value or name in _MAY_BE_EMPTY:  # browsers send every field of a form
                 fields[name] = value
         return fields, files
 
     async def _picture(
-        self, field: str, known: Sequence[str], body: EditsBody, files: Files, names: dict[str, str]
-    ) -> bytes | None:
-        """The one picture of a field. known: the field's names; names: gets the one that was used"""
+        self, field: str, known: Sequence[str], body: EditsBody, files: Files
+    ) -> tuple[str, bytes | None]:
+        """The one picture of a field, and the name by which it was given. known: the field's names"""
         given = [(name, data) for name in known for data in files.get(name, ())]
-        named = references(getattr(body, field))
-        names[field] = given[0][0] if given else body.written(field)
-        if len(given) + len(named) > 1:
+        urls = getattr(body, field) or []
+        name = given[0][0] if given else body.written(field)
+        if len(given) + len(urls) > 1:
             raise InvalidRequestError(
-                f"{names[field]}: {len(given) + len(named)} pictures were given; an edit starts from one.",
-                names[field],
+                f"{name}: {len(given) + len(urls)} pictures were given; an edit starts from one.", name
             )
         if given:
-            return given[0][1]
-        return await self._sources.read(named[0], names[field]) if named else None
+            return name, given[0][1]
+        return name, await self._sources.read(urls[0], name) if urls else None

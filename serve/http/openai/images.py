@@ -30,7 +30,7 @@ from serve.http.openai.answering import (
 from serve.http.openai.answers import Images
 from serve.http.openai.edit_bodies import EditBodies
 from serve.http.openai.edit_schema import EditsBody, VariationsBody
-from serve.http.openai.schema import ImagesBody, hint_warnings, read_body, wanted_of
+from serve.http.openai.schema import CommonBody, hint_warnings, read_body, wanted_of
 from serve.http.operations import described as described_by
 from serve.http.problems import request_id
 from serve.wanted import Wanted
@@ -70,7 +70,7 @@ class ImagesRoute:
         body, wanted = await self._edit_bodies.read(VariationsBody, http_request)
         return await self._answer(body, wanted, EDIT, http_request)
 
-    async def _answer(self, body: ImagesBody, wanted: Wanted, kind: Kind, http_request: Request) -> Response:
+    async def _answer(self, body: CommonBody, wanted: Wanted, kind: Kind, http_request: Request) -> Response:
         if body.response_format == "url" and not body.stream:
             self._answer_images.check()
         generation = await self._desk.submit(wanted, client_of(http_request), request_id(http_request))
@@ -92,7 +92,7 @@ class ImagesRoute:
         return JSONResponse(answer)
 
     async def _urls(
-        self, body: ImagesBody, images: Sequence[EncodedImage], http_request: Request
+        self, body: CommonBody, images: Sequence[EncodedImage], http_request: Request
     ) -> list[str] | None:
         if body.response_format == "b64_json":
             return None

@@ -40,7 +40,7 @@ _ERRORS = (
 )
 _OF_PICTURES = (UnsupportedImageError, ImageTooLargeError)
 # All red, 64x64 pixels.
-_PICTURE = (
+EXAMPLE_PICTURE = (
     "data:image/png;base64,iVBORw0KGgoAAAANSUhEUgAAAEAAAABACAIAAAAlC+aJAAAAX0lEQVR4nO3PQQ0AIBDAMMC/50MEj4ZkVbDtWX87OuBV"
     "A1oDWgNaA1oDWgNaA1oDWgNaA1oDWgNaA1oDWgNaA1oDWgNaA1oDWgNaA1oDWgNaA1oDWgNaA1oDWgNaA9oFUoUBf3Xr7AgAAAAASUVORK5CYII="
 )
@@ -83,7 +83,7 @@ EDIT = Operation(
     body=EditsBody,
     form=EditForm,
     examples={
-        "plain": {"prompt": "a red star on a blue background", "image": _PICTURE, "strength": 0.6},
+        "plain": {"prompt": "a red star on a blue background", "image": EXAMPLE_PICTURE, "strength": 0.6},
     },
     answers=_answers(answering.EDIT),
     errors=(*_ERRORS, *_OF_PICTURES),
@@ -94,7 +94,7 @@ VARY = Operation(
     description="The same as an edit, and the prompt may be left out.",
     body=VariationsBody,
     form=EditForm,
-    examples={"plain": {"image": _PICTURE, "n": 2}},
+    examples={"plain": {"image": EXAMPLE_PICTURE, "n": 2}},
     answers=_answers(answering.EDIT),
     errors=(*_ERRORS, *_OF_PICTURES),
 )

@@ -27,8 +27,8 @@ _EDITS = "POST /v1/images/edits starts from a picture"
 _ASKS_FOR_NOTHING = {"auto", "standard"}
 
 
-class ImagesBody(Body):
-    """A well-formed body. The OpenAI client sends null for fields that its caller set to None."""
+class CommonBody(Body):
+    """The fields of all requests for images. OpenAI's client sends null for what its caller set to None."""
 
     # Accepted fields without effect, unless they ask for what is done anyway.
     hints: ClassVar[Mapping[str, str]] = {
@@ -87,6 +87,11 @@ class ImagesBody(Body):
     deterministic: bool | None = None
     deadline_s: Annotated[float, Field(gt=0)] | None = None
     priority: Annotated[int, Field(ge=-2, le=2), Whole] | None = None
+
+
+class ImagesBody(CommonBody):
+    """A well-formed body of a request for images from a prompt alone."""
+
     hires: HiresBody | None = None
 
 
@@ -95,7 +100,7 @@ def read_body(raw: bytes) -> ImagesBody:
     return parse_body(ImagesBody, raw)
 
 
-def wanted_of(body: ImagesBody) -> Wanted:
+def wanted_of(body: CommonBody) -> Wanted:
     """The body as a `Wanted`. Raises InvalidRequestError, which names the field."""
     if body.partial_images and not body.stream:
         raise InvalidRequestError('partial_images: needs "stream": true.', "partial_images")
@@ -123,12 +128,12 @@ def wanted_of(body: ImagesBody) -> Wanted:
         num_previews=body.partial_images,
         deadline_s=body.deadline_s,
         priority=body.priority,
-        hires=hires_of(body.hires),
+        hires=hires_of(body.hires) if isinstance(body, ImagesBody) else None,
         names=names,
     )
 
 
-def hint_warnings(body: ImagesBody) -> list[str]:
+def hint_warnings(body: CommonBody) -> list[str]:
     """A sentence for each accepted field without effect."""
     sentences = [
         f"{field}: {shown(given)} changes nothing; {reason}."

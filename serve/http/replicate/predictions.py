@@ -107,9 +107,12 @@ class PredictionsRoutes:
             wait = wait_s(request.headers.get("prefer"))
             body = await asyncio.to_thread(read_body, raw)  # in a thread, because a large one takes a while
             wanted = wanted_of(body, *model_named(request, body, self._desk.names))
-            new_job = self._new_job(request, raw, body)
-            wanted = await self._with_pictures(wanted, body)
-            job = await self._desk.submit_job(wanted, client_of(request), job_id, new_job)
+            key = await asyncio.to_thread(_idempotency_key, request, raw)
+            new_job = self._new_job(request, body, key)
+            job = await self._earlier(request, body, key)
+            if job is None:
+                wanted = await self._with_pictures(wanted, body)
+                job = await self._desk.submit_job(wanted, client_of(request), job_id, new_job)
         except InvalidRequestError as error:
             raise InvalidInputError(error.detail, error.param) from error
         location = f"{job.base_url}{PREDICTIONS_PATH}/{job.id}"
@@ -174,10 +177,9 @@ class PredictionsRoutes:
         yield ServerSentEvent(json.dumps(reason.get(job.state, {})), event="done", id=str(seen))
 
     def _new_job(
-        self, request: Request, raw: bytes, body: PredictionBody
+        self, request: Request, body: PredictionBody, key: IdempotencyKey | None
     ) -> Callable[[GenerationRequest], NewJob]:
         """Makes the job's record from the accepted request. Raises InvalidRequestError."""
-        key = idempotency_key(request.headers.get("idempotency-key"))
         return partial(
             NewJob,
             owner=client_of(request).name,
@@ -185,8 +187,16 @@ class PredictionsRoutes:
             base_url=self._base_url(request),
             webhook=self._webhook(body),
             lifetime_s=lifetime_s(request.headers.get("cancel-after")),
-            idempotency_key=None if key is None else IdempotencyKey(key, _fingerprint(request, raw)),
+            idempotency_key=key,
         )
+
+    async def _earlier(
+        self, request: Request, body: PredictionBody, key: IdempotencyKey | None
+    ) -> Job | None:
+        """The job that a repeated submission has already made. Its picture may no longer be at its URL."""
+        if key is None or body.input.image is None:
+            return None
+        return await self._store.with_key(client_of(request).name, key)
 
     async def _with_pictures(self, wanted: Wanted, body: PredictionBody) -> Wanted:
         async def read(field: str, url: str | None) -> bytes | None:
@@ -283,6 +293,12 @@ def model_named(request: Request, body: PredictionBody, served: Container[str]) 
     without_version = given.partition(":")[0]
     name = without_version.rpartition("/")[2]
     return next((one for one in (given, without_version, name) if one in served), name), field
+
+
+def _idempotency_key(request: Request, raw: bytes) -> IdempotencyKey | None:
+    """The request's key. Raises InvalidRequestError."""
+    key = idempotency_key(request.headers.get("idempotency-key"))
+    return None if key is None else IdempotencyKey(key, _fingerprint(request, raw))
 
 
 def _fingerprint(request: Request, raw: bytes) -> str:
