@@ -18,8 +18,8 @@ from deployments.engine.cost import Curve
 from deployments.engine.fitting import Fitting
 from deployments.engine.messages import PromptEmbeds
 from deployments.engine.model_source import ModelSource, Placement
-from deployments.engine.prompt_text import PromptText
-from deployments.engine.prompts import EncodedText
+from deployments.engine.prompt_chunks import EncodedText
+from deployments.engine.prompt_text import PromptText, ReadText
 from deployments.engine.stage_errors import StageError
 from deployments.forwards import Forwards
 from deployments.health import Health
@@ -44,7 +44,7 @@ class PromptEncoder:
     ) -> None:
         self._encoder = text_encoder(source, placement, measurement.known)
         # Embeddings made alone and made in a batch are cached separately, because their bits may differ.
-        self._cache: Recent[tuple[str, bool], EncodedText] = Recent(cache_size)
+        self._cache: Recent[tuple[ReadText, bool], EncodedText] = Recent(cache_size)
         # One thread, since the tokenizers are not thread-safe.
         self._executor = ThreadPoolExecutor(1, "prompt-encoder", torch.set_num_threads, (num_threads,))
         self._health = Health()
@@ -85,7 +85,7 @@ class PromptEncoder:
         """The cost of text encoding by texts."""
         return self._cost
 
-    async def _encode(self, text: str, deterministic: bool) -> EncodedText:
+    async def _encode(self, text: ReadText, deterministic: bool) -> EncodedText:
         key = (text, deterministic)
         known = self._cache.use(key)
         self._texts.inc(tags={"cache": "miss" if known is None else "hit"})
@@ -109,16 +109,16 @@ class PromptEncoder:
         self._health.check()
 
     @serve.batch  # type: ignore[untyped-decorator]
-    async def _encode_together(self, texts: list[str]) -> list[EncodedText | StageError]:
+    async def _encode_together(self, texts: list[ReadText]) -> list[EncodedText | StageError]:
         return await self._run(texts)
 
-    async def _run(self, texts: Sequence[str]) -> list[EncodedText | StageError]:
+    async def _run(self, texts: Sequence[ReadText]) -> list[EncodedText | StageError]:
         return await asyncio.get_running_loop().run_in_executor(self._executor, self._encode_that_fits, texts)
 
-    def _encode_that_fits(self, texts: Sequence[str]) -> list[EncodedText | StageError]:
+    def _encode_that_fits(self, texts: Sequence[ReadText]) -> list[EncodedText | StageError]:
         with self._health.watching():  # all texts are padded or truncated to one length
             return self._fitting.run(None, texts, self._forward)
 
-    def _forward(self, texts: Sequence[str]) -> list[EncodedText | StageError]:
+    def _forward(self, texts: Sequence[ReadText]) -> list[EncodedText | StageError]:
         with self._forwards.measured(len(texts), self._cost.seconds(len(texts))):
             return self._encoder.encode(texts)

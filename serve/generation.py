@@ -12,6 +12,7 @@ from deployments.engine.messages import (
     ImageParameters,
     LatentShape,
 )
+from deployments.engine.prompt_text import AS_DIFFUSERS, Reading
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,6 +65,7 @@ class GenerationRequest(ImageParameters):
     negative_prompt: None differs from empty: SDXL uses zeros for None, as diffusers does
     seed: seed of the first image; the others use seed + 1, seed + 2, ...
     num_previews: evenly spaced previews of each unfinished image
+    reading: how both texts are read
     start: the picture that images start from if they have a strength; hires: the second pass, if there is one
     work_s: device-seconds of denoising all images; None if costs were unknown when it was accepted
     """
@@ -75,6 +77,7 @@ class GenerationRequest(ImageParameters):
     num_images: int
     image_format: ImageFormat
     num_previews: int = 0
+    reading: Reading = AS_DIFFUSERS
     start: StartPicture | None = None
     hires: HiresPass | None = None
     work_s: float | None = None

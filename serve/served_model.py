@@ -12,6 +12,8 @@ from typing import Self
 from deployments.engine.cost import CostModel
 from deployments.engine.messages import ImageFormat, LatentShape, Picture, steps_from_picture
 from deployments.engine.model_source import ModelInfo
+from deployments.engine.prompt_syntax import problem
+from deployments.engine.prompt_text import Reading
 from deployments.engine.samplers import (
     SAMPLERS,
     SamplerTables,
@@ -136,6 +138,7 @@ class ServedModel:
             num_previews=wanted.num_previews or 0,
             deadline=None if wanted.deadline_s is None else time.time() + wanted.deadline_s,
             priority=wanted.priority or 0,
+            reading=self._reading(wanted),
             strength=strength,
             start=start,
         )
@@ -154,6 +157,19 @@ class ServedModel:
             wanted.check_at_most(name, len(text), self.limits.max_prompt_length, " characters")
         if wanted.needs_prompt and not wanted.prompt.strip():
             raise wanted.refusal("prompt", "is empty; say what the picture should show")
+
+    def _reading(self, wanted: Wanted) -> Reading:
+        """How the texts are read. Raises InvalidRequestError for syntax that cannot be done."""
+        syntax = wanted.prompt_syntax or self.defaults.prompt_syntax
+        if syntax == "a1111":
+            for name, text in (("prompt", wanted.prompt), ("negative_prompt", wanted.negative_prompt or "")):
+                if found := problem(text):
+                    raise wanted.refusal(name, found)
+        clip_skip = self.defaults.clip_skip if wanted.clip_skip is None else wanted.clip_skip
+        if clip_skip is not None:
+            wanted.check_at_most("clip_skip", clip_skip, self.info.max_clip_skip)
+        is_chunked = (wanted.long_prompts or self.defaults.long_prompts) == "chunk"
+        return Reading(syntax, self.limits.max_prompt_chunks if is_chunked else 1, clip_skip or None)
 
     def _check_picture_fields(self, wanted: Wanted) -> None:
         """Fields that only mean something beside a picture, or beside none."""

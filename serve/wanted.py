@@ -4,7 +4,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
+from deployments.engine.prompt_text import Syntax
 from serve.errors import InvalidRequestError
+
+LongPrompts = Literal["truncate", "chunk"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +47,9 @@ class Wanted:
     num_previews: int | None = None
     deadline_s: float | None = None
     priority: int | None = None
+    prompt_syntax: Syntax | None = None
+    long_prompts: LongPrompts | None = None
+    clip_skip: int | None = None
     image: bytes | None = None
     mask: bytes | None = None
     strength: float | None = None

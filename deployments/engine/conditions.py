@@ -6,8 +6,9 @@ to diffusers in `models.UNet`. All code in between passes the record on unchange
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Protocol
 
 import torch
@@ -40,7 +41,8 @@ class UNetInterface(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Conditions:
-    """Rows of a U-Net's other inputs. All requests have the same fields, so their rows fit together.
+    """Rows of a U-Net's other inputs. All requests have the same fields, so their rows fit together. Rows of
+    fewer tokens are repeated, which changes nothing: attention sees every key and value as often.
 
     An input that the model does not take has width 0. An input that the request does not use has a value that
     changes nothing.
@@ -54,7 +56,9 @@ class Conditions:
     @classmethod
     def join(cls, parts: Sequence[Conditions]) -> Conditions:
         """The rows of all parts, in order."""
-        return cls(*map(torch.cat, zip(*(part.tensors() for part in parts), strict=True)))
+        tokens = math.lcm(*(part.prompt_embeds.shape[1] for part in parts))
+        alike = [replace(part, prompt_embeds=_of_length(part.prompt_embeds, tokens)) for part in parts]
+        return cls(*map(torch.cat, zip(*(part.tensors() for part in alike), strict=True)))
 
     def tensors(self) -> list[torch.Tensor]:
         return [getattr(self, field.name) for field in fields(self)]
@@ -83,13 +87,19 @@ def conditions_of(request: DenoiseRequest, picture_channels: torch.Tensor, unet:
     embeds = request.embeds
     # diffusers' default values.
     time_ids = torch.tensor([request.height, request.width, 0, 0, request.height, request.width])
-    of_both = (time_ids[: unet.time_ids_width], picture_channels)
-    rows = [(embeds.prompt_embeds, embeds.pooled_prompt_embeds, *of_both)]
+    of_both = (time_ids[: unet.time_ids_width][None], picture_channels[None])
+    rows = [Conditions(embeds.prompt_embeds[None], embeds.pooled_prompt_embeds[None], *of_both)]
     if embeds.negative_prompt_embeds is not None:
         assert embeds.negative_pooled_prompt_embeds is not None, "a negative prompt has both"
-        rows.insert(0, (embeds.negative_prompt_embeds, embeds.negative_pooled_prompt_embeds, *of_both))
-    conditions = Conditions(*map(torch.stack, zip(*rows, strict=True)))
+        negative = (embeds.negative_prompt_embeds[None], embeds.negative_pooled_prompt_embeds[None])
+        rows.insert(0, Conditions(*negative, *of_both))
+    conditions = Conditions.join(rows)
     return conditions.map(lambda tensor: send(tensor.to(unet.dtype), unet.device))
+
+
+def _of_length(embeds: torch.Tensor, tokens: int) -> torch.Tensor:
+    """Embeddings [rows, tokens, width], repeated."""
+    return embeds.repeat(1, tokens // embeds.shape[1], 1)
 
 
 def random_conditions(rows: int, latent_shape: LatentShape, unet: UNetInterface) -> Conditions:

@@ -9,7 +9,7 @@ from typing import Protocol
 
 import torch
 
-from deployments.engine.conditions import UNetInterface, random_conditions
+from deployments.engine.conditions import MAX_TOKENS, UNetInterface, random_conditions
 from deployments.engine.messages import LatentShape
 from deployments.engine.models import UNet
 from deployments.engine.row_parts import RowParts
@@ -96,8 +96,8 @@ class EagerSteps:
 class CapturedSteps:
     """Captures a CUDA graph for every shape of inputs that it meets, and replays it.
 
-    latent_shapes: the shapes to capture; steps of other shapes run eagerly, since each capture costs memory
-        and a pause
+    latent_shapes: the shapes to capture; steps of other shapes, and of longer texts than one chunk, run
+        eagerly, since each capture costs memory and a pause
 
     The graphs share one memory pool, since only one runs at a time and its outputs are copied out. Memory is
     reused only on one stream and in blocks that are large enough, so the largest shape should come first.
@@ -114,7 +114,8 @@ class CapturedSteps:
 
     def launch(self, inputs: StepInputs) -> torch.Tensor:
         height, width = inputs.states.shape[-2:]
-        if (height, width) not in self._latent_shapes:
+        is_long = inputs.conditions.prompt_embeds.shape[1] != MAX_TOKENS
+        if (height, width) not in self._latent_shapes or is_long:
             return self._eager.launch(inputs)
         shapes = tuple(tensor.shape for tensor in inputs.tensors())
         if shapes not in self._captured:

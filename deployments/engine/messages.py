@@ -35,6 +35,13 @@ class PromptEmbeds:
     negative_num_tokens: int
     max_tokens: int
 
+    @property
+    def common_length(self) -> int:
+        """The number of tokens to which both texts can be repeated."""
+        negative = self.negative_prompt_embeds
+        lengths = [len(one) for one in (self.prompt_embeds, negative) if one is not None]
+        return math.lcm(*lengths)
+
 
 @dataclass(frozen=True, slots=True)
 class Picture:

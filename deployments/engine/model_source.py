@@ -6,7 +6,7 @@ code that only reads a configuration is fast.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
@@ -111,6 +111,7 @@ class ModelInfo:
     scale_factor: int  # image pixels per latent, in each direction
     default_height: int  # pixels
     default_width: int  # pixels
+    max_clip_skip: int = 10  # layers of the smallest text encoder that can be left out
     needs_mask: bool = False  # a model for inpainting: it makes images only from a picture and a mask
 
 
@@ -146,8 +147,17 @@ def load_model_info(source: ModelSource, with_weights: bool = False) -> ModelInf
         scale_factor=scale_factor,
         default_height=size[0] * scale_factor,
         default_width=size[1] * scale_factor,
+        max_clip_skip=_max_clip_skip(source, PIPELINES[name]),
         needs_mask=unet["in_channels"] != unet["out_channels"],
     )
+
+
+def _max_clip_skip(source: ModelSource, text_encoders: Sequence[str]) -> int:
+    """SDXL always leaves out one layer more than it says."""
+    layers = [
+        _read_config(source, f"{part}/config.json").get("num_hidden_layers", 12) for part in text_encoders
+    ]
+    return int(min(layers)) - len(text_encoders)
 
 
 def load_unet_config(source: ModelSource) -> Mapping[str, Any]:

@@ -3,28 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import diffusers
 import torch
 from diffusers.utils import logging as diffusers_logging
 
 from deployments.engine.messages import PromptEmbeds
-from deployments.engine.prompt_text import PromptText
+from deployments.engine.prompt_chunks import ChunkEncoder, EncodedText
+from deployments.engine.prompt_text import AS_DIFFUSERS, PromptText, ReadText
 from deployments.engine.stage_errors import StageError, is_finite, not_finite
 
 # encode_prompt warns about every prompt that it truncates. Here the response says so instead.
 diffusers_logging.set_verbosity_error()
 diffusers_logging.disable_progress_bar()
-
-
-@dataclass(frozen=True, slots=True)
-class EncodedText:
-    """One text's CPU embeddings: embeds [tokens, width], pooled [pooled width], width 0 except for SDXL."""
-
-    embeds: torch.Tensor
-    pooled: torch.Tensor
-    num_tokens: int  # of the whole text, start and end included; the encoder reads max_tokens of them
 
 
 def join_embeds(positive: EncodedText, negative: EncodedText | None, max_tokens: int) -> PromptEmbeds:
@@ -40,6 +31,10 @@ def join_embeds(positive: EncodedText, negative: EncodedText | None, max_tokens:
     )
 
 
+def _sound(encoded: EncodedText) -> EncodedText | StageError:
+    return encoded if is_finite(encoded.embeds, encoded.pooled) else not_finite("text encoder")
+
+
 class TextEncoder:
     """Encodes texts. It keeps no state and is not thread-safe, because its tokenizers are not."""
 
@@ -48,10 +43,27 @@ class TextEncoder:
         self._is_xl = isinstance(
             pipeline, diffusers.StableDiffusionXLPipeline | diffusers.StableDiffusionXLInpaintPipeline
         )
+        self._chunks = ChunkEncoder(pipeline, self._is_xl)
 
     @torch.inference_mode()
-    def encode(self, texts: Sequence[str]) -> list[EncodedText | StageError]:
-        """Encodes all texts in one batch, in order, with an error for each that overflows."""
+    def encode(self, texts: Sequence[ReadText]) -> list[EncodedText | StageError]:
+        """Encodes all texts, in order, with an error for each that overflows.
+
+        Those that are read as diffusers reads them go in one batch, through diffusers. The others go in
+        batches of as many chunks as there are texts.
+        """
+        done: dict[int, EncodedText | StageError] = {}
+        for reading in {text.reading for text in texts}:
+            members = [index for index, text in enumerate(texts) if text.reading == reading]
+            given = [texts[index].text for index in members]
+            if reading == AS_DIFFUSERS:
+                encoded = self._encode_as_diffusers(given)
+            else:
+                encoded = self._chunks.encode(given, reading, len(texts))
+            done |= zip(members, map(_sound, encoded), strict=True)
+        return [done[index] for index in range(len(texts))]
+
+    def _encode_as_diffusers(self, texts: Sequence[str]) -> list[EncodedText]:
         encoded = self._pipeline.encode_prompt(
             prompt=list(texts),
             device=self._pipeline.device,
@@ -62,27 +74,25 @@ class TextEncoder:
         # Copies, so that keeping one text does not keep its whole batch in memory.
         return [
             EncodedText(embeds.clone(), p.clone(), len(self._pipeline.tokenizer(text).input_ids))
-            if is_finite(embeds, p)
-            else not_finite("text encoder")
             for text, embeds, p in zip(texts, encoded[0].cpu(), pooled, strict=True)
         ]
 
     def warm_up(self, num_texts: int) -> None:
         """Encodes some texts and waits for them, for warming up and measuring."""
-        self.encode(["a rehearsal"] * num_texts)
+        self.encode([ReadText("a rehearsal")] * num_texts)
 
-    def texts(self, prompt: PromptText) -> list[str]:
+    def texts(self, prompt: PromptText) -> list[ReadText]:
         """The texts to encode for a prompt: the prompt and, if needed, its negative prompt."""
         if not prompt.guided or self._zeroes_negative(prompt):
-            return [prompt.prompt]
-        return [prompt.prompt, prompt.negative_prompt or ""]
+            return [ReadText(prompt.prompt, prompt.reading)]
+        return [ReadText(text, prompt.reading) for text in (prompt.prompt, prompt.negative_prompt or "")]
 
     def assemble(self, prompt: PromptText, encoded: Sequence[EncodedText]) -> PromptEmbeds:
         """A prompt's embeddings from the encoded `texts(prompt)`."""
         positive, negative = encoded[0], encoded[1] if len(encoded) > 1 else None
         if prompt.guided and self._zeroes_negative(prompt):
             negative = EncodedText(torch.zeros_like(positive.embeds), torch.zeros_like(positive.pooled), 0)
-        return join_embeds(positive, negative, self._pipeline.tokenizer.model_max_length)
+        return join_embeds(positive, negative, self._chunks.max_tokens(prompt.reading))
 
     def _zeroes_negative(self, prompt: PromptText) -> bool:
         zeroes = self._is_xl and self._pipeline.config.force_zeros_for_empty_prompt

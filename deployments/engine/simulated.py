@@ -19,8 +19,9 @@ from deployments.engine.device_step import Completion
 from deployments.engine.images import Pixels
 from deployments.engine.messages import EncodedPicture, LatentShape, PromptEmbeds
 from deployments.engine.pictures import PreparedPicture
-from deployments.engine.prompt_text import PromptText
-from deployments.engine.prompts import EncodedText, join_embeds
+from deployments.engine.prompt_chunks import EncodedText
+from deployments.engine.prompt_text import PromptText, ReadText
+from deployments.engine.prompts import join_embeds
 from deployments.engine.sampler_table import NUM_OUTPUTS
 from deployments.engine.simulated_faults import SimulatedFaults
 from deployments.engine.stage_errors import StageError
@@ -113,17 +114,18 @@ class SimulatedTextEncoder:
         self._faults = faults
         self._is_xl = is_xl
 
-    def encode(self, texts: Sequence[str]) -> list[EncodedText | StageError]:
+    def encode(self, texts: Sequence[ReadText]) -> list[EncodedText | StageError]:
         self._faults.check(len(texts))
         time.sleep(self._encode.seconds(len(texts)))
         pooled = torch.zeros(int(self._is_xl))
-        return [EncodedText(torch.zeros(MAX_TOKENS, 1), pooled, len(text.split()) + 2) for text in texts]
+        return [EncodedText(torch.zeros(MAX_TOKENS, 1), pooled, len(one.text.split()) + 2) for one in texts]
 
     def warm_up(self, num_texts: int) -> None:
-        self.encode([""] * num_texts)
+        self.encode([ReadText("")] * num_texts)
 
-    def texts(self, prompt: PromptText) -> list[str]:
-        return [prompt.prompt, prompt.negative_prompt or ""] if prompt.guided else [prompt.prompt]
+    def texts(self, prompt: PromptText) -> list[ReadText]:
+        texts = [prompt.prompt, prompt.negative_prompt or ""] if prompt.guided else [prompt.prompt]
+        return [ReadText(text, prompt.reading) for text in texts]
 
     def assemble(self, prompt: PromptText, encoded: Sequence[EncodedText]) -> PromptEmbeds:
         return join_embeds(encoded[0], encoded[1] if prompt.guided else None, MAX_TOKENS)

@@ -37,16 +37,21 @@ class Group:
     """Requests with equal groups can share a forward.
 
     isolated: the id of a request that shares no forward, None for all others
+    tokens: of a deterministic request's texts, whose bits depend on their number; 0 for others
     """
 
     latent_shape: LatentShape
     deterministic: bool
     isolated: str | None = None
+    tokens: int = 0
 
 
 def group_of(request: DenoiseRequest) -> Group:
     return Group(
-        request.latent_shape, request.deterministic, request.request_id if request.isolated else None
+        request.latent_shape,
+        request.deterministic,
+        request.request_id if request.isolated else None,
+        request.embeds.common_length if request.deterministic else 0,
     )
 
 

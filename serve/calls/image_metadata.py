@@ -3,6 +3,7 @@
 from dataclasses import fields, replace
 
 from deployments.engine.infotext import infotext
+from deployments.engine.prompt_text import Reading
 from serve.generation import GenerationRequest, HiresPass, StartPicture
 
 # Parameters that are left out where they have their default values.
@@ -26,6 +27,7 @@ def image_metadata(request: GenerationRequest, seed: int) -> dict[str, str]:
         "num_inference_steps": str(request.num_inference_steps),
         "guidance_scale": str(request.guidance_scale),
         **unusual,
+        **_of_reading(request.reading),
         **_of_start(request.start),
         **_of_hires(request.hires),
         "model": request.model,
@@ -36,6 +38,15 @@ def image_metadata(request: GenerationRequest, seed: int) -> dict[str, str]:
             request.model,
             _settings(request),
         ),
+    }
+
+
+def _of_reading(reading: Reading) -> dict[str, str]:
+    """Only what differs from diffusers."""
+    return {
+        f"prompt_{field.name}" if field.name == "syntax" else field.name: str(value)
+        for field in fields(reading)
+        if (value := getattr(reading, field.name)) != field.default
     }
 
 
@@ -59,12 +70,18 @@ def _of_hires(hires: HiresPass | None) -> dict[str, str]:
 
 
 def _settings(request: GenerationRequest) -> dict[str, str]:
-    """A1111's settings of a picture to start from and of a second pass."""
+    """A1111's settings of what is not in every request."""
+    settings = {}
+    if request.reading.clip_skip is not None:
+        # A1111 counts from the last layer, and SDXL's own default is the last but one.
+        settings["Clip skip"] = str(request.reading.clip_skip + 1)
     if request.hires is not None:
-        return {
+        return settings | {
             "Denoising strength": str(request.hires.strength),
             "Hires upscale": str(request.hires.scale),
             "Hires steps": str(request.hires.num_inference_steps),
             "Hires upscaler": _UPSCALERS[request.hires.upscaler],
         }
-    return {} if request.strength is None else {"Denoising strength": str(request.strength)}
+    if request.strength is not None:
+        settings["Denoising strength"] = str(request.strength)
+    return settings

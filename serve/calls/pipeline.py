@@ -149,7 +149,13 @@ class Pipeline:
             await asyncio.gather(encoding, return_exceptions=True)
 
     async def _encode(self, request: GenerationRequest, context: Context) -> PromptEmbeds:
-        text = PromptText(request.prompt, request.negative_prompt, request.is_guided, request.deterministic)
+        text = PromptText(
+            request.prompt,
+            request.negative_prompt,
+            request.is_guided,
+            request.deterministic,
+            request.reading,
+        )
         with self._telemetry.stage("encode", request, context):
             embeds: PromptEmbeds = await call(request.request_id, self._encoder, "encode", text)
         return embeds

@@ -42,8 +42,8 @@ class JobsConfig(Reservation):
     )
     allow_private_webhooks: bool = Field(
         False,
-        description="Whether webhooks may go to private addresses, and pictures to start from come from them: "
-        "for development",
+        description="Whether webhooks may go to private addresses, and pictures to start from come from "
+        "them: for development",
     )
     max_running_images: PositiveInt | Literal["auto"] = Field(
         "auto", description="Most images under way per runner; `auto`: a quarter more than the denoisers hold"

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
-from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, model_validator
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
 from serve.config.schema import MAIN, Section
 
@@ -24,6 +24,17 @@ class DefaultsConfig(Section):
     sampler: str = Field("DPM++ 2M", description="Name of the sampler", json_schema_extra=MAIN)
     num_inference_steps: PositiveInt = Field(20, description="Denoising steps", json_schema_extra=MAIN)
     guidance_scale: NonNegativeFloat = Field(5.0, description="Classifier-free guidance; up to 1 is none")
+    prompt_syntax: Literal["plain", "a1111"] = Field(
+        "plain", description="Whether brackets in prompts are text, or weights as in A1111"
+    )
+    long_prompts: Literal["truncate", "chunk"] = Field(
+        "truncate",
+        description="Whether what the text encoder cannot read at once is cut off, as in diffusers",
+    )
+    clip_skip: NonNegativeInt | None = Field(
+        None,
+        description="Last layers of the text encoder that are left out, as diffusers counts; `null`: none",
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +51,7 @@ class Limits:
     max_deadline_s: float
     max_image_pixels: int
     max_image_bytes: int
+    max_prompt_chunks: int
 
 
 class LimitsConfig(Section):
@@ -52,6 +64,9 @@ class LimitsConfig(Section):
         100, description="Most denoising steps", json_schema_extra=MAIN
     )
     max_num_images: Annotated[int, Field(ge=1, le=10)] = Field(10, description="Most images of a request")
+    max_prompt_chunks: Annotated[int, Field(ge=1, le=6)] = Field(
+        3, description="Most chunks of a prompt, of 75 tokens each, that `long_prompts: chunk` reads"
+    )
     max_image_pixels: PositiveInt = Field(
         40_000_000, description="Most pixels of a picture to start from, before it is brought to its size"
     )
@@ -92,4 +107,5 @@ class LimitsConfig(Section):
             max_deadline_s=MAX_DEADLINE_S,
             max_image_pixels=self.max_image_pixels,
             max_image_bytes=self.max_image_bytes,
+            max_prompt_chunks=self.max_prompt_chunks,
         )

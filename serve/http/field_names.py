@@ -21,7 +21,6 @@ NOT_OFFERED = {
         ("controlnet", "controlnets", "control_image", "controlnet_conditioning_scale"),
         "ControlNet is not offered yet",
     ),
-    "clip_skip": "the text encoder's last layers cannot be skipped yet",
     "refiner": "a refiner is not offered yet",
     "hires_fix": "a second pass is asked for by `hires`",
 }

@@ -1,13 +1,16 @@
 """Bodies of the images dialect: an accepted one gives a valid request, others are refused in a sentence."""
 
 import json
+from dataclasses import replace
 from typing import Any, cast
 
 import pytest
 
 from deployments.engine.messages import ImageFormat
 from deployments.engine.model_source import ModelInfo
+from deployments.engine.prompt_text import AS_DIFFUSERS, Reading
 from serve.config.app import AppConfig
+from serve.config.limits import DefaultsConfig
 from serve.errors import InvalidRequestError, MidstepError, ModelNotFoundError
 from serve.generation import GenerationRequest
 from serve.http.front_desk import FrontDesk
@@ -206,7 +209,15 @@ def test_the_schema_has_one_name_a_field_and_its_range() -> None:
         ),
         ({"prompt": "a", "image": "x"}, "image", "POST /v1/images/edits starts from a picture"),
         ({"prompt": "a", "lora": "x"}, "lora", "not offered yet"),
-        ({"prompt": "a", "clip_skip": 2}, "clip_skip", "cannot be skipped yet"),
+        ({"prompt": "a", "clip_skip": 99}, "clip_skip", "99 were given; at most"),
+        ({"prompt": "a", "clip_skip": -1}, "clip_skip", "greater than or equal to 0"),
+        ({"prompt": "a", "prompt_syntax": "comfy"}, "prompt_syntax", "'plain' or 'a1111'"),
+        ({"prompt": "[a|b]", "prompt_syntax": "a1111"}, "prompt", "words that take turns are not offered"),
+        (
+            {"prompt": "a", "negative_prompt": "(b:11)", "prompt_syntax": "a1111"},
+            "negative_prompt",
+            "'b' has the weight 11; allowed are 0 to 10",
+        ),
         ({"prompt": "a", "svg": {"model": "x"}}, "svg", "pictures of pixels"),
         ({"prompt": "a", "partial_images": 2}, "partial_images", "stream"),
         ({"prompt": "a", "partial_images": 4, "stream": True}, "partial_images", "less than or equal to 3"),
@@ -295,3 +306,15 @@ def test_every_problem_is_told_at_once() -> None:
         parse(prompt="a", n=0, seed=-2)
     assert "n: " in refusal.value.detail
     assert "seed: " in refusal.value.detail
+
+
+def test_how_texts_are_read() -> None:
+    assert parse(prompt="a").reading == AS_DIFFUSERS
+    given = parse(prompt="a", prompt_syntax="a1111", long_prompts="chunk", clip_skip=1)
+    assert given.reading == Reading("a1111", max_chunks=3, clip_skip=1)
+    assert parse(prompt="a", clip_skip=0).reading == AS_DIFFUSERS, "none is left out"
+    defaults = DefaultsConfig(prompt_syntax="a1111", long_prompts="chunk", clip_skip=1)
+    model = replace(MODEL, defaults=defaults)
+    body = b'{"prompt": "a", "prompt_syntax": "plain", "long_prompts": "truncate", "clip_skip": 0}'
+    for raw, expected in ((b'{"prompt": "(a:2)"}', given.reading), (body, AS_DIFFUSERS)):
+        assert model.accept(wanted_of(read_body(raw)), "id").request.reading == expected

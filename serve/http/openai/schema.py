@@ -82,6 +82,9 @@ class CommonBody(Body):
     guidance_start: Annotated[float, Field(ge=0, le=1)] | None = None
     guidance_end: Annotated[float, Field(ge=0, le=1)] | None = None
 
+    prompt_syntax: Literal["plain", "a1111"] | None = None
+    long_prompts: Literal["truncate", "chunk"] | None = None
+    clip_skip: Annotated[int, Field(ge=0), Whole] | None = None
     sampler: str | None = Field(None, validation_alias=AliasChoices("sampler", "sampler_name", "scheduler"))
     eta: Annotated[float, Field(ge=0, le=1)] | None = None
     deterministic: bool | None = None
@@ -120,6 +123,9 @@ def wanted_of(body: CommonBody) -> Wanted:
         guidance_end=body.guidance_end,
         sampler=body.sampler,
         eta=body.eta,
+        prompt_syntax=body.prompt_syntax,
+        long_prompts=body.long_prompts,
+        clip_skip=body.clip_skip,
         seed=body.seed,
         num_images=body.n,
         deterministic=body.deterministic,

@@ -57,6 +57,9 @@ class PredictionInput(Body):
     )
     guidance_start: Annotated[float, Field(ge=0, le=1)] | None = None
     guidance_end: Annotated[float, Field(ge=0, le=1)] | None = None
+    prompt_syntax: Literal["plain", "a1111"] | None = None
+    long_prompts: Literal["truncate", "chunk"] | None = None
+    clip_skip: Annotated[int, Field(ge=0), Whole] | None = None
     scheduler: str | None = Field(None, validation_alias=AliasChoices("scheduler", "sampler", "sampler_name"))
     eta: Annotated[float, Field(ge=0, le=1)] | None = None
     image: str | None = Field(None, validation_alias=IMAGE)
@@ -125,6 +128,9 @@ def wanted_of(body: PredictionBody, model: str, model_field: str) -> Wanted:
         guidance_end=given.guidance_end,
         sampler=given.scheduler,
         eta=given.eta,
+        prompt_syntax=given.prompt_syntax,
+        long_prompts=given.long_prompts,
+        clip_skip=given.clip_skip,
         seed=given.seed,
         num_images=given.num_outputs,
         deterministic=given.deterministic,

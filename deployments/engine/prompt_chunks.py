@@ -1,0 +1,150 @@
+"""Texts of any length and with weights, encoded in chunks of what a text encoder reads at once.
+
+A text that fits into one chunk and has no weights gets the bits of diffusers' `encode_prompt`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import diffusers
+import torch
+
+from deployments.engine.prompt_syntax import Weighted, parse
+from deployments.engine.prompt_text import Reading
+
+# A full chunk ends at its last comma if fewer tokens than this follow it, so that no phrase is torn apart.
+_MOST_AFTER_COMMA = 20
+# The mean is restored as in A1111, but not where it is next to nothing against the spread, as after a plain
+# LayerNorm, and never by more than this factor: that would multiply everything by chance.
+_LEAST_MEAN = 1e-3
+_MOST_RESTORED = 2.0
+
+
+@dataclass(frozen=True, slots=True)
+class EncodedText:
+    """One text's CPU embeddings: embeds [tokens, width], pooled [pooled width], width 0 except for SDXL.
+
+    num_tokens: of the whole text, start and end included, with the padding of all chunks but the last
+    """
+
+    embeds: torch.Tensor
+    pooled: torch.Tensor
+    num_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class _Tokens:
+    """The tokens of a chunk, without start and end, and their weights."""
+
+    ids: list[int]
+    weights: list[float]
+
+
+class ChunkEncoder:
+    """Encodes texts with a pipeline's tokenizers and text encoders. It keeps no state."""
+
+    def __init__(self, pipeline: diffusers.DiffusionPipeline, is_xl: bool) -> None:
+        self._pipeline = pipeline
+        self._is_xl = is_xl
+        self._encoders: list[tuple[Any, Any]] = [(pipeline.tokenizer, pipeline.text_encoder)]
+        if is_xl:
+            self._encoders.append((pipeline.tokenizer_2, pipeline.text_encoder_2))
+        # Without the start and the end.
+        self._size: int = pipeline.tokenizer.model_max_length - 2
+
+    def max_tokens(self, reading: Reading) -> int:
+        """The number of tokens that are read, start and end included."""
+        return self._size * reading.max_chunks + 2
+
+    def encode(self, texts: Sequence[str], reading: Reading, rows: int) -> list[EncodedText]:
+        """rows: chunks in one batch"""
+        divided = [list(self._divided(text, reading)) for text in texts]
+        kept = [chunks[: reading.max_chunks] for chunks in divided]
+        flat = [chunk for chunks in kept for chunk in chunks]
+        batches = [
+            self._encode_chunks(flat[start : start + rows], reading) for start in range(0, len(flat), rows)
+        ]
+        embeds, pooled = (torch.cat(parts) for parts in zip(*batches, strict=True))
+        encoded, done = [], 0
+        for chunks, all_chunks in zip(kept, divided, strict=True):
+            own = slice(done, done + len(chunks))
+            done += len(chunks)
+            weighted = self._weighted(embeds[own], chunks)
+            num_tokens = self._size * (len(all_chunks) - 1) + len(all_chunks[-1].ids) + 2
+            encoded.append(EncodedText(weighted.flatten(0, 1), pooled[own][0].clone(), num_tokens))
+        return encoded
+
+    def _divided(self, text: str, reading: Reading) -> Iterator[_Tokens]:
+        """The chunks of a text, at least one."""
+        parts = parse(text) if reading.syntax == "a1111" else [[Weighted(text, 1.0)]]
+        divided = [chunk for part in parts for chunk in self._divided_part(part)]
+        yield from divided or [_Tokens([], [])]
+
+    def _divided_part(self, pieces: Sequence[Weighted]) -> Iterator[_Tokens]:
+        tokenizer = self._pipeline.tokenizer
+        [comma] = tokenizer(",", add_special_tokens=False).input_ids
+        ids: list[int] = []
+        weights: list[float] = []
+        for piece in pieces:
+            new = tokenizer(piece.text, add_special_tokens=False).input_ids
+            ids += new
+            weights += [piece.weight] * len(new)
+        while ids:
+            end = min(len(ids), self._size)
+            if len(ids) > end:
+                commas = [place for place in range(end - _MOST_AFTER_COMMA, end) if ids[place] == comma]
+                end = commas[-1] + 1 if commas else end
+            yield _Tokens(ids[:end], weights[:end])
+            ids, weights = ids[end:], weights[end:]
+
+    def _encode_chunks(
+        self, chunks: Sequence[_Tokens], reading: Reading
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Embeddings [chunks, tokens, width] and pooled ones [chunks, pooled width], on the CPU."""
+        embeds, pooled = [], torch.empty(len(chunks), 0)
+        for tokenizer, encoder in self._encoders:
+            padding = [tokenizer.pad_token_id] * self._size
+            rows = [
+                [tokenizer.bos_token_id, *chunk.ids, tokenizer.eos_token_id, *padding[len(chunk.ids) :]]
+                for chunk in chunks
+            ]
+            # The stock pipeline asks for hidden states only where it reads them, and bits may depend on that.
+            needs_layers = self._is_xl or reading.clip_skip is not None
+            options = {"output_hidden_states": True} if needs_layers else {}
+            output = encoder(torch.tensor(rows, device=self._pipeline.device), **options)
+            embeds.append(self._layer(encoder, output, reading.clip_skip).cpu())
+            if output[0].ndim == 2:
+                pooled = output[0].cpu()
+        return torch.cat(embeds, dim=-1), pooled
+
+    def _layer(self, encoder: Any, output: Any, clip_skip: int | None) -> torch.Tensor:
+        """The layer that the U-Net reads, as in diffusers' pipelines. SDXL always leaves out the last one."""
+        layers = output.hidden_states
+        if self._is_xl:
+            layer: torch.Tensor = layers[-2 - (clip_skip or 0)]
+            return layer
+        if clip_skip is None:
+            last: torch.Tensor = output[0]
+            return last
+        normed: torch.Tensor = getattr(encoder, "text_model", encoder).final_layer_norm(
+            layers[-1 - clip_skip]
+        )
+        return normed
+
+    def _weighted(self, embeds: torch.Tensor, chunks: Sequence[_Tokens]) -> torch.Tensor:
+        """Embeddings [chunks, tokens, width] times their tokens' weights; start, end and padding have 1."""
+        if all(weight == 1 for chunk in chunks for weight in chunk.weights):
+            return embeds.clone()
+        factors = torch.ones(embeds.shape[:2], dtype=embeds.dtype)
+        for row, chunk in zip(factors, chunks, strict=True):
+            row[1 : len(chunk.ids) + 1] = torch.tensor(chunk.weights, dtype=embeds.dtype)
+        weighted = embeds * factors[:, :, None]
+        if self._is_xl:
+            return weighted
+        before, after = embeds.float(), weighted.float()
+        ratio = float(before.mean() / after.mean())
+        is_telling = float(before.mean().abs()) > _LEAST_MEAN * float(before.std())
+        return weighted * ratio if is_telling and 1 / _MOST_RESTORED < ratio < _MOST_RESTORED else weighted
