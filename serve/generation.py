@@ -118,7 +118,12 @@ class GenerationRequest(ImageParameters):
     @property
     def rows_per_image(self) -> int:
         """The most rows that an image has in the U-Net's batch."""
-        return 2 if self.is_guided else 1
+        return 2 if self.needs_negative else 1
+
+    @property
+    def needs_negative(self) -> bool:
+        """Whether any pass has guidance. A short interval may hit no call of one pass and some of another."""
+        return any(one.is_guided for one in self.passes)
 
     @property
     def num_rows(self) -> int:

@@ -152,7 +152,7 @@ class Pipeline:
         text = PromptText(
             request.prompt,
             request.negative_prompt,
-            request.is_guided,
+            request.needs_negative,
             request.deterministic,
             request.reading,
         )
