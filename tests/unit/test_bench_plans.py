@@ -261,11 +261,11 @@ def test_an_edits_body_has_a_picture_that_midstep_can_open(task: Task, strength:
     body = parse_body(EditsBody, json.dumps(fill(IMAGES_BODY, request)).encode())
     assert (body.size, body.strength) == ("512x768", strength)
     image, mask = (
-        None if url is None else base64.b64decode(str(url).partition(",")[2])
-        for url in (body.image, body.mask)
+        None if urls is None else base64.b64decode(urls[0].partition(",")[2])
+        for urls in (body.image, body.mask)
     )
     limits = LimitsConfig().for_model(512, 512)
-    opened = open_picture(edit_of(body, image, mask, {}), limits)
+    opened = open_picture(replace(edit_of(body), image=image, mask=mask), limits)
     assert opened.size == (768, 512)
     if task is Task.IMG2IMG:
         assert opened.mask is None

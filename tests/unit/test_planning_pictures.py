@@ -55,10 +55,10 @@ def accepted_by_server(served: Model, planned: PlannedRequest) -> GenerationRequ
     height, width = served.served.default_size
     body = parse_body(EditsBody, json.dumps(fill(IMAGES_BODY, planned, (width, height))).encode())
     image, mask = (
-        None if url is None else base64.b64decode(str(url).partition(",")[2])
-        for url in (body.image, body.mask)
+        None if urls is None else base64.b64decode(urls[0].partition(",")[2])
+        for urls in (body.image, body.mask)
     )
-    return served.served.accept(edit_of(body, image, mask, {}), "").request
+    return served.served.accept(replace(edit_of(body), image=image, mask=mask), "").request
 
 
 @pytest.mark.parametrize(
