@@ -3,7 +3,6 @@
 import logging
 import math
 import secrets
-import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from fractions import Fraction
@@ -93,20 +92,26 @@ class ServedModel:
         except UnsupportedSamplerError as error:
             logger.warning("requests that name no sampler are refused: %s", error)
 
+    def check(self, wanted: Wanted) -> None:
+        """Refuses what can be refused without the picture. Raises InvalidRequestError like `accept`."""
+        self._check_texts(wanted)
+        wanted.check_at_most("num_images", wanted.num_images or 1, self.limits.max_num_images)
+        if wanted.deadline_s is not None:
+            wanted.check_at_most("deadline_s", wanted.deadline_s, self.limits.max_deadline_s)
+        _guidance_interval(wanted)
+        self._sampler(wanted, wanted.eta)
+        self._reading(wanted)
+
     def accept(self, wanted: Wanted, request_id: str) -> Accepted:
         """The accepted request. Compiles its sampler's table at the first use, and decodes its picture, which
         takes a while.
 
         Raises InvalidRequestError, which names the field as its dialect does.
         """
-        self._check_texts(wanted)
-        num_images = wanted.num_images or 1
-        wanted.check_at_most("num_images", num_images, self.limits.max_num_images)
-        if wanted.deadline_s is not None:
-            wanted.check_at_most("deadline_s", wanted.deadline_s, self.limits.max_deadline_s)
-        guidance_scale = wanted.guidance_scale
-        guidance_start, guidance_end = _guidance_interval(wanted)
+        self.check(wanted)
         self._check_picture_fields(wanted)
+        num_images, guidance_scale = wanted.num_images or 1, wanted.guidance_scale
+        guidance_start, guidance_end = _guidance_interval(wanted)
         eta = None if wanted.eta is None else round(wanted.eta, _ETA_DIGITS)
         sampler, num_inference_steps = self._sampler(wanted, eta)
         opened = None if wanted.image is None else open_picture(wanted, self.limits)
@@ -136,7 +141,7 @@ class ServedModel:
             deterministic=bool(wanted.deterministic),
             image_format=_image_format(wanted),
             num_previews=wanted.num_previews or 0,
-            deadline=None if wanted.deadline_s is None else time.time() + wanted.deadline_s,
+            deadline=None if wanted.deadline_s is None else wanted.came_at + wanted.deadline_s,
             priority=wanted.priority or 0,
             reading=self._reading(wanted),
             strength=strength,

@@ -1,5 +1,6 @@
 """A client's request, as all dialects say it."""
 
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
@@ -25,6 +26,7 @@ class Wanted:
     """A client's request, well-formed; None for fields that it left out.
 
     image, mask: files; transparent_is_repainted: in them, as OpenAI does it, and not what is white
+    came_at: in seconds since the epoch; deadlines count from then on
     names: the dialect's names of fields that it calls differently, for answers
     """
 
@@ -58,6 +60,7 @@ class Wanted:
     transparent_is_repainted: bool = False
     hires: WantedHires | None = None
     needs_prompt: bool = True
+    came_at: float = field(default_factory=time.time)
     names: Mapping[str, str] = field(default_factory=dict)
 
     def name(self, field: str) -> str:

@@ -76,22 +76,7 @@ class Admission:
 
         If the work of a request is not known, only its images count.
         """
-        jobs = self._jobs()
-        wait_s = self._wait_s(self._work_s + jobs.work_s)
-        excess = self._queued + request.num_images - self._max_queue
-        if excess > 0:
-            raise QueueFullError(
-                f"{self._queued} images are queued and {request.num_images} more were requested; "
-                f"at most {self._max_queue} are allowed. Try again later.",
-                # Accepted work shares the denoisers, so this share of it is done in this share of the wait.
-                retry_after_s=_whole_s(wait_s * min(1.0, excess / max(1, self._queued))),
-            )
-        if wait_s > self._max_wait_s:
-            raise QueueFullError(
-                f"The request would wait for about {wait_s:.1f} s; at most {self._max_wait_s:g} s are "
-                "allowed. Try again later.",
-                retry_after_s=_whole_s(self._shrunk_in_s(wait_s, jobs)),
-            )
+        self.check_room(request.num_images)
         work_s = request.work_s or 0.0
         self._work_s += work_s
         self._queued += request.num_images
@@ -102,6 +87,25 @@ class Admission:
             self._work_s -= work_s
             self._queued -= request.num_images
             self._queued_rows -= request.num_rows
+
+    def check_room(self, num_images: int) -> None:
+        """Raises QueueFullError if a request for so many images could not be admitted now."""
+        jobs = self._jobs()
+        wait_s = self._wait_s(self._work_s + jobs.work_s)
+        excess = self._queued + num_images - self._max_queue
+        if excess > 0:
+            raise QueueFullError(
+                f"{self._queued} images are queued and {num_images} more were requested; "
+                f"at most {self._max_queue} are allowed. Try again later.",
+                # Accepted work shares the denoisers, so this share of it is done in this share of the wait.
+                retry_after_s=_whole_s(wait_s * min(1.0, excess / max(1, self._queued))),
+            )
+        if wait_s > self._max_wait_s:
+            raise QueueFullError(
+                f"The request would wait for about {wait_s:.1f} s; at most {self._max_wait_s:g} s are "
+                "allowed. Try again later.",
+                retry_after_s=_whole_s(self._shrunk_in_s(wait_s, jobs)),
+            )
 
     def _wait_s(self, work_s: float) -> float:
         """Seconds that the denoisers need for the work."""

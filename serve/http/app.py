@@ -153,7 +153,9 @@ def _routes(
     routes = [
         *with_versionless(
             [
-                *ImagesRoute(desk, AnswerImages(objects, config.jobs), EditBodies(pictures)).routes,
+                *ImagesRoute(
+                    desk, AnswerImages(objects, config.jobs), EditBodies(pictures, desk.check_room)
+                ).routes,
                 *ModelsRoutes(desk, config.jobs.public_url).routes,
                 *ReplicateModelsRoutes(desk, config.jobs.public_url).routes,
                 *predictions.routes,

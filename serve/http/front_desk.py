@@ -84,6 +84,15 @@ class FrontDesk:
             raise ModelNotFoundError(f"{field}: {shown(name)} is not served here; {served}.", field)
         return self.names[name]
 
+    def check(self, wanted: Wanted) -> None:
+        """Refuses what can be refused before a picture is fetched and decoded. Raises a MidstepError."""
+        self.model(wanted.model, wanted.name("model")).check(wanted)
+
+    def check_room(self, wanted: Wanted) -> None:
+        """The same, and if the queue is full. Raises a MidstepError."""
+        self.check(wanted)
+        self._admission.check_room(wanted.num_images or 1)
+
     async def submit(self, wanted: Wanted, client: Client, request_id: str) -> Generation:
         """Admits a request that is served now. The caller must close the returned generation.
 

@@ -1,7 +1,7 @@
 """Reads the bodies of edits: forms with files, or JSON that names pictures."""
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import TypeVar
 
@@ -25,16 +25,18 @@ Files = Mapping[str, Sequence[bytes]]
 
 
 class EditBodies:
-    """sources: reads the pictures that bodies name"""
+    """sources: reads the pictures that bodies name; check: refuses what needs no picture to be refused"""
 
-    def __init__(self, sources: PictureSources) -> None:
+    def __init__(self, sources: PictureSources, check: Callable[[Wanted], None]) -> None:
         self._sources = sources
+        self._check = check
 
     async def read(self, schema: type[Schema], request: Request) -> tuple[Schema, Wanted]:
         """The body, and what it wants with its pictures. Raises InvalidRequestError, which names the field,
         and what the reading of bodies, files and URLs raises."""
         body, files = await self._parsed(schema, request)
-        wanted = edit_of(body)  # so that no picture is fetched for a body that is refused
+        wanted = edit_of(body)
+        self._check(wanted)
         image_name, image = await self._picture("image", IMAGE_NAMES, body, files)
         mask_name, mask = await self._picture("mask", MASK_NAMES, body, files)
         if image is None:

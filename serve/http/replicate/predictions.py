@@ -111,6 +111,7 @@ class PredictionsRoutes:
             new_job = self._new_job(request, body, key)
             job = await self._earlier(request, body, key)
             if job is None:
+                self._desk.check(wanted)
                 wanted = await self._with_pictures(wanted, body)
                 job = await self._desk.submit_job(wanted, client_of(request), job_id, new_job)
         except InvalidRequestError as error:
