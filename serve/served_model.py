@@ -134,6 +134,7 @@ class ServedModel:
             guidance_scale=self.defaults.guidance_scale if guidance_scale is None else guidance_scale,
             guidance_start=guidance_start,
             guidance_end=guidance_end,
+            guidance_rescale=wanted.guidance_rescale or 0.0,
             sampler=sampler,
             eta=eta,
             seed=_seed(wanted, num_images),

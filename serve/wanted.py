@@ -39,6 +39,7 @@ class Wanted:
     guidance_scale: float | None = None
     guidance_start: float | None = None
     guidance_end: float | None = None
+    guidance_rescale: float | None = None
     sampler: str | None = None
     eta: float | None = None
     seed: int | None = None

@@ -33,6 +33,10 @@ _INPUT: dict[str, tuple[type, str]] = {
     "guidance_scale": (float, "Classifier-free guidance."),
     "guidance_start": (float, "Where guidance starts, as a fraction of the steps."),
     "guidance_end": (float, "Where guidance ends; each step after it costs half."),
+    "guidance_rescale": (
+        float,
+        "Against overexposure by guidance, 0 to 1; 0.7 for models with v-prediction.",
+    ),
     "prompt_syntax": (str, "plain, or a1111 for weights like (word:1.3)."),
     "long_prompts": (str, "truncate, or chunk to read more than 75 tokens."),
     "clip_skip": (int, "Last layers of the text encoder that are left out."),

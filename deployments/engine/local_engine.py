@@ -79,6 +79,7 @@ class LocalEngine:
         guidance_scale: float = 5.0,
         guidance_start: float = 0.0,
         guidance_end: float = 1.0,
+        guidance_rescale: float = 0.0,
         sampler: str = "DPM++ 2M",
         height: int | None = None,
         width: int | None = None,
@@ -90,6 +91,7 @@ class LocalEngine:
 
         height, width: in pixels, multiples of the model's scale factor
         guidance_start, guidance_end: the part of the steps that has guidance, as fractions
+        guidance_rescale: how far guided outputs get back the spread of the prompt's, from 0 to 1
         image: the picture to start from, brought to the size
         mask_image: white where the picture is repainted; what is black stays nearly as it is
         strength: the share of the steps that is done from a picture, above 0 and up to 1
@@ -116,6 +118,7 @@ class LocalEngine:
                     guidance_scale=guidance_scale,
                     guidance_start=guidance_start,
                     guidance_end=guidance_end,
+                    guidance_rescale=guidance_rescale,
                     seed=seed + offset,
                 )
             )

@@ -85,6 +85,7 @@ class ImageParameters:
     strength: the share of the steps that is done, above 0 and up to 1, if it starts from a picture; else None
     guidance_scale: classifier-free guidance as diffusers counts it; there is none at 1 or below
     guidance_start, guidance_end: the part of the model calls that has guidance, as fractions of all
+    guidance_rescale: how far guided outputs get back the spread of the prompt's, from 0 to 1, as in diffusers
     eta: 0 (no fresh noise) to 1, for samplers that have it; None for the sampler's default
     deadline: in seconds since the epoch; the image is useless later. None if the client set none
     priority: each level up halves the time that the request waits while others are served
@@ -101,6 +102,7 @@ class ImageParameters:
     eta: float | None = None
     guidance_start: float = 0.0
     guidance_end: float = 1.0
+    guidance_rescale: float = 0.0
     strength: float | None = None
     deterministic: bool = False
     deadline: float | None = None

@@ -22,6 +22,7 @@ class StepInputs:
     weights: torch.Tensor  # [B, NUM_OUTPUTS, NUM_INPUTS] float32
     input_scales: torch.Tensor  # [B] float32
     guidance_scales: torch.Tensor  # [B] float32
+    guidance_rescales: torch.Tensor  # [B] float32, 0 without guidance
     first_rows: torch.Tensor  # [B] int64, the negative prompt's row; without guidance the same as the last
     last_rows: torch.Tensor  # [B] int64
     request_of_row: torch.Tensor  # [R] int64
@@ -64,6 +65,9 @@ def step_inputs(batch: Sequence[Denoising], forward_rows: int, static: bool) -> 
         weights=torch.stack([item.table.weights[item.call] for item in filled]).float(),
         input_scales=torch.stack([item.table.input_scales[item.call] for item in filled]).float(),
         guidance_scales=torch.tensor([item.request.guidance_scale for item in filled]),
+        guidance_rescales=torch.tensor(
+            [item.request.guidance_rescale if item.rows == 2 else 0.0 for item in filled]
+        ),
         first_rows=torch.tensor(first_rows + (len(filled) - len(batch)) * [0]),
         last_rows=torch.tensor(last_rows + (len(filled) - len(batch)) * [0]),
         request_of_row=torch.tensor(request_of_row),

@@ -7,7 +7,7 @@ from deployments.engine.prompt_text import Reading
 from serve.generation import GenerationRequest, HiresPass, StartPicture
 
 # Parameters that are left out where they have their default values.
-_ONLY_IF_UNUSUAL = {"eta", "guidance_start", "guidance_end", "strength"}
+_ONLY_IF_UNUSUAL = {"eta", "guidance_start", "guidance_end", "guidance_rescale", "strength"}
 # A1111's names of the upscalers.
 _UPSCALERS = {"latent": "Latent (bicubic)", "lanczos": "Lanczos"}
 

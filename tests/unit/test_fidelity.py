@@ -100,3 +100,35 @@ def test_guidance_that_ends_early_is_diffusers_with_its_callback(
     [latents] = finish(engine).values()
     [pixels] = model.decoder.decode([latents])
     assert evaluate.psnr_db(pixels, expected) >= MIN_PSNR_DB
+
+
+@pytest.mark.parametrize("name", ["sd1", "sd2", "sdxl"])
+def test_rescaled_guidance_is_the_pipelines(load_model: Load, name: str) -> None:
+    """Beside requests without it, which keep their bits; also where guidance ends before the last step."""
+    model = load_model(name)
+    expected = pipeline_picture(
+        model.folder,
+        model,
+        "Euler",
+        prompt="a star",
+        num_inference_steps=6,
+        guidance_scale=9.0,
+        guidance_rescale=0.7,
+    )
+    fields: dict[str, Any] = {"sampler": "Euler", "guidance_scale": 9.0}
+    plain = model.request("plain", "a star", **fields)
+    engine = model.engine()
+    engine.add(plain)
+    alone = finish(engine)["plain"]
+    engine = model.engine()
+    engine.add(plain)
+    engine.add(model.request("rescaled", "a star", guidance_rescale=0.7, **fields))
+    engine.add(model.request("ends", "a star", guidance_rescale=0.7, guidance_end=0.5, **fields))
+    engine.add(model.request("unguided", "a star", guidance_rescale=0.7, sampler="Euler", guidance_scale=1.0))
+    latents = finish(engine)
+    [pixels] = model.decoder.decode([latents["rescaled"]])
+    assert evaluate.psnr_db(pixels, expected) >= MIN_PSNR_DB
+    torch.testing.assert_close(latents["plain"], alone, rtol=1e-3, atol=1e-3)
+    assert not torch.allclose(latents["rescaled"], latents["plain"], atol=1e-2)
+    assert not torch.allclose(latents["ends"], latents["rescaled"], atol=1e-2)
+    assert torch.isfinite(latents["unguided"]).all()

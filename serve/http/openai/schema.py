@@ -81,6 +81,7 @@ class CommonBody(Body):
     )
     guidance_start: Annotated[float, Field(ge=0, le=1)] | None = None
     guidance_end: Annotated[float, Field(ge=0, le=1)] | None = None
+    guidance_rescale: Annotated[float, Field(ge=0, le=1)] | None = None
 
     prompt_syntax: Literal["plain", "a1111"] | None = None
     long_prompts: Literal["truncate", "chunk"] | None = None
@@ -121,6 +122,7 @@ def wanted_of(body: CommonBody) -> Wanted:
         guidance_scale=body.guidance_scale,
         guidance_start=body.guidance_start,
         guidance_end=body.guidance_end,
+        guidance_rescale=body.guidance_rescale,
         sampler=body.sampler,
         eta=body.eta,
         prompt_syntax=body.prompt_syntax,

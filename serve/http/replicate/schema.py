@@ -57,6 +57,7 @@ class PredictionInput(Body):
     )
     guidance_start: Annotated[float, Field(ge=0, le=1)] | None = None
     guidance_end: Annotated[float, Field(ge=0, le=1)] | None = None
+    guidance_rescale: Annotated[float, Field(ge=0, le=1)] | None = None
     prompt_syntax: Literal["plain", "a1111"] | None = None
     long_prompts: Literal["truncate", "chunk"] | None = None
     clip_skip: Annotated[int, Field(ge=0), Whole] | None = None
@@ -126,6 +127,7 @@ def wanted_of(body: PredictionBody, model: str, model_field: str) -> Wanted:
         guidance_scale=given.guidance_scale,
         guidance_start=given.guidance_start,
         guidance_end=given.guidance_end,
+        guidance_rescale=given.guidance_rescale,
         sampler=given.scheduler,
         eta=given.eta,
         prompt_syntax=given.prompt_syntax,
