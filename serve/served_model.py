@@ -1,15 +1,13 @@
 """A model as it is served: the requests that it accepts, and their costs."""
 
 import logging
-import math
 import secrets
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from fractions import Fraction
 from typing import Self
 
 from deployments.engine.cost import CostModel
-from deployments.engine.messages import ImageFormat, LatentShape, Picture, steps_from_picture
+from deployments.engine.messages import ImageFormat, Picture, steps_from_picture
 from deployments.engine.model_source import ModelInfo
 from deployments.engine.prompt_syntax import problem
 from deployments.engine.prompt_text import Reading
@@ -24,6 +22,7 @@ from serve.capacity.estimator import Estimator
 from serve.config.app import AppConfig
 from serve.config.limits import DefaultsConfig, Limits
 from serve.generation import GenerationRequest, HiresPass
+from serve.sizes import Sizes
 from serve.start_pictures import OpenedPicture, crop_of, open_picture
 from serve.wanted import Wanted
 
@@ -84,6 +83,10 @@ class ServedModel:
             aliases=config.model.aliases,
         )
 
+    @property
+    def _sizes(self) -> Sizes:
+        return Sizes(self.limits, self.default_size, self.info.scale_factor)
+
     def prepare(self) -> None:
         """Compiles the default sampler's table and imports torch and diffusers before the first request
         does."""
@@ -108,6 +111,8 @@ class ServedModel:
 
         Raises InvalidRequestError, which names the field as its dialect does.
         """
+        if wanted.negative_prompt is None:
+            wanted = replace(wanted, negative_prompt=self.defaults.negative_prompt)
         self.check(wanted)
         self._check_picture_fields(wanted)
         num_images, guidance_scale = wanted.num_images or 1, wanted.guidance_scale
@@ -116,7 +121,7 @@ class ServedModel:
         sampler, num_inference_steps = self._sampler(wanted, eta)
         opened = None if wanted.image is None else open_picture(wanted, self.limits)
         strength = None if opened is None else _strength(wanted, opened, num_inference_steps)
-        height, width = self._size(wanted, opened)
+        height, width = self._sizes.of(wanted, opened)
         start, picture = None, None
         if opened is not None:
             self._check_mask(wanted, opened)
@@ -128,7 +133,7 @@ class ServedModel:
             negative_prompt=wanted.negative_prompt,
             height=height,
             width=width,
-            latent_shape=self._latent_shape(height, width),
+            latent_shape=self._sizes.latent_shape(height, width),
             num_inference_steps=num_inference_steps,
             num_calls=self._num_calls(wanted, sampler, num_inference_steps, eta, strength),
             guidance_scale=self.defaults.guidance_scale if guidance_scale is None else guidance_scale,
@@ -200,70 +205,6 @@ class ServedModel:
         if opened.mask is None and wanted.preserve_unmasked:
             raise wanted.refusal("preserve_unmasked", "it needs a mask")
 
-    def _size(self, wanted: Wanted, opened: OpenedPicture | None) -> tuple[int, int]:
-        """The request's height and width in pixels."""
-        height, width = self.default_size
-        is_given = wanted.height is not None and wanted.width is not None
-        if opened is not None and wanted.padding_mask_crop is None and not is_given:
-            height, width = self._size_of(opened, wanted)
-        height = height if wanted.height is None else wanted.height
-        width = width if wanted.width is None else wanted.width
-        self._check_size(wanted, ("width", "height"), height, width)
-        return height, width
-
-    def _size_of(self, opened: OpenedPicture, wanted: Wanted) -> tuple[int, int]:
-        """The size of a picture, within what is allowed, rounded down to what the model can make. If one side
-        is given, the other one follows."""
-        limits, factor = self.limits, self.info.scale_factor
-        height, width = opened.size
-        if wanted.height is not None:
-            scale = Fraction(wanted.height, height)
-        elif wanted.width is not None:
-            scale = Fraction(wanted.width, width)
-        else:
-            least = -(-limits.min_size // factor) * factor
-            # Exact, because 256 / 322 * 322 is less than 256.
-            scale = min(
-                max(Fraction(1), Fraction(least, min(height, width))),
-                Fraction(limits.max_height, height),
-                Fraction(limits.max_width, width),
-                # Of the two, the one that rounds less.
-                max(
-                    Fraction(math.isqrt(limits.max_pixels * width // height), width),
-                    Fraction(math.isqrt(limits.max_pixels * height // width), height),
-                ),
-            )
-        fitted_height, fitted_width = (int(side * scale) // factor * factor for side in (height, width))
-        if min(fitted_height, fitted_width) < limits.min_size:
-            raise wanted.refusal(
-                "image",
-                f"has {width}x{height} pixels, which would become {fitted_width}x{fitted_height} here; "
-                f"at least {limits.min_size} are needed on each side. Cut it, or give a width and a height",
-            )
-        return fitted_height, fitted_width
-
-    def _check_size(self, wanted: Wanted, names: tuple[str, str], height: int, width: int) -> None:
-        """names: of the fields that say the width and the height"""
-        limits, factor = self.limits, self.info.scale_factor
-        for side, name, pixels, limit in (
-            ("width", names[0], width, limits.max_width),
-            ("height", names[1], height, limits.max_height),
-        ):
-            if not limits.min_size <= pixels <= limit or pixels % factor:
-                raise wanted.refusal(
-                    name,
-                    f"a {side} of {pixels} was given; allowed are multiples of {factor} "
-                    f"from {limits.min_size} to {limit}",
-                )
-        if width * height > limits.max_pixels:
-            raise wanted.refusal(
-                names[0],
-                f"{width}x{height} has {width * height} pixels; at most {limits.max_pixels} are allowed",
-            )
-
-    def _latent_shape(self, height: int, width: int) -> LatentShape:
-        return height // self.info.scale_factor, width // self.info.scale_factor
-
     def _sampler(self, wanted: Wanted, eta: float | None) -> tuple[str, int]:
         """The sampler's canonical name, and the steps."""
         steps = wanted.num_inference_steps or self.defaults.num_inference_steps
@@ -299,7 +240,7 @@ class ServedModel:
         factor = self.info.scale_factor
         scale = 1.5 if asked.scale is None else asked.scale
         height, width = (round(side * scale / factor) * factor for side in (first.height, first.width))
-        self._check_size(wanted, ("hires", "hires"), height, width)
+        self._sizes.check(wanted, ("hires", "hires"), height, width)
         steps = asked.num_inference_steps or first.num_inference_steps
         strength = _HIRES_STRENGTH if asked.strength is None else asked.strength
         if (done := steps_from_picture(steps, strength)) < 1:
@@ -316,7 +257,7 @@ class ServedModel:
             scale=scale,
             height=height,
             width=width,
-            latent_shape=self._latent_shape(height, width),
+            latent_shape=self._sizes.latent_shape(height, width),
             strength=strength,
             num_inference_steps=steps,
             num_calls=self._num_calls(wanted, first.sampler, steps, first.eta, strength, "hires"),

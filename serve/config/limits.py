@@ -5,6 +5,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
+from deployments.engine.prompt_syntax import problem
 from serve.config.schema import MAIN, Section
 
 MIN_SIZE = 64  # pixels, in each direction
@@ -24,6 +25,9 @@ class DefaultsConfig(Section):
     sampler: str = Field("DPM++ 2M", description="Name of the sampler", json_schema_extra=MAIN)
     num_inference_steps: PositiveInt = Field(20, description="Denoising steps", json_schema_extra=MAIN)
     guidance_scale: NonNegativeFloat = Field(5.0, description="Classifier-free guidance; up to 1 is none")
+    negative_prompt: str | None = Field(
+        None, max_length=MAX_PROMPT_LENGTH, description="Negative prompt; `null`: none, as in diffusers"
+    )
     prompt_syntax: Literal["plain", "a1111"] = Field(
         "plain", description="Whether brackets in prompts are text, or weights as in A1111"
     )
@@ -35,6 +39,12 @@ class DefaultsConfig(Section):
         None,
         description="Last layers of the text encoder that are left out, as diffusers counts; `null`: none",
     )
+
+    @model_validator(mode="after")
+    def _check_negative_prompt(self) -> "DefaultsConfig":
+        if self.prompt_syntax == "a1111" and (found := problem(self.negative_prompt or "")):
+            raise ValueError(f"negative_prompt: {found}")
+        return self
 
 
 @dataclass(frozen=True, slots=True)

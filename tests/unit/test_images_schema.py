@@ -318,3 +318,11 @@ def test_how_texts_are_read() -> None:
     body = b'{"prompt": "a", "prompt_syntax": "plain", "long_prompts": "truncate", "clip_skip": 0}'
     for raw, expected in ((b'{"prompt": "(a:2)"}', given.reading), (body, AS_DIFFUSERS)):
         assert model.accept(wanted_of(read_body(raw)), "id").request.reading == expected
+
+
+def test_a_default_negative_prompt_is_for_requests_without_one() -> None:
+    model = replace(MODEL, defaults=DefaultsConfig(negative_prompt="a circle"))
+    for raw, expected in ((b'{"prompt": "a"}', "a circle"), (b'{"prompt": "a", "negative_prompt": ""}', "")):
+        assert model.accept(wanted_of(read_body(raw)), "id").request.negative_prompt == expected
+    with pytest.raises(ValueError, match=r"negative_prompt: .* weight 99"):
+        DefaultsConfig(negative_prompt="(a circle:99)", prompt_syntax="a1111")
