@@ -1,6 +1,7 @@
 """A model's parts on the device that its placement names, real or simulated."""
 
 from dataclasses import dataclass
+from pathlib import Path
 
 from deployments.cost_measurement import CostMeasurement
 from deployments.engine.conditions import UNetInterface
@@ -26,7 +27,8 @@ def text_encoder(
     source: ModelSource, placement: Placement, known: CostModel | None
 ) -> TextEncoder | SimulatedTextEncoder:
     if not placement.is_simulated:
-        return TextEncoder(load_text_pipeline(source, placement))
+        embeddings = None if source.embeddings is None else Path(source.embeddings)
+        return TextEncoder(load_text_pipeline(source, placement), embeddings)
     is_xl = load_unet_config(source).get("addition_embed_type") == "text_time"
     return SimulatedTextEncoder(_of_device(known).encode, is_xl, SimulatedFaults(placement.faults, "encoder"))
 

@@ -73,7 +73,9 @@ def _cost_measurement(config: AppConfig, info: ModelInfo, made_by: str) -> CostM
     shapes = config.latent_shapes(info)
     measured_with = {
         "fingerprint": made_by,
-        "model": config.model.model_dump(exclude={"id", "aliases", "sizes", "cost_model"}),
+        "model": config.model.model_dump(
+            exclude={"id", "aliases", "sizes", "cost_model", "embeddings_folder"}
+        ),
         "latent_shapes": shapes,
         "num_threads": {name: stage.num_threads for name, stage in config.stages.items()},
     }

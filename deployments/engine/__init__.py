@@ -5,11 +5,13 @@
 - model_source: which model it is and what its files say of it; model_files: what is wrong with them
 - models: loading a diffusers folder: family, device, dtype, attention
 - prompts: text to embeddings; prompt_text: what is to be encoded
+- prompt_syntax: weights in prompts; prompt_chunks: prompts of any length; embeddings: textual inversions
 - conditions: a U-Net's inputs besides latents and timesteps
 - cost: measured seconds per forward; engine_config: how an engine batches
 - step_scheduler: which requests share the next forward
 - engine: launches and finishes forwards; reports: what they did; denoising: the state of one request
-- beginnings: the first latents, from noise or from a picture; pictures: files to pixels to encoded pictures
+- beginnings: the first latents, from noise or from a picture
+- pictures: pictures to start from, encoded; fit_picture: brought to their size
 - step_inputs: the tensors of one step; device_step: that step on a device; row_parts: on a CPU
 - engine_thread: the thread that owns a device and runs the engine
 - images: latents to pixels to PNG, WebP or JPEG; previews

@@ -29,16 +29,18 @@ def fingerprint(source: ModelSource, placement: Placement, deterministic_rows: i
     digest = hashlib.sha256()
     settings = (ENGINE_VERSION, placement.is_simulated, placement.dtype, placement.attention)
     digest.update(repr((*settings, deterministic_rows, source.variant)).encode())
-    folder = Path(source.path)
-    if folder.is_dir():
+    folders = [Path(source.path)] if source.is_folder else []
+    if not folders:
+        digest.update(f"\n{source.path} {_hub_commit(source)}".encode())
+    if source.embeddings is not None:
+        folders.append(Path(source.embeddings))
+    for folder in folders:
         for path in sorted(folder.rglob("*")):
             name = path.relative_to(folder)
             if path.is_file() and not any(part.startswith(".") for part in name.parts):
                 digest.update(f"\n{name.as_posix()} {path.stat().st_size}\n".encode())
                 for part in _samples(path):
                     digest.update(part)
-    else:
-        digest.update(f"\n{source.path} {_hub_commit(source)}".encode())
     return digest.hexdigest()
 
 

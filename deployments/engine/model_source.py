@@ -41,12 +41,14 @@ class ModelSource:
 
     variant: as in `from_pretrained`, for example fp16
     allow_pickle: whether weights may be pickles where there is no safetensors file
+    embeddings: a folder of textual inversions for its text encoders
     """
 
     path: str
     revision: str | None = None
     variant: str | None = None
     allow_pickle: bool = False
+    embeddings: str | None = None
 
     @property
     def is_folder(self) -> bool:

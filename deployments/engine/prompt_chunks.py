@@ -7,13 +7,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import diffusers
 import torch
 
+from deployments.engine.embeddings import Vocabulary, load_words
 from deployments.engine.prompt_syntax import Weighted, parse
-from deployments.engine.prompt_text import Reading
+from deployments.engine.prompt_text import Reading, Syntax
 
 # A full chunk ends at its last comma if fewer tokens than this follow it, so that no phrase is torn apart.
 _MOST_AFTER_COMMA = 20
@@ -43,17 +45,38 @@ class _Tokens:
     weights: list[float]
 
 
-class ChunkEncoder:
-    """Encodes texts with a pipeline's tokenizers and text encoders. It keeps no state."""
+@dataclass(frozen=True, slots=True)
+class _Token:
+    """glued: it belongs to the token before it, as part of one learned word"""
 
-    def __init__(self, pipeline: diffusers.DiffusionPipeline, is_xl: bool) -> None:
+    id: int
+    weight: float
+    glued: bool
+
+
+class ChunkEncoder:
+    """Encodes texts with a pipeline's tokenizers and text encoders.
+
+    embeddings: a folder of textual inversions, for which the text encoders get more tokens
+    """
+
+    def __init__(
+        self, pipeline: diffusers.DiffusionPipeline, is_xl: bool, embeddings: Path | None = None
+    ) -> None:
         self._pipeline = pipeline
         self._is_xl = is_xl
         self._encoders: list[tuple[Any, Any]] = [(pipeline.tokenizer, pipeline.text_encoder)]
         if is_xl:
             self._encoders.append((pipeline.tokenizer_2, pipeline.text_encoder_2))
+        widths = [encoder.get_input_embeddings().embedding_dim for _, encoder in self._encoders]
+        words = [] if embeddings is None else load_words(embeddings, widths)
+        self._vocabulary = Vocabulary(words, self._encoders)
         # Without the start and the end.
         self._size: int = pipeline.tokenizer.model_max_length - 2
+
+    def names_words(self, text: str) -> bool:
+        """Whether a plain text names a textual inversion."""
+        return self._vocabulary.mentions(text)
 
     def max_tokens(self, reading: Reading) -> int:
         """The number of tokens that are read, start and end included."""
@@ -80,25 +103,31 @@ class ChunkEncoder:
     def _divided(self, text: str, reading: Reading) -> Iterator[_Tokens]:
         """The chunks of a text, at least one."""
         parts = parse(text) if reading.syntax == "a1111" else [[Weighted(text, 1.0)]]
-        divided = [chunk for part in parts for chunk in self._divided_part(part)]
+        divided = [
+            chunk for part in parts for chunk in self._filled(list(self._tokens(part, reading.syntax)))
+        ]
         yield from divided or [_Tokens([], [])]
 
-    def _divided_part(self, pieces: Sequence[Weighted]) -> Iterator[_Tokens]:
-        tokenizer = self._pipeline.tokenizer
-        [comma] = tokenizer(",", add_special_tokens=False).input_ids
-        ids: list[int] = []
-        weights: list[float] = []
+    def _tokens(self, pieces: Sequence[Weighted], syntax: Syntax) -> Iterator[_Token]:
         for piece in pieces:
-            new = tokenizer(piece.text, add_special_tokens=False).input_ids
-            ids += new
-            weights += [piece.weight] * len(new)
-        while ids:
-            end = min(len(ids), self._size)
-            if len(ids) > end:
-                commas = [place for place in range(end - _MOST_AFTER_COMMA, end) if ids[place] == comma]
-                end = commas[-1] + 1 if commas else end
-            yield _Tokens(ids[:end], weights[:end])
-            ids, weights = ids[end:], weights[end:]
+            for part in self._vocabulary.split(piece.text, syntax):
+                is_word = not isinstance(part, str)
+                ids = part if is_word else self._pipeline.tokenizer(part, add_special_tokens=False).input_ids
+                for place, token in enumerate(ids):
+                    yield _Token(token, piece.weight, is_word and place > 0)
+
+    def _filled(self, tokens: Sequence[_Token]) -> Iterator[_Tokens]:
+        """The tokens in chunks. What does not fit into one goes on at a comma or a learned word."""
+        [comma] = self._pipeline.tokenizer(",", add_special_tokens=False).input_ids
+        while tokens:
+            end = min(len(tokens), self._size)
+            if len(tokens) > end:
+                near = range(end - _MOST_AFTER_COMMA, end)
+                commas = [place + 1 for place in near if tokens[place].id == comma]
+                whole = [place for place in range(1, end + 1) if not tokens[place].glued]
+                end = max(commas or whole, default=end)
+            yield _Tokens([one.id for one in tokens[:end]], [one.weight for one in tokens[:end]])
+            tokens = tokens[end:]
 
     def _encode_chunks(
         self, chunks: Sequence[_Tokens], reading: Reading

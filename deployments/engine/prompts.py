@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import diffusers
 import torch
@@ -36,14 +37,17 @@ def _sound(encoded: EncodedText) -> EncodedText | StageError:
 
 
 class TextEncoder:
-    """Encodes texts. It keeps no state and is not thread-safe, because its tokenizers are not."""
+    """Encodes texts. It keeps no state and is not thread-safe, because its tokenizers are not.
 
-    def __init__(self, pipeline: diffusers.DiffusionPipeline) -> None:
+    embeddings: a folder of textual inversions
+    """
+
+    def __init__(self, pipeline: diffusers.DiffusionPipeline, embeddings: Path | None = None) -> None:
         self._pipeline = pipeline
         self._is_xl = isinstance(
             pipeline, diffusers.StableDiffusionXLPipeline | diffusers.StableDiffusionXLInpaintPipeline
         )
-        self._chunks = ChunkEncoder(pipeline, self._is_xl)
+        self._chunks = ChunkEncoder(pipeline, self._is_xl, embeddings)
 
     @torch.inference_mode()
     def encode(self, texts: Sequence[ReadText]) -> list[EncodedText | StageError]:
@@ -53,15 +57,20 @@ class TextEncoder:
         batches of as many chunks as there are texts.
         """
         done: dict[int, EncodedText | StageError] = {}
-        for reading in {text.reading for text in texts}:
-            members = [index for index, text in enumerate(texts) if text.reading == reading]
+        ways = [(text.reading, self._is_stock(text)) for text in texts]
+        for reading, is_stock in set(ways):
+            members = [index for index, way in enumerate(ways) if way == (reading, is_stock)]
             given = [texts[index].text for index in members]
-            if reading == AS_DIFFUSERS:
+            if is_stock:
                 encoded = self._encode_as_diffusers(given)
             else:
                 encoded = self._chunks.encode(given, reading, len(texts))
             done |= zip(members, map(_sound, encoded), strict=True)
         return [done[index] for index in range(len(texts))]
+
+    def _is_stock(self, text: ReadText) -> bool:
+        """Whether diffusers alone can encode it."""
+        return text.reading == AS_DIFFUSERS and not self._chunks.names_words(text.text)
 
     def _encode_as_diffusers(self, texts: Sequence[str]) -> list[EncodedText]:
         encoded = self._pipeline.encode_prompt(

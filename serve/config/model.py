@@ -45,6 +45,11 @@ class ModelConfig(Section):
         description="Whether weights may be pickles (`.bin`) where there is no safetensors file; a pickle "
         "can run any code when it is loaded",
     )
+    embeddings_folder: str | None = Field(
+        None,
+        description="Folder of textual inversions (`.safetensors`), read at start; a prompt names one by "
+        "`<name>`, or by its name alone in A1111's syntax",
+    )
     device: Literal["auto", "cpu", "cuda", "simulated"] = Field(
         "auto",
         description="Device; `auto`: CUDA where there is one; `simulated`: grey pictures in the time that "
@@ -85,7 +90,17 @@ class ModelConfig(Section):
 
     def source(self) -> ModelSource:
         """The model's source. Raises ConfigError if the path is neither a diffusers folder nor a hub id."""
-        return ModelSource(_model_path(self.path), self.revision, self.variant, self.allow_pickle)
+        return ModelSource(
+            _model_path(self.path), self.revision, self.variant, self.allow_pickle, self._embeddings()
+        )
+
+    def _embeddings(self) -> str | None:
+        if self.embeddings_folder is None:
+            return None
+        folder = _project_path("model.embeddings_folder", self.embeddings_folder)
+        if not folder.is_dir():
+            raise ConfigError(f"model.embeddings_folder: {str(folder)!r} is no folder")
+        return str(folder)
 
     def known_cost(self) -> CostModel | None:
         """The cost model from the file, if there is one. Raises ConfigError if it cannot be read."""
