@@ -28,8 +28,8 @@ from deployments.engine.messages import (
     PromptEmbeds,
 )
 from deployments.engine.model_source import ModelSource, Placement
-from deployments.engine.prompt_text import PromptText
-from deployments.engine.prompts import EncodedText
+from deployments.engine.prompt_chunks import EncodedText
+from deployments.engine.prompt_text import PromptText, ReadText
 from deployments.engine.reports import StepReport
 from deployments.prompt_encoder import PromptEncoder
 from deployments.vae_decoder import VaeDecoder
@@ -64,9 +64,9 @@ class MortalDenoiser(Denoiser):
 class MortalEncoder(PromptEncoder):
     """Its process ends when it encodes POISONOUS_PROMPT. Every batch waits for later requests."""
 
-    async def _run(self, texts: Sequence[str]) -> list[EncodedText]:
+    async def _run(self, texts: Sequence[ReadText]) -> list[EncodedText]:
         await asyncio.sleep(0.2)
-        if POISONOUS_PROMPT in texts:
+        if any(text.text == POISONOUS_PROMPT for text in texts):
             os._exit(1)
         return await super()._run(texts)
 
