@@ -17,7 +17,7 @@ from deployments.engine.cost import Curve, StageCost
 from deployments.engine.device_step import StepRunner, step_runner
 from deployments.engine.engine import Engine
 from deployments.engine.engine_config import EngineConfig
-from deployments.engine.messages import DenoiseRequest, PromptEmbeds
+from deployments.engine.messages import DenoiseRequest, PromptEmbeds, TokenCount
 from deployments.engine.models import UNet
 from deployments.engine.samplers import SamplerTables
 
@@ -85,7 +85,7 @@ class RandomModel:
         generator = torch.Generator().manual_seed(seed)
         positive, negative = (torch.randn(77, self.width, generator=generator) for _ in range(2))
         pooled = [torch.randn(self.unet.pooled_width, generator=generator) for _ in range(2)]
-        return PromptEmbeds(positive, negative, pooled[0], pooled[1], 10, 2, 77)
+        return PromptEmbeds(positive, negative, pooled[0], pooled[1], TokenCount(10, 10), TokenCount(2, 2))
 
     def request(self, request_id: str, seed: int, steps: int, deterministic: bool = False) -> DenoiseRequest:
         return DenoiseRequest(

@@ -26,7 +26,7 @@ from benchmarks.peers.ray_serve_batch import next_group
 from cluster.bench.arrivals import poisson
 from cluster.devices.h200 import FILES, FOLDER
 from deployments.engine.cost import StageCost
-from deployments.engine.messages import DenoiseRequest, PromptEmbeds
+from deployments.engine.messages import DenoiseRequest, PromptEmbeds, TokenCount
 from deployments.engine.step_scheduler import (
     Group,
     StepScheduler,
@@ -39,7 +39,7 @@ from serve.config.model import CostModelFile
 BURST = 400  # requests at once, to find a policy's capacity
 ROW_CAPS = (16, 32, 64)
 _NOTHING = torch.empty(0)
-_WITH_GUIDANCE = PromptEmbeds(_NOTHING, _NOTHING, _NOTHING, _NOTHING, 0, 0, 0)
+_WITH_GUIDANCE = PromptEmbeds(_NOTHING, _NOTHING, _NOTHING, _NOTHING, TokenCount(0, 0), TokenCount(0, 0))
 
 
 def _request(steps: int) -> DenoiseRequest:

@@ -11,6 +11,7 @@ from deployments.engine.messages import (
     ImageFormat,
     ImageParameters,
     LatentShape,
+    TokenCount,
 )
 from deployments.engine.prompt_text import AS_DIFFUSERS, Reading
 
@@ -141,11 +142,10 @@ class Resume:
 
 @dataclass(frozen=True, slots=True)
 class PromptEncoded:
-    """The first event. The model reads at most max_tokens of each text's tokens."""
+    """The first event."""
 
-    num_tokens: int
-    negative_num_tokens: int
-    max_tokens: int
+    tokens: TokenCount
+    negative_tokens: TokenCount
 
 
 @dataclass(frozen=True, slots=True)

@@ -103,7 +103,6 @@ class ServedModel:
             wanted.check_at_most("deadline_s", wanted.deadline_s, self.limits.max_deadline_s)
         _guidance_interval(wanted)
         self._sampler(wanted, wanted.eta)
-        self._reading(wanted)
 
     def accept(self, wanted: Wanted, request_id: str) -> Accepted:
         """The accepted request. Compiles its sampler's table at the first use, and decodes its picture, which

@@ -8,6 +8,7 @@ import hashlib
 import io
 import logging
 import math
+import re
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -29,7 +30,8 @@ Image.MAX_IMAGE_PIXELS = None
 # A JPEG's scans are decoded one after another, each over the whole picture, and a small file may have many
 # thousands. Cameras and programs write about ten.
 _MAX_SCANS = 100
-_START_OF_SCAN = b"\xff\xda"
+_START_OF_IMAGE, _END_OF_IMAGE, _START_OF_SCAN = 0xD8, 0xD9, 0xDA
+_MARKER = re.compile(rb"\xff+([^\x00\xff\xd0-\xd7])")  # not what only looks like one in a scan
 MAX_CROPPED_PIXELS = 4096 * 4096  # of a picture that is laid around a repainted crop
 _WIDE_MODE = "I"  # more than eight bits; Pillow would cut their values off at 255
 
@@ -145,13 +147,28 @@ def _decoded(wanted: Wanted, field: str, data: bytes, limits: Limits) -> Image.I
         )
     if num_frames > 1:
         raise UnsupportedImageError(f"{name}: is animated ({num_frames} frames); send a still picture.", name)
-    if (num_scans := data.count(_START_OF_SCAN)) > _MAX_SCANS and image.format in ("JPEG", "MPO"):
-        raise UnsupportedImageError(f"{name}: has {num_scans} scans; at most {_MAX_SCANS} are read.", name)
+    if image.format in ("JPEG", "MPO") and _has_too_many_scans(data):
+        raise UnsupportedImageError(f"{name}: has more than {_MAX_SCANS} scans.", name)
     try:
         image.load()
         return _eight_bits(_upright(image))
     except Exception as error:  # as above
         raise UnsupportedImageError(f"{name}: is damaged or incomplete: {_reason(error)}.", name) from error
+
+
+def _has_too_many_scans(data: bytes) -> bool:
+    """Looks at the markers up to the end of the first picture: telephones put films behind it."""
+    scans, place = 0, 0
+    while found := _MARKER.search(data, place):
+        marker, place = found[1][0], found.end()
+        if marker == _END_OF_IMAGE:
+            return False
+        if marker != _START_OF_IMAGE:
+            place += int.from_bytes(data[place : place + 2], "big")  # a segment says its length
+        scans += marker == _START_OF_SCAN
+        if scans > _MAX_SCANS:
+            return True
+    return False
 
 
 def _reason(error: Exception) -> str:

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from deployments.engine.messages import DenoiseRequest, ImageFormat, PromptEmbeds
+from deployments.engine.messages import DenoiseRequest, ImageFormat, PromptEmbeds, TokenCount
 from serve.generation import GenerationRequest
 
 
@@ -42,5 +42,7 @@ def denoise_request(
     } | changes
     fields.setdefault("latent_shape", (fields["height"] // 8, fields["width"] // 8))
     return DenoiseRequest(
-        request_id, embeds or PromptEmbeds(nothing, nothing, nothing, nothing, 0, 0, 77), **fields
+        request_id,
+        embeds or PromptEmbeds(nothing, nothing, nothing, nothing, TokenCount(0, 0), TokenCount(0, 0)),
+        **fields,
     )

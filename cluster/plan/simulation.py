@@ -15,7 +15,7 @@ from cluster.plan.model import Model
 from cluster.plan.pool import Pool
 from cluster.plan.scaling import Scaler
 from cluster.plan.stages import DecoderReplica, DenoiserReplica, EncoderReplica, Process, VaeCall
-from deployments.engine.messages import DenoiseRequest, PromptEmbeds
+from deployments.engine.messages import DenoiseRequest, PromptEmbeds, TokenCount
 from serve.calls.routing import work_s
 from serve.capacity.admission import Admission
 from serve.errors import InvalidRequestError, QueueFullError
@@ -152,7 +152,9 @@ class Simulation:
         return self._outcome(planned, Kind.COMPLETED, request.num_images)
 
     def _generate(self, request: GenerationRequest) -> Process:
-        texts = [request.prompt, request.negative_prompt or ""] if request.is_guided else [request.prompt]
+        texts = (
+            [request.prompt, request.negative_prompt or ""] if request.needs_negative else [request.prompt]
+        )
         encoded = [self._env.process(self._encoders.run(texts))]
         if request.strength is not None:  # at the same time, once for all images
             picture = VaeCall(request.latent_shape, is_encoding=True)
@@ -173,10 +175,10 @@ class Simulation:
 
 def _denoise_request(request: GenerationRequest, index: int) -> DenoiseRequest:
     """One image of a request, like the pipeline's, with embeddings that nobody reads."""
-    negative = _NOTHING if request.is_guided else None
+    negative = _NOTHING if request.needs_negative else None
     return DenoiseRequest(
         request_id=f"{request.request_id}/{index}",
-        embeds=PromptEmbeds(_NOTHING, negative, _NOTHING, negative, 0, 0, 0),
+        embeds=PromptEmbeds(_NOTHING, negative, _NOTHING, negative, TokenCount(0, 0), TokenCount(0, 0)),
         work_s=(request.work_s or 0.0) / request.num_images,
         **request.parameters() | {"seed": request.seed + index},
     )

@@ -42,7 +42,7 @@ class UNetInterface(Protocol):
 @dataclass(frozen=True, slots=True)
 class Conditions:
     """Rows of a U-Net's other inputs. All requests have the same fields, so their rows fit together. Rows of
-    fewer tokens are repeated, which changes nothing: attention sees every key and value as often.
+    fewer tokens are repeated, which changes roundings alone: attention sees each key and value as often.
 
     An input that the model does not take has width 0. An input that the request does not use has a value that
     changes nothing.
@@ -99,6 +99,8 @@ def conditions_of(request: DenoiseRequest, picture_channels: torch.Tensor, unet:
 
 def _of_length(embeds: torch.Tensor, tokens: int) -> torch.Tensor:
     """Embeddings [rows, tokens, width], repeated."""
+    if embeds.shape[1] == tokens:
+        return embeds  # nearly always, and a copy would cost each request a kernel a step
     return embeds.repeat(1, tokens // embeds.shape[1], 1)
 
 

@@ -17,23 +17,32 @@ Box = tuple[int, int, int, int]  # left, top, right and bottom in pixels, right 
 
 
 @dataclass(frozen=True, slots=True)
+class TokenCount:
+    """A text's tokens, start and end included. read: those that are read; the rest is cut off"""
+
+    given: int
+    read: int
+
+
+NO_TOKENS = TokenCount(0, 0)
+
+
+@dataclass(frozen=True, slots=True)
 class PromptEmbeds:
     """An encoded prompt and negative prompt, on the CPU in the model's dtype.
 
     prompt_embeds, negative_prompt_embeds: [tokens, width]; the negative is None without guidance
     pooled_prompt_embeds, negative_pooled_prompt_embeds: [pooled width], width 0 except for SDXL; the negative
         is None without guidance
-    num_tokens, negative_num_tokens: tokens of the whole text, start and end tokens included
-    max_tokens: the number of tokens that the text encoder reads; it cuts off the rest
+    tokens, negative_tokens: of the texts
     """
 
     prompt_embeds: torch.Tensor
     negative_prompt_embeds: torch.Tensor | None
     pooled_prompt_embeds: torch.Tensor
     negative_pooled_prompt_embeds: torch.Tensor | None
-    num_tokens: int
-    negative_num_tokens: int
-    max_tokens: int
+    tokens: TokenCount
+    negative_tokens: TokenCount
 
     @property
     def common_length(self) -> int:

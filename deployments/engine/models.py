@@ -18,7 +18,7 @@ import torch
 from safetensors import SafetensorError
 from transformers.utils import logging as transformers_logging
 
-from deployments.engine.conditions import NUM_TIME_IDS, Conditions
+from deployments.engine.conditions import MAX_TOKENS, NUM_TIME_IDS, Conditions
 from deployments.engine.model_files import PIPELINES, VAE_FILE, WeightFiles
 from deployments.engine.model_source import (
     ModelLoadError,
@@ -136,7 +136,10 @@ class UNet:
         inputs = latents.to(self.dtype)
         if self.picture_channels:
             inputs = torch.cat([inputs, conditions.picture_channels], dim=1)
-        prediction: torch.Tensor = self._module(
+        # A compiled module would compile anew for each length of texts, in mid-service.
+        is_usual = conditions.prompt_embeds.shape[1] == MAX_TOKENS
+        forward = self._module if is_usual else self._module.forward
+        prediction: torch.Tensor = forward(
             inputs,
             timesteps,
             encoder_hidden_states=conditions.prompt_embeds,

@@ -14,6 +14,7 @@ import diffusers
 import torch
 
 from deployments.engine.embeddings import Vocabulary, load_words
+from deployments.engine.messages import TokenCount
 from deployments.engine.prompt_syntax import Weighted, parse
 from deployments.engine.prompt_text import Reading, Syntax
 
@@ -27,14 +28,11 @@ _MOST_RESTORED = 2.0
 
 @dataclass(frozen=True, slots=True)
 class EncodedText:
-    """One text's CPU embeddings: embeds [tokens, width], pooled [pooled width], width 0 except for SDXL.
-
-    num_tokens: of the whole text, start and end included, with the padding of all chunks but the last
-    """
+    """One text's CPU embeddings: embeds [tokens, width], pooled [pooled width], width 0 except for SDXL."""
 
     embeds: torch.Tensor
     pooled: torch.Tensor
-    num_tokens: int
+    tokens: TokenCount
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,35 +76,33 @@ class ChunkEncoder:
         """Whether a plain text names a textual inversion."""
         return self._vocabulary.mentions(text)
 
-    def max_tokens(self, reading: Reading) -> int:
-        """The number of tokens that are read, start and end included."""
-        return self._size * reading.max_chunks + 2
-
     def encode(self, texts: Sequence[str], reading: Reading, rows: int) -> list[EncodedText]:
         """rows: chunks in one batch"""
-        divided = [list(self._divided(text, reading)) for text in texts]
-        kept = [chunks[: reading.max_chunks] for chunks in divided]
-        flat = [chunk for chunks in kept for chunk in chunks]
+        divided = [self._divided(text, reading) for text in texts]
+        flat = [chunk for chunks, _ in divided for chunk in chunks]
         batches = [
             self._encode_chunks(flat[start : start + rows], reading) for start in range(0, len(flat), rows)
         ]
         embeds, pooled = (torch.cat(parts) for parts in zip(*batches, strict=True))
         encoded, done = [], 0
-        for chunks, all_chunks in zip(kept, divided, strict=True):
+        for chunks, tokens in divided:
             own = slice(done, done + len(chunks))
             done += len(chunks)
             weighted = self._weighted(embeds[own], chunks)
-            num_tokens = self._size * (len(all_chunks) - 1) + len(all_chunks[-1].ids) + 2
-            encoded.append(EncodedText(weighted.flatten(0, 1), pooled[own][0].clone(), num_tokens))
+            encoded.append(EncodedText(weighted.flatten(0, 1), pooled[own][0].clone(), tokens))
         return encoded
 
-    def _divided(self, text: str, reading: Reading) -> Iterator[_Tokens]:
-        """The chunks of a text, at least one."""
+    def _divided(self, text: str, reading: Reading) -> tuple[list[_Tokens], TokenCount]:
+        """The chunks of a text that are read, at least one, and its tokens. Empty chunks are left out."""
         parts = parse(text) if reading.syntax == "a1111" else [[Weighted(text, 1.0)]]
-        divided = [
-            chunk for part in parts for chunk in self._filled(list(self._tokens(part, reading.syntax)))
-        ]
-        yield from divided or [_Tokens([], [])]
+        chunks: list[_Tokens] = []
+        given = 0
+        for part in parts:
+            tokens = list(self._tokens(part, reading.syntax))
+            given += len(tokens)
+            chunks += self._filled(tokens, reading.max_chunks - len(chunks))
+        read = sum(len(chunk.ids) for chunk in chunks)
+        return chunks or [_Tokens([], [])], TokenCount(given + 2, read + 2)
 
     def _tokens(self, pieces: Sequence[Weighted], syntax: Syntax) -> Iterator[_Token]:
         for piece in pieces:
@@ -116,12 +112,14 @@ class ChunkEncoder:
                 for place, token in enumerate(ids):
                     yield _Token(token, piece.weight, is_word and place > 0)
 
-    def _filled(self, tokens: Sequence[_Token]) -> Iterator[_Tokens]:
-        """The tokens in chunks. What does not fit into one goes on at a comma or a learned word."""
+    def _filled(self, tokens: Sequence[_Token], left: int) -> Iterator[_Tokens]:
+        """The tokens in at most `left` chunks. What does not fit into one goes on at a comma or a learned
+        word; the last one is filled, since nothing goes on after it."""
         [comma] = self._pipeline.tokenizer(",", add_special_tokens=False).input_ids
-        while tokens:
+        while tokens and left > 0:
+            left -= 1
             end = min(len(tokens), self._size)
-            if len(tokens) > end:
+            if len(tokens) > end and left > 0:
                 near = range(end - _MOST_AFTER_COMMA, end)
                 commas = [place + 1 for place in near if tokens[place].id == comma]
                 whole = [place for place in range(1, end + 1) if not tokens[place].glued]
@@ -173,7 +171,8 @@ class ChunkEncoder:
         weighted = embeds * factors[:, :, None]
         if self._is_xl:
             return weighted
-        before, after = embeds.float(), weighted.float()
-        ratio = float(before.mean() / after.mean())
-        is_telling = float(before.mean().abs()) > _LEAST_MEAN * float(before.std())
-        return weighted * ratio if is_telling and 1 / _MOST_RESTORED < ratio < _MOST_RESTORED else weighted
+        before, after = (one.float().mean(dim=(1, 2), keepdim=True) for one in (embeds, weighted))  # by chunk
+        ratio = (before / after).clamp(1 / _MOST_RESTORED, _MOST_RESTORED)
+        is_telling = before.abs() > _LEAST_MEAN * embeds.float().std(dim=(1, 2), keepdim=True)
+        is_changed = (factors != 1).any(dim=1)[:, None, None]
+        return weighted * torch.where(is_telling & is_changed, ratio, 1.0).to(weighted.dtype)

@@ -3,12 +3,13 @@
 - `(word)` weighs 1.1 times as much and `[word]` 1.1 times less; brackets nest. `(word:1.3)` says the weight.
 - A backslash before a bracket or a backslash makes it text.
 - `BREAK`, as a word, ends a chunk of what the text encoder reads at once.
-- A bracket that is never closed goes on to the end. One that was never opened is text.
+- A bracket that is never closed goes on to the end. One that was never opened is text, and so is one that
+  would close around another kind.
 """
 
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 
@@ -102,25 +103,40 @@ def _joined(pieces: Sequence[str | None], weights: Sequence[float]) -> list[Chun
     return list(chunks)
 
 
-_ALTERNATIVES = re.compile(r"(?<!\\)\[[^\[\]]*\|[^\[\]]*\]")
-_SCHEDULE = re.compile(r"(?<!\\)\[[^\[\]]*:\s*\d*\.?\d+\s*\]")
 _AND = re.compile(r"(?<!\w)AND(?!\w)")
-_EXTRA = re.compile(r"<[a-z]+:[^<>]*>")
+_EXTRA = re.compile(r"<\w+:[^<>]*>")
+_NUMBER = re.compile(r"\s*(?:\d+(?:\.\d*)?|\.\d+)\s*")
 
 
 def problem(text: str) -> str | None:
     """What in a prompt of this syntax cannot be done, as the end of a sentence; None if there is nothing."""
     for pattern, reason in (
         (_EXTRA, "adapters in a prompt are not offered yet"),
-        (_ALTERNATIVES, "words that take turns are not offered"),
-        (_SCHEDULE, "words that change at a step are not offered"),
         (_AND, "several prompts at once are not offered; write it in small letters if it is a word"),
     ):
         if found := pattern.search(text):
             return f"{found[0][:60]!r} was given, and {reason}"
+    for inside in _in_square_brackets(text):
+        shown = repr(f"[{inside}]"[:60])
+        if "|" in inside:
+            return f"{shown} was given, and words that take turns are not offered"
+        if ":" in inside and _NUMBER.fullmatch(inside.rpartition(":")[2]):
+            return f"{shown} was given, and words that change at a step are not offered"
     for chunk in parse(text):
         for piece in chunk:
             if not (math.isfinite(piece.weight) and 0 <= piece.weight <= MAX_WEIGHT):
                 shown = repr(piece.text.strip()[:40])
                 return f"{shown} has the weight {piece.weight:g}; allowed are 0 to {MAX_WEIGHT:g}"
     return None
+
+
+def _in_square_brackets(text: str) -> Iterator[str]:
+    """The text of each pair of square brackets, without that of brackets in it."""
+    inside: list[list[str]] = []
+    for token in _TOKEN.finditer(text):
+        if token[0] == "[":
+            inside.append([])
+        elif token[0] == "]" and inside:
+            yield "".join(inside.pop())
+        elif inside and not token[0].startswith("\\"):
+            inside[-1].append(token[0])

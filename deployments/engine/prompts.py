@@ -1,15 +1,16 @@
-"""Turns text into embeddings with the stock pipeline's own `encode_prompt`."""
+"""Turns text into embeddings: with the stock pipeline's own `encode_prompt` where that can do it."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import diffusers
 import torch
 from diffusers.utils import logging as diffusers_logging
 
-from deployments.engine.messages import PromptEmbeds
+from deployments.engine.messages import NO_TOKENS, PromptEmbeds, TokenCount
 from deployments.engine.prompt_chunks import ChunkEncoder, EncodedText
 from deployments.engine.prompt_text import AS_DIFFUSERS, PromptText, ReadText
 from deployments.engine.stage_errors import StageError, is_finite, not_finite
@@ -19,16 +20,15 @@ diffusers_logging.set_verbosity_error()
 diffusers_logging.disable_progress_bar()
 
 
-def join_embeds(positive: EncodedText, negative: EncodedText | None, max_tokens: int) -> PromptEmbeds:
-    """Joins a prompt's embeddings. max_tokens: the number of tokens that the encoder reads"""
+def join_embeds(positive: EncodedText, negative: EncodedText | None) -> PromptEmbeds:
+    """A prompt's embeddings."""
     return PromptEmbeds(
         prompt_embeds=positive.embeds,
         negative_prompt_embeds=negative.embeds if negative else None,
         pooled_prompt_embeds=positive.pooled,
         negative_pooled_prompt_embeds=negative.pooled if negative else None,
-        num_tokens=positive.num_tokens,
-        negative_num_tokens=negative.num_tokens if negative else 0,
-        max_tokens=max_tokens,
+        tokens=positive.tokens,
+        negative_tokens=negative.tokens if negative else NO_TOKENS,
     )
 
 
@@ -82,9 +82,14 @@ class TextEncoder:
         pooled = encoded[2].cpu() if self._is_xl else torch.empty(len(texts), 0)
         # Copies, so that keeping one text does not keep its whole batch in memory.
         return [
-            EncodedText(embeds.clone(), p.clone(), len(self._pipeline.tokenizer(text).input_ids))
+            EncodedText(embeds.clone(), p.clone(), self._tokens(text))
             for text, embeds, p in zip(texts, encoded[0].cpu(), pooled, strict=True)
         ]
+
+    def _tokens(self, text: str) -> TokenCount:
+        tokenizer = self._pipeline.tokenizer
+        given = len(tokenizer(text).input_ids)
+        return TokenCount(given, min(given, tokenizer.model_max_length))
 
     def warm_up(self, num_texts: int) -> None:
         """Encodes some texts and waits for them, for warming up and measuring."""
@@ -94,14 +99,17 @@ class TextEncoder:
         """The texts to encode for a prompt: the prompt and, if needed, its negative prompt."""
         if not prompt.guided or self._zeroes_negative(prompt):
             return [ReadText(prompt.prompt, prompt.reading)]
-        return [ReadText(text, prompt.reading) for text in (prompt.prompt, prompt.negative_prompt or "")]
+        # diffusers skips layers for the prompt alone.
+        of_negative = replace(prompt.reading, clip_skip=None)
+        return [ReadText(prompt.prompt, prompt.reading), ReadText(prompt.negative_prompt or "", of_negative)]
 
     def assemble(self, prompt: PromptText, encoded: Sequence[EncodedText]) -> PromptEmbeds:
         """A prompt's embeddings from the encoded `texts(prompt)`."""
         positive, negative = encoded[0], encoded[1] if len(encoded) > 1 else None
         if prompt.guided and self._zeroes_negative(prompt):
-            negative = EncodedText(torch.zeros_like(positive.embeds), torch.zeros_like(positive.pooled), 0)
-        return join_embeds(positive, negative, self._chunks.max_tokens(prompt.reading))
+            nothing = torch.zeros_like(positive.embeds), torch.zeros_like(positive.pooled)
+            negative = EncodedText(*nothing, NO_TOKENS)
+        return join_embeds(positive, negative)
 
     def _zeroes_negative(self, prompt: PromptText) -> bool:
         zeroes = self._is_xl and self._pipeline.config.force_zeros_for_empty_prompt

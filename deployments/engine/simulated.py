@@ -17,7 +17,7 @@ from deployments.engine.conditions import MAX_TOKENS, NUM_TIME_IDS
 from deployments.engine.cost import Curve, StageCost
 from deployments.engine.device_step import Completion
 from deployments.engine.images import Pixels
-from deployments.engine.messages import EncodedPicture, LatentShape, PromptEmbeds
+from deployments.engine.messages import EncodedPicture, LatentShape, PromptEmbeds, TokenCount
 from deployments.engine.pictures import PreparedPicture
 from deployments.engine.prompt_chunks import EncodedText
 from deployments.engine.prompt_text import PromptText, ReadText
@@ -118,7 +118,7 @@ class SimulatedTextEncoder:
         self._faults.check(len(texts))
         time.sleep(self._encode.seconds(len(texts)))
         pooled = torch.zeros(int(self._is_xl))
-        return [EncodedText(torch.zeros(MAX_TOKENS, 1), pooled, len(one.text.split()) + 2) for one in texts]
+        return [_encoded(one, pooled) for one in texts]
 
     def warm_up(self, num_texts: int) -> None:
         self.encode([ReadText("")] * num_texts)
@@ -128,7 +128,15 @@ class SimulatedTextEncoder:
         return [ReadText(text, prompt.reading) for text in texts]
 
     def assemble(self, prompt: PromptText, encoded: Sequence[EncodedText]) -> PromptEmbeds:
-        return join_embeds(encoded[0], encoded[1] if prompt.guided else None, MAX_TOKENS)
+        return join_embeds(encoded[0], encoded[1] if prompt.guided else None)
+
+
+def _encoded(text: ReadText, pooled: torch.Tensor) -> EncodedText:
+    """Zeros for as many chunks as the text has, with a token for each word."""
+    size, given = MAX_TOKENS - 2, len(text.text.split())
+    read = min(given, size * text.reading.max_chunks)
+    chunks = max(1, -(-read // size))
+    return EncodedText(torch.zeros(MAX_TOKENS * chunks, 1), pooled, TokenCount(given + 2, read + 2))
 
 
 class SimulatedPictureEncoder:

@@ -43,11 +43,12 @@ def image_metadata(request: GenerationRequest, seed: int) -> dict[str, str]:
 
 def _of_reading(reading: Reading) -> dict[str, str]:
     """Only what differs from diffusers."""
-    return {
-        f"prompt_{field.name}" if field.name == "syntax" else field.name: str(value)
-        for field in fields(reading)
-        if (value := getattr(reading, field.name)) != field.default
+    given = {
+        "prompt_syntax": None if reading.syntax == "plain" else reading.syntax,
+        "long_prompts": None if reading.max_chunks == 1 else "chunk",
+        "clip_skip": reading.clip_skip,
     }
+    return {name: str(value) for name, value in given.items() if value is not None}
 
 
 def _of_start(start: StartPicture | None) -> dict[str, str]:
@@ -71,17 +72,11 @@ def _of_hires(hires: HiresPass | None) -> dict[str, str]:
 
 def _settings(request: GenerationRequest) -> dict[str, str]:
     """A1111's settings of what is not in every request."""
-    settings = {}
-    if request.reading.clip_skip is not None:
-        # A1111 counts from the last layer, and SDXL's own default is the last but one.
-        settings["Clip skip"] = str(request.reading.clip_skip + 1)
     if request.hires is not None:
-        return settings | {
+        return {
             "Denoising strength": str(request.hires.strength),
             "Hires upscale": str(request.hires.scale),
             "Hires steps": str(request.hires.num_inference_steps),
             "Hires upscaler": _UPSCALERS[request.hires.upscaler],
         }
-    if request.strength is not None:
-        settings["Denoising strength"] = str(request.strength)
-    return settings
+    return {} if request.strength is None else {"Denoising strength": str(request.strength)}

@@ -77,7 +77,7 @@ class Pipeline:
         """
         with self._telemetry.request(request) as context:
             embeds, encoded = await _until(request.deadline, self._encode_both(request, picture, context))
-            yield PromptEncoded(embeds.num_tokens, embeds.negative_num_tokens, embeds.max_tokens)
+            yield PromptEncoded(embeds.tokens, embeds.negative_tokens)
             inputs = _Inputs(embeds, picture, encoded)
             images = [
                 self._image(request, index, inputs, resume.checkpoints.get(index), context)

@@ -74,7 +74,8 @@ class LimitsConfig(Section):
         100, description="Most denoising steps", json_schema_extra=MAIN
     )
     max_num_images: Annotated[int, Field(ge=1, le=10)] = Field(10, description="Most images of a request")
-    max_prompt_chunks: Annotated[int, Field(ge=1, le=6)] = Field(
+    # With more, the least common multiple of the rows of a forward would be large.
+    max_prompt_chunks: Annotated[int, Field(ge=1, le=3)] = Field(
         3, description="Most chunks of a prompt, of 75 tokens each, that `long_prompts: chunk` reads"
     )
     max_image_pixels: PositiveInt = Field(

@@ -39,7 +39,8 @@ async def opened_form(
         chunk = message.get("body", b"")
         num_bytes += len(chunk)
         last = (last + chunk)[-len(end) - _MAX_EPILOGUE :]
-        if message["type"] == "http.request" and not message.get("more_body", False) and end not in last:
+        is_complete = b"\r\n" + end in last or last.startswith(end)
+        if message["type"] == "http.request" and not message.get("more_body", False) and not is_complete:
             # The parser itself would take what has come so far.
             raise MultiPartException("it ends in the middle of a part.")
         if num_bytes > MAX_UPLOAD_BYTES:

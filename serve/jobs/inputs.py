@@ -9,12 +9,14 @@ store may be shared with others, who know of jobs that we do not know.
 
 import asyncio
 import io
+import logging
 
 import numpy as np
 from PIL import Image
 from sqlalchemy import delete, insert, select
 
 from deployments.engine.messages import Picture
+from serve.errors import MidstepError
 from serve.generation import StartPicture
 from serve.jobs.database import Database, uninterrupted
 from serve.jobs.objects import ObjectStore
@@ -23,6 +25,8 @@ from serve.jobs.tables import job_inputs, jobs, now_s
 # A picture without a job by then never gets one: its process died, or its job was refused.
 ABANDONED_S = 3600.0
 _REMOVED_AT_ONCE = 100
+
+logger = logging.getLogger("ray.serve")
 
 _c = job_inputs.c
 
@@ -53,10 +57,17 @@ class JobInputs:
     async def remove_abandoned(self) -> None:
         """Deletes pictures whose jobs never came: first the objects, then the rows that name them."""
         while old := await self._old():
+            done = []
             for job_id, has_job in old.items():
-                if not has_job:
-                    await self.delete(job_id)
-            await self._forget(list(old))
+                try:
+                    if not has_job:
+                        await self.delete(job_id)
+                    done.append(job_id)
+                except MidstepError as error:  # the others need not wait for it
+                    logger.warning("the picture of job %s cannot be deleted yet: %s", job_id, error.detail)
+            await self._forget(done)
+            if len(done) < len(old):
+                return
 
     @uninterrupted
     async def _old(self) -> dict[str, bool]:

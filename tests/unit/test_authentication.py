@@ -16,7 +16,7 @@ from starlette.applications import Starlette
 from starlette.types import Receive, Scope, Send
 
 from deployments.engine.cost import CostModel
-from deployments.engine.messages import EncodedImage, Picture
+from deployments.engine.messages import EncodedImage, Picture, TokenCount
 from deployments.engine.model_source import load_model_info
 from serve.calls.fleet import Fleet
 from serve.calls.pipeline import FROM_THE_START, Pipeline
@@ -74,7 +74,7 @@ class InstantPipeline(Pipeline):
         self._seen.append((request, picture))
         if request.prompt == "a fault":
             raise ZeroDivisionError
-        yield PromptEncoded(3, 0, 77)
+        yield PromptEncoded(TokenCount(3, 3), TokenCount(0, 0))
         for index in range(request.num_images):
             yield ImageDone(index, request.seed + index, EncodedImage(b"image", "image/png", 128, 128))
 

@@ -9,7 +9,7 @@ import torch
 from ray import serve
 from ray.serve.handle import DeploymentHandle
 
-from deployments.engine.messages import DenoiseEvent, DenoiseFailed, DenoiseRequest, PromptEmbeds
+from deployments.engine.messages import DenoiseEvent, DenoiseFailed, DenoiseRequest, PromptEmbeds, TokenCount
 from deployments.engine.stage_errors import Fault
 from serve.calls import failover
 from serve.errors import GenerationFailedError, MidstepError
@@ -17,7 +17,7 @@ from serve.http.problems import problem
 from tests.generation_requests import denoise_request
 
 NOTHING = torch.empty(0)
-EMBEDS = PromptEmbeds(NOTHING, None, NOTHING, None, 2, 0, 77)
+EMBEDS = PromptEmbeds(NOTHING, None, NOTHING, None, TokenCount(2, 2), TokenCount(0, 0))
 
 
 class Failing:

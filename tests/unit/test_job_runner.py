@@ -18,7 +18,7 @@ from aiohttp.test_utils import TestServer
 from safetensors.torch import save
 from sqlalchemy import event, make_url, select
 
-from deployments.engine.messages import Checkpoint, EncodedImage
+from deployments.engine.messages import Checkpoint, EncodedImage, TokenCount
 from serve.config.internal import InternalConfig
 from serve.errors import (
     GenerationFailedError,
@@ -603,7 +603,7 @@ async def test_a_job_is_begun_when_something_of_it_comes_and_not_while_it_waits(
     its_turn = asyncio.Event()
 
     async def script(request: GenerationRequest, *_: object) -> AsyncGenerator[GenerationEvent, None]:
-        yield PromptEncoded(3, 2, 77)
+        yield PromptEncoded(TokenCount(3, 3), TokenCount(2, 2))
         await its_turn.wait()
         for index in range(2):
             yield ImageDone(index, request.seed + index, PICTURE)

@@ -11,6 +11,7 @@ from deployments.engine.images import LatentDecoder
 from deployments.engine.messages import DenoiseFailed
 from deployments.engine.model_source import ModelSource, Placement
 from deployments.engine.models import load_text_pipeline, load_unet, load_vae
+from deployments.engine.prompt_text import ReadText
 from deployments.engine.prompts import TextEncoder
 from deployments.engine.stage_errors import Fault, StageError
 from tests.conftest import LoadedModel
@@ -33,7 +34,7 @@ def test_a_text_that_overflows_the_encoder_fails_alone(model_folder: Folder, nam
     [token] = pipeline.tokenizer("star", add_special_tokens=False).input_ids
     with torch.no_grad():
         pipeline.text_encoder.get_input_embeddings().weight[token] = torch.inf
-    sound, overflown = TextEncoder(pipeline).encode(["a circle", "a star"])
+    sound, overflown = TextEncoder(pipeline).encode([ReadText("a circle"), ReadText("a star")])
     assert not isinstance(sound, StageError)
     assert is_failure(overflown, "text encoder")
 

@@ -25,7 +25,7 @@ from deployments.batching import Batching
 from deployments.engine.cost import CostModel, Curve, StageCost
 from deployments.engine.engine import Engine
 from deployments.engine.engine_config import EngineConfig
-from deployments.engine.messages import DenoisedLatents, DenoiseRequest, PromptEmbeds
+from deployments.engine.messages import DenoisedLatents, DenoiseRequest, PromptEmbeds, TokenCount
 from deployments.engine.model_source import ModelSource, load_model_info
 from deployments.engine.samplers import SamplerTables
 from deployments.engine.simulated import SimulatedSteps, SimulatedUNet
@@ -101,7 +101,9 @@ def test_what_is_encoded_already_is_not_encoded_again() -> None:
 def denoising(index: int, steps: int, size: int, guided: bool, priority: int) -> DenoiseRequest:
     embeds = torch.zeros(77, 1)
     negative = (embeds, torch.empty(0)) if guided else (None, None)
-    prompt = PromptEmbeds(embeds, negative[0], torch.empty(0), negative[1], 3, 2, 77)
+    prompt = PromptEmbeds(
+        embeds, negative[0], torch.empty(0), negative[1], TokenCount(3, 3), TokenCount(2, 2)
+    )
     return denoise_request(
         str(index),
         prompt,

@@ -9,7 +9,7 @@ import diffusers
 import pytest
 import torch
 
-from deployments.engine.messages import PromptEmbeds
+from deployments.engine.messages import PromptEmbeds, TokenCount
 from deployments.engine.prompt_text import AS_DIFFUSERS, PromptText, Reading, ReadText
 from deployments.engine.stage_errors import sound
 from tests.conftest import LoadedModel, finish, finish_with_checkpoints
@@ -35,7 +35,7 @@ def test_what_fits_has_the_bits_of_diffusers(load_model: Load, name: str) -> Non
         [chunked] = sound(model.encoder.encode([ReadText(text, CHUNKS)]))
         assert torch.equal(chunked.embeds, stock.embeds), text
         assert torch.equal(chunked.pooled, stock.pooled), text
-        assert chunked.num_tokens == stock.num_tokens, text
+        assert chunked.tokens == stock.tokens, text
 
 
 @pytest.mark.parametrize("clip_skip", [1, 2])
@@ -57,6 +57,27 @@ def test_skipped_layers_are_diffusers(load_model: Load, name: str, clip_skip: in
     assert not torch.equal(embeds, encode(model, text, AS_DIFFUSERS))
 
 
+@pytest.mark.parametrize("name", ["sd1", "sdxl"])
+def test_layers_are_skipped_for_the_prompt_alone(load_model: Load, name: str) -> None:
+    model = load_model(name)
+    pipeline = model.encoder._pipeline
+    if name == "sd1" and not hasattr(pipeline.text_encoder, "text_model"):
+        pytest.skip("this diffusers cannot skip layers with this transformers")
+    with torch.inference_mode():
+        expected = pipeline.encode_prompt(
+            "a star",
+            device="cpu",
+            num_images_per_prompt=1,
+            do_classifier_free_guidance=True,
+            negative_prompt="a circle",
+            clip_skip=1,
+        )
+    ours = embeds(model, "a star", "a circle", Reading(clip_skip=1))
+    assert ours.negative_prompt_embeds is not None
+    assert torch.equal(ours.prompt_embeds, expected[0][0])
+    assert torch.equal(ours.negative_prompt_embeds, expected[1][0])
+
+
 def test_weights_multiply_and_the_mean_stays(load_model: Load) -> None:
     """Random weights have a mean of nothing, and SDXL's is left as it becomes."""
     for name, restores in (("shapes", True), ("sd1", False), ("sdxl", False)):
@@ -72,13 +93,19 @@ def test_weights_multiply_and_the_mean_stays(load_model: Load) -> None:
 def test_a_long_text_is_divided_at_commas_and_at_breaks(load_model: Load) -> None:
     model = load_model("sd1")
     [long] = sound(model.encoder.encode([ReadText(LONG, CHUNKS)]))
-    assert (len(long.embeds), long.num_tokens) == (154, 2 + 75 + 74)
+    assert (len(long.embeds), long.tokens) == (154, TokenCount(151, 151))
     half = ", ".join(["a large red star"] * 15)
     assert torch.equal(long.embeds[:77], encode(model, f"{half},", AS_DIFFUSERS))
     assert torch.equal(long.embeds[77:], encode(model, half, AS_DIFFUSERS))
     words = "star " * 160
     [cut] = sound(model.encoder.encode([ReadText(words, Reading(max_chunks=2))]))
-    assert (len(cut.embeds), cut.num_tokens) == (154, 162)
+    assert (len(cut.embeds), cut.tokens) == (154, TokenCount(162, 152))
+    one = Reading("a1111")
+    [first] = sound(model.encoder.encode([ReadText(LONG, one)]))
+    assert torch.equal(first.embeds, encode(model, LONG, AS_DIFFUSERS)), "the last chunk is filled"
+    assert first.tokens == TokenCount(151, 77)
+    [half] = sound(model.encoder.encode([ReadText("a star BREAK a circle BREAK", one)]))
+    assert (len(half.embeds), half.tokens) == (77, TokenCount(6, 4)), "empty chunks are left out"
     broken = encode(model, "a red star BREAK a blue circle", WEIGHTS)
     assert torch.equal(broken[:77], encode(model, "a red star", AS_DIFFUSERS))
     assert torch.equal(broken[77:], encode(model, "a blue circle", AS_DIFFUSERS))

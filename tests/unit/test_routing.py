@@ -11,13 +11,15 @@ import torch
 from ray.serve._private.common import DeploymentHandleSource, DeploymentID, RequestMetadata
 from ray.serve.request_router import PendingRequest, ReplicaID
 
-from deployments.engine.messages import Checkpoint, DenoiseRequest, PromptEmbeds
+from deployments.engine.messages import Checkpoint, DenoiseRequest, PromptEmbeds, TokenCount
 from serve.calls.routing import LeastWorkRouter, Outstanding, work_s
 from tests.generation_requests import denoise_request
 
 pytestmark = pytest.mark.anyio
 ID = DeploymentID("Denoiser", "midstep")
-EMBEDS = PromptEmbeds(torch.zeros(2, 1), torch.zeros(2, 1), torch.empty(0), torch.empty(0), 2, 2, 77)
+EMBEDS = PromptEmbeds(
+    torch.zeros(2, 1), torch.zeros(2, 1), torch.empty(0), torch.empty(0), TokenCount(2, 2), TokenCount(2, 2)
+)
 
 
 @pytest.fixture

@@ -71,7 +71,7 @@ def test_embeddings_have_the_parts_of_real_ones(is_xl: bool, guided: bool) -> No
     embeds = encoder.assemble(text, encoder.encode(encoder.texts(text)))
     assert (embeds.negative_prompt_embeds is not None) == guided
     assert (len(embeds.pooled_prompt_embeds) > 0) == is_xl
-    assert embeds.num_tokens == 5, "three words, a start and an end"
+    assert embeds.tokens.given == 5, "three words, a start and an end"
 
 
 def test_pictures_are_grey_and_of_the_right_size() -> None:

@@ -1,6 +1,7 @@
 """Pictures to start from, and what a model makes of the fields beside them."""
 
 import hashlib
+import io
 from dataclasses import replace
 from typing import Any
 
@@ -474,3 +475,25 @@ def test_a_large_picture_has_no_crop(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(InvalidRequestError, match="the picture has 6144 pixels; with a crop, at most 6143"):
         accept(mask=MASK, padding_mask_crop=8)
     accept(mask=MASK)
+
+
+def with_scans(number: int) -> bytes:
+    """A progressive JPEG whose last scan comes again and again."""
+    file = io.BytesIO()
+    Image.new("L", (64, 64), 100).save(file, "JPEG", progressive=True)
+    data = file.getvalue()
+    last = data.rindex(b"\xff\xda")
+    return data[:-2] + data[last:-2] * number + data[-2:]
+
+
+def test_a_jpeg_of_endless_scans_is_refused() -> None:
+    with pytest.raises(InvalidRequestError, match="image: has more than 100 scans"):
+        accept(image=with_scans(200))
+    assert accept(image=with_scans(20)).request.strength == 0.8
+
+
+def test_a_film_behind_a_picture_is_no_scan() -> None:
+    """Telephones put one there."""
+    film = np.random.default_rng(0).integers(0, 256, 8 << 20, np.uint8).tobytes()
+    assert film.count(b"\xff\xda") > 100
+    assert accept(image=file_of(picture(), "JPEG") + film).request.strength == 0.8

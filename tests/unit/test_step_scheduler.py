@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from deployments.engine.messages import DenoiseRequest, PromptEmbeds
+from deployments.engine.messages import DenoiseRequest, PromptEmbeds, TokenCount
 from deployments.engine.step_scheduler import (
     MAX_TURNS_WAITED,
     MUCH_LONGER,
@@ -39,7 +39,7 @@ class Item:
 
 
 def item(name: str, calls: int = 10, *, num_rows: int = 2, arrival: float = 0.0, **fields: float) -> Item:
-    embeds = PromptEmbeds(None, None, None, None, 0, 0, 77)  # type: ignore[arg-type]
+    embeds = PromptEmbeds(None, None, None, None, TokenCount(0, 0), TokenCount(0, 0))  # type: ignore[arg-type]
     guidance_scale = 5.0 if num_rows == 2 else 1.0
     request = denoise_request(name, embeds, num_calls=calls, guidance_scale=guidance_scale, **fields)
     return Item(request, arrival)

@@ -23,6 +23,7 @@ from deployments.engine.messages import (
     DenoiseRequest,
     EncodedImage,
     PromptEmbeds,
+    TokenCount,
 )
 from serve.calls.pipeline import FROM_THE_START, Pipeline
 from serve.calls.telemetry import Telemetry
@@ -35,7 +36,9 @@ LATENTS = torch.zeros(4, 8, 8)
 
 class Encoder:
     async def encode(self, prompt: object) -> PromptEmbeds:
-        return PromptEmbeds(LATENTS[0], LATENTS[0], torch.empty(0), torch.empty(0), 4, 2, 77)
+        return PromptEmbeds(
+            LATENTS[0], LATENTS[0], torch.empty(0), torch.empty(0), TokenCount(4, 4), TokenCount(2, 2)
+        )
 
 
 class Denoiser:

@@ -10,7 +10,7 @@ from typing import Literal, cast
 
 from sse_starlette import ServerSentEvent
 
-from deployments.engine.messages import EncodedImage
+from deployments.engine.messages import NO_TOKENS, EncodedImage
 from serve.calls.pipeline import PREVIEW_FORMAT
 from serve.errors import MidstepError
 from serve.generation import GenerationRequest, ImageDone, ImagePreview, PromptEncoded
@@ -54,7 +54,7 @@ class Made:
 
 async def collected(generation: Generation) -> Made:
     images: dict[int, ImageDone] = {}
-    encoded = PromptEncoded(0, 0, 0)
+    encoded = PromptEncoded(NO_TOKENS, NO_TOKENS)
     async for event in generation:
         match event:
             case PromptEncoded():
@@ -79,7 +79,7 @@ async def streamed(
     generation: Generation, hints: Sequence[str], kind: Kind
 ) -> AsyncGenerator[ServerSentEvent, None]:
     """Previews and images as they come, and at the end the error if there is one."""
-    request, encoded = generation.request, PromptEncoded(0, 0, 0)
+    request, encoded = generation.request, PromptEncoded(NO_TOKENS, NO_TOKENS)
     try:
         async for event in generation:
             match event:
@@ -152,7 +152,7 @@ def _server_sent(data: PartialImage | CompletedImage | ErrorEvent) -> ServerSent
 
 def usage(encoded: PromptEncoded) -> Usage:
     """OpenAI's usage object. Images are not counted in tokens here."""
-    tokens = min(encoded.num_tokens, encoded.max_tokens)
+    tokens = encoded.tokens.read
     return {
         "input_tokens": tokens,
         "output_tokens": 0,
@@ -163,11 +163,11 @@ def usage(encoded: PromptEncoded) -> Usage:
 
 def warnings(request: GenerationRequest, encoded: PromptEncoded, hints: Sequence[str]) -> list[str]:
     """Says what was done otherwise than asked. hints: those that change nothing"""
-    given = {"prompt": encoded.num_tokens, "negative_prompt": encoded.negative_num_tokens}
+    texts = {"prompt": encoded.tokens, "negative_prompt": encoded.negative_tokens}
     sentences = [
-        f"{field}: has {tokens} tokens, of which the model reads the first {encoded.max_tokens}; "
+        f"{field}: has {tokens.given} tokens, of which the model reads the first {tokens.read}; "
         "the end was cut off."
-        for field, tokens in given.items()
-        if tokens > encoded.max_tokens
+        for field, tokens in texts.items()
+        if tokens.given > tokens.read
     ]
     return [*sentences, *syntax_warnings(request), *hints]

@@ -1,6 +1,7 @@
 """Reads the bodies of edits: forms with files, or JSON that names pictures."""
 
 import asyncio
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import TypeVar
@@ -34,8 +35,9 @@ class EditBodies:
     async def read(self, schema: type[Schema], request: Request) -> tuple[Schema, Wanted]:
         """The body, and what it wants with its pictures. Raises InvalidRequestError, which names the field,
         and what the reading of bodies, files and URLs raises."""
+        came_at = time.time()
         body, files = await self._parsed(schema, request)
-        wanted = edit_of(body)
+        wanted = replace(edit_of(body), came_at=came_at)
         self._check(wanted)
         image_name, image = await self._picture("image", IMAGE_NAMES, body, files)
         mask_name, mask = await self._picture("mask", MASK_NAMES, body, files)

@@ -4,6 +4,7 @@ import asyncio
 import time
 from collections.abc import Sequence
 from contextlib import aclosing
+from dataclasses import replace
 
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
@@ -57,8 +58,10 @@ class ImagesRoute:
     @described_by(operations.GENERATE)
     async def _generate(self, http_request: Request) -> Response:
         # In a thread, because a large body takes a while.
+        came_at = time.time()
         body = await asyncio.to_thread(read_body, await bounded_body(http_request))
-        return await self._answer(body, wanted_of(body), GENERATION, http_request)
+        wanted = replace(wanted_of(body), came_at=came_at)
+        return await self._answer(body, wanted, GENERATION, http_request)
 
     @described_by(operations.EDIT)
     async def _edit(self, http_request: Request) -> Response:
