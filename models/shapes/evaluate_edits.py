@@ -32,6 +32,7 @@ from deployments.engine import load_engine
 from deployments.engine.local_engine import LocalEngine
 
 _BATCH_SIZE = 16
+_GAP = 4  # pixels around each panel of the sheet
 _HALF_SIDE = RADII_TOGETHER["large"] + 6  # pixels: room for any object
 
 
@@ -119,11 +120,12 @@ def main() -> None:
     )
     print(f"| {' | '.join(map(share, columns))} |")
     if args.sheet:
-        rows = [
-            [np.asarray(edit.picture), np.asarray(edit.mask.convert("RGB")), pixels]
-            for edit, pixels in zip(edits, pictures, strict=True)
+        panels = [
+            np.pad(np.asarray(panel), ((_GAP, _GAP), (_GAP, _GAP), (0, 0)), constant_values=255)
+            for edit, pixels in zip(edits[:4], pictures, strict=False)
+            for panel in (edit.picture, edit.mask.convert("RGB"), pixels)
         ]
-        sheet([pixels for row in rows[:4] for pixels in row], 6).save(args.sheet)
+        sheet(panels, 6).save(args.sheet)
 
 
 if __name__ == "__main__":
