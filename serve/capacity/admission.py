@@ -53,7 +53,7 @@ class Admission:
         Raises DeadlineTooEarlyError, or DeadlineTooEarlyNowError if less load would help.
         """
         assert request.deadline is not None, "only deadlines are checked"
-        left_s = request.deadline - time.time()
+        left_s = max(0.0, request.deadline - time.time())
         other_rows = self._queued_rows - request.num_rows + self._jobs().rows
         alone_s = latency_s(0.0)
         now_s = latency_s(other_rows / self._num_denoisers())
