@@ -135,7 +135,7 @@ def test_replicates_own_client_keeps_files(
         replicates.files.get(file.id)
     with pytest.raises(ReplicateError, match="an id may be missing"):
         replicates.files.get("")
-    with path.open("rb") as image, pytest.raises(ReplicateError, match="image-to-image is not offered"):
+    with path.open("rb") as image, pytest.raises(ReplicateError, match="no PNG, JPEG or WebP file"):
         replicates.run("midstep/shapes", input={"prompt": PROMPT, "image": image})
 
 
