@@ -7,6 +7,7 @@ code that only reads a configuration is fast.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
@@ -29,6 +30,9 @@ from deployments.engine.model_files import (
 
 if TYPE_CHECKING:
     import torch
+
+
+_USUAL_LAYERS = 12  # of CLIP's text encoder in Stable Diffusion 1
 
 
 class ModelLoadError(RuntimeError):
@@ -155,11 +159,14 @@ def load_model_info(source: ModelSource, with_weights: bool = False) -> ModelInf
 
 
 def _max_clip_skip(source: ModelSource, text_encoders: Sequence[str]) -> int:
-    """SDXL always leaves out one layer more than it says."""
-    layers = [
-        _read_config(source, f"{part}/config.json").get("num_hidden_layers", 12) for part in text_encoders
-    ]
-    return int(min(layers)) - len(text_encoders)
+    """SDXL always leaves out one layer more than it says. A model to simulate has no text encoders."""
+    layers = [_USUAL_LAYERS]
+    for part in text_encoders:
+        with suppress(ConfigFileError):
+            layers.append(
+                int(_read_config(source, f"{part}/config.json").get("num_hidden_layers", layers[0]))
+            )
+    return min(layers) - len(text_encoders)
 
 
 def load_unet_config(source: ModelSource) -> Mapping[str, Any]:

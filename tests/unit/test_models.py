@@ -12,6 +12,7 @@ import torch
 
 from deployments.engine.model_source import ModelLoadError, ModelSource, Placement, load_model_info
 from deployments.engine.models import load_unet, load_vae
+from serve.config.model import PROJECT_FOLDER
 from tests import tiny_models
 from tests.conftest import LoadedModel, finish
 
@@ -110,3 +111,12 @@ def test_the_engine_never_imports_ray() -> None:
     )
     script = f"import sys; {imports}; sys.exit(any(m.split('.')[0] in ('ray', 'serve') for m in sys.modules))"
     assert subprocess.run([sys.executable, "-W", "ignore", "-c", script], check=False).returncode == 0
+
+
+def test_a_model_to_simulate_needs_no_text_encoders() -> None:
+    """cluster/devices has configurations only."""
+    for name, most in (("sd15", 11), ("sdxl", 10)):
+        assert (
+            load_model_info(ModelSource(str(PROJECT_FOLDER / "cluster" / "devices" / name))).max_clip_skip
+            == most
+        )
