@@ -51,7 +51,7 @@ def test_a_client_in_python(client: Client, request: pytest.FixtureRequest) -> N
 @pytest.mark.skipif(shutil.which("npm") is None, reason="there is no Node.js on this machine")
 def test_clients_in_javascript(server_url: str) -> None:
     folder = node_packages()
-    for name in ("openai_calls.mjs", "replicate_calls.mjs"):
+    for name in ("openai_calls.mjs", "replicate_calls.mjs", "pictures.mjs"):
         # Python looks for modules in the script's folder.
         shutil.copy(CALLS / name, folder)
     run(["node", "--test", *sorted(path.name for path in folder.glob("*_calls.mjs"))], folder, server_url)

@@ -302,11 +302,13 @@ def test_what_cannot_be_launched_for_what_broke_before_is_not_told_either(
 def test_a_step_that_cannot_be_launched_does_not_harm_the_one_under_way(
     model: LoadedModel, free: HeldSteps, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    launch = free.launch
+    launch, launched = free.launch, []
 
     def breaks_on_one(inputs: StepInputs) -> torch.Tensor:
-        if len(inputs.states) == 1:
+        # On a machine that stands still for a while, the short one may go alone, for three steps.
+        if len(inputs.states) == 1 and len(launched) >= 3:
             raise RuntimeError("what is this?")
+        launched.append(inputs)
         return launch(inputs)
 
     monkeypatch.setattr(free, "launch", breaks_on_one)
