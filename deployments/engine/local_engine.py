@@ -90,17 +90,14 @@ class LocalEngine:
         """Adds one picture per prompt, with seeds counting up from `seed`; they join the next forward.
 
         height, width: in pixels, multiples of the model's scale factor
-        guidance_start, guidance_end: the part of the steps that has guidance, as fractions
-        guidance_rescale: how far guided outputs get back the spread of the prompt's, from 0 to 1
-        image: the picture to start from, brought to the size
-        mask_image: white where the picture is repainted; what is black stays nearly as it is
+        guidance_start, guidance_end, guidance_rescale: as in `ImageParameters`
+        image: the picture to start from, brought to the size; mask_image: white where it is repainted
         strength: the share of the steps that is done from a picture, above 0 and up to 1
         Raises UnsupportedSamplerError, and StageError if the text encoder or the VAE overflows.
         """
         height, width = height or self.height, width or self.width
-        latent_shape = (height // self.scale_factor, width // self.scale_factor)
         started_at = None if image is None else strength
-        num_calls = self.tables.table(sampler, num_inference_steps, strength=started_at).num_calls
+        table = self.tables.table(sampler, num_inference_steps, strength=started_at)
         picture = None if image is None else self._encoded(image, mask_image, height, width)
         for offset, embeds in enumerate(self._embeds(prompts, negative_prompt, guidance_scale > 1)):
             self.engine.add(
@@ -111,10 +108,10 @@ class LocalEngine:
                     strength=started_at,
                     height=height,
                     width=width,
-                    latent_shape=latent_shape,
+                    latent_shape=(height // self.scale_factor, width // self.scale_factor),
                     sampler=sampler,
                     num_inference_steps=num_inference_steps,
-                    num_calls=num_calls,
+                    num_calls=table.num_calls,
                     guidance_scale=guidance_scale,
                     guidance_start=guidance_start,
                     guidance_end=guidance_end,
