@@ -19,11 +19,17 @@ from deployments.devices import vae
 from deployments.engine.cost import StageCost
 from deployments.engine.fitting import Fitting
 from deployments.engine.images import Pixels, encode_image
-from deployments.engine.messages import EncodedImage, EncodedPicture, ImageFormat, LatentShape, Picture
+from deployments.engine.messages import (
+    EncodedImage,
+    EncodedPicture,
+    ImageFormat,
+    LatentShape,
+    Picture,
+    Upscaler,
+)
 from deployments.engine.model_source import ModelSource, Placement
 from deployments.engine.pictures import (
     PreparedPicture,
-    Upscaler,
     enlarged,
     enlarged_latents,
     laid_around,

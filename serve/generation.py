@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Literal
 
 from deployments.engine.messages import (
     Box,
@@ -12,6 +11,7 @@ from deployments.engine.messages import (
     ImageParameters,
     LatentShape,
     TokenCount,
+    Upscaler,
 )
 from deployments.engine.prompt_text import AS_DIFFUSERS, Reading
 
@@ -48,7 +48,7 @@ class HiresPass:
     upscaler: latent enlarges latents, lanczos decoded images; the other fields are as in ImageParameters
     """
 
-    upscaler: Literal["latent", "lanczos"]
+    upscaler: Upscaler
     scale: float
     height: int
     width: int

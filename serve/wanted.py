@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
+from deployments.engine.messages import Upscaler
 from deployments.engine.prompt_text import Syntax
 from serve.errors import InvalidRequestError
 
@@ -16,7 +17,7 @@ class WantedHires:
     """A second pass; None for what is left out. scale: of both sides"""
 
     scale: float | None = None
-    upscaler: Literal["latent", "lanczos"] | None = None
+    upscaler: Upscaler | None = None
     strength: float | None = None
     num_inference_steps: int | None = None
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, fields
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from deployments.engine.stage_errors import Fault
 
@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     import torch
 
 LatentShape = tuple[int, int]  # height and width of the latents
+Upscaler = Literal["latent", "lanczos"]  # enlarges latents, or decoded images
 Box = tuple[int, int, int, int]  # left, top, right and bottom in pixels, right and bottom excluded
 
 

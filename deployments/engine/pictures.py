@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import diffusers
 import numpy as np
@@ -16,8 +15,6 @@ from PIL import Image
 from deployments.engine.images import Pixels, latent_statistics, scale_factor_of
 from deployments.engine.messages import EncodedPicture, LatentShape, Picture
 from deployments.engine.stage_errors import StageError, is_finite, not_finite
-
-Upscaler = Literal["latent", "lanczos"]
 
 
 @dataclass(frozen=True, slots=True)

@@ -29,7 +29,9 @@ from scenes import (
 )
 
 from deployments.engine import load_engine
+from deployments.engine.fit_picture import fit_picture
 from deployments.engine.local_engine import LocalEngine
+from deployments.engine.pictures import laid_around
 
 _BATCH_SIZE = 16
 _GAP = 4  # pixels around each panel of the sheet
@@ -94,6 +96,14 @@ def paint(engine: LocalEngine, edits: list[Edit], sampler: str, num_inference_st
     return pictures
 
 
+def largest_change(edit: Edit, pixels: np.ndarray) -> int:
+    """In grey levels, where the mask keeps the picture, which is laid around (`preserve_unmasked`)."""
+    height, width = pixels.shape[:2]
+    whole = laid_around(pixels, fit_picture(edit.picture, edit.mask, height, width))
+    changes = np.abs(whole.astype(int) - np.asarray(edit.picture))
+    return int(changes[np.asarray(edit.mask) == 0].max())
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -119,6 +129,8 @@ def main() -> None:
         [verdict.colour and bool(verdict.position) and verdict.shape for verdict in verdicts],
     )
     print(f"| {' | '.join(map(share, columns))} |")
+    changes = [largest_change(edit, pixels) for edit, pixels in zip(edits, pictures, strict=True)]
+    print(f"\nthe largest change outside of a mask, with preserve_unmasked: {max(changes)} grey levels")
     if args.sheet:
         panels = [
             np.pad(np.asarray(panel), ((_GAP, _GAP), (_GAP, _GAP), (0, 0)), constant_values=255)

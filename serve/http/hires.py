@@ -1,9 +1,10 @@
 """The field `hires` of both dialects: a second pass in a larger size."""
 
-from typing import Annotated, Literal
+from typing import Annotated
 
 from pydantic import Field
 
+from deployments.engine.messages import Upscaler
 from serve.http.body import Body, Whole
 from serve.http.field_names import NUM_INFERENCE_STEPS, STRENGTH
 from serve.wanted import WantedHires
@@ -13,7 +14,7 @@ class HiresBody(Body):
     """A second pass. upscaler: what is enlarged, the image or its latents"""
 
     scale: Annotated[float, Field(gt=1, le=4)] | None = None
-    upscaler: Literal["latent", "lanczos"] | None = None
+    upscaler: Upscaler | None = None
     strength: Annotated[float, Field(gt=0, le=1)] | None = Field(None, validation_alias=STRENGTH)
     num_inference_steps: Annotated[int, Field(ge=1), Whole] | None = Field(
         None, validation_alias=NUM_INFERENCE_STEPS

@@ -7,6 +7,7 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import AliasChoices, Field
 
+from deployments.engine.prompt_text import Syntax
 from serve.errors import InvalidRequestError
 from serve.http.body import Body, Text, Whole, parse_body
 from serve.http.field_names import (
@@ -18,7 +19,7 @@ from serve.http.field_names import (
 )
 from serve.http.hires import HiresBody, hires_of
 from serve.served_model import MAX_SEED
-from serve.wanted import Wanted, shown
+from serve.wanted import LongPrompts, Wanted, shown
 
 # Names of fields that OpenAI calls differently.
 _RENAMED = {"num_images": "n", "output_quality": "output_compression", "num_previews": "partial_images"}
@@ -83,8 +84,8 @@ class CommonBody(Body):
     guidance_end: Annotated[float, Field(ge=0, le=1)] | None = None
     guidance_rescale: Annotated[float, Field(ge=0, le=1)] | None = None
 
-    prompt_syntax: Literal["plain", "a1111"] | None = None
-    long_prompts: Literal["truncate", "chunk"] | None = None
+    prompt_syntax: Syntax | None = None
+    long_prompts: LongPrompts | None = None
     clip_skip: Annotated[int, Field(ge=0), Whole] | None = None
     sampler: str | None = Field(None, validation_alias=AliasChoices("sampler", "sampler_name", "scheduler"))
     eta: Annotated[float, Field(ge=0, le=1)] | None = None

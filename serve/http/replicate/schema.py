@@ -7,6 +7,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import AliasChoices, Field
 
+from deployments.engine.prompt_text import Syntax
 from serve.errors import InvalidRequestError
 from serve.http.body import Body, Text, Whole, parse_body
 from serve.http.field_names import (
@@ -20,7 +21,7 @@ from serve.http.field_names import (
 from serve.http.hires import HiresBody, hires_of
 from serve.jobs.job import WebhookEvent
 from serve.served_model import MAX_SEED
-from serve.wanted import Wanted
+from serve.wanted import LongPrompts, Wanted
 
 MAX_WAIT_S = 60.0
 MIN_LIFETIME_S, MAX_LIFETIME_S = 5.0, 24 * 3600.0
@@ -58,8 +59,8 @@ class PredictionInput(Body):
     guidance_start: Annotated[float, Field(ge=0, le=1)] | None = None
     guidance_end: Annotated[float, Field(ge=0, le=1)] | None = None
     guidance_rescale: Annotated[float, Field(ge=0, le=1)] | None = None
-    prompt_syntax: Literal["plain", "a1111"] | None = None
-    long_prompts: Literal["truncate", "chunk"] | None = None
+    prompt_syntax: Syntax | None = None
+    long_prompts: LongPrompts | None = None
     clip_skip: Annotated[int, Field(ge=0), Whole] | None = None
     scheduler: str | None = Field(None, validation_alias=AliasChoices("scheduler", "sampler", "sampler_name"))
     eta: Annotated[float, Field(ge=0, le=1)] | None = None
