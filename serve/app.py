@@ -7,7 +7,7 @@ from ray.serve import Application, Deployment
 
 from deployments.batching import Batching
 from deployments.cost_measurement import CostMeasurement
-from deployments.engine.fingerprint import fingerprint
+from deployments.engine.fingerprint import fingerprint, model_ref
 from deployments.engine.model_source import ModelInfo
 from deployments.kept_costs import KeptCosts
 from serve.capacity.config_problems import drain_timeout_s
@@ -41,7 +41,8 @@ def build_app(config: AppConfig) -> Application:
     job_store(jobs, [], describe)
     object_store(jobs)
     config = config.model_copy(update={"jobs": jobs})
-    made_by = fingerprint(source, placement, config.engine_config(info).deterministic_rows)
+    model = model_ref(source)
+    made_by = fingerprint(model, placement, config.engine_config(info).deterministic_rows)
     measurement = _cost_measurement(config, info, made_by)
     engine, internal = config.engine_config(info), config.internal
 

@@ -5,43 +5,86 @@ although it may be another on another kind of device: the picture is then as goo
 """
 
 import hashlib
+import json
 from collections.abc import Iterator
 from importlib import import_module
 from pathlib import Path
 
-from deployments.engine.model_source import ModelSource, Placement
+from deployments.engine.model_source import ModelRef, ModelSource, Placement
 
 # Raise this whenever the same request would give other bytes, or checkpoints would mean something else.
 ENGINE_VERSION = 1
+
+MANIFEST = "manifest.json"  # of an ingested model
+_TEXT_PARTS = ("text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2")
+_PARTS = (*_TEXT_PARTS, "unet", "scheduler", "vae")
 
 _WHOLE_BYTES = 1 << 20  # smaller files are read whole; the start of a larger one has its header
 _NUM_SAMPLES = 64
 _SAMPLE_BYTES = 16 << 10
 
 
-def fingerprint(source: ModelSource, placement: Placement, deterministic_rows: int) -> str:
-    """The fingerprint in hexadecimal. It reads about 1 MB per file of a folder, or asks the hub for a commit.
+def fingerprint(model: ModelRef, placement: Placement, deterministic_rows: int) -> str:
+    """The fingerprint in hexadecimal.
 
     deterministic_rows: the row count of deterministic forwards, which decides about their bytes
+    """
+    settings = (ENGINE_VERSION, placement.is_simulated, placement.dtype, placement.attention)
+    return _digest(repr((*settings, deterministic_rows)), model.digest)
+
+
+def model_ref(source: ModelSource) -> ModelRef:
+    """The model with its digests. It reads about 1 MB per file of a folder, or asks the hub for a commit.
 
     Raises OSError if the model is neither a folder nor on the hub.
     """
-    digest = hashlib.sha256()
-    settings = (ENGINE_VERSION, placement.is_simulated, placement.dtype, placement.attention)
-    digest.update(repr((*settings, deterministic_rows, source.variant)).encode())
-    folders = [Path(source.path)] if source.is_folder else []
-    if not folders:
-        digest.update(f"\n{source.path} {_hub_commit(source)}".encode())
+    if source.is_folder:
+        folder = Path(source.path)
+        of_folder = _kept_digests(folder) or _folder_digests(folder)
+    else:
+        commit = f"{source.path} {_hub_commit(source)}"
+        of_folder = {part: f"{part} {commit}" for part in (*_PARTS, "whole")}
+    embeddings = ""
     if source.embeddings is not None:
-        folders.append(Path(source.embeddings))
-    for folder in folders:
-        for path in sorted(folder.rglob("*")):
-            name = path.relative_to(folder)
-            if path.is_file() and not any(part.startswith(".") for part in name.parts):
-                digest.update(f"\n{name.as_posix()} {path.stat().st_size}\n".encode())
-                for part in _samples(path):
-                    digest.update(part)
-    return digest.hexdigest()
+        embeddings = _digest(*_of_files(Path(source.embeddings)))
+    variant = repr(source.variant)
+    text = _digest(variant, embeddings, *(of_folder.get(part, "") for part in _TEXT_PARTS))
+    return ModelRef(
+        source,
+        digest=_digest(variant, embeddings, of_folder["whole"]),
+        text=text,
+        unet=_digest(variant, of_folder.get("unet", ""), of_folder.get("scheduler", "")),
+        vae=_digest(variant, of_folder.get("vae", "")),
+    )
+
+
+def _kept_digests(folder: Path) -> dict[str, str] | None:
+    """The digests that ingestion has written beside a model's parts."""
+    try:
+        kept = json.loads((folder / MANIFEST).read_bytes())
+    except FileNotFoundError:
+        return None
+    return {**kept["digests"], "whole": kept["digest"]}
+
+
+def _folder_digests(folder: Path) -> dict[str, str]:
+    parts = {part: _digest(*_of_files(folder / part)) for part in _PARTS if (folder / part).is_dir()}
+    return parts | {"whole": _digest(*_of_files(folder))}
+
+
+def _digest(*texts: str) -> str:
+    return hashlib.sha256("\n".join(texts).encode()).hexdigest()
+
+
+def _of_files(folder: Path) -> Iterator[str]:
+    """Each file's name, size and a digest of its samples."""
+    for path in sorted(folder.rglob("*")):
+        name = path.relative_to(folder)
+        if path.is_file() and not any(part.startswith(".") for part in name.parts):
+            digest = hashlib.sha256()
+            for sample in _samples(path):
+                digest.update(sample)
+            yield f"{name.as_posix()} {path.stat().st_size} {digest.hexdigest()}"
 
 
 def _samples(path: Path) -> Iterator[bytes]:

@@ -67,6 +67,22 @@ class ModelSource:
 
 
 @dataclass(frozen=True, slots=True)
+class ModelRef:
+    """A model as stages know it; they load its parts when a request needs them.
+
+    digest: of everything that decides about its pictures
+    text, unet, vae: digests of its parts, of which stages keep equal ones once. The U-Net's counts the noise
+        schedule too
+    """
+
+    source: ModelSource
+    digest: str
+    text: str
+    unet: str
+    vae: str
+
+
+@dataclass(frozen=True, slots=True)
 class Placement:
     """Where and how a part of a model runs.
 

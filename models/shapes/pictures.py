@@ -10,10 +10,10 @@ from scenes import IMAGE_SIZE, draw, place, random_scene
 CROP_SIZE = 64
 
 
-def draw_scenes(count: int, rng: random.Random) -> tuple[torch.Tensor, list[str]]:
+def draw_scenes(count: int, rng: random.Random, style: str = "filled") -> tuple[torch.Tensor, list[str]]:
     """Pictures [count, 3, h, w] as bytes and their prompts."""
     scenes = [random_scene(rng) for _ in range(count)]
-    pictures = [draw(scene.background, place(scene, rng)) for scene in scenes]
+    pictures = [draw(scene.background, place(scene, rng), style) for scene in scenes]
     return to_tensor(pictures), [scene.prompt() for scene in scenes]
 
 

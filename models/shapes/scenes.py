@@ -28,6 +28,8 @@ RELATIONS = ("left of", "right of", "above", "below")
 # Circumradius in pixels: a single object may be larger than one of two.
 RADII_ALONE = {"small": 20, "medium": 32, "large": 46}
 RADII_TOGETHER = {"small": 14, "medium": 20, "large": 25}
+STYLES = ("filled", "outlined")  # `models/shapes` fills its objects, `models/outlines` draws hollow ones
+_STROKE = 6  # pixels; thinner ones blur, as the VAE was trained on filled objects
 _SUPERSAMPLING = 4
 
 
@@ -116,14 +118,20 @@ def outline(shape: str, x: float, y: float, radius: float) -> list[tuple[float, 
     raise ValueError(f"unknown shape {shape!r}; known: {', '.join(SHAPES)}")
 
 
-def draw(background: str, placed: tuple[Placed, ...]) -> Image.Image:
+def draw(background: str, placed: tuple[Placed, ...], style: str = "filled") -> Image.Image:
     """The scene as an RGB picture of IMAGE_SIZE x IMAGE_SIZE pixels, with smooth edges."""
     side = IMAGE_SIZE * _SUPERSAMPLING
     image = Image.new("RGB", (side, side), COLOURS[background])
     pen = ImageDraw.Draw(image)
     for item in placed:
-        corners = outline(item.thing.shape, item.x, item.y, item.radius)
-        pen.polygon(
-            [(px * _SUPERSAMPLING, py * _SUPERSAMPLING) for px, py in corners], COLOURS[item.thing.colour]
-        )
+        corners = [
+            (x * _SUPERSAMPLING, y * _SUPERSAMPLING)
+            for x, y in outline(item.thing.shape, item.x, item.y, item.radius)
+        ]
+        colour = COLOURS[item.thing.colour]
+        if style == "filled":
+            pen.polygon(corners, colour)
+        else:
+            # One side more than there are, so that the last corner is round as well.
+            pen.line([*corners, *corners[:2]], colour, _STROKE * _SUPERSAMPLING, joint="curve")
     return image.resize((IMAGE_SIZE, IMAGE_SIZE), Image.Resampling.BOX)
