@@ -71,7 +71,7 @@ def forwards(
     shape = (model.side, model.side)
     results = []
     for rows in sorted(ROWS, reverse=True):
-        seconds = bench.seconds(lambda rows=rows: warm_up(model.unet, run_step, shape, rows))  # type: ignore[misc]
+        seconds = bench.seconds(lambda rows=rows: warm_up(model.unet.shape, run_step, shape, rows))  # type: ignore[misc]
         share = rows * flops / seconds / peak
         results.append({"rows": rows, "seconds": seconds, "share_of_peak": share})
         say(f"    {rows:>2} rows {1000 * seconds:8.2f} ms, {100 * share:5.1f}% of the matrix peak")
@@ -85,7 +85,7 @@ def curves(bench: Bench, family: str, peak: float) -> dict[str, Any]:
     shapes = [(model.side, model.side)]
     # Counted before anything is compiled, because dynamo never compiles what it has seen under a counter.
     with FlopCounterMode(display=False) as counter:
-        warm_up(model.unet, EagerSteps(model.unet), shapes[0], 1)
+        warm_up(model.unet.shape, EagerSteps(model.unet), shapes[0], 1)
     flops = counter.get_total_flops()
 
     def with_attention(processor: Any) -> StepRunner:
@@ -153,7 +153,7 @@ def _denoise_until(stop: Any, counted: Any, family: str, device: str, dtype: tor
     model = RandomModel.build(family, torch.device(device), dtype)
     run_step = step_runner(model.unet, [(model.side, model.side)])
     while not stop.is_set():
-        warm_up(model.unet, run_step, (model.side, model.side), 8)
+        warm_up(model.unet.shape, run_step, (model.side, model.side), 8)
         with counted.get_lock():
             counted.value += 1
 

@@ -38,7 +38,7 @@ def main() -> None:
     shapes = [(side, side), (side, 3 * side // 2)]
     fitted = counts_to_measure(args.max_rows)
     held_out = [count for count in range(1, args.max_rows) if count not in fitted]
-    work = partial(warm_up, unet, step_runner(unet, shapes))
+    work = partial(warm_up, unet.shape, step_runner(unet, shapes))
     cost = measure_shapes(work, shapes, fitted)
     print(cost.table("rows"))
 

@@ -18,6 +18,7 @@ from deployments.engine.device_step import StepRunner, step_runner
 from deployments.engine.engine import Engine
 from deployments.engine.engine_config import EngineConfig
 from deployments.engine.messages import DenoiseRequest, PromptEmbeds, TokenCount
+from deployments.engine.model_pool import KnownModel, OneModel
 from deployments.engine.models import UNet
 from deployments.engine.samplers import SamplerTables
 
@@ -79,12 +80,13 @@ class RandomModel:
         shape = (self.side, self.side)
         config = EngineConfig(max_rows, max_rows, max_rows, shape, row_counts=(2, 4, 8, 16))
         cost = StageCost(((shape, Curve(0.01, 1, 0.0)),))
-        return Engine(self.unet, run_step or step_runner(self.unet, [shape]), self.tables, config, cost)
+        known = KnownModel(self.unet.shape, self.tables, cost)
+        return Engine(OneModel(known, run_step or step_runner(self.unet, [shape])), config)
 
     def embeds(self, seed: int) -> PromptEmbeds:
         generator = torch.Generator().manual_seed(seed)
         positive, negative = (torch.randn(77, self.width, generator=generator) for _ in range(2))
-        pooled = [torch.randn(self.unet.pooled_width, generator=generator) for _ in range(2)]
+        pooled = [torch.randn(self.unet.shape.pooled_width, generator=generator) for _ in range(2)]
         return PromptEmbeds(positive, negative, pooled[0], pooled[1], TokenCount(10, 10), TokenCount(2, 2))
 
     def request(self, request_id: str, seed: int, steps: int, deterministic: bool = False) -> DenoiseRequest:
@@ -111,7 +113,7 @@ class RandomModel:
             "unet": self.module,
             "scheduler": DPMSolverMultistepScheduler.from_config(NOISE_SCHEDULE),
         }
-        if self.unet.pooled_width:
+        if self.unet.shape.pooled_width:
             pipeline = StableDiffusionXLPipeline(**parts, text_encoder_2=None, tokenizer_2=None)
         else:
             parts |= {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
@@ -124,11 +126,11 @@ class RandomModel:
         """Latents [batch_size, 4, h, w]."""
         all_embeds = [self.embeds(seed) for seed in range(batch_size)]
         named = ["prompt_embeds", "negative_prompt_embeds"]
-        if self.unet.pooled_width:
+        if self.unet.shape.pooled_width:
             named += ["pooled_prompt_embeds", "negative_pooled_prompt_embeds"]
         given = {
             name: torch.stack([getattr(embeds, name) for embeds in all_embeds]).to(
-                self.unet.device, self.unet.dtype
+                self.unet.device, self.unet.shape.dtype
             )
             for name in named
         }

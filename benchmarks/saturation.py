@@ -28,10 +28,12 @@ from cluster.bench.load import Target, run_load
 from cluster.bench.mix import Mix, PlannedRequest, plan
 from cluster.bench.report import summarize
 from deployments.cost_measurement import CostMeasurement
-from deployments.devices import text_encoder, unet_and_steps, vae
+from deployments.devices import text_encoder, unets, vae
 from deployments.engine.cost import CostModel, Curve, StageCost
 from deployments.engine.engine import Engine
+from deployments.engine.fingerprint import model_ref
 from deployments.engine.messages import DenoisedLatents, DenoiseRequest, PromptEmbeds
+from deployments.engine.model_pool import KnownModel, OneModel
 from deployments.engine.model_source import load_model_info
 from deployments.engine.prompt_text import PromptText
 from deployments.engine.samplers import SamplerTables
@@ -85,12 +87,14 @@ class BareEngine:
         self._encoder = text_encoder(source, placement, known)
         self._decoder = vae(source, placement, known).decoder
         self._tables = SamplerTables(info.scheduler_config)
+        model = model_ref(source)
         measurement = CostMeasurement(app.latent_shapes(info), known)
-        unet, run_step, engine = unet_and_steps(source, placement, measurement, app.engine_config(info))
+        found = unets(model, placement, measurement, app.engine_config(info), 1)
         torch.set_num_threads(1)  # the same as in the Denoiser
         # Not measured. Rows cost nothing here, so all share a forward.
         cost = known.forward if known else StageCost(((SHAPE, Curve(0.01, 1, 0.0)),))
-        self._engine = Engine(unet, run_step, self._tables, engine, cost)
+        known_model = KnownModel(found.loader.describe(model), self._tables, cost)
+        self._engine = Engine(OneModel(known_model, found.first), found.config)
         self._side = info.default_height
         self._latent_shape = (self._side // info.scale_factor, self._side // info.scale_factor)
         self._encoded: dict[str, PromptEmbeds] = {}

@@ -17,6 +17,7 @@ _ELSEWHERE = {
     "bench": ("cluster.bench.command", "Load a server and measure it."),
     "generate": ("cluster.client.command", "Make an image on a server and wait for it."),
     "jobs": ("cluster.client.command", "Work with a server's jobs: submit|get|wait|cancel|list."),
+    "models": ("cluster.models.command", "Work with the catalog of models: add|remove|list|check."),
     "plan": ("cluster.plan.command", "Say how many GPUs a load needs and what they cost, by simulation."),
     "rehearse": ("cluster.rehearsal.command", "Run a configuration on a local cluster of simulated GPUs."),
 }
@@ -88,12 +89,16 @@ def key(name: str) -> None:
 def check(file: Path) -> None:
     """Check a configuration file and its models' folders. Says if its ports are taken on this machine."""
     from cluster.config_errors import shown_config_errors
-    from cluster.machine_checks import findings, read_serve_config
+    from cluster.machine_checks import Finding, findings, read_serve_config
     from serve.checks import check as check_file
+    from serve.checks import check_catalog
 
     with shown_config_errors():
         applications = check_file(file)
+        num_models = sum(map(check_catalog, applications))
     found = findings(read_serve_config(file), applications)
+    if num_models:
+        found.insert(0, Finding("catalog", f"its {num_models} files can be read"))
     print(f"{file}: keys: ok", *(f"{file}: {one}" for one in found), sep="\n")
     if any(one.verdict == "not ok" for one in found):
         raise click.ClickException(f"{file}: cannot be served as it is")

@@ -1,15 +1,14 @@
 """`midstep profile`: measures the costs of an application's stages on this machine, without Ray."""
 
 import logging
-from functools import partial
 from pathlib import Path
 
 import torch
 
 from deployments.cost_measurement import CostMeasurement
-from deployments.devices import text_encoder, unet_and_steps, vae
+from deployments.devices import text_encoder, unets, vae
 from deployments.engine.cost import CostModel
-from deployments.engine.device_step import warm_up
+from deployments.engine.fingerprint import model_ref
 from deployments.engine.model_source import load_model_info
 from serve.config.app import AppConfig
 from serve.config.model import CostModelFile
@@ -33,9 +32,8 @@ def profile(config: AppConfig) -> CostModelFile:
     encode = measurement.encode_cost(encoder.warm_up, config.batching("encoder", info).max_batch_size)
 
     torch.set_num_threads(config.denoiser.num_threads)
-    unet, run_step, engine = unet_and_steps(source, placement, measurement, config.engine_config(info))
-    torch.set_num_threads(1)  # as in the Denoiser
-    forward = measurement.forward_cost(partial(warm_up, unet, run_step), engine)
+    threads = config.denoiser.num_threads
+    found = unets(model_ref(source), placement, measurement, config.engine_config(info), threads)
 
     torch.set_num_threads(config.decoder.num_threads)
     loaded = vae(source, placement, None)
@@ -48,7 +46,7 @@ def profile(config: AppConfig) -> CostModelFile:
         path=config.model.path,
         dtype=str(placement.torch_dtype()).removeprefix("torch."),
         device=name,
-        cost_model=CostModel(encode, forward, decode, encode_picture),
+        cost_model=CostModel(encode, found.cost, decode, encode_picture, found.load_s),
     )
 
 

@@ -9,7 +9,7 @@ import logging
 from collections.abc import AsyncIterator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack, contextmanager
-from functools import partial
+from typing import Any
 
 import torch
 from ray import serve
@@ -17,12 +17,12 @@ from ray import serve
 from deployments.batching import Batching
 from deployments.cost_measurement import CostMeasurement
 from deployments.denoising_telemetry import DenoisingTelemetry
-from deployments.devices import unet_and_steps
+from deployments.devices import unets
 from deployments.engine.cost import StageCost
-from deployments.engine.device_step import warm_up
 from deployments.engine.engine import Engine
 from deployments.engine.engine_config import EngineConfig
 from deployments.engine.engine_thread import EngineThread
+from deployments.engine.forward_costs import ForwardCosts
 from deployments.engine.messages import (
     LAST_EVENTS,
     Checkpoint,
@@ -31,10 +31,12 @@ from deployments.engine.messages import (
     DenoiseFailed,
     DenoiseRequest,
 )
-from deployments.engine.model_source import ModelSource, Placement, load_model_info
+from deployments.engine.model_pool import ModelPool
+from deployments.engine.model_source import ModelLoadError, ModelRef, Placement
 from deployments.engine.reports import StepReport
-from deployments.engine.samplers import SamplerTables
+from deployments.engine.stage_errors import Fault, StageError
 from deployments.engine.step_scheduler import group_of
+from deployments.engine.unet_loader import prepare_loading
 from deployments.health import MAX_SILENCE_S, Health
 from deployments.isolation import Turn, Turns
 from deployments.work import Work
@@ -45,40 +47,47 @@ _Stream = asyncio.Queue[DenoiseEvent]
 
 
 class Denoiser:
-    """Serves the engine. num_threads: torch threads of this replica"""
+    """Serves the engine.
+
+    model: the one that is there from the start; num_models: how many are on the device at once
+    num_threads: torch threads of this replica
+    """
 
     def __init__(
         self,
-        source: ModelSource,
+        model: ModelRef,
         placement: Placement,
         engine: EngineConfig,
         batching: Batching,
         num_threads: int,
+        num_models: int,
         measurement: CostMeasurement,
     ) -> None:
-        info = load_model_info(source)
-        self._tables = SamplerTables(info.scheduler_config)
         # Samplers are compiled here, because compiling on the engine's thread would hold up all requests. One
         # torch thread, because a second team of OpenMP workers would slow down the engine's (engine_thread).
         self._compiler = ThreadPoolExecutor(1, "sampler-tables", torch.set_num_threads, (1,))
 
+        self._loading = ThreadPoolExecutor(1, "model-loading", prepare_loading)
+
         def build() -> Engine:
             torch.set_num_threads(num_threads)
-            unet, run_step, config = unet_and_steps(source, placement, measurement, engine)
+            found = unets(model, placement, measurement, engine, num_threads)
             torch.set_num_threads(1)  # forwards on a CPU have their own threads (engine.row_parts)
-            self._cost = measurement.forward_cost(partial(warm_up, unet, run_step), config)
-            self._config = config
             if placement.compile_cache:
                 # From here on nothing is compiled, so that no request waits for a compiler.
                 torch.compiler.set_stance("eager_on_recompile")
-            return Engine(
-                unet,
-                run_step,
-                self._tables,
-                config,
-                self._cost,
-                halved=self._health.halved,
+            self._config = found.config
+            self._models = ModelPool(
+                found.loader,
+                ForwardCosts(found.cost, model).of,
+                num_models,
+                self._loading,
+                self._look,
+                (model, found.first),
+                found.load_s,
             )
+            self._models.know(model)
+            return Engine(self._models, found.config, halved=self._health.halved)
 
         self._streams: dict[str, _Stream] = {}
         self._turns = Turns()
@@ -90,8 +99,10 @@ class Denoiser:
         self._thread.start()
         batching.apply_to(self._admit)
 
-    async def denoise(self, request: DenoiseRequest) -> AsyncIterator[DenoiseEvent | Turn]:
+    async def denoise(self, request: DenoiseRequest, model: ModelRef) -> AsyncIterator[DenoiseEvent | Turn]:
         """The request's events; the last is DenoisedLatents or DenoiseFailed. Leaving the iterator aborts it.
+
+        model: the one that the request names by its digest
 
         An isolated request waits for its turn (deployments.isolation). The turn ends with its first
         checkpoint, as isolation does in the engine.
@@ -99,7 +110,7 @@ class Denoiser:
         self._loop = asyncio.get_running_loop()
         with (
             self._telemetry.image(request) as tell,
-            self._work.of(await self._work_s(request)),
+            self._work.of(await self._work_s(request, model)),
             self._stream(request.request_id) as stream,
         ):
             async with AsyncExitStack() as isolation:
@@ -120,9 +131,14 @@ class Denoiser:
     async def begin_turn(self, turn: Turn) -> None:
         self._turns.begin(turn)
 
-    async def cost(self) -> StageCost:
-        """The cost of forwards by rows."""
-        return self._cost
+    async def cost(self, model: ModelRef) -> tuple[StageCost, float]:
+        """The cost of a model's forwards by rows, and the seconds that a model takes to load."""
+        await self._know(model)
+        return self._models.known(model.unet).cost, self._models.usual_load_s
+
+    def record_routing_stats(self) -> dict[str, Any]:
+        """Called by Serve for routers (serve.calls.routing)."""
+        return {"models": self._models.resident, "load_s": self._models.usual_load_s}
 
     def record_autoscaling_stats(self) -> dict[str, float]:
         """Called by Serve for autoscaling."""
@@ -138,15 +154,28 @@ class Denoiser:
         if hasattr(self, "_thread"):
             self._thread.stop()
 
-    async def _work_s(self, request: DenoiseRequest) -> float:
-        """Device-seconds that are left. Compiles the sampler's table if there is none yet."""
+    def _look(self) -> None:
+        self._thread.look()
+
+    async def _know(self, model: ModelRef) -> None:
         loop = asyncio.get_running_loop()
-        await loop.run_in_executor(self._compiler, self._tables.table_for, request)
+        try:
+            await loop.run_in_executor(self._compiler, self._models.know, model)
+        except ModelLoadError as error:
+            logger.error("the model from %s cannot be used: %s", model.source.path, error)
+            raise StageError(Fault.UNLOADABLE, f"The model could not be loaded: {error}") from error
+
+    async def _work_s(self, request: DenoiseRequest, model: ModelRef) -> float:
+        """Device-seconds that are left. Compiles the sampler's table if there is none yet."""
+        await self._know(model)
+        known = self._models.known(model.unet)
+        await asyncio.get_running_loop().run_in_executor(self._compiler, known.tables.table_for, request)
+        load_s = self._models.load_s(model.unet)
         if (work_s := request.work_left_s) is not None:
-            return work_s
+            return work_s + load_s
         # The first requests come before their ingress knows the costs.
         rows = request.rows_left(request.first_call)
-        return self._config.work_s(group_of(request), self._cost, rows)
+        return self._config.work_s(group_of(request), known.cost, rows) + load_s
 
     @contextmanager
     def _stream(self, request_id: str) -> Iterator[_Stream]:

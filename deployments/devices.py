@@ -1,26 +1,39 @@
 """A model's parts on the device that its placement names, real or simulated."""
 
+import time
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
+import torch
+
 from deployments.cost_measurement import CostMeasurement
-from deployments.engine.conditions import UNetInterface
-from deployments.engine.cost import CostModel
-from deployments.engine.device_step import StepRunner, step_runner
+from deployments.engine.cost import CostModel, StageCost
+from deployments.engine.device_step import StepRunner, warm_up
 from deployments.engine.engine_config import EngineConfig
+from deployments.engine.forward_costs import ForwardCosts
 from deployments.engine.images import LatentDecoder
-from deployments.engine.model_source import ModelSource, Placement, load_model_info, load_unet_config
-from deployments.engine.models import load_text_pipeline, load_unet, load_vae
+from deployments.engine.model_pool import UNetLoader
+from deployments.engine.model_source import (
+    ModelRef,
+    ModelSource,
+    Placement,
+    load_model_info,
+    load_unet_config,
+)
+from deployments.engine.models import load_text_pipeline, load_vae
 from deployments.engine.pictures import PictureEncoder
 from deployments.engine.prompts import TextEncoder
 from deployments.engine.simulated import (
     SimulatedDecoder,
+    SimulatedDevice,
+    SimulatedLoader,
     SimulatedPictureEncoder,
     SimulatedSteps,
     SimulatedTextEncoder,
-    SimulatedUNet,
 )
 from deployments.engine.simulated_faults import SimulatedFaults
+from deployments.engine.unet_loader import DeviceLoader
 
 
 def text_encoder(
@@ -33,18 +46,44 @@ def text_encoder(
     return SimulatedTextEncoder(_of_device(known).encode, is_xl, SimulatedFaults(placement.faults, "encoder"))
 
 
-def unet_and_steps(
-    source: ModelSource, placement: Placement, measurement: CostMeasurement, engine: EngineConfig
-) -> tuple[UNetInterface, StepRunner, EngineConfig]:
-    """The U-Net, its step runner, and the engine's configuration for the device."""
+@dataclass(frozen=True)
+class Unets:
+    """A device's first model and its cost, and the way to others.
+
+    config: the engine's, for this device; load_s: seconds that a model takes to load
+    """
+
+    loader: UNetLoader
+    first: StepRunner
+    config: EngineConfig
+    cost: StageCost
+    load_s: float
+
+
+def unets(
+    model: ModelRef,
+    placement: Placement,
+    measurement: CostMeasurement,
+    engine: EngineConfig,
+    num_threads: int,
+) -> Unets:
+    """Loads the first model and measures the cost of its forwards."""
     if placement.is_simulated:
-        forward = _of_device(measurement.known).forward
-        faults = SimulatedFaults(placement.faults, "denoiser")
-        steps = SimulatedSteps(forward, faults=faults)
-        return SimulatedUNet(load_unet_config(source), faults), steps, engine.padded_to(forward.padded_to)
-    unet = load_unet(source, placement)
-    config = engine.for_device(unet.device)
-    return unet, step_runner(unet, measurement.shapes if config.row_counts else ()), config
+        known = _of_device(measurement.known)
+        device = SimulatedDevice(faults=SimulatedFaults(placement.faults, "denoiser"))
+        config = engine.padded_to(known.forward.padded_to)
+        simulated = SimulatedLoader(device, ForwardCosts(known.forward, model).of, known.load_s)
+        first: StepRunner = SimulatedSteps(known.forward, device)
+        cost = measurement.forward_cost(partial(warm_up, simulated.describe(model), first), config)
+        return Unets(simulated, first, config, cost, known.load_s)
+    config = engine.for_device(placement.torch_device())
+    loader = DeviceLoader(placement, measurement.shapes if config.row_counts else (), num_threads)
+    began = time.perf_counter()
+    first = loader.load(model, None)
+    load_s = time.perf_counter() - began
+    torch.set_num_threads(1)  # forwards on a CPU have their own threads (engine.row_parts)
+    cost = measurement.forward_cost(partial(warm_up, loader.describe(model), first), config)
+    return Unets(loader, first, config, cost, load_s)
 
 
 @dataclass(frozen=True, slots=True)

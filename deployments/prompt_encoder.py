@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing
 from dataclasses import replace
+from functools import partial
 
 import torch
 from ray import serve
@@ -17,34 +18,51 @@ from deployments.devices import text_encoder
 from deployments.engine.cost import Curve
 from deployments.engine.fitting import Fitting
 from deployments.engine.messages import PromptEmbeds
-from deployments.engine.model_source import ModelSource, Placement
+from deployments.engine.model_source import ModelRef, Placement
 from deployments.engine.prompt_chunks import EncodedText
 from deployments.engine.prompt_text import PromptText, ReadText
+from deployments.engine.prompts import TextEncoder
+from deployments.engine.simulated import SimulatedTextEncoder
 from deployments.engine.stage_errors import StageError
+from deployments.engine.unet_loader import prepare_loading
 from deployments.forwards import Forwards
 from deployments.health import Health
 from deployments.isolation import Turn, Turns
 from deployments.recent import Recent
+from deployments.shelf import Shelf
 from deployments.work import Work
 
 logger = logging.getLogger("ray.serve")
 
+_Encoder = TextEncoder | SimulatedTextEncoder
+_TextOf = tuple[_Encoder, ReadText]
+
 
 class PromptEncoder:
-    """Serves a text encoder. num_threads: torch threads of this replica; cache_size: cached texts"""
+    """Serves text encoders.
+
+    model: the one that is there from the start; num_models: how many are kept loaded
+    num_threads: torch threads of this replica; cache_size: cached texts
+    """
 
     def __init__(
         self,
-        source: ModelSource,
+        model: ModelRef,
         placement: Placement,
         batching: Batching,
         num_threads: int,
+        num_models: int,
         cache_size: int,
         measurement: CostMeasurement,
     ) -> None:
-        self._encoder = text_encoder(source, placement, measurement.known)
+        def load(one: ModelRef) -> _Encoder:
+            return text_encoder(one.source, placement, measurement.known)
+
+        first = load(model)
+        loading = ThreadPoolExecutor(1, "model-loading", prepare_loading)
+        self._encoders = Shelf(load, lambda one: one.text, num_models, loading, (model, first))
         # Embeddings made alone and made in a batch are cached separately, because their bits may differ.
-        self._cache: Recent[tuple[ReadText, bool], EncodedText] = Recent(cache_size)
+        self._cache: Recent[tuple[str, ReadText, bool], EncodedText] = Recent(cache_size)
         # One thread, since the tokenizers are not thread-safe.
         self._executor = ThreadPoolExecutor(1, "prompt-encoder", torch.set_num_threads, (num_threads,))
         self._health = Health()
@@ -59,43 +77,50 @@ class PromptEncoder:
         batching.apply_to(self._encode_together)
         # On the thread that will encode, because torch's number of threads is set per thread.
         self._cost = self._executor.submit(
-            measurement.encode_cost, self._encoder.warm_up, self._max_batch_size
+            measurement.encode_cost, first.warm_up, self._max_batch_size
         ).result()
 
-    async def encode(self, prompt: PromptText) -> PromptEmbeds:
+    async def encode(self, prompt: PromptText, model: ModelRef) -> PromptEmbeds:
         """Encodes a deterministic prompt in a batch of its own, any other together with other requests."""
-        texts = self._encoder.texts(prompt)
-        num_new = sum((text, prompt.deterministic) not in self._cache for text in texts)
-        with self._work.of(num_new * self._cost.seconds_each(self._max_batch_size)):
-            encoded = await asyncio.gather(*(self._encode(text, prompt.deterministic) for text in texts))
-        logger.info("%d texts encoded, %d of them not cached", len(texts), num_new, extra={"stage": "encode"})
-        return self._encoder.assemble(prompt, encoded)
+        async with self._encoders.part(model) as encoder:
+            texts = encoder.texts(prompt)
+            keys = [(model.text, text, prompt.deterministic) for text in texts]
+            num_new = sum(key not in self._cache for key in keys)
+            with self._work.of(num_new * self._cost.seconds_each(self._max_batch_size)):
+                encoded = await asyncio.gather(*(self._encode(encoder, key) for key in keys))
+            logger.info(
+                "%d texts encoded, %d of them not cached", len(texts), num_new, extra={"stage": "encode"}
+            )
+            return encoder.assemble(prompt, encoded)
 
-    async def encode_isolated(self, prompt: PromptText) -> AsyncIterator[Turn | PromptEmbeds]:
+    async def encode_isolated(
+        self, prompt: PromptText, model: ModelRef
+    ) -> AsyncIterator[Turn | PromptEmbeds]:
         """Does `encode` alone and in its turn, for a prompt under which a replica died."""
         alone = replace(prompt, deterministic=True)
-        async with aclosing(self._turns.isolated(lambda: self.encode(alone))) as events:
+        async with aclosing(self._turns.isolated(lambda: self.encode(alone, model))) as events:
             async for event in events:
                 yield event
 
     async def begin_turn(self, turn: Turn) -> None:
         self._turns.begin(turn)
 
-    async def cost(self) -> Curve:
-        """The cost of text encoding by texts."""
+    async def cost(self, _: ModelRef) -> Curve:
+        """The cost of text encoding by texts. Other models' encoders count as the first one's: what they take
+        is little beside the images."""
         return self._cost
 
-    async def _encode(self, text: ReadText, deterministic: bool) -> EncodedText:
-        key = (text, deterministic)
+    async def _encode(self, encoder: _Encoder, key: tuple[str, ReadText, bool]) -> EncodedText:
         known = self._cache.use(key)
         self._texts.inc(tags={"cache": "miss" if known is None else "hit"})
         if known is not None:
             return known
+        _, text, deterministic = key
         result: EncodedText | StageError
         if deterministic:
-            [result] = await self._run([text])
+            [result] = await self._run([(encoder, text)])
         else:
-            result = await self._encode_together(text)
+            result = await self._encode_together((encoder, text))
         encoded = self._health.check_result(result)
         self._cache.keep(key, encoded)
         return encoded
@@ -109,16 +134,23 @@ class PromptEncoder:
         self._health.check()
 
     @serve.batch  # type: ignore[untyped-decorator]
-    async def _encode_together(self, texts: list[ReadText]) -> list[EncodedText | StageError]:
+    async def _encode_together(self, texts: list[_TextOf]) -> list[EncodedText | StageError]:
         return await self._run(texts)
 
-    async def _run(self, texts: Sequence[ReadText]) -> list[EncodedText | StageError]:
+    async def _run(self, texts: Sequence[_TextOf]) -> list[EncodedText | StageError]:
         return await asyncio.get_running_loop().run_in_executor(self._executor, self._encode_that_fits, texts)
 
-    def _encode_that_fits(self, texts: Sequence[ReadText]) -> list[EncodedText | StageError]:
-        with self._health.watching():  # all texts are padded or truncated to one length
-            return self._fitting.run(None, texts, self._forward)
+    def _encode_that_fits(self, texts: Sequence[_TextOf]) -> list[EncodedText | StageError]:
+        """One call for each encoder."""
+        done: dict[int, EncodedText | StageError] = {}
+        for encoder in {id(encoder): encoder for encoder, _ in texts}.values():
+            members = [index for index, (one, _) in enumerate(texts) if one is encoder]
+            with self._health.watching():  # all texts are padded or truncated to one length
+                given = [texts[index][1] for index in members]
+                results = self._fitting.run(None, given, partial(self._forward, encoder))
+            done |= zip(members, results, strict=True)
+        return [done[index] for index in range(len(texts))]
 
-    def _forward(self, texts: Sequence[ReadText]) -> list[EncodedText | StageError]:
+    def _forward(self, encoder: _Encoder, texts: Sequence[ReadText]) -> list[EncodedText | StageError]:
         with self._forwards.measured(len(texts), self._cost.seconds(len(texts))):
-            return self._encoder.encode(texts)
+            return encoder.encode(texts)

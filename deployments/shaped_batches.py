@@ -10,12 +10,13 @@ from deployments.engine.messages import LatentShape
 from deployments.engine.stage_errors import StageError
 from deployments.forwards import Forwards
 
+Part = TypeVar("Part")
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 
-class ShapedBatches(Generic[Item, Result]):
-    """Runs `call`, which takes items of one shape, on items of any shape.
+class ShapedBatches(Generic[Part, Item, Result]):
+    """Runs `call`, which takes one model's part and items of one shape, on any items of any parts.
 
     shape_of: an item's latent shape; cost: of calls
     max_hold_s: longest call in seconds, since others may share the device; longer ones are split
@@ -23,8 +24,8 @@ class ShapedBatches(Generic[Item, Result]):
 
     def __init__(
         self,
-        call: Callable[[Sequence[Item]], Sequence[Result | StageError]],
-        shape_of: Callable[[Item], LatentShape],
+        call: Callable[[Part, Sequence[Item]], Sequence[Result | StageError]],
+        shape_of: Callable[[Part, Item], LatentShape],
         cost: StageCost,
         max_hold_s: float,
         fitting: Fitting,
@@ -37,25 +38,29 @@ class ShapedBatches(Generic[Item, Result]):
         self._fitting = fitting
         self._forwards = forwards
 
-    def seconds_each(self, item: Item, count: int) -> float:
+    def seconds_each(self, part: Part, item: Item, count: int) -> float:
         """Seconds of the device for an item, in a call of `count` items like it."""
-        return self._cost.curve(self._shape_of(item)).seconds_each(count)
+        return self._cost.curve(self._shape_of(part, item)).seconds_each(count)
 
-    def run(self, items: Sequence[Item]) -> list[Result | StageError]:
+    def run(self, items: Sequence[tuple[Part, Item]]) -> list[Result | StageError]:
         """A result or an error for each item, in order."""
         done: dict[int, Result | StageError] = {}
-        shapes = [self._shape_of(item) for item in items]
-        for shape in set(shapes):
-            members = [index for index, found in enumerate(shapes) if found == shape]
+        kinds = [(id(part), self._shape_of(part, item)) for part, item in items]
+        for kind in set(kinds):
+            members = [index for index, found in enumerate(kinds) if found == kind]
+            part, shape = items[members[0]][0], kind[1]
             left = iter(members)
             for size in self._cost.parts(shape, len(members), self._max_hold_s):
-                part = list(islice(left, size))
-                done |= zip(part, self._run_that_fit(shape, [items[index] for index in part]), strict=True)
+                chosen = list(islice(left, size))
+                results = self._run_that_fit(part, shape, [items[index][1] for index in chosen])
+                done |= zip(chosen, results, strict=True)
         return [done[index] for index in range(len(items))]
 
-    def _run_that_fit(self, shape: LatentShape, items: Sequence[Item]) -> list[Result | StageError]:
-        def call(part: Sequence[Item]) -> Sequence[Result | StageError]:
-            with self._forwards.measured(len(part), self._cost.seconds(shape, len(part))):
-                return self._call(part)
+    def _run_that_fit(
+        self, part: Part, shape: LatentShape, items: Sequence[Item]
+    ) -> list[Result | StageError]:
+        def call(some: Sequence[Item]) -> Sequence[Result | StageError]:
+            with self._forwards.measured(len(some), self._cost.seconds(shape, len(some))):
+                return self._call(part, some)
 
         return self._fitting.run(shape, items, call)

@@ -15,7 +15,7 @@ from ray import serve
 
 from deployments.batching import Batching
 from deployments.cost_measurement import CostMeasurement
-from deployments.devices import vae
+from deployments.devices import Vae, vae
 from deployments.engine.cost import StageCost
 from deployments.engine.fitting import Fitting
 from deployments.engine.images import Pixels, encode_image
@@ -27,7 +27,7 @@ from deployments.engine.messages import (
     Picture,
     Upscaler,
 )
-from deployments.engine.model_source import ModelSource, Placement
+from deployments.engine.model_source import ModelRef, Placement
 from deployments.engine.pictures import (
     PreparedPicture,
     enlarged,
@@ -36,11 +36,13 @@ from deployments.engine.pictures import (
     prepare_picture,
 )
 from deployments.engine.stage_errors import StageError
+from deployments.engine.unet_loader import prepare_loading
 from deployments.forwards import Forwards
 from deployments.health import Health
 from deployments.isolation import Turn, Turns
 from deployments.recent import Recent
 from deployments.shaped_batches import ShapedBatches
+from deployments.shelf import Shelf
 from deployments.work import Work
 
 logger = logging.getLogger("ray.serve")
@@ -51,48 +53,57 @@ _KEPT_PICTURES = 64  # encoded ones, of a megabyte at most in usual sizes
 
 
 class VaeDecoder:
-    """Serves a VAE, in both directions. num_threads: torch threads of this replica
+    """Serves VAEs, in both directions.
 
+    model: the one whose VAE is there from the start; num_models: how many VAEs are kept loaded
+    num_threads: torch threads of this replica
     max_hold_s: longest call in seconds; larger batches are split, since others may share the device
     """
 
     def __init__(
         self,
-        source: ModelSource,
+        model: ModelRef,
         placement: Placement,
         batching: Batching,
         num_threads: int,
+        num_models: int,
         max_hold_s: float,
         measurement: CostMeasurement,
     ) -> None:
         # One thread, so that the VAE's memory on the device is needed only once.
         self._executor = ThreadPoolExecutor(1, "vae-decoder", torch.set_num_threads, (num_threads,))
-        self._vae = vae(source, placement, measurement.known)
+
+        def load(one: ModelRef) -> Vae:
+            return vae(one.source, placement, measurement.known)
+
+        first = load(model)
+        loading = ThreadPoolExecutor(1, "model-loading", prepare_loading)
+        self._vaes = Shelf(load, lambda one: one.vae, num_models, loading, (model, first))
         self._health = Health()
         self._turns = Turns()
         self._work = Work()
         self._max_batch_size = batching.max_batch_size
-        self._encoded: Recent[tuple[bytes, bool], EncodedPicture] = Recent(_KEPT_PICTURES)
+        self._encoded: Recent[tuple[str, bytes, bool], EncodedPicture] = Recent(_KEPT_PICTURES)
         # On the thread that will decode, because torch's number of threads is set per thread.
         most = self._max_batch_size
         self._decode_cost = self._executor.submit(
-            measurement.decode_cost, self._vae.decoder.warm_up, most
+            measurement.decode_cost, first.decoder.warm_up, most
         ).result()
         self._encode_cost = self._executor.submit(
-            measurement.encode_picture_cost, self._vae.encoder.warm_up, most
+            measurement.encode_picture_cost, first.encoder.warm_up, most
         ).result()
         forwards = Forwards()
-        self._decodings: ShapedBatches[torch.Tensor, Pixels] = ShapedBatches(
-            self._vae.decoder.decode,
+        self._decodings: ShapedBatches[Vae, torch.Tensor, Pixels] = ShapedBatches(
+            lambda one, latents: one.decoder.decode(latents),
             _shape_of_latents,
             self._decode_cost,
             max_hold_s,
             Fitting("images", self._health.halved),
             forwards,
         )
-        self._encodings: ShapedBatches[PreparedPicture, EncodedPicture] = ShapedBatches(
-            self._vae.encoder.encode,
-            self._shape_of_picture,
+        self._encodings: ShapedBatches[Vae, PreparedPicture, EncodedPicture] = ShapedBatches(
+            lambda one, pictures: one.encoder.encode(pictures),
+            _shape_of_picture,
             self._encode_cost,
             max_hold_s,
             Fitting("pictures", self._health.halved),
@@ -103,6 +114,7 @@ class VaeDecoder:
 
     async def decode(
         self,
+        model: ModelRef,
         latents: torch.Tensor,
         image_format: ImageFormat,
         metadata: Mapping[str, str],
@@ -113,7 +125,8 @@ class VaeDecoder:
 
         around: a picture with a mask; what the mask keeps is laid around the result
         """
-        pixels = await self._pixels(latents, deterministic)
+        async with self._vaes.part(model) as one:
+            pixels = await self._pixels(one, latents, deterministic)
 
         def written() -> EncodedImage:
             whole = pixels if around is None else laid_around(pixels, around)
@@ -123,30 +136,41 @@ class VaeDecoder:
         logger.info("made %d bytes of %s", len(image.data), image.media_type, extra={"stage": "decode"})
         return image
 
-    async def encode(self, picture: Picture, height: int, width: int, deterministic: bool) -> EncodedPicture:
+    async def encode(
+        self, model: ModelRef, picture: Picture, height: int, width: int, deterministic: bool
+    ) -> EncodedPicture:
         """Encodes a picture, or its crop, in a size in pixels. Deterministic ones are encoded in a batch of
         their own. One that was encoded lately costs nothing."""
-        key = (await asyncio.to_thread(_digest, picture, height, width), deterministic)
+        digest = await asyncio.to_thread(_digest, picture, height, width)
+        key = (model.vae, digest, deterministic)
         if (known := self._encoded.use(key)) is not None:
             return known
-        encoded = await self._encode(picture, height, width, deterministic)
+        async with self._vaes.part(model) as one:
+            encoded = await self._encode(one, picture, height, width, deterministic)
         self._encoded.keep(key, encoded)
         logger.info("encoded a picture of %dx%d", width, height, extra={"stage": "encode"})
         return encoded
 
     async def enlarge(
-        self, latents: torch.Tensor, latent_shape: LatentShape, upscaler: Upscaler, deterministic: bool
+        self,
+        model: ModelRef,
+        latents: torch.Tensor,
+        latent_shape: LatentShape,
+        upscaler: Upscaler,
+        deterministic: bool,
     ) -> EncodedPicture:
         """Latents [C, h, w] in another shape, to start from: either themselves, or their picture."""
         if upscaler == "latent":
             return await asyncio.to_thread(enlarged_latents, latents, latent_shape)
-        pixels = await self._pixels(latents, deterministic)
-        height, width = (self._vae.scale_factor * side for side in latent_shape)
-        picture = await asyncio.to_thread(enlarged, pixels, height, width)
-        return await self._encode(picture, height, width, deterministic)
+        async with self._vaes.part(model) as one:
+            pixels = await self._pixels(one, latents, deterministic)
+            height, width = (one.scale_factor * side for side in latent_shape)
+            picture = await asyncio.to_thread(enlarged, pixels, height, width)
+            return await self._encode(one, picture, height, width, deterministic)
 
     async def decode_isolated(
         self,
+        model: ModelRef,
         latents: torch.Tensor,
         image_format: ImageFormat,
         metadata: Mapping[str, str],
@@ -154,25 +178,30 @@ class VaeDecoder:
         around: Picture | None = None,
     ) -> AsyncIterator[Turn | EncodedImage]:
         """Does `decode` alone and in its turn, for latents under which a replica died."""
-        work = partial(self.decode, latents, image_format, metadata, True, around)
+        work = partial(self.decode, model, latents, image_format, metadata, True, around)
         async with aclosing(self._turns.isolated(work)) as events:
             async for event in events:
                 yield event
 
     async def encode_isolated(
-        self, picture: Picture, height: int, width: int, deterministic: bool
+        self, model: ModelRef, picture: Picture, height: int, width: int, deterministic: bool
     ) -> AsyncIterator[Turn | EncodedPicture]:
         """Does `encode` alone and in its turn."""
-        work = partial(self.encode, picture, height, width, True)
+        work = partial(self.encode, model, picture, height, width, True)
         async with aclosing(self._turns.isolated(work)) as events:
             async for event in events:
                 yield event
 
     async def enlarge_isolated(
-        self, latents: torch.Tensor, latent_shape: LatentShape, upscaler: Upscaler, deterministic: bool
+        self,
+        model: ModelRef,
+        latents: torch.Tensor,
+        latent_shape: LatentShape,
+        upscaler: Upscaler,
+        deterministic: bool,
     ) -> AsyncIterator[Turn | EncodedPicture]:
         """Does `enlarge` alone and in its turn."""
-        work = partial(self.enlarge, latents, latent_shape, upscaler, True)
+        work = partial(self.enlarge, model, latents, latent_shape, upscaler, True)
         async with aclosing(self._turns.isolated(work)) as events:
             async for event in events:
                 yield event
@@ -180,13 +209,17 @@ class VaeDecoder:
     async def begin_turn(self, turn: Turn) -> None:
         self._turns.begin(turn)
 
-    async def preview(self, latents: torch.Tensor, image_format: ImageFormat) -> EncodedImage:
-        """Makes a rough picture of unfinished latents [C, h, w], in full size, without the VAE."""
-        pixels = await asyncio.to_thread(self._vae.decoder.preview, latents)
+    async def preview(
+        self, model: ModelRef, latents: torch.Tensor, image_format: ImageFormat
+    ) -> EncodedImage:
+        """Makes a rough picture of unfinished latents [C, h, w], in full size, by a map fitted to the VAE."""
+        async with self._vaes.part(model) as one:
+            pixels = await asyncio.to_thread(one.decoder.preview, latents)
         return await asyncio.to_thread(encode_image, pixels, image_format, {})
 
-    async def cost(self) -> tuple[StageCost, StageCost]:
-        """The cost of VAE decoding by images, and of encoding by pictures."""
+    async def cost(self, _: ModelRef) -> tuple[StageCost, StageCost]:
+        """The cost of VAE decoding by images, and of encoding by pictures. All families' VAEs are of one
+        architecture, so other models' cost the same."""
         return self._decode_cost, self._encode_cost
 
     def record_autoscaling_stats(self) -> dict[str, float]:
@@ -197,37 +230,42 @@ class VaeDecoder:
         """Called by Serve, which replaces the replica when this raises."""
         self._health.check()
 
-    async def _pixels(self, latents: torch.Tensor, deterministic: bool) -> Pixels:
-        return await self._made(self._decodings, self._decode_together, latents, deterministic)
+    async def _pixels(self, one: Vae, latents: torch.Tensor, deterministic: bool) -> Pixels:
+        return await self._made(self._decodings, self._decode_together, one, latents, deterministic)
 
-    async def _encode(self, picture: Picture, height: int, width: int, deterministic: bool) -> EncodedPicture:
+    async def _encode(
+        self, one: Vae, picture: Picture, height: int, width: int, deterministic: bool
+    ) -> EncodedPicture:
         prepared = await asyncio.to_thread(prepare_picture, picture, height, width)
-        return await self._made(self._encodings, self._encode_together, prepared, deterministic)
+        return await self._made(self._encodings, self._encode_together, one, prepared, deterministic)
 
     async def _made(
         self,
-        batches: ShapedBatches[Item, Result],
-        together: Callable[[Item], Awaitable[Result | StageError]],
+        batches: ShapedBatches[Vae, Item, Result],
+        together: Callable[[tuple[Vae, Item]], Awaitable[Result | StageError]],
+        one: Vae,
         item: Item,
         deterministic: bool,
     ) -> Result:
-        with self._work.of(batches.seconds_each(item, self._max_batch_size)):
+        with self._work.of(batches.seconds_each(one, item, self._max_batch_size)):
             if deterministic:
-                [result] = await self._run(batches, [item])
+                [result] = await self._run(batches, [(one, item)])
             else:
-                result = await together(item)
+                result = await together((one, item))
             return self._health.check_result(result)
 
     @serve.batch  # type: ignore[untyped-decorator]
-    async def _decode_together(self, latents: list[torch.Tensor]) -> list[Pixels | StageError]:
+    async def _decode_together(self, latents: list[tuple[Vae, torch.Tensor]]) -> list[Pixels | StageError]:
         return await self._run(self._decodings, latents)
 
     @serve.batch  # type: ignore[untyped-decorator]
-    async def _encode_together(self, pictures: list[PreparedPicture]) -> list[EncodedPicture | StageError]:
+    async def _encode_together(
+        self, pictures: list[tuple[Vae, PreparedPicture]]
+    ) -> list[EncodedPicture | StageError]:
         return await self._run(self._encodings, pictures)
 
     async def _run(
-        self, batches: ShapedBatches[Item, Result], items: Sequence[Item]
+        self, batches: ShapedBatches[Vae, Item, Result], items: Sequence[tuple[Vae, Item]]
     ) -> list[Result | StageError]:
         def watched() -> list[Result | StageError]:
             with self._health.watching():
@@ -235,12 +273,13 @@ class VaeDecoder:
 
         return await asyncio.get_running_loop().run_in_executor(self._executor, watched)
 
-    def _shape_of_picture(self, picture: PreparedPicture) -> LatentShape:
-        height, width = (side // self._vae.scale_factor for side in picture.pixels.shape[1:])
-        return height, width
+
+def _shape_of_picture(one: Vae, picture: PreparedPicture) -> LatentShape:
+    height, width = (side // one.scale_factor for side in picture.pixels.shape[1:])
+    return height, width
 
 
-def _shape_of_latents(latents: torch.Tensor) -> LatentShape:
+def _shape_of_latents(_: Vae, latents: torch.Tensor) -> LatentShape:
     return latents.shape[1], latents.shape[2]
 
 

@@ -40,7 +40,8 @@ def build_app(config: AppConfig) -> Application:
     # What is wrong with them is said now rather than by replicas that cannot start.
     job_store(jobs, [], describe)
     object_store(jobs)
-    config = config.model_copy(update={"jobs": jobs})
+    catalog = config.catalog.resolved(jobs.data_folder)
+    config = config.model_copy(update={"jobs": jobs, "catalog": catalog})
     model = model_ref(source)
     made_by = fingerprint(model, placement, config.engine_config(info).deterministic_rows)
     measurement = _cost_measurement(config, info, made_by)
@@ -49,24 +50,25 @@ def build_app(config: AppConfig) -> Application:
     def deployment(path: str, stage: str) -> Deployment:
         return deployment_of(path, **HEALTH, **stage_options(config, stage, info))
 
-    def gathered(stage: str) -> tuple[Batching, int]:
-        return config.batching(stage, info), config.stages[stage].num_threads
+    def gathered(stage: str) -> tuple[Batching, int, int]:
+        section = config.stages[stage]
+        return config.batching(stage, info), section.num_threads, section.max_models
 
     encoder = deployment(PROMPT_ENCODER, "encoder").bind(
-        source, placement, *gathered("encoder"), internal.encoder_cache_size, measurement
+        model, placement, *gathered("encoder"), internal.encoder_cache_size, measurement
     )
     denoiser = deployment(DENOISER, "denoiser").bind(
-        source, placement, engine, *gathered("denoiser"), measurement
+        model, placement, engine, *gathered("denoiser"), measurement
     )
     decoder = deployment(VAE_DECODER, "decoder").bind(
-        source, placement, *gathered("decoder"), internal.max_hold_s, measurement
+        model, placement, *gathered("decoder"), internal.max_hold_s, measurement
     )
     stages = (encoder, denoiser, decoder)
     runner = deployment_of(RUNNER, **HEALTH, **config.jobs.runner_options())
     ingress = serve.deployment(
         Ingress, **HEALTH, **ingress_options(config, info, drain_timeout_s(config, info))
     )
-    return ingress.bind(config, info, *stages, runner.bind(config, info, made_by, *stages))
+    return ingress.bind(config, info, model, *stages, runner.bind(config, info, model, *stages))
 
 
 def _cost_measurement(config: AppConfig, info: ModelInfo, made_by: str) -> CostMeasurement:

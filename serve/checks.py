@@ -8,14 +8,16 @@ from typing import Any
 
 import yaml
 from pydantic import ValidationError
-from pydantic_core import ErrorDetails
 from ray.serve.schema import ServeDeploySchema
 
 from deployments.engine.model_source import ModelInfo, ModelLoadError, load_model_info
 from serve.capacity.config_problems import check_drain
 from serve.config.app import AppConfig
+from serve.config.catalog import effective_defaults
+from serve.config.catalog_files import entry_files, name_clashes, read_entry
 from serve.config.old_keys import OLD_KEYS
 from serve.config.schema import ConfigError, unknown_keys
+from serve.config.sentences import sentences
 
 IMPORT_PATH = "serve.app:build_app"
 
@@ -66,6 +68,35 @@ def checked_model_info(config: AppConfig) -> ModelInfo:
     return info
 
 
+def check_catalog(config: AppConfig) -> int:
+    """The number of models in the catalog. Reads nothing of the models themselves.
+
+    Raises ConfigError if its folder is not there, or if files of it cannot be used, with a line for each
+    problem.
+
+    A server starts without such files, because one of them must not keep the others from being served.
+    """
+    catalog = config.catalog.resolved(config.jobs.data_folder)
+    if catalog.folder is None:
+        return 0
+    problems, entries = [], {}
+    try:
+        files = entry_files(Path(catalog.folder))
+    except OSError as error:
+        raise ConfigError(f"catalog.folder: {catalog.folder} cannot be read: {error.strerror}") from error
+    for file in files:
+        try:
+            entries[file] = read_entry(file)
+            effective_defaults(config.defaults, entries[file].defaults)
+        except ConfigError as error:
+            problems += [f"{file}: {line}" for line in str(error).splitlines()]
+    for file, clash in name_clashes(config.model, entries).items():
+        problems += [f"{file}: {line}" for line in clash.splitlines()]
+    if problems:
+        raise ConfigError("\n".join(problems))
+    return len(entries)
+
+
 def _problems_of_args(args: Any, place: str) -> list[str]:
     if unknown := list(unknown_keys(AppConfig, args, f"{place}.", OLD_KEYS)):
         return unknown
@@ -76,7 +107,7 @@ def _problems_of_args(args: Any, place: str) -> list[str]:
         else:  # the hub is asked only when the application is built
             config.model.known_cost()
     except ValidationError as error:
-        return _sentences(error, args, place)
+        return sentences(error, args, place)
     except ConfigError as error:
         return [f"{place}.{line}" for line in str(error).splitlines()]
     except ModelLoadError as error:
@@ -90,41 +121,9 @@ def _problems_for_serve(data: dict[str, Any]) -> list[str]:
     try:
         ServeDeploySchema.model_validate(data)
     except ValidationError as error:
-        problems += _sentences(error, data)
+        problems += sentences(error, data)
     for options in ("http_options", "grpc_options"):
         port = data[options].get("port") if isinstance(data.get(options), dict) else None
         if isinstance(port, int) and not 0 <= port < 2**16:
             problems.append(f"{options}.port: {port} is not a port; ports go from 0 to {2**16 - 1}")
     return problems
-
-
-def _sentences(error: ValidationError, data: Any, place: str = "") -> list[str]:
-    """A sentence for each key in `data` that pydantic rejects."""
-    by_place: dict[str, str] = {}
-    for item in error.errors():
-        by_place.setdefault(_place(item["loc"], data, place), _sentence(item))
-    return [f"{where}: {sentence}" for where, sentence in by_place.items()]
-
-
-def _sentence(item: ErrorDetails) -> str:
-    context = item.get("ctx", {})
-    match item["type"]:
-        case "missing":
-            return "is missing"
-        case "value_error":
-            return str(context["error"])
-        case "enum" | "literal_error":
-            return f"{item['input']!r} was given; allowed are {context['expected']}"
-    return item["msg"]  # without the given value, which may be a secret
-
-
-def _place(location: tuple[int | str, ...], data: Any, place: str) -> str:
-    """The key's path in the file. Drops the types that pydantic tried, which nobody has written."""
-    for part in location:
-        if isinstance(data, list) and isinstance(part, int):
-            place += f"[{part}]"
-            data = data[part] if part < len(data) else None
-        elif isinstance(data, dict) and isinstance(part, str):
-            place += f".{part}" if place else part
-            data = data.get(part)
-    return place

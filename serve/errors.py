@@ -119,6 +119,8 @@ class DeadlineTooEarlyNowError(MidstepError):
 
 
 class NotReadyError(MidstepError):
+    """A stage has no replica yet, or a model is still being read in."""
+
     status, code, title = 503, "not_ready", "Not ready"
 
 
@@ -153,6 +155,12 @@ class NotFiniteError(GenerationFailedError):
     """The model has computed NaN or infinity, which would give a black picture."""
 
     code, title, is_final = "not_finite", "Values that are not numbers", True
+
+
+class ModelUnloadableError(GenerationFailedError):
+    """The files of the request's model cannot be used by a stage. Other models are served on."""
+
+    status, code, title, is_final = 422, "model_unloadable", "Model cannot be loaded", True
 
 
 class OutOfDeviceMemoryError(GenerationFailedError):

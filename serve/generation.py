@@ -13,6 +13,7 @@ from deployments.engine.messages import (
     TokenCount,
     Upscaler,
 )
+from deployments.engine.model_source import ModelRef
 from deployments.engine.prompt_text import AS_DIFFUSERS, Reading
 
 
@@ -63,6 +64,8 @@ class GenerationRequest(ImageParameters):
     """An accepted request for one or more images of one prompt.
 
     model: the served model's name in pictures and jobs
+    ref: where the model is; None for the configured one, as in jobs of earlier versions
+    pool: the application's name among runners, by its configured model; None in jobs of earlier versions
     negative_prompt: None differs from empty: SDXL uses zeros for None, as diffusers does
     seed: seed of the first image; the others use seed + 1, seed + 2, ...
     num_previews: evenly spaced previews of each unfinished image
@@ -82,6 +85,8 @@ class GenerationRequest(ImageParameters):
     start: StartPicture | None = None
     hires: HiresPass | None = None
     work_s: float | None = None
+    ref: ModelRef | None = None
+    pool: str | None = None
 
     @property
     def passes(self) -> tuple[ImageParameters, ...]:

@@ -4,7 +4,7 @@ from ray import serve
 from ray.serve.handle import DeploymentHandle
 from starlette.applications import Starlette
 
-from deployments.engine.model_source import ModelInfo
+from deployments.engine.model_source import ModelInfo, ModelRef
 from serve.calls.fleet import Fleet
 from serve.calls.pipeline import Pipeline
 from serve.calls.telemetry import Telemetry
@@ -18,6 +18,7 @@ class Ingress:
         self,
         config: AppConfig,
         info: ModelInfo,
+        model: ModelRef,
         encoder: DeploymentHandle,
         denoiser: DeploymentHandle,
         decoder: DeploymentHandle,
@@ -26,7 +27,7 @@ class Ingress:
         """config: with section `jobs` resolved; runner: never called, but Serve deploys only bound nodes"""
         self._config = config
         self._info = info
-        self._pipeline = Pipeline(encoder, denoiser, decoder, Telemetry())
+        self._pipeline = Pipeline(encoder, denoiser, decoder, model, Telemetry())
         here = serve.get_replica_context()
         stages = {"encoder": encoder, "denoiser": denoiser, "decoder": decoder}
         names = {stage: handle.deployment_name for stage, handle in stages.items()}

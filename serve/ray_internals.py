@@ -16,6 +16,7 @@ from ray._raylet import GcsClient  # type: ignore[attr-defined]
 from ray.core.generated.autoscaler_pb2 import DrainNodeReason
 from ray.serve import Deployment
 from ray.serve.context import _get_global_client, _set_request_context
+from ray.serve.handle import DeploymentHandle
 from ray.serve.schema import ServeDeploySchema
 
 __all__ = [
@@ -25,6 +26,7 @@ __all__ = [
     "deployment_of",
     "drain_node",
     "num_ongoing_requests",
+    "routing_stats",
     "serve_details",
     "set_request_id",
     "take_worker_logs",
@@ -53,6 +55,13 @@ def deployment_of(path: str, **options: Any) -> Deployment:
     the application is built and where the controller runs, for ten seconds on a slow machine.
     """
     return serve.deployment(name=path.rpartition(".")[2], **options)(path)
+
+
+def routing_stats(handle: DeploymentHandle) -> list[Mapping[str, Any]]:
+    """What each replica said last by `record_routing_stats`, as far as the handle's router has heard."""
+    router = getattr(getattr(handle, "_router", None), "_asyncio_router", None)
+    router = getattr(router, "_request_router", None)
+    return [one.routing_stats for one in router.curr_replicas.values()] if router else []
 
 
 def num_ongoing_requests(application: str, deployment: str) -> int:

@@ -7,8 +7,9 @@ from importlib import import_module
 
 from ray.serve.handle import DeploymentHandle
 
+from deployments.engine.fingerprint import fingerprint
 from deployments.engine.messages import Picture
-from deployments.engine.model_source import ModelInfo
+from deployments.engine.model_source import ModelInfo, ModelRef
 from serve.calls.pipeline import Pipeline
 from serve.calls.telemetry import Telemetry
 from serve.config.app import AppConfig
@@ -22,21 +23,21 @@ from serve.ray_internals import set_request_id
 
 
 class Runner:
-    """config: with its section `jobs` resolved; fingerprint: of model and engine, stored in checkpoints"""
+    """config: with its section `jobs` resolved; model: the configured one"""
 
     def __init__(
         self,
         config: AppConfig,
         info: ModelInfo,
-        fingerprint: str,
+        model: ModelRef,
         encoder: DeploymentHandle,
         denoiser: DeploymentHandle,
         decoder: DeploymentHandle,
     ) -> None:
         self._config = config
         self._info = info
-        self._fingerprint = fingerprint
-        self._pipeline = Pipeline(encoder, denoiser, decoder, Telemetry())
+        self._model = model
+        self._pipeline = Pipeline(encoder, denoiser, decoder, model, Telemetry())
         # Serve calls constructors on the replica's event loop. __del__ stops the task that is started here.
         self._task = asyncio.get_running_loop().create_task(self._run(), name="job-runner")
 
@@ -68,6 +69,11 @@ class Runner:
                 WebhookSender(jobs.webhook_secrets, jobs.allow_private_webhooks)
             )
             await JobRunner(store, object_store(jobs), webhooks, self._generate, settings).run()
+
+    def _fingerprint(self, request: GenerationRequest) -> str:
+        """Of the request's model and the engine."""
+        rows = self._config.engine_config(self._info).deterministic_rows
+        return fingerprint(request.ref or self._model, self._config.placement(), rows)
 
     async def _generate(
         self, request: GenerationRequest, picture: Picture | None, resume: Resume

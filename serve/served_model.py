@@ -4,11 +4,12 @@ import logging
 import secrets
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Self
 
 from deployments.engine.cost import CostModel
 from deployments.engine.messages import ImageFormat, Picture, steps_from_picture
-from deployments.engine.model_source import ModelInfo
+from deployments.engine.model_source import ModelInfo, ModelRef
 from deployments.engine.prompt_syntax import problem
 from deployments.engine.prompt_text import Reading
 from deployments.engine.samplers import (
@@ -19,7 +20,9 @@ from deployments.engine.samplers import (
     takes_eta,
 )
 from serve.capacity.estimator import Estimator
+from serve.catalog_model import CatalogModel, family_of, size_bytes_of
 from serve.config.app import AppConfig
+from serve.config.catalog import effective_defaults
 from serve.config.limits import DefaultsConfig, Limits
 from serve.generation import GenerationRequest, HiresPass
 from serve.sizes import Sizes
@@ -52,6 +55,8 @@ class ServedModel:
     device: as named in the configuration
     default_size: height and width in pixels
     known_cost: the present cost model; None before it is known
+    family: as serve.catalog_model.family_of says it; size_bytes: of its files; None if they are not here
+    ref, pool: as in GenerationRequest
     """
 
     id: str
@@ -65,10 +70,15 @@ class ServedModel:
     estimator: Estimator
     known_cost: Callable[[], CostModel | None]
     aliases: tuple[str, ...] = ()
+    family: str = ""
+    size_bytes: int | None = None
+    ref: ModelRef | None = None
+    pool: str | None = None
 
     @classmethod
     def of(cls, config: AppConfig, info: ModelInfo, known_cost: Callable[[], CostModel | None]) -> Self:
         """The model of a configuration that fits it."""
+        source = config.model.source()
         return cls(
             id=config.model.id,
             shown_id=config.model.shown_id,
@@ -81,6 +91,27 @@ class ServedModel:
             estimator=Estimator(config.engine_config(info)),
             known_cost=known_cost,
             aliases=config.model.aliases,
+            family=family_of(source, info),
+            size_bytes=size_bytes_of(Path(source.path)) if source.is_folder else None,
+        )
+
+    @classmethod
+    def of_catalog(
+        cls, config: AppConfig, model: CatalogModel, known_cost: Callable[[], CostModel | None]
+    ) -> Self:
+        """A model of the application's catalog."""
+        defaults = effective_defaults(config.defaults, model.entry.defaults)
+        served = cls.of(config.with_defaults(defaults), model.info, known_cost)
+        name = config.model.model_copy(update={"id": model.entry.id}).shown_id
+        return replace(
+            served,
+            id=model.entry.id,
+            shown_id=name,
+            aliases=model.entry.aliases,
+            ref=model.ref,
+            pool=config.model.shown_id,
+            family=model.family,
+            size_bytes=model.size_bytes,
         )
 
     @property
@@ -151,6 +182,8 @@ class ServedModel:
             reading=self._reading(wanted),
             strength=strength,
             start=start,
+            ref=self.ref,
+            pool=self.pool,
         )
         request = replace(request, hires=self._hires(wanted, request))
         return Accepted(replace(request, work_s=self.work_s(request)), picture)

@@ -17,6 +17,7 @@ from deployments.engine.engine import Engine
 from deployments.engine.engine_config import EngineConfig
 from deployments.engine.images import LatentDecoder
 from deployments.engine.messages import Checkpoint, DenoisedLatents, DenoiseRequest, PromptEmbeds
+from deployments.engine.model_pool import KnownModel, OneModel
 from deployments.engine.model_source import ModelInfo, ModelSource, Placement, load_model_info
 from deployments.engine.models import load_text_pipeline, load_unet, load_vae
 from deployments.engine.pictures import PictureEncoder
@@ -94,7 +95,7 @@ class LoadedModel:
         }
         config = EngineConfig(**(settings | changes))
         run_step = run_step or EagerSteps(self.unet)
-        return Engine(self.unet, run_step, self.tables, config, cost)
+        return Engine(OneModel(KnownModel(self.unet.shape, self.tables, cost), run_step), config)
 
     def embeds(
         self,

@@ -1,9 +1,12 @@
-"""Accepted requests, and the denoising of their images, for tests."""
+"""Accepted requests, the denoising of their images, and a model that they are for, for tests."""
 
 from typing import Any
 
 from deployments.engine.messages import DenoiseRequest, ImageFormat, PromptEmbeds, TokenCount
+from deployments.engine.model_source import ModelRef, ModelSource
 from serve.generation import GenerationRequest
+
+SOME_MODEL = ModelRef(ModelSource("nowhere"), "digest", "text", "unet", "vae")
 
 
 def generation_request(request_id: str = "id", **changes: Any) -> GenerationRequest:

@@ -72,9 +72,9 @@ def _unet(**config: object) -> UNet2DConditionModel:
     )
 
 
-def build(family: str) -> DiffusionPipeline:
-    """A pipeline of the family (one of FAMILIES or INPAINTING), with weights from a fixed seed."""
-    torch.manual_seed(0)
+def build(family: str, seed: int = 0) -> DiffusionPipeline:
+    """A pipeline of the family (one of FAMILIES or INPAINTING). seed: of its weights"""
+    torch.manual_seed(seed)
     if family not in INPAINTING:
         return _build(family, in_channels=4)
     pipeline = _build(family.removesuffix("-inpainting"), in_channels=9)

@@ -14,7 +14,7 @@ from cluster.bench.tasks import Task, read_task
 
 T = TypeVar("T")
 
-TRACE_COLUMNS = ("arrival_s", "num_images", "num_inference_steps")  # and `task` and `strength`, optionally
+TRACE_COLUMNS = ("arrival_s", "num_images", "num_inference_steps")  # and, optionally, the other fields below
 
 
 @dataclass(frozen=True)
@@ -22,6 +22,7 @@ class TraceArrival:
     """due_s: seconds from the start of the run; the other fields are None where the trace has no value
 
     strength: the share of the steps that is done, above 0 and up to 1, of a task with a picture
+    checkpoint: the name of the model there
     """
 
     due_s: float
@@ -29,6 +30,7 @@ class TraceArrival:
     num_inference_steps: int | None = None
     task: Task | None = None
     strength: float | None = None
+    checkpoint: str | None = None
 
 
 def constant(rate: float, duration_s: float) -> list[float]:
@@ -99,6 +101,7 @@ def _read(lines: Iterable[str], rng: random.Random) -> Iterator[TraceArrival]:
                 _read_if_any(num_steps, read_positive_count),
                 _read_if_any(row.get("task"), read_task),
                 _read_if_any(row.get("strength"), read_share),
+                row.get("checkpoint") or None,
             )
         except ValueError as error:
             raise ValueError(f"line {rows.line_num}: {error}") from error

@@ -12,6 +12,7 @@ import click
 from rich.console import Console
 
 from cluster.api_key import KEY_HELP, api_key
+from cluster.bench.checkpoints import Mapped, mapped, served_models
 from cluster.bench.load import RequestOutcome, Target
 from cluster.bench.load_options import LoadOptions, file_of, with_load_options
 from cluster.bench.mix import PlannedRequest, read_size
@@ -26,10 +27,14 @@ _PLOT_NAME = "latency_throughput.png"
 
 @dataclass(frozen=True)
 class _Runs:
-    """The plan of each run, and the targets by name. Each plan is sent to every target."""
+    """The plan of each run, and the targets by name. Each plan is sent to every target.
+
+    models: of a trace's checkpoints, by target; none where the plans name models as they are
+    """
 
     targets: Mapping[str, Target]
     plans: Sequence[Sequence[PlannedRequest]]
+    models: Mapping[str, Mapped]
     warmup: int
     timeout_s: float
     slo_s: float | None
@@ -88,7 +93,8 @@ def bench(
         }
         plans = load.plans()
         _check_body(template, plans)
-        runs = _Runs(targets, plans, load.warmup, load.timeout_s, slo_s)
+        models = _models(targets, plans, console) if load.kind() == "trace" else {}
+        runs = _Runs(targets, plans, models, load.warmup, load.timeout_s, slo_s)
         output = WRITABLE_FOLDER.convert(output or "build/bench", _parameter("output"), None)
         picture = f"{picture_size[0]}x{picture_size[1]}"
         settings = load.settings() | {"slo_s": slo_s, "stream": stream, "picture_size": picture}
@@ -115,6 +121,22 @@ def _check_body(template: Mapping[str, Any], plans: Sequence[Sequence[PlannedReq
     if num_edits and "{image}" not in json.dumps(template):
         message = f"has no {{image}}, but {num_edits} requests start from a picture"
         raise click.BadParameter(message, param_hint="--body")
+
+
+def _models(
+    targets: Mapping[str, Target], plans: Sequence[Sequence[PlannedRequest]], console: Console
+) -> dict[str, Mapped]:
+    """The models that each target serves for a trace's checkpoints, which it says. Nothing is asked for a
+    trace without checkpoints, or for bodies without a model."""
+    models = {}
+    for name, target in targets.items():
+        if mapped(plans, []) is None or "{model}" not in json.dumps(target.body):
+            continue
+        found = mapped(plans, served_models(target.url, target.api_key))
+        if found is not None:
+            models[name] = found
+            console.print(found.sentence(name), markup=False, highlight=False)
+    return models
 
 
 def _by_name(earlier: Sequence[Results]) -> dict[str, Sequence[Summary]]:
@@ -148,7 +170,8 @@ def _measured(runs: _Runs, console: Console) -> dict[str, list[Summary]]:
             # Systems take turns within each rate, so that a change in the machine's speed hits all of them.
             for planned in runs.plans:
                 for name, target in runs.targets.items():
-                    outcomes = run(target, planned, runs.warmup, runs.timeout_s, name, progress)
+                    sent = runs.models[name].apply(planned) if name in runs.models else planned
+                    outcomes = run(target, sent, runs.warmup, runs.timeout_s, name, progress)
                     results[name].append(summarize(outcomes, runs.slo_s))
                     problems.update(_problem(name, outcome) for outcome in outcomes if outcome.answer.detail)
     except KeyboardInterrupt:

@@ -34,6 +34,12 @@ def _weights(read: Callable[[str], T]) -> Read[dict[T, float]]:
     return Read("value:weight,...", lambda text: read_weights(text, read))
 
 
+def _read_name(text: str) -> str:
+    if not text:
+        raise ValueError("a name is empty")
+    return text
+
+
 def _read_prompts(path: Path) -> list[str]:
     if not (prompts := [line for line in path.read_text().splitlines() if line.strip()]):
         raise ValueError(f"{path}: has no prompts; it needs one per line")
@@ -62,7 +68,8 @@ _WHEN = (
     click.option(
         "--trace",
         type=Path,
-        help="CSV or CSV.GZ with arrival_s, num_images, num_inference_steps; optionally task, strength.",
+        help="CSV or CSV.GZ with arrival_s, num_images, num_inference_steps; optionally task, strength, "
+        "checkpoint.",
     ),
     click.option(
         "--speed-up",
@@ -96,6 +103,7 @@ _WHAT = (
         type=_weights(read_share),
         help="Of images that start from pictures: 0.5:1,0.8:3 (img2img: 0.8; inpaint: 1).",
     ),
+    click.option("--models", type=_weights(_read_name), help="Models to name: sdxl:3,anime:1."),
     click.option("--seed", type=COUNT, default="0", help="Seed of arrival times and requests."),
 )
 
@@ -121,6 +129,7 @@ class LoadOptions:
     num_images: Mapping[int, float] | None
     tasks: Mapping[Task, float] | None
     strengths: Mapping[float, float] | None
+    models: Mapping[str, float] | None
     seed: int
 
     def whole_mix(self) -> Mix:

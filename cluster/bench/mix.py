@@ -50,6 +50,7 @@ class Mix:
     num_images: Mapping[int, float] = field(default_factory=lambda: {1: 1.0})
     tasks: Mapping[Task, float] = field(default_factory=lambda: {Task.TXT2IMG: 1.0})
     strengths: Mapping[float | None, float] = field(default_factory=lambda: {None: 1.0})
+    models: Mapping[str | None, float] = field(default_factory=lambda: {None: 1.0})
 
 
 @dataclass(frozen=True)
@@ -57,6 +58,7 @@ class PlannedRequest:
     """due_s: seconds from the start of the run; width and height in pixels; None leaves it to the server
 
     strength: the share of the steps that is done if the task starts from a picture, else None
+    model: a served model, or a trace's checkpoint before `checkpoints` gives it one
     """
 
     due_s: float
@@ -70,6 +72,7 @@ class PlannedRequest:
     sampler: str | None = None
     task: Task = Task.TXT2IMG
     strength: float | None = None
+    model: str | None = None
 
 
 def plan(due_times: Sequence[float], mix: Mix, seed: int) -> list[PlannedRequest]:
@@ -80,13 +83,13 @@ def plan(due_times: Sequence[float], mix: Mix, seed: int) -> list[PlannedRequest
 def plan_trace(arrivals: Sequence[TraceArrival], mix: Mix, seed: int) -> list[PlannedRequest]:
     """Does `plan`, but with the trace's values where it has them."""
     rng = random.Random(seed)
-    # Tasks are drawn apart, so that they change nothing else about a load.
-    of_tasks = random.Random(f"tasks {seed}")
+    # Tasks and models are drawn apart, so that they change nothing else about a load.
+    of_tasks, of_models = random.Random(f"tasks {seed}"), random.Random(f"models {seed}")
     planned = []
     for arrival in arrivals:
         drawn = _draw(arrival.due_s, mix, rng)
         task, strength = _pick(mix.tasks, of_tasks), _pick(mix.strengths, of_tasks)
-        task = arrival.task or task
+        task, model = arrival.task or task, _pick(mix.models, of_models)
         strength = arrival.strength or strength or task.default_strength
         planned.append(
             replace(
@@ -95,6 +98,7 @@ def plan_trace(arrivals: Sequence[TraceArrival], mix: Mix, seed: int) -> list[Pl
                 num_inference_steps=arrival.num_inference_steps or drawn.num_inference_steps,
                 task=task,
                 strength=strength if task.starts_from_picture else None,
+                model=arrival.checkpoint or model,
             )
         )
     return planned
@@ -156,6 +160,7 @@ class MixFile(BaseModel):
     num_images: dict[PositiveInt, PositiveFloat] | None = None
     tasks: dict[Task, PositiveFloat] | None = None
     strengths: dict[Annotated[float, Field(gt=0, le=1)], PositiveFloat] | None = None
+    models: dict[str, PositiveFloat] | None = None
 
 
 def read_mix(path: Path) -> Mix:

@@ -14,6 +14,7 @@ from rich.console import Group
 from rich.table import Table
 
 from cluster.bench.answers import Kind
+from cluster.bench.by_model import OfModel, by_model, table_by_model
 from cluster.bench.load import RequestOutcome
 from cluster.bench.tasks import Task
 
@@ -29,6 +30,7 @@ class Summary:
     goodput_images_per_s: the same for pictures of requests that completed within slo_s; offered_*: from the
     due times; first_preview_*: from due to the first preview, of completed requests with previews
     tasks: requests by Task; earlier results have none
+    num_models: models that the requests name; by_model: those with the most requests, and all others together
     Percentiles are interpolated linearly. None: nothing to measure.
     """
 
@@ -50,6 +52,8 @@ class Summary:
     first_preview_p95_s: float | None
     generator_lag_p99_s: float
     tasks: Mapping[str, int] = field(default_factory=dict)
+    num_models: int = 0
+    by_model: Sequence[OfModel] = ()
 
     @property
     def trusted(self) -> bool:
@@ -92,6 +96,8 @@ def summarize(outcomes: Sequence[RequestOutcome], slo_s: float | None = None) ->
         first_preview_p95_s=_percentile(previews, 95),
         generator_lag_p99_s=float(np.percentile([outcome.lag_s for outcome in outcomes], 99)),
         tasks=dict(Counter(outcome.request.task.value for outcome in outcomes)),
+        num_models=len({outcome.request.model for outcome in outcomes} - {None}),
+        by_model=by_model(outcomes),
     )
 
 
@@ -106,7 +112,7 @@ def _percentile(values: Sequence[float], rank: float) -> float | None:
 
 def table(results: Mapping[str, Sequence[Summary]]) -> Group:
     """Tables with a row per run: figures, counts of outcomes, and requests by task if any started from a
-    picture. Empty columns are left out."""
+    picture; and one with a row per model if requests name several. Empty columns are left out."""
     runs = [(name, summary) for name, summaries in results.items() for summary in summaries]
     figures = {
         head: [getattr(summary, field) for _, summary in runs]
@@ -126,7 +132,12 @@ def table(results: Mapping[str, Sequence[Summary]]) -> Group:
     shown = [figures, counts]
     if any(summary.tasks.keys() - {Task.TXT2IMG.value} for _, summary in runs):
         shown.append({task.value: [summary.tasks.get(task.value) for _, summary in runs] for task in Task})
-    return Group(*(_drawn(runs, columns) for columns in shown))
+    if any(summary.num_models > 1 for _, summary in runs):
+        counts["models"] = [summary.num_models or None for _, summary in runs]
+        models = [table_by_model([(name, summary.by_model) for name, summary in runs])]
+    else:
+        models = []
+    return Group(*(_drawn(runs, columns) for columns in shown), *models)
 
 
 def _drawn(runs: Sequence[tuple[str, Summary]], columns: Mapping[str, Sequence[float | None]]) -> Table:

@@ -15,6 +15,7 @@ PICTURE_SIZE = (512, 512)  # width and height in pixels, where a request has non
 PLACEHOLDERS = (*(field.name for field in fields(PlannedRequest) if field.name != "due_s"), "image", "mask")
 # OpenAI's images dialect with extensions that image servers share.
 IMAGES_BODY: Mapping[str, Any] = {
+    "model": "{model}",
     "prompt": "{prompt}",
     "n": "{num_images}",
     "size": "{width}x{height}",

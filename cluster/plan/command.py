@@ -14,11 +14,12 @@ from cluster.bench.progress import counting, new_progress, run
 from cluster.bench.report import summarize, warnings
 from cluster.bench.report import table as summary_table
 from cluster.config_errors import shown_config_errors
+from cluster.plan.catalog import models_of, named
 from cluster.plan.devices import Sharing
 from cluster.plan.load_plan import LoadPlan, check_autoscaling, plan_load
 from cluster.plan.model import Model
 from cluster.plan.options import PlanOptions, with_plan_options
-from cluster.plan.report import comparison, options_table, over_time, recommendation, title
+from cluster.plan.report import comparison, num_models, options_table, over_time, recommendation, title
 from cluster.plan.simulation import Simulation
 from cluster.plan.stages import Overheads
 from cluster.plan.validation import (
@@ -69,12 +70,20 @@ def plan(options: PlanOptions) -> Written:
         raise ConfigError(
             "model.cost_model: planning needs a file of `midstep profile`, here or as --cost-model"
         )
+    if options.load_s is not None:
+        file = file.model_copy(update={"cost_model": replace(file.cost_model, load_s=options.load_s)})
+    models = models_of(options, config)
+    options = replace(options, plans=named(options.plans, models))
     model = _model(options, config, file)
     console = Console()
     console.print(
         f"Simulated with the costs of {file.device}. A device's time is shared by: {model.sharing}.",
         highlight=False,
     )
+    if models is not None:
+        console.print(models.sentence(config.model.id), markup=False, highlight=False)
+    if not file.cost_model.load_s and any(map(num_models, options.plans)):
+        console.print("Loads of models take no time in this cost model; --load-s gives them one.")
     if options.validate is None:
         written = _plan(options, model, file, console)
     else:

@@ -36,6 +36,7 @@ class Option:
 
     denoisers: (second, number) at each change; one entry if the number is fixed
     within_slo: share of all requests; per_1000_images: their cost, None without any image
+    num_loads, waited_for_load: as in Simulated
     """
 
     is_autoscaled: bool
@@ -47,6 +48,8 @@ class Option:
     within_slo: float
     per_1000_images: float | None
     meets_goal: bool
+    num_loads: int
+    waited_for_load: float
 
 
 @dataclass(frozen=True)
@@ -173,6 +176,8 @@ def option_of(model: Model, simulated: Simulated, is_autoscaled: bool, goal: Goa
         within_slo,
         1000 * price / summary.num_images if summary.num_images else None,
         within_slo >= goal.percentile / 100,
+        simulated.num_loads,
+        simulated.waited_for_load,
     )
 
 

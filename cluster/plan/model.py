@@ -5,8 +5,10 @@ from functools import cached_property
 
 from cluster.bench.mix import PlannedRequest
 from cluster.bench.tasks import Task
+from cluster.plan.denoiser import DenoisingCosts, Room
 from cluster.plan.devices import Sharing
-from cluster.plan.stages import DenoisingCosts, Overheads
+from cluster.plan.model_slots import CONFIGURED
+from cluster.plan.stages import Overheads
 from deployments.engine.cost import CostModel
 from deployments.engine.engine_config import EngineConfig
 from deployments.engine.model_source import ModelInfo
@@ -66,6 +68,16 @@ class Model:
     @cached_property
     def denoising(self) -> DenoisingCosts:
         return DenoisingCosts.of(self.engine, self.cost.forward)
+
+    def digest(self, planned: PlannedRequest) -> str:
+        """Tells the models of requests apart, like the digest of a U-Net. All cost what this one costs."""
+        own = (None, self.config.model.id, *self.config.model.aliases)
+        return CONFIGURED if planned.model in own else str(planned.model)
+
+    @property
+    def room(self) -> Room:
+        """Room for models on a denoiser's device."""
+        return Room(self.config.denoiser.max_models, self.cost.load_s)
 
     def accepted(self, planned: PlannedRequest, request_id: str) -> GenerationRequest:
         """The parsed request. Raises InvalidRequestError, as the server would.

@@ -1,7 +1,7 @@
 """The options of `midstep plan`."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import wraps
 from pathlib import Path
 from typing import Any, TypeVar
@@ -24,10 +24,16 @@ DURATION_S = 600.0
 
 @dataclass(frozen=True)
 class PlanOptions:
-    """sharing: None for what suits the configuration; validate: the server to compare with"""
+    """load_s: seconds that a model takes to load, instead of the cost model's
+
+    num_models: that the plans' checkpoints are shared out to; sharing: of devices; None for what suits the
+    configuration; validate: the server to compare with
+    """
 
     config: Path
     cost_model: str | None
+    load_s: float | None
+    num_models: int | None
     plans: Sequence[Sequence[PlannedRequest]]
     goal: Goal
     sharing: Sharing | None
@@ -48,6 +54,14 @@ _OPTIONS = (
     click.option("--json", type=WRITABLE_FILE, help="A file for all results."),
     with_load_options,
     click.option("--cost-model", help="A file of `midstep profile`, instead of model.cost_model."),
+    click.option(
+        "--load-s", type=NOT_NEGATIVE, help="Seconds that a model takes to load (the cost model's)."
+    ),
+    click.option(
+        "--num-models",
+        type=POSITIVE_COUNT,
+        help="Models that are served; without a trace's checkpoints the n-th has 1/n of the first's requests.",
+    ),
     click.option(
         "--sharing",
         type=click.Choice([str(sharing) for sharing in Sharing]),
@@ -78,6 +92,8 @@ def with_plan_options(command: Callable[[PlanOptions], R]) -> Callable[..., R]:
         json: Path | None,
         load: LoadOptions,
         cost_model: str | None,
+        load_s: float | None,
+        num_models: int | None,
         sharing: str | None,
         overhead_s: float | None,
         step_overhead_s: float | None,
@@ -86,10 +102,14 @@ def with_plan_options(command: Callable[[PlanOptions], R]) -> Callable[..., R]:
     ) -> R:
         if percentile > 100:
             raise click.BadParameter("is more than 100", param_hint="--percentile")
+        if num_models is not None and load.models is None:
+            load = replace(load, models={str(rank): 1 / rank for rank in range(1, num_models + 1)})
         return command(
             PlanOptions(
                 config=config,
                 cost_model=cost_model,
+                load_s=load_s,
+                num_models=num_models,
                 plans=load.plans(DURATION_S),
                 goal=Goal(slo_s, percentile, price, max_gpus),
                 sharing=None if sharing is None else Sharing(sharing),
@@ -98,7 +118,7 @@ def with_plan_options(command: Callable[[PlanOptions], R]) -> Callable[..., R]:
                 warmup=load.warmup,
                 timeout_s=load.timeout_s,
                 json=json,
-                settings=load.settings(DURATION_S),
+                settings=load.settings(DURATION_S) | {"num_models": num_models},
             )
         )
 

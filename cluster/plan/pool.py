@@ -1,25 +1,24 @@
-"""The replicas of a simulated stage, and the choice of a replica for a call."""
+"""The replicas of a simulated stage, and the calls that they get."""
 
-import random
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Generic, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
 from simpy import Environment, Event
 
 from cluster.plan.devices import Device, Devices, Place
 from cluster.plan.stages import Process, Replica
 from deployments.work import Tally
-from serve.calls.routing import Outstanding
+from serve.config.internal import ROUTING_STATS_PERIOD_S
 
 Call = TypeVar("Call")
 
 
 @dataclass(eq=False, slots=True)
 class Member(Generic[Call]):
-    """A replica, its place, and its calls."""
+    """A replica, its place, and its calls. said: to routers, the last time that it was asked"""
 
     replica: Replica[Call]
     place: Place
@@ -27,14 +26,21 @@ class Member(Generic[Call]):
     leaving: bool = False
     ongoing: int = 0
     tally: Tally = field(default_factory=Tally)
+    said: Mapping[str, Any] = field(default_factory=dict)
+
+
+class Router(Protocol[Call]):
+    """Chooses a replica for a call, and hears of the call until it is done."""
+
+    def choose(self, members: Sequence[Member[Call]], call: Call) -> Member[Call]: ...
+    def assign(self, key: Hashable, member: Member[Call], call: Call) -> None: ...
+    def finish(self, key: Hashable) -> None: ...
 
 
 class Pool(Generic[Call]):
     """Sends a call to a replica with room. Calls without one wait in order of arrival.
 
     share: of a device; max_ongoing: most calls of a replica at once
-    weigh: a call's weight; calls go to the replica with the least weight, as in serve.calls.routing. Without
-    it, two replicas are drawn and the one with fewer calls is taken, as in Serve's own router
     """
 
     def __init__(
@@ -44,20 +50,18 @@ class Pool(Generic[Call]):
         build: Callable[[Device], Replica[Call]],
         share: float,
         max_ongoing: int,
-        seed: int,
-        weigh: Callable[[Call], float] | None = None,
+        router: Router[Call],
     ) -> None:
         self._env = env
         self._devices = devices
         self._build = build
         self._share = share
         self._max_ongoing = max_ongoing
-        self._weigh = weigh
-        self._outstanding = Outstanding()
-        self._rng = random.Random(seed)
+        self._router = router
         self._members: list[Member[Call]] = []
         self._waiting: deque[tuple[Event, Call]] = deque()
         self.history: list[tuple[float, int]] = []  # (second, running and starting replicas)
+        env.process(self._ask())
 
     @property
     def running(self) -> list[Member[Call]]:
@@ -98,7 +102,7 @@ class Pool(Generic[Call]):
         yield member.replica.run(call)
         member.tally.finish(work_s)
         member.ongoing -= 1
-        self._outstanding.finish(assigned)
+        self._router.finish(assigned)
         self._assign()
         self._let_go(member)
 
@@ -113,18 +117,17 @@ class Pool(Generic[Call]):
             with_room := [member for member in self.running if member.ongoing < self._max_ongoing]
         ):
             assigned, call = self._waiting.popleft()
-            member = self._chosen(with_room)
+            member = self._router.choose(with_room, call)
             member.ongoing += 1  # at once, as others are assigned before the process goes on
-            if self._weigh is not None:
-                self._outstanding.assign(assigned, member, self._weigh(call))
+            self._router.assign(assigned, member, call)
             assigned.succeed(member)
 
-    def _chosen(self, with_room: Sequence[Member[Call]]) -> Member[Call]:
-        if self._weigh is None:
-            drawn = self._rng.sample(with_room, min(2, len(with_room)))
-            return min(drawn, key=lambda member: member.ongoing)
-        shuffled = self._rng.sample(with_room, len(with_room))  # ties are broken at random
-        return min(shuffled, key=lambda member: self._outstanding.of(member, member.ongoing))
+    def _ask(self) -> Process:
+        """Lets the replicas say now and then what routers should know, as Serve does."""
+        while True:
+            for member in self.running:
+                member.said = member.replica.routing_stats()
+            yield self._env.timeout(ROUTING_STATS_PERIOD_S)
 
     def _start(self, member: Member[Call], _: Event) -> None:
         member.running = True

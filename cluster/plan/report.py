@@ -20,6 +20,12 @@ COMPARED = {
 }
 
 
+def num_models(planned: Sequence[PlannedRequest]) -> int:
+    """The models that requests name; 0 if there are not several."""
+    number = len({request.model for request in planned})
+    return number if number > 1 else 0
+
+
 def title(planned: Sequence[PlannedRequest]) -> str:
     """Describes a load in one line."""
     span_s = planned[-1].due_s - planned[0].due_s
@@ -28,13 +34,16 @@ def title(planned: Sequence[PlannedRequest]) -> str:
     tasks = Counter(request.task for request in planned)
     counted = ", ".join(f"{tasks[task]} {task}" for task in Task if tasks[task])
     by_task = f" ({counted})" if tasks.keys() - {Task.TXT2IMG} else ""
-    return f"{len(planned)} requests{by_task} for {images} images in {span_s:.0f} s{rate}"
+    models = f", {num_models(planned)} models" if num_models(planned) else ""
+    return f"{len(planned)} requests{by_task} for {images} images in {span_s:.0f} s{rate}{models}"
 
 
 def options_table(load: LoadPlan, goal: Goal) -> Table:
     """A row per option; the best has a star."""
     heads = ["", "GPUs", "denoi-\nsers", "row\ncap", "images\n/s", "p50\ns", "p95\ns", "p99\ns"]
-    table = _table([*heads, f"within\n{goal.slo_s:g} s", "re-\nfused", "$ per\n1,000"])
+    heads += [f"within\n{goal.slo_s:g} s", "re-\nfused", "$ per\n1,000"]
+    has_loads = any(option.num_loads for option in load.options)
+    table = _table([*heads, "waited\nfor load"] if has_loads else heads)
     for option in load.options:
         summary = option.summary
         latencies = (summary.latency_p50_s, summary.latency_p95_s, summary.latency_p99_s)
@@ -48,6 +57,7 @@ def options_table(load: LoadPlan, goal: Goal) -> Table:
             f"{100 * option.within_slo:.1f}%",
             str(summary.num_requests - summary.counts.get(Kind.COMPLETED, 0)),
             "" if option.per_1000_images is None else f"{option.per_1000_images:.2f}",
+            *([f"{100 * option.waited_for_load:.1f}%"] if has_loads else []),
         )
     return table
 
@@ -77,10 +87,11 @@ def recommendation(load: LoadPlan, goal: Goal) -> str:
         gpus = [option.gpus for option in load.options if not option.is_autoscaled]
         tried = f" ({min(gpus)} to {max(gpus)} were simulated)" if gpus else ""
         return f"Nothing up to {goal.max_gpus} GPUs would keep {wanted}{tried}."
+    waited = f" {best.waited_for_load:.1%} of the requests wait for a load." if best.num_loads else ""
     return (
         f"{_counted(best.gpus, 'GPU')} with {_counted(best.denoisers[0][1], 'denoiser')} and a row cap of "
         f"{best.row_cap} would keep {wanted} ({100 * best.within_slo:.1f}%, p95 "
-        f"{best.summary.latency_p95_s:.2f} s) at ${best.per_1000_images:.2f} per 1,000 images."
+        f"{best.summary.latency_p95_s:.2f} s) at ${best.per_1000_images:.2f} per 1,000 images." + waited
     )
 
 

@@ -10,13 +10,15 @@ from simpy import Environment
 from cluster.bench.answers import Answer, Kind
 from cluster.bench.load import RequestOutcome
 from cluster.bench.mix import PlannedRequest
+from cluster.plan.denoiser import DenoiserReplica
 from cluster.plan.devices import Devices
 from cluster.plan.model import Model
+from cluster.plan.model_slots import Loads
 from cluster.plan.pool import Pool
+from cluster.plan.routing import LeastWorkRouter, LessBusyRouter
 from cluster.plan.scaling import Scaler
-from cluster.plan.stages import DecoderReplica, DenoiserReplica, EncoderReplica, Process, VaeCall
+from cluster.plan.stages import DecoderReplica, EncoderReplica, Process, VaeCall
 from deployments.engine.messages import DenoiseRequest, PromptEmbeds, TokenCount
-from serve.calls.routing import work_s
 from serve.capacity.admission import Admission
 from serve.errors import InvalidRequestError, QueueFullError
 from serve.generation import GenerationRequest
@@ -39,12 +41,15 @@ class Simulated:
 
     outcomes: in the order of the load; gpus: most devices at once; gpu_s: seconds that they were held
     denoisers: (second, running and starting replicas) at each change
+    num_loads: of models; waited_for_load: share of the requests with an image that waited for one
     """
 
     outcomes: Sequence[RequestOutcome]
     gpus: int
     gpu_s: float
     denoisers: Sequence[tuple[float, int]]
+    num_loads: int
+    waited_for_load: float
 
 
 class Simulation:
@@ -57,6 +62,7 @@ class Simulation:
         self._model = model
         self._env = env = Environment()
         self._devices = Devices(env, model.sharing)
+        self._loads = Loads()
         config, info, cost = model.config, model.info, model.cost
         shares = config.num_gpus()
         # Denoisers are placed first, because they have large shares. The others fill the remaining room.
@@ -64,12 +70,17 @@ class Simulation:
             env,
             self._devices,
             lambda device: DenoiserReplica(
-                env, device, config.batching("denoiser", info), model.denoising, model.overheads
+                env,
+                device,
+                config.batching("denoiser", info),
+                model.denoising,
+                model.overheads,
+                model.room,
+                self._loads,
             ),
             shares["denoiser"] or 1.0,
             config.max_ongoing_requests("denoiser", info),
-            seed,
-            work_s,
+            LeastWorkRouter(env, seed),
         )
         self._decoders: Pool[VaeCall] = Pool(
             env,
@@ -79,7 +90,7 @@ class Simulation:
             ),
             shares["decoder"],
             config.max_ongoing_requests("decoder", info),
-            seed,
+            LessBusyRouter(seed),
         )
         self._encoders: Pool[Sequence[str]] = Pool(
             env,
@@ -89,7 +100,7 @@ class Simulation:
             ),
             shares["encoder"],
             config.max_ongoing_requests("encoder", info),
-            seed,
+            LessBusyRouter(seed),
         )
         limits = config.limits
         self._admission = Admission(limits.max_queue, limits.max_wait_s, self._num_denoisers)
@@ -129,11 +140,14 @@ class Simulation:
             if on_outcome is not None:
                 request.callbacks.append(lambda ended: on_outcome(ended.value))
         outcomes: Any = self._env.run(self._env.all_of(requests))
+        waited = {image.partition("/")[0] for image in self._loads.waited}
         return Simulated(
             [outcomes[request] for request in requests],
             self._devices.most,
             self._devices.held_s,
             self._denoisers.history,
+            self._loads.number,
+            len(waited) / len(planned) if planned else 0.0,
         )
 
     def _request(self, planned: PlannedRequest, request_id: str) -> Process:
@@ -146,12 +160,13 @@ class Simulation:
         yield self._devices.outside()(self._model.overheads.request_s)
         try:
             with self._admission.admitted(request):
-                yield from self._generate(request)
+                yield from self._generate(request, self._model.digest(planned))
         except QueueFullError as error:
             return self._outcome(planned, Kind.BUSY, detail=str(error))
         return self._outcome(planned, Kind.COMPLETED, request.num_images)
 
-    def _generate(self, request: GenerationRequest) -> Process:
+    def _generate(self, request: GenerationRequest, model: str) -> Process:
+        """model: as in DenoiseRequest"""
         texts = (
             [request.prompt, request.negative_prompt or ""] if request.needs_negative else [request.prompt]
         )
@@ -160,11 +175,13 @@ class Simulation:
             picture = VaeCall(request.latent_shape, is_encoding=True)
             encoded.append(self._env.process(self._decoders.run(picture)))
         yield self._env.all_of(encoded)
-        images = (self._env.process(self._image(request, index)) for index in range(request.num_images))
+        images = (
+            self._env.process(self._image(request, model, index)) for index in range(request.num_images)
+        )
         yield self._env.all_of(images)
 
-    def _image(self, request: GenerationRequest, index: int) -> Process:
-        yield self._env.process(self._denoisers.run(_denoise_request(request, index)))
+    def _image(self, request: GenerationRequest, model: str, index: int) -> Process:
+        yield self._env.process(self._denoisers.run(_denoise_request(request, model, index)))
         yield self._env.process(self._decoders.run(VaeCall(request.latent_shape)))
 
     def _outcome(self, planned: PlannedRequest, kind: Kind, num_images: int = 0, **of: Any) -> RequestOutcome:
@@ -173,11 +190,12 @@ class Simulation:
         )
 
 
-def _denoise_request(request: GenerationRequest, index: int) -> DenoiseRequest:
+def _denoise_request(request: GenerationRequest, model: str, index: int) -> DenoiseRequest:
     """One image of a request, like the pipeline's, with embeddings that nobody reads."""
     negative = _NOTHING if request.needs_negative else None
     return DenoiseRequest(
         request_id=f"{request.request_id}/{index}",
+        model=model,
         embeds=PromptEmbeds(_NOTHING, negative, _NOTHING, negative, TokenCount(0, 0), TokenCount(0, 0)),
         work_s=(request.work_s or 0.0) / request.num_images,
         **request.parameters() | {"seed": request.seed + index},

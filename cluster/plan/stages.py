@@ -1,9 +1,9 @@
-"""A simulated replica of each stage: its calls to its device, and their batches."""
+"""Simulated encoders and decoders: their calls to their devices, and the batches of all stages."""
 
 from collections import OrderedDict
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache, partial
+from functools import partial
 from typing import Any, Generic, Protocol, TypeVar
 
 from simpy import Environment, Event, Resource, Store
@@ -11,15 +11,7 @@ from simpy import Environment, Event, Resource, Store
 from cluster.plan.devices import Device
 from deployments.batching import Batching
 from deployments.engine.cost import CostModel, Curve, StageCost
-from deployments.engine.engine_config import EngineConfig
-from deployments.engine.messages import DenoiseRequest, LatentShape
-from deployments.engine.step_scheduler import (
-    Group,
-    StepScheduler,
-    group_of,
-    num_rows,
-    unloaded_s,
-)
+from deployments.engine.messages import LatentShape
 
 Item = TypeVar("Item")
 Call_contra = TypeVar("Call_contra", contravariant=True)
@@ -31,6 +23,10 @@ class Replica(Protocol[Call_contra]):
 
     def work_s(self, call: Call_contra) -> float:
         """Device-seconds, as the stage counts them for autoscaling."""
+        ...
+
+    def routing_stats(self) -> Mapping[str, Any]:
+        """What it says to routers."""
         ...
 
     def run(self, call: Call_contra) -> Event:
@@ -131,6 +127,9 @@ class EncoderReplica:
     def work_s(self, call: Sequence[str]) -> float:
         return self._text_s * sum(text not in self._kept for text in call)
 
+    def routing_stats(self) -> Mapping[str, Any]:
+        return {}
+
     def run(self, call: Sequence[str]) -> Event:
         return self._env.all_of([self._encode(text) for text in call])
 
@@ -173,6 +172,9 @@ class DecoderReplica:
     def work_s(self, call: VaeCall) -> float:
         return self._costs[call.is_encoding].curve(call.latent_shape).seconds_each(self._max_batch_size)
 
+    def routing_stats(self) -> Mapping[str, Any]:
+        return {}
+
     def run(self, call: VaeCall) -> Event:
         return self._calls[call.is_encoding].run(call.latent_shape)
 
@@ -184,90 +186,3 @@ def _parts_s(cost: StageCost, max_hold_s: float, shapes: Sequence[LatentShape]) 
         for shape in dict.fromkeys(shapes)
         for size in cost.parts(shape, shapes.count(shape), max_hold_s)
     ]
-
-
-@dataclass(eq=False, slots=True)
-class SimulatedDenoising:
-    """An image in the engine, with the fields that the step scheduler reads, and its end."""
-
-    request: DenoiseRequest
-    group: Group
-    unloaded_s: float
-    done: Event
-    arrival: float = 0.0
-    call: int = 0
-
-
-@dataclass(frozen=True, slots=True)
-class DenoisingCosts:
-    """The costs that every denoiser uses, each computed once."""
-
-    row_cap: Callable[[Group], int]
-    seconds: Callable[[Group, int], float]
-    work_s: Callable[[Group, int], float]
-
-    @classmethod
-    def of(cls, config: EngineConfig, cost: StageCost) -> "DenoisingCosts":
-        def seconds(group: Group, rows: int) -> float:
-            return cost.seconds(group.latent_shape, config.forward_rows(group, rows))
-
-        def work_s(group: Group, rows: int) -> float:
-            return config.work_s(group, cost, rows)
-
-        def row_cap(group: Group) -> int:
-            return config.row_cap(group, cost)
-
-        return cls(cache(row_cap), cache(seconds), cache(work_s))
-
-
-class DenoiserReplica:
-    """The engine's bookkeeping without its tensors: admit, launch, finish."""
-
-    def __init__(
-        self,
-        env: Environment,
-        device: Device,
-        batching: Batching,
-        costs: DenoisingCosts,
-        overheads: Overheads,
-    ) -> None:
-        self._env = env
-        self._device = device
-        self._costs = costs
-        self._overheads = overheads
-        self._scheduler = StepScheduler(costs.row_cap, costs.seconds)
-        self._admitted: Batches[SimulatedDenoising] = Batches(env, batching, self._admit)
-        self._items: dict[str, SimulatedDenoising] = {}
-        self._woken = env.event()
-        env.process(self._work())
-
-    def work_s(self, call: DenoiseRequest) -> float:
-        return self._costs.work_s(group_of(call), call.rows_left())
-
-    def run(self, call: DenoiseRequest) -> Event:
-        group, done = group_of(call), self._env.event()
-        alone_s = unloaded_s(call, partial(self._costs.seconds, group))
-        self._admitted.add(SimulatedDenoising(call, group, alone_s, done))
-        return done
-
-    def _admit(self, batch: list[SimulatedDenoising]) -> None:
-        for item in batch:
-            item.arrival = self._env.now
-            self._items[item.request.request_id] = item
-        if not self._woken.triggered:
-            self._woken.succeed()
-
-    def _work(self) -> Process:
-        while True:
-            if not self._items:
-                self._woken = self._env.event()
-                yield self._woken
-            batch = self._scheduler.admit(self._items.values(), self._env.now)
-            seconds = self._costs.seconds(batch[0].group, num_rows(batch))
-            forward_s = self._overheads.slowdown * seconds
-            yield self._device.run(forward_s + self._overheads.step_s)
-            for item in batch:
-                item.call += 1
-                if item.call == item.request.num_calls:
-                    del self._items[item.request.request_id]
-                    item.done.succeed()

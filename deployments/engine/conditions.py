@@ -6,10 +6,11 @@ to diffusers in `models.UNet`. All code in between passes the record on unchange
 
 from __future__ import annotations
 
+import json
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 
@@ -21,7 +22,7 @@ NUM_TIME_IDS = 6  # original size, crop, target size
 
 
 class UNetInterface(Protocol):
-    """What the code that makes inputs reads from a U-Net, real or simulated; see `models.UNet`."""
+    """What the code that makes inputs reads of a U-Net: a UNetShape, or a simulated one."""
 
     @property
     def device(self) -> torch.device: ...
@@ -37,6 +38,61 @@ class UNetInterface(Protocol):
     def pooled_width(self) -> int: ...
     @property
     def time_ids_width(self) -> int: ...
+
+
+@dataclass(frozen=True, slots=True)
+class UNetShape:
+    """The inputs of a U-Net, which its configuration tells without its weights.
+
+    latent_channels: channels of latents; picture_channels: further ones of U-Nets for inpainting; 0: none
+    embeds_width, pooled_width: widths of the prompt embeddings; time_ids_width: number of time ids; 0: none
+    """
+
+    device: torch.device
+    dtype: torch.dtype
+    latent_channels: int
+    picture_channels: int
+    embeds_width: int
+    pooled_width: int
+    time_ids_width: int
+
+    @classmethod
+    def of(cls, config: Mapping[str, Any], device: torch.device, dtype: torch.dtype) -> UNetShape:
+        """config: as in unet/config.json"""
+        is_xl = config.get("addition_embed_type") == "text_time"
+        pooled_width = 0
+        if is_xl:
+            of_time_ids = NUM_TIME_IDS * config["addition_time_embed_dim"]
+            pooled_width = config["projection_class_embeddings_input_dim"] - of_time_ids
+        latent_channels = config["out_channels"]
+        return cls(
+            device=device,
+            dtype=dtype,
+            latent_channels=latent_channels,
+            picture_channels=config["in_channels"] - latent_channels,
+            embeds_width=config["cross_attention_dim"],
+            pooled_width=pooled_width,
+            time_ids_width=NUM_TIME_IDS if is_xl else 0,
+        )
+
+
+# They say where a U-Net is from and what it was trained with, and nothing about its weights' shapes.
+_NOT_ARCHITECTURE = (
+    "_class_name",
+    "_diffusers_version",
+    "_name_or_path",
+    "_use_default_values",
+    "sample_size",
+)
+
+
+def architecture(config: Mapping[str, Any]) -> str:
+    """A key that U-Nets share if one's weights can take the place of the other's. Defaults must be filled in.
+
+    config: of a loaded module
+    """
+    told = {name: value for name, value in config.items() if name not in _NOT_ARCHITECTURE}
+    return json.dumps(told, sort_keys=True, default=str)
 
 
 @dataclass(frozen=True, slots=True)

@@ -149,12 +149,14 @@ class CostModel:
     """The cost of every stage: encode per text, forward per U-Net row, decode per image.
 
     encode_picture: per picture to start from; None if it was not measured
+    load_s: seconds that a model takes to load; 0 if it is there already
     """
 
     encode: Curve
     forward: StageCost
     decode: StageCost
     encode_picture: StageCost | None = None
+    load_s: float = 0.0
 
     @property
     def picture(self) -> StageCost:

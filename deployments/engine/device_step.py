@@ -90,11 +90,12 @@ class _Recorded:
 
 
 class EagerSteps:
-    """Launches the kernels of every step one by one."""
+    """Launches the kernels of every step one by one. num_threads: of a CPU; None for torch's"""
 
-    def __init__(self, unet: UNet) -> None:
+    def __init__(self, unet: UNet, num_threads: int | None = None) -> None:
+        self.unet = unet
         self._device = unet.device
-        self._unet = RowParts(unet) if unet.device.type == "cpu" else unet
+        self._unet = RowParts(unet, num_threads) if unet.device.type == "cpu" else unet
 
     def launch(self, inputs: StepInputs) -> torch.Tensor:
         return denoise_step(self._unet, inputs.map(lambda tensor: send(tensor, self._device)))
@@ -115,7 +116,7 @@ class CapturedSteps:
     """
 
     def __init__(self, unet: UNet, latent_shapes: Collection[LatentShape]) -> None:
-        self._unet = unet
+        self.unet = self._unet = unet
         self._latent_shapes = frozenset(latent_shapes)
         self._eager = EagerSteps(unet)
         self._pool = torch.cuda.graph_pool_handle()
@@ -154,11 +155,16 @@ class CapturedSteps:
         return graph, held, outputs
 
 
-def step_runner(unet: UNet, static_shapes: Collection[LatentShape]) -> StepRunner:
-    """The fastest runner on the U-Net's device. static_shapes: shapes that are padded to a few row counts"""
+def step_runner(
+    unet: UNet, static_shapes: Collection[LatentShape], num_threads: int | None = None
+) -> EagerSteps | CapturedSteps:
+    """The fastest runner on the U-Net's device.
+
+    static_shapes: shapes that are padded to a few row counts; num_threads: of a CPU; None for torch's
+    """
     if unet.device.type == "cuda" and static_shapes:
         return CapturedSteps(unet, static_shapes)
-    return EagerSteps(unet)
+    return EagerSteps(unet, num_threads)
 
 
 def warm_up(unet: UNetInterface, run_step: StepRunner, latent_shape: LatentShape, rows: int) -> None:

@@ -20,8 +20,6 @@ from functools import lru_cache, partial
 
 import torch
 
-from deployments.engine.conditions import UNetInterface
-from deployments.engine.cost import StageCost
 from deployments.engine.denoising import Denoising, begin
 from deployments.engine.device_faults import DeviceFaultError, is_device_fault, is_out_of_memory
 from deployments.engine.device_step import Completion, StepRunner
@@ -36,9 +34,9 @@ from deployments.engine.messages import (
     LatentShape,
     StepProgress,
 )
+from deployments.engine.model_pool import Models
 from deployments.engine.reports import ForwardReport, StepReport
 from deployments.engine.sampler_table import STATE_SLOTS
-from deployments.engine.samplers import SamplerTables
 from deployments.engine.stage_errors import StageError, broken, is_finite, not_finite
 from deployments.engine.step_inputs import step_inputs
 from deployments.engine.step_scheduler import (
@@ -47,6 +45,7 @@ from deployments.engine.step_scheduler import (
     group_of,
     num_rows,
     pick_members,
+    slack_s,
     unloaded_s,
 )
 from deployments.engine.transfers import receive
@@ -86,32 +85,27 @@ class _Forward:
 class Engine:
     """Denoises any mix of requests on one device.
 
-    Its parts are passed in: the U-Net and its step runner, the tables of its noise schedule, the cost of
-    forwards, and a clock that counts as deadlines do (seconds since the epoch).
+    Its parts are passed in: its models, and a clock that counts as deadlines do (seconds since the epoch).
     halved: called when a forward did not fit into the device's memory
     """
 
     def __init__(
         self,
-        unet: UNetInterface,
-        run_step: StepRunner,
-        tables: SamplerTables,
+        models: Models,
         config: EngineConfig,
-        cost: StageCost,
         clock: Callable[[], float] = time.time,
         halved: Callable[[], None] = lambda: None,
     ) -> None:
-        self._unet = unet
-        self._run_step = run_step
-        self._tables = tables
+        self._models = models
         self._config = config
         self._clock = clock
         self._denoisings: dict[str, Denoising] = {}
-        self._cost = cost
         # Read often at each step. The cache is bounded because every isolated request is a group of its own.
         self._seconds = lru_cache(maxsize=_KEPT_COSTS)(self._seconds_uncached)
         self._fitting = Fitting("rows", halved)
-        row_cap = lru_cache(maxsize=_KEPT_COSTS)(lambda group: config.row_cap(group, cost))
+        row_cap = lru_cache(maxsize=_KEPT_COSTS)(
+            lambda group: config.row_cap(group, models.known(group.model).cost)
+        )
         self._scheduler = StepScheduler(
             lambda group: self._fitting.most(_memory_shape(group), row_cap(group)), self._seconds
         )
@@ -128,6 +122,20 @@ class Engine:
         """The requests with steps that are not yet launched."""
         return [item for item in self._denoisings.values() if item.calls_left]
 
+    def _is_ready(self, item: Denoising) -> bool:
+        """Whether there is something to do for a waiting request: its model is there, or never will be."""
+        models, model = self._models, item.group.model
+        return models.runner(model) is not None or models.failure(model) is not None
+
+    def arrange(self) -> None:
+        """Takes in models that were loaded, and says who waits for which. `add` and `step` do it too."""
+        by_model: dict[str, list[Denoising]] = {}
+        for item in self.waiting:
+            by_model.setdefault(item.group.model, []).append(item)
+        now, forward = self._clock(), self._under_way
+        slacks = {model: slack_s(items, now) for model, items in by_model.items()}
+        self._models.arrange(slacks, {forward.batch[0].group.model} if forward else (), now)
+
     def add(self, request: DenoiseRequest, arrival: float | None = None) -> None:
         """Adds a request; it joins the next forward that has room for it.
 
@@ -137,16 +145,18 @@ class Engine:
         """
         if request.request_id in self._denoisings:
             raise ValueError(f"request {request.request_id!r} is being denoised already")
-        table = self._tables.table_for(request)
+        model = self._models.known(request.model)
+        table = model.tables.table_for(request)
         group = group_of(request)
         now = self._clock()
-        alone_s = unloaded_s(request, partial(self._seconds, group))
+        alone_s = unloaded_s(request, partial(self._seconds, group)) + self._models.load_s(request.model)
         arrived = now if arrival is None else arrival
         self._denoisings[request.request_id] = self._fitting.patiently(
             _memory_shape(group),
             2 if request.is_guided else 1,
-            lambda: begin(request, table, group, self._unet, arrived, now, alone_s),
+            lambda: begin(request, table, group, model.unet, arrived, now, alone_s),
         )
+        self.arrange()
 
     def abort(self, request_id: str) -> None:
         """Frees the request's rows from the next forward on. Ignores unknown and finished ids."""
@@ -154,14 +164,15 @@ class Engine:
 
     @property
     def due_in_s(self) -> float | None:
-        """Seconds until the next step or the next look; 0 for now, None if there is no request.
+        """Seconds until the next step or the next look; 0 for now, None if there is no request, or none whose
+        model is there.
 
         The next forward is launched shortly before the running one is done: late enough that requests
         arriving until then join it, and early enough that the device does not wait.
         """
         forward = self._under_way
         if forward is None:
-            return 0.0 if self._denoisings else None
+            return 0.0 if any(map(self._is_ready, self.waiting)) else None
         if forward.completion.query():
             return 0.0
         runs_s = time.perf_counter() - max(forward.started, self._done_at)
@@ -187,11 +198,11 @@ class Engine:
         return StepReport([*failed, *report.events], report.forward)
 
     def _launch_next(self) -> tuple[_Forward | None, list[DenoiseEvent]]:
-        """Launches the next forward, if a request is waiting. Returns it, or the failures of its requests."""
-        if not (waiting := self.waiting):
-            return None, []
-        batch: Sequence[Denoising] = self._scheduler.admit(waiting, self._clock())
-        failed: list[DenoiseEvent] = []
+        """Launches the next forward, if a request is waiting. Returns it, and the failures of requests."""
+        self.arrange()
+        failed = self._fail_unloadable()
+        ready = [item for item in self.waiting if self._is_ready(item)]
+        batch: Sequence[Denoising] = self._scheduler.admit(ready, self._clock()) if ready else []
         while batch:
             started = time.perf_counter()
             try:
@@ -201,13 +212,24 @@ class Engine:
                     raise DeviceFaultError.of(error) from error
                 if not is_out_of_memory(error):
                     logger.exception("a forward for %d requests broke", len(batch))
-                    return None, self._fail_one_or_isolate(batch, error)
+                    return None, failed + self._fail_one_or_isolate(batch, error)
             else:
                 self._fitting.fitted(_memory_shape(batch[0].group), self._forward_rows(batch))
-                return self._launched(batch, outputs, started), []
+                return self._launched(batch, outputs, started), failed
             # Here and not in the handler: the error's traceback keeps the allocated memory alive.
-            batch, failed = self._make_smaller(batch)
+            batch, too_large = self._make_smaller(batch)
+            failed += too_large
         return None, failed
+
+    def _fail_unloadable(self) -> list[DenoiseEvent]:
+        """Fails the requests whose model could not be loaded."""
+        failures = [(item, self._models.failure(item.group.model)) for item in self.waiting]
+        return [self._fail(item, error) for item, error in failures if error is not None]
+
+    def _runner(self, batch: Sequence[Denoising]) -> StepRunner:
+        run_step = self._models.runner(batch[0].group.model)
+        assert run_step is not None, "only requests whose model is there are admitted"
+        return run_step
 
     def _make_smaller(self, batch: Sequence[Denoising]) -> tuple[Sequence[Denoising], list[DenoiseEvent]]:
         """The part of a batch to try after it did not fit, or the failures if it cannot be made smaller."""
@@ -237,7 +259,7 @@ class Engine:
         If it fails, nothing has changed, so the calls can be made again.
         """
         static = bool(self._config.row_counts)
-        return self._run_step.launch(step_inputs(batch, self._forward_rows(batch), static))
+        return self._runner(batch).launch(step_inputs(batch, self._forward_rows(batch), static))
 
     @torch.inference_mode()
     def _launched(self, batch: Sequence[Denoising], outputs: torch.Tensor, started: float) -> _Forward:
@@ -248,7 +270,7 @@ class Engine:
         return _Forward(
             batch=batch,
             events=events,
-            completion=self._run_step.completion(),
+            completion=self._runner(batch).completion(),
             started=started,
             launch_s=time.perf_counter() - started,
             rows=rows,
@@ -325,9 +347,10 @@ class Engine:
 
     def _seconds_uncached(self, group: Group, rows: int) -> float:
         """The cost model's seconds for a forward of that many rows."""
-        return self._cost.seconds(group.latent_shape, self._config.forward_rows(group, rows))
+        cost = self._models.known(group.model).cost
+        return cost.seconds(group.latent_shape, self._config.forward_rows(group, rows))
 
 
-def _memory_shape(group: Group) -> tuple[LatentShape, bool]:
+def _memory_shape(group: Group) -> tuple[LatentShape, bool, str]:
     """The key that decides how many rows fit. Deterministic forwards have a fixed row count."""
-    return group.latent_shape, group.deterministic
+    return group.latent_shape, group.deterministic, group.model

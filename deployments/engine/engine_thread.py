@@ -33,6 +33,10 @@ class _Abort:
     request_id: str
 
 
+class _Look:
+    """A model has been loaded."""
+
+
 class EngineThread:
     """Builds an engine and runs it, both on its own thread.
 
@@ -54,7 +58,7 @@ class EngineThread:
         self._built: Future[Engine] = Future()
         self._deliver = deliver
         self._lost = lost
-        self._inbox: queue.SimpleQueue[_Add | _Abort | None] = queue.SimpleQueue()
+        self._inbox: queue.SimpleQueue[_Add | _Abort | _Look | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._run, name="denoising-engine", daemon=True)
         self._heartbeat = time.monotonic()
 
@@ -73,6 +77,10 @@ class EngineThread:
 
     def abort(self, request_id: str) -> None:
         self._inbox.put(_Abort(request_id))
+
+    def look(self) -> None:
+        """Lets the engine see that a model has been loaded."""
+        self._inbox.put(_Look())
 
     def problem(self, max_silence_s: float) -> str | None:
         """The reason why this engine cannot go on, or None; for health checks, from any thread."""
@@ -122,6 +130,8 @@ class EngineThread:
                         self._add(request, arrival)
                 case _Abort(request_id):
                     self._engine.abort(request_id)
+                case _Look():
+                    self._engine.arrange()
 
     def _add(self, request: DenoiseRequest, arrival: float) -> None:
         try:

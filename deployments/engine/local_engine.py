@@ -20,6 +20,7 @@ from deployments.engine.messages import (
     EncodedPicture,
     PromptEmbeds,
 )
+from deployments.engine.model_pool import KnownModel, OneModel
 from deployments.engine.model_source import ModelSource, Placement, load_model_info
 from deployments.engine.models import load_text_pipeline, load_unet, load_vae
 from deployments.engine.pictures import PictureEncoder, prepare_picture
@@ -185,7 +186,7 @@ def load_engine(path: str, device: str = "auto", dtype: str = "float32", max_ima
     run_step = step_runner(unet, [shape] if config.row_counts else ())
     return LocalEngine(
         encoder=TextEncoder(load_text_pipeline(source, placement)),
-        engine=Engine(unet, run_step, tables, config, cost),
+        engine=Engine(OneModel(KnownModel(unet.shape, tables, cost), run_step), config),
         decoder=LatentDecoder(vae),
         pictures=PictureEncoder(vae, with_masked=info.needs_mask),
         tables=tables,

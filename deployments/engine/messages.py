@@ -167,6 +167,7 @@ def steps_from_picture(num_inference_steps: int, strength: float | None) -> int:
 class DenoiseRequest(ImageParameters):
     """One image to denoise.
 
+    model: the digest of its U-Net; an engine with one model reads none
     picture: what it starts from if it has a strength
     preview_steps: steps (counted from 1) after which a preview is sent
     work_s: device-seconds of all its calls; None while costs are unknown
@@ -176,6 +177,7 @@ class DenoiseRequest(ImageParameters):
 
     request_id: str
     embeds: PromptEmbeds
+    model: str = ""
     picture: EncodedPicture | None = None
     preview_steps: frozenset[int] = frozenset()
     work_s: float | None = None

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ import torch
 from safetensors import SafetensorError
 from transformers.utils import logging as transformers_logging
 
-from deployments.engine.conditions import MAX_TOKENS, NUM_TIME_IDS, Conditions
+from deployments.engine.conditions import MAX_TOKENS, Conditions, UNetShape, architecture
 from deployments.engine.model_files import PIPELINES, VAE_FILE, WeightFiles
 from deployments.engine.model_source import (
     ModelLoadError,
@@ -29,12 +29,15 @@ from deployments.engine.model_source import (
     pipeline_name,
     refusal,
 )
+from deployments.engine.transfers import pinned
 
 # Importing diffusers' models makes transformers log in every process, so once per replica, that torchvision
 # is not installed, and draw progress bars into the log. These lines are in time, because diffusers imports a
 # model only when its name is used, as in `diffusers.AutoencoderKL`.
 transformers_logging.set_verbosity_error()
 transformers_logging.disable_progress_bar()
+
+_READ_BYTES = 16 << 20
 
 
 @contextmanager
@@ -68,12 +71,25 @@ def _refuse_missing(source: ModelSource, part: str, missing: Sequence[str]) -> N
         raise refusal(source, f"the weights of {part} lack {len(missing)} tensors, such as {missing[0]}")
 
 
+def _read_through(source: ModelSource, part: str) -> None:
+    """Reads a part's files from beginning to end, so that the system has them in memory.
+
+    The libraries map files and then read them page by page, which takes minutes instead of seconds from slow
+    mounts (ComfyUI's issues 1992 and 8713).
+    """
+    for path in Path(source.path, part).glob("*.safetensors") if source.is_folder else ():
+        with path.open("rb", buffering=0) as file:
+            while file.read(_READ_BYTES):
+                pass
+
+
 def load_vae(source: ModelSource, placement: Placement) -> diffusers.AutoencoderKL:
     """The VAE; in float32 where diffusers' pipeline decodes in float32 although the rest is in float16."""
     dtype = placement.torch_dtype()
     if dtype is torch.float16 and _is_upcast(source):
         dtype = torch.float32
     with _loading(source, "vae"):
+        _read_through(source, "vae")
         vae, loading = diffusers.AutoencoderKL.from_pretrained(
             source.path,
             subfolder="vae",
@@ -98,11 +114,7 @@ def _is_upcast(source: ModelSource) -> bool:
 
 
 class UNet:
-    """A U-Net as the engine calls it: rows in, predictions out, always float32 outside.
-
-    latent_channels: channels of latents; picture_channels: further ones of U-Nets for inpainting; 0: none
-    embeds_width, pooled_width: widths of the prompt embeddings; time_ids_width: number of time ids; 0: none
-    """
+    """A U-Net as the engine calls it: rows in, predictions out, always float32 outside. shape: its inputs'"""
 
     def __init__(
         self,
@@ -113,14 +125,8 @@ class UNet:
     ) -> None:
         self._module = module
         self.is_compiled = is_compiled
+        self.shape = UNetShape.of(module.config, device, dtype)
         self.device = device
-        self.dtype = dtype
-        self.latent_channels: int = module.config.out_channels
-        self.picture_channels: int = module.config.in_channels - module.config.out_channels
-        self.embeds_width: int = module.config.cross_attention_dim
-        self._is_xl = module.config.addition_embed_type == "text_time"
-        self.pooled_width = self._width_of_pooled()
-        self.time_ids_width = NUM_TIME_IDS if self._is_xl else 0
 
     def __call__(
         self,
@@ -133,8 +139,8 @@ class UNet:
         latents [rows, C, h, w] float32, timesteps [rows], conditions with as many rows
         """
         added = {"text_embeds": conditions.pooled_prompt_embeds, "time_ids": conditions.time_ids}
-        inputs = latents.to(self.dtype)
-        if self.picture_channels:
+        inputs = latents.to(self.shape.dtype)
+        if self.shape.picture_channels:
             inputs = torch.cat([inputs, conditions.picture_channels], dim=1)
         # A compiled module would compile anew for each length of texts, in mid-service.
         is_usual = conditions.prompt_embeds.shape[1] == MAX_TOKENS
@@ -143,24 +149,46 @@ class UNet:
             inputs,
             timesteps,
             encoder_hidden_states=conditions.prompt_embeds,
-            added_cond_kwargs=added if self._is_xl else None,
+            added_cond_kwargs=added if self.shape.time_ids_width else None,
             return_dict=False,
         )[0]
         return prediction.float()
 
-    def _width_of_pooled(self) -> int:
-        if not self._is_xl:
-            return 0
-        config = self._module.config
-        time_ids_width = NUM_TIME_IDS * config.addition_time_embed_dim
-        return int(config.projection_class_embeddings_input_dim - time_ids_width)
+    def is_like(self, module: diffusers.UNet2DConditionModel) -> bool:
+        """Whether another U-Net's weights can take the place of this one's."""
+        return architecture(self._module.config) == architecture(module.config)
+
+    @torch.inference_mode()
+    def take(self, module: diffusers.UNet2DConditionModel) -> None:
+        """Copies the weights of a U-Net like this one into this one's memory, and waits for that."""
+        other = module.state_dict()
+        stream = torch.cuda.Stream(self.device) if self.device.type == "cuda" else None  # type: ignore[no-untyped-call]
+        with torch.cuda.stream(stream) if stream else nullcontext():
+            for name, tensor in self._module.state_dict().items():
+                tensor.copy_(pinned(other[name]) if stream else other[name], non_blocking=True)
+        if stream:
+            stream.synchronize()
 
 
 def load_unet(source: ModelSource, placement: Placement) -> UNet:
     """Raises ModelLoadError if the U-Net needs more than a prompt, or if the attention cannot run here."""
-    load_unet_config(source)
     device, dtype = placement.torch_device(), placement.torch_dtype()
+    module = load_unet_module(source, dtype)
+    module.to(device, memory_format=torch.channels_last)
+    _set_attention(module, placement.attention, device, dtype)
+    if placement.compile_cache:
+        os.environ["TORCHINDUCTOR_CACHE_DIR"] = placement.compile_cache  # read when it first compiles
+        # Each row count of each size is compiled separately. Past its limit dynamo silently runs eagerly.
+        torch._dynamo.config.recompile_limit = 256
+        module.compile(dynamic=False)
+    return UNet(module, device, dtype, is_compiled=placement.compile_cache is not None)
+
+
+def load_unet_module(source: ModelSource, dtype: torch.dtype) -> diffusers.UNet2DConditionModel:
+    """The module on the CPU. Raises ModelLoadError."""
+    load_unet_config(source)
     with _loading(source, "unet"):
+        _read_through(source, "unet")
         module, loading = diffusers.UNet2DConditionModel.from_pretrained(
             source.path,
             subfolder="unet",
@@ -169,14 +197,7 @@ def load_unet(source: ModelSource, placement: Placement) -> UNet:
             **source.from_pretrained_kwargs(),
         )
     _refuse_missing(source, "unet", loading["missing_keys"])
-    module.to(device, memory_format=torch.channels_last).eval().requires_grad_(False)
-    _set_attention(module, placement.attention, device, dtype)
-    if placement.compile_cache:
-        os.environ["TORCHINDUCTOR_CACHE_DIR"] = placement.compile_cache  # read when it first compiles
-        # Each row count of each size is compiled separately. Past its limit dynamo silently runs eagerly.
-        torch._dynamo.config.recompile_limit = 256
-        module.compile(dynamic=False)
-    return UNet(module, device, dtype, is_compiled=placement.compile_cache is not None)
+    return module.eval().requires_grad_(False)
 
 
 def _set_attention(

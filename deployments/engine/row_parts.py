@@ -14,7 +14,8 @@ _LOWEST_PRIORITY = 19
 
 
 class RowParts:
-    """Calls a U-Net with the U-Net's own signature, on as many cores as torch has threads when this is built.
+    """Calls a U-Net with the U-Net's own signature, on as many cores as `num_threads`, or as torch has
+    threads when this is built.
 
     If all cores share every operation, they wait for each other hundreds of times in a forward, spinning, and
     a process that needs one of the cores holds up all. With a VAE decoding on one of two cores, shared
@@ -23,9 +24,9 @@ class RowParts:
     should have one torch thread: more would be left spinning by its small operations.
     """
 
-    def __init__(self, unet: UNet) -> None:
+    def __init__(self, unet: UNet, num_threads: int | None = None) -> None:
         self._unet = unet
-        self._num_threads = torch.get_num_threads()
+        self._num_threads = num_threads or torch.get_num_threads()
         # torch.compile fixes the number of threads in its code.
         self._num_parts = 1 if unet.is_compiled else self._num_threads
         self._cores = ThreadPoolExecutor(self._num_parts, "unet-part", _use_one_thread)

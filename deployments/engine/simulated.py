@@ -15,9 +15,10 @@ import torch
 
 from deployments.engine.conditions import MAX_TOKENS, NUM_TIME_IDS
 from deployments.engine.cost import Curve, StageCost
-from deployments.engine.device_step import Completion
+from deployments.engine.device_step import Completion, StepRunner
 from deployments.engine.images import Pixels
 from deployments.engine.messages import EncodedPicture, LatentShape, PromptEmbeds, TokenCount
+from deployments.engine.model_source import ModelRef, load_unet_config
 from deployments.engine.pictures import PreparedPicture
 from deployments.engine.prompt_chunks import EncodedText
 from deployments.engine.prompt_text import PromptText, ReadText
@@ -56,8 +57,8 @@ class SimulatedUNet:
         return torch.device("meta")
 
 
-class SimulatedSteps:
-    """Sleeps until a device would have done a step that takes what it costs.
+class SimulatedDevice:
+    """Its time: one piece of work after the other.
 
     clock, sleep: in seconds; given to simulate time itself
     runs_ahead: whether a launch returns before the step is done, as on a GPU; on a CPU it does not
@@ -65,30 +66,55 @@ class SimulatedSteps:
 
     def __init__(
         self,
-        forward: StageCost,
         clock: Callable[[], float] = time.perf_counter,
         sleep: Callable[[float], None] = time.sleep,
         runs_ahead: bool = True,
         faults: SimulatedFaults = NO_FAULTS,
     ) -> None:
+        self.clock = clock
+        self.sleep = sleep
+        self.runs_ahead = runs_ahead
+        self.faults = faults
+        self.done_at = -math.inf  # the end of everything launched
+
+
+class SimulatedSteps:
+    """Sleeps until a device would have done a step that takes what it costs."""
+
+    def __init__(self, forward: StageCost, device: SimulatedDevice | None = None) -> None:
         self._forward = forward
-        self._clock = clock
-        self._sleep = sleep
-        self._runs_ahead = runs_ahead
-        self._faults = faults
-        self._done_at = -math.inf  # the end of everything launched
+        self._device = device or SimulatedDevice()
 
     def launch(self, inputs: StepInputs) -> torch.Tensor:
-        self._faults.check(len(inputs.request_of_row))
+        device = self._device
+        device.faults.check(len(inputs.request_of_row))
         shape = inputs.states.shape  # [B, STATE_SLOTS, C, h, w]
         forward_s = self._forward.seconds((shape[3], shape[4]), len(inputs.request_of_row))
-        self._done_at = max(self._done_at, self._clock()) + forward_s
-        if not self._runs_ahead:
+        device.done_at = max(device.done_at, device.clock()) + forward_s
+        if not device.runs_ahead:
             self.completion().synchronize()
         return inputs.states[:, :1].expand(-1, NUM_OUTPUTS, -1, -1, -1)
 
     def completion(self) -> Completion:
-        return _Slept(self._done_at, self._clock, self._sleep)
+        return _Slept(self._device.done_at, self._device.clock, self._device.sleep)
+
+
+class SimulatedLoader:
+    """Takes the time of a load beside the steps. cost_of: the cost of a model's forwards"""
+
+    def __init__(
+        self, device: SimulatedDevice, cost_of: Callable[[ModelRef], StageCost], load_s: float
+    ) -> None:
+        self._device = device
+        self._cost_of = cost_of
+        self._load_s = load_s
+
+    def describe(self, model: ModelRef) -> SimulatedUNet:
+        return SimulatedUNet(load_unet_config(model.source), self._device.faults)
+
+    def load(self, model: ModelRef, into: StepRunner | None) -> SimulatedSteps:
+        self._device.sleep(self._load_s)
+        return SimulatedSteps(self._cost_of(model), self._device)
 
 
 @dataclass(frozen=True, slots=True)

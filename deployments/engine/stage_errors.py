@@ -13,12 +13,14 @@ Result = TypeVar("Result")
 
 
 class Fault(StrEnum):
-    """BROKEN: something unforeseen; REFUSED: impossible, which should have been said before."""
+    """BROKEN: something unforeseen; REFUSED: impossible, which should have been said before; UNLOADABLE: the
+    files of the request's model cannot be used."""
 
     BROKEN = "broken"
     REFUSED = "refused"
     OUT_OF_MEMORY = "out_of_memory"
     NOT_FINITE = "not_finite"
+    UNLOADABLE = "unloadable"
 
 
 class StageError(Exception):

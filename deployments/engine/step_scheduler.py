@@ -1,11 +1,11 @@
 """The step scheduler: which requests share the next forward.
 
-Rows share a forward when their latents have the same shape. Deterministic requests only share forwards with
-each other, which always have the same number of rows. Within a group, requests go by deadline, so that a
-short request is not held up by long ones. The cost of a forward and the length of the queue decide how many
-go at once. They make way for a much shorter request that a full forward would make late. Groups go by slack:
-the time that a group can still wait before one of its requests is late. Leaving a request out of a forward
-moves no data, and there is no other preemption.
+Rows share a forward when they are of one model and their latents have the same shape. Deterministic requests
+only share forwards with each other, which always have the same number of rows. Within a group, requests go by
+deadline, so that a short request is not held up by long ones. The cost of a forward and the length of the
+queue decide how many go at once. They make way for a much shorter request that a full forward would make
+late. Groups go by slack: the time that a group can still wait before one of its requests is late. Leaving a
+request out of a forward moves no data, and there is no other preemption.
 """
 
 import math
@@ -38,12 +38,14 @@ class Group:
 
     isolated: the id of a request that shares no forward, None for all others
     tokens: of a deterministic request's texts, whose bits depend on their number; 0 for others
+    model: the digest of the U-Net
     """
 
     latent_shape: LatentShape
     deterministic: bool
     isolated: str | None = None
     tokens: int = 0
+    model: str = ""
 
 
 def group_of(request: DenoiseRequest) -> Group:
@@ -52,6 +54,7 @@ def group_of(request: DenoiseRequest) -> Group:
         request.deterministic,
         request.request_id if request.isolated else None,
         request.embeds.common_length if request.deterministic else 0,
+        request.model,
     )
 
 

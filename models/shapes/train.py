@@ -25,7 +25,7 @@ from architecture import (
     build_unet,
     build_vae,
 )
-from denoising import save_whole, train_denoiser, training_steps
+from denoising import fast_precision, save_whole, train_denoiser, training_steps
 from diffusers import AutoencoderKL, StableDiffusionPipeline, UNet2DConditionModel
 from pictures import draw_crops, draw_scenes, to_signal
 from scenes import COLOURS, SHAPES, SIZES, STYLES, Scene, random_scene
@@ -41,7 +41,7 @@ def train_vae(steps: int, seed: int) -> AutoencoderKL:
     losses = []
     for step in training_steps(optimizer, 0, steps, 2e-3):
         target = to_signal(draw_crops(32, rng) if step < 0.75 * steps else draw_scenes(12, rng)[0])
-        with torch.autocast("cpu", torch.bfloat16):
+        with fast_precision():
             posterior = vae.encode(target).latent_dist
             decoded = vae.decode(posterior.sample()).sample.float()
         # A KL weight that only bounds the latents: a larger one leaves them too noisy for sharp corners.
@@ -63,7 +63,7 @@ def encode_scenes(vae: AutoencoderKL, count: int, seed: int, style: str) -> tupl
     latents, prompts = [], []
     for _ in range(0, count, 128):
         pictures, said = draw_scenes(128, rng, style)
-        with torch.autocast("cpu", torch.bfloat16):
+        with fast_precision():
             latents.append(vae.encode(to_signal(pictures)).latent_dist.mean.float())
         prompts += said
     return torch.cat(latents), prompts
@@ -167,6 +167,8 @@ def fine_tune(args: argparse.Namespace, style: str) -> None:
         4e-4,
         args.seed,
         args.work / f"denoiser-{style}.pt",
+        num_scenes=10,  # half of the batch is enough for what it knows but for the style
+        num_unprompted=5,
     )
     for part in ("scheduler", "text_encoder", "tokenizer", "vae"):
         shutil.copytree(start / part, output / part, dirs_exist_ok=True)
@@ -225,11 +227,11 @@ def main() -> None:
     )
     parser.add_argument("--vae-steps", type=int, default=4000)
     parser.add_argument("--text-steps", type=int, default=2500)
-    parser.add_argument("--denoiser-steps", type=int, help="default: 10,000; 3,000 to learn another style")
+    parser.add_argument("--denoiser-steps", type=int, help="default: 10,000; 1,200 to learn another style")
     parser.add_argument("--scenes", type=int, default=32_000)
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
-    args.denoiser_steps = args.denoiser_steps or (10_000 if args.style == "filled" else 3_000)
+    args.denoiser_steps = args.denoiser_steps or (10_000 if args.style == "filled" else 1_200)
     args.work.mkdir(parents=True, exist_ok=True)
     if args.style == "filled":
         train(args)

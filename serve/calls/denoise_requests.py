@@ -15,13 +15,14 @@ from serve.generation import GenerationRequest
 
 def denoise_request(
     request: GenerationRequest,
+    model: str,
     index: int,
     in_pass: int,
     embeds: PromptEmbeds,
     picture: EncodedPicture | None,
     resume_from: Checkpoint | None,
 ) -> DenoiseRequest:
-    """One pass of one image. picture: what it starts from"""
+    """One pass of one image. model: the digest of its U-Net; picture: what it starts from"""
     parameters = request.passes[in_pass]
     before = request.steps_before(in_pass)
     previews = preview_steps(request.steps_per_image, request.num_previews)
@@ -29,6 +30,7 @@ def denoise_request(
         # Clients choose request ids and may use one twice at once; the engine's ids must differ.
         request_id=f"{request.request_id}/{index}/{uuid.uuid4().hex[:8]}",
         embeds=embeds,
+        model=model,
         picture=picture,
         preview_steps=frozenset(
             step - before for step in previews if 0 < step - before < parameters.num_steps

@@ -15,10 +15,12 @@ from ray.exceptions import ObjectLostError, RayActorError, RayError, RayTaskErro
 from ray.serve.handle import DeploymentHandle
 
 from deployments.engine.messages import Checkpoint, DenoiseEvent, DenoiseFailed, DenoiseRequest
+from deployments.engine.model_source import ModelRef
 from deployments.engine.stage_errors import Fault, StageError
 from deployments.isolation import Turn, begin
 from serve.errors import (
     GenerationFailedError,
+    ModelUnloadableError,
     NotFiniteError,
     OutOfDeviceMemoryError,
     PoisonousRequestError,
@@ -79,7 +81,9 @@ class _Deaths:
             await asyncio.sleep(BACK_OFF_S * 2.0 ** (self._attempts - 2))
 
 
-async def denoise(handle: DeploymentHandle, request: DenoiseRequest) -> AsyncGenerator[DenoiseEvent, None]:
+async def denoise(
+    handle: DeploymentHandle, request: DenoiseRequest, model: ModelRef
+) -> AsyncGenerator[DenoiseEvent, None]:
     """One image's events, the last its latents, even if replicas die. Leaving the iterator aborts the image.
 
     A request that reaches its next checkpoint has passed the fatal step and is cleared.
@@ -88,7 +92,7 @@ async def denoise(handle: DeploymentHandle, request: DenoiseRequest) -> AsyncGen
     deaths = _Deaths(request.request_id)
     while True:
         under_way = not request.isolated
-        response = handle.options(stream=True).denoise.remote(request)
+        response = handle.options(stream=True).denoise.remote(request, model)
         try:
             async for event in response:
                 match event:
@@ -167,4 +171,6 @@ def _failure(fault: Fault, detail: str) -> GenerationFailedError:
             return OutOfDeviceMemoryError(detail)
         case Fault.NOT_FINITE:
             return NotFiniteError(detail)
+        case Fault.UNLOADABLE:
+            return ModelUnloadableError(detail)
     return GenerationFailedError("A stage failed: an internal error.")

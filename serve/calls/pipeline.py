@@ -1,6 +1,7 @@
 """Encode, denoise and decode as one stream of events. Only this file knows the order of the stages."""
 
 import asyncio
+import logging
 import time
 from collections.abc import AsyncGenerator, Awaitable, Collection, Sequence
 from contextlib import aclosing
@@ -11,7 +12,7 @@ from opentelemetry.context import Context
 from ray.exceptions import RayError
 from ray.serve.handle import DeploymentHandle
 
-from deployments.engine.cost import CostModel
+from deployments.engine.cost import CostModel, StageCost
 from deployments.engine.messages import (
     Checkpoint,
     DenoisedLatents,
@@ -24,6 +25,7 @@ from deployments.engine.messages import (
     PromptEmbeds,
     StepProgress,
 )
+from deployments.engine.model_source import ModelRef
 from deployments.engine.prompt_text import PromptText
 from serve.calls.denoise_requests import denoise_request
 from serve.calls.failover import call, call_once, denoise, retried
@@ -39,7 +41,9 @@ from serve.generation import (
     PromptEncoded,
     Resume,
 )
+from serve.ray_internals import routing_stats
 
+logger = logging.getLogger("ray.serve")
 Result = TypeVar("Result")
 
 FROM_THE_START = Resume()
@@ -47,22 +51,30 @@ PREVIEW_FORMAT = ImageFormat("image/jpeg", quality=80)
 
 
 class Pipeline:
-    """The stages, called in order. telemetry: this process's telemetry"""
+    """The stages, called in order.
+
+    model: what requests without one are for, as in jobs of earlier versions
+    telemetry: this process's telemetry
+    """
 
     def __init__(
         self,
         encoder: DeploymentHandle,
         denoiser: DeploymentHandle,
         decoder: DeploymentHandle,
+        model: ModelRef,
         telemetry: Telemetry,
     ) -> None:
         self._encoder = encoder
         self._denoiser = denoiser
         self._decoder = decoder
+        self._model = model
         self._telemetry = telemetry
         self._stages = {"encoder": encoder, "denoiser": denoiser, "decoder": decoder}
-        self._costs: dict[str, Any] = {}  # by stage
-        self._cost_model: CostModel | None = None
+        self._costs: dict[str, Any] = {}  # by stage, of the configured model
+        # Of other models, by the U-Net's digest; tasks that ask for them.
+        self._forwards: dict[str, tuple[StageCost, float]] = {}
+        self._asked: dict[str, asyncio.Task[None]] = {}
 
     async def generate(
         self,
@@ -76,9 +88,13 @@ class Pipeline:
         Leaving the iterator cancels the work. Raises DeadlineExceededError and GenerationFailedError.
         """
         with self._telemetry.request(request) as context:
-            embeds, encoded = await _until(request.deadline, self._encode_both(request, picture, context))
+            model = request.ref or self._model
+            if request.ref is not None:
+                self._learn_soon(request.ref)
+            encoding = self._encode_both(request, model, picture, context)
+            embeds, encoded = await _until(request.deadline, encoding)
             yield PromptEncoded(embeds.tokens, embeds.negative_tokens)
-            inputs = _Inputs(embeds, picture, encoded)
+            inputs = _Inputs(model, embeds, picture, encoded)
             images = [
                 self._image(request, index, inputs, resume.checkpoints.get(index), context)
                 for index in range(request.num_images)
@@ -99,24 +115,31 @@ class Pipeline:
         try:
             await asyncio.wait_for(self._ask_costs(self._stages.keys() - done), timeout_s)
         except TimeoutError as error:
-            if self.known_cost_model is None:
+            if self.known_cost() is None:
                 raise NotReadyError(
                     "Not every stage has a replica that answers yet.", retry_after_s=1
                 ) from error
         except RayError as error:
             raise NotReadyError("A stage has just lost its replica.", retry_after_s=1) from error
 
-    @property
-    def known_cost_model(self) -> CostModel | None:
-        """The cost model; None before every stage has reported its costs."""
-        return self._cost_model
+    def known_cost(self, model: ModelRef | None = None) -> CostModel | None:
+        """A model's costs, or the configured one's while they are unknown; None before every stage has
+        reported its costs."""
+        if self._costs.keys() != self._stages.keys():
+            return None
+        decode, encode_picture = self._costs["decoder"]
+        of_model = self._forwards.get((model or self._model).unet, self._costs["denoiser"])
+        forward, load_s = of_model
+        if self.is_resident(model):
+            load_s = 0.0
+        return CostModel(self._costs["encoder"], forward, decode, encode_picture, load_s)
 
-    async def cost_model(self, deadline: float) -> CostModel:
-        """The cost model, from the stages' replicas. Each stage is asked once.
+    async def cost_model(self, model: ModelRef | None, deadline: float) -> CostModel:
+        """A model's costs, from the stages' replicas. Each is asked once.
 
         Raises DeadlineExceededError and GenerationFailedError.
         """
-        while (known := self.known_cost_model) is None:
+        while (known := self.known_cost(model)) is None:
             await _until(
                 deadline,
                 retried(
@@ -126,29 +149,42 @@ class Pipeline:
             )
         return known
 
+    def is_resident(self, model: ModelRef | None) -> bool:
+        """Whether a denoiser holds a model, as far as is known here."""
+        digest = (model or self._model).unet
+        return any(digest in said.get("models", ()) for said in routing_stats(self._denoiser))
+
+    def _learn_soon(self, model: ModelRef) -> None:
+        """Asks a denoiser what a model's forwards cost, at its first request. Until then the configured one's
+        count for it."""
+        if model.unet not in self._asked:
+            self._asked[model.unet] = asyncio.create_task(self._learn(model))
+
+    async def _learn(self, model: ModelRef) -> None:
+        try:
+            self._forwards[model.unet] = await call_once(self._denoiser.cost.remote, model)
+        except RayError as error:
+            logger.warning("what %s costs is not known yet: %s", model.source.path, type(error).__name__)
+            del self._asked[model.unet]
+
     async def _ask_costs(self, stages: Collection[str]) -> None:
         async def ask(stage: str) -> None:
-            self._costs[stage] = await call_once(self._stages[stage].cost.remote)
-            if self._costs.keys() == self._stages.keys():
-                decode, encode_picture = self._costs["decoder"]
-                self._cost_model = CostModel(
-                    self._costs["encoder"], self._costs["denoiser"], decode, encode_picture
-                )
+            self._costs[stage] = await call_once(self._stages[stage].cost.remote, self._model)
 
         await asyncio.gather(*map(ask, stages))
 
     async def _encode_both(
-        self, request: GenerationRequest, picture: Picture | None, context: Context
+        self, request: GenerationRequest, model: ModelRef, picture: Picture | None, context: Context
     ) -> tuple[PromptEmbeds, EncodedPicture | None]:
         """Encodes the text and, at the same time, the picture."""
-        encoding = asyncio.ensure_future(self._encode_picture(request, picture, context))
+        encoding = asyncio.ensure_future(self._encode_picture(request, model, picture, context))
         try:
-            return await self._encode(request, context), await encoding
+            return await self._encode(request, model, context), await encoding
         finally:
             encoding.cancel()
             await asyncio.gather(encoding, return_exceptions=True)
 
-    async def _encode(self, request: GenerationRequest, context: Context) -> PromptEmbeds:
+    async def _encode(self, request: GenerationRequest, model: ModelRef, context: Context) -> PromptEmbeds:
         text = PromptText(
             request.prompt,
             request.negative_prompt,
@@ -157,15 +193,15 @@ class Pipeline:
             request.reading,
         )
         with self._telemetry.stage("encode", request, context):
-            embeds: PromptEmbeds = await call(request.request_id, self._encoder, "encode", text)
+            embeds: PromptEmbeds = await call(request.request_id, self._encoder, "encode", text, model)
         return embeds
 
     async def _encode_picture(
-        self, request: GenerationRequest, picture: Picture | None, context: Context
+        self, request: GenerationRequest, model: ModelRef, picture: Picture | None, context: Context
     ) -> EncodedPicture | None:
         if picture is None:
             return None
-        wanted = (picture, request.height, request.width, request.deterministic)
+        wanted = (model, picture, request.height, request.width, request.deterministic)
         with self._telemetry.stage("encode picture", request, context):
             encoded: EncodedPicture = await call(request.request_id, self._decoder, "encode", *wanted)
         return encoded
@@ -183,18 +219,22 @@ class Pipeline:
         first_pass = 0 if resume_from is None else resume_from.in_pass
         for in_pass in range(first_pass, len(request.passes)):
             start = await self._start(request, in_pass, inputs, latents, resume_from, context)
-            wanted = denoise_request(request, index, in_pass, inputs.embeds, start, resume_from)
+            wanted = denoise_request(
+                request, inputs.model.unet, index, in_pass, inputs.embeds, start, resume_from
+            )
             resume_from = None
             steps_before = request.steps_before(in_pass)
             unseen = sorted(wanted.preview_steps)
-            async with aclosing(self._denoise(request, index, wanted, context)) as events:
+            async with aclosing(self._denoise(request, inputs.model, index, wanted, context)) as events:
                 async for event in events:
                     match event:
                         case StepProgress(_, step, preview_latents):
                             # After a restart the steps come again; no preview is shown twice.
                             if step in unseen:
                                 del unseen[: unseen.index(step) + 1]
-                                preview = await self._preview(request.request_id, preview_latents)
+                                preview = await self._preview(
+                                    request.request_id, inputs.model, preview_latents
+                                )
                                 yield ImagePreview(index, num_previews, steps_before + step, preview)
                                 num_previews += 1
                         case Checkpoint():
@@ -202,7 +242,7 @@ class Pipeline:
                             yield ImageProgress(index, kept, steps_before + event.step)
                         case DenoisedLatents():
                             latents = event.latents
-        image = await self._decode(request, index, latents, inputs.picture, context)
+        image = await self._decode(request, index, latents, inputs, context)
         yield ImageDone(index, request.seed + index, image)
 
     async def _decode(
@@ -210,12 +250,12 @@ class Pipeline:
         request: GenerationRequest,
         index: int,
         latents: Any,
-        picture: Picture | None,
+        inputs: "_Inputs",
         context: Context,
     ) -> EncodedImage:
         metadata = image_metadata(request, request.seed + index)
-        around = picture if request.start is not None and request.start.is_laid_around else None
-        wanted = (latents, request.image_format, metadata, request.deterministic, around)
+        around = inputs.picture if request.start is not None and request.start.is_laid_around else None
+        wanted = (inputs.model, latents, request.image_format, metadata, request.deterministic, around)
         with self._telemetry.stage("decode", request, context, image_index=index):
             image: EncodedImage = await call(request.request_id, self._decoder, "decode", *wanted)
         return image
@@ -237,13 +277,19 @@ class Pipeline:
             # The checkpoint has the latents. Only the number of draws matters, which the upscaler decides.
             nothing = resume_from.state[0].new_zeros(resume_from.state[0].shape)
             return EncodedPicture(nothing, None if request.hires.upscaler == "latent" else nothing)
-        wanted = (latents, request.hires.latent_shape, request.hires.upscaler, request.deterministic)
+        hires, deterministic = request.hires, request.deterministic
+        wanted = (inputs.model, latents, hires.latent_shape, hires.upscaler, deterministic)
         with self._telemetry.stage("enlarge", request, context):
             enlarged: EncodedPicture = await call(request.request_id, self._decoder, "enlarge", *wanted)
         return enlarged
 
     async def _denoise(
-        self, request: GenerationRequest, index: int, wanted: DenoiseRequest, context: Context
+        self,
+        request: GenerationRequest,
+        model: ModelRef,
+        index: int,
+        wanted: DenoiseRequest,
+        context: Context,
     ) -> AsyncGenerator[DenoiseEvent, None]:
         attributes = {
             "image_index": index,
@@ -252,13 +298,13 @@ class Pipeline:
             "resumed": wanted.resume_from is not None,
         }
         with self._telemetry.stage("denoise", request, context, **attributes):
-            async with aclosing(denoise(self._denoiser, wanted)) as events:
+            async with aclosing(denoise(self._denoiser, wanted, model)) as events:
                 async for event in events:
                     yield event
 
-    async def _preview(self, request_id: str, latents: Any) -> EncodedImage:
+    async def _preview(self, request_id: str, model: ModelRef, latents: Any) -> EncodedImage:
         return await retried(
-            request_id, lambda: call_once(self._decoder.preview.remote, latents, PREVIEW_FORMAT)
+            request_id, lambda: call_once(self._decoder.preview.remote, model, latents, PREVIEW_FORMAT)
         )
 
 
@@ -266,6 +312,7 @@ class Pipeline:
 class _Inputs:
     """What all images of a request share. encoded: the encoded picture"""
 
+    model: ModelRef
     embeds: PromptEmbeds
     picture: Picture | None
     encoded: EncodedPicture | None

@@ -6,15 +6,20 @@ counted, so bursts pile up. The denoiser's options name this router. It runs whe
 """
 
 import asyncio
+import math
 import random
+import time
 from collections import Counter, defaultdict
-from collections.abc import Hashable, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
 from ray.serve.request_router import FIFOMixin, PendingRequest, ReplicaID, RequestRouter, RunningReplica
 
 from deployments.engine.messages import DenoiseRequest
+from serve.config.internal import ROUTING_STATS_PERIOD_S
+
+SAID_WITHIN_S = 3 * ROUTING_STATS_PERIOD_S  # the way through Serve's controller included
 
 
 class Outstanding:
@@ -53,10 +58,35 @@ class Outstanding:
         return self._work_s.get(replica, 0.0) + of_others * mean_s
 
 
+class HeldModels:
+    """The models that replicas hold, or will when they get to what a handle has sent them.
+
+    A replica says every few seconds what it holds. Until it has said so, what was sent counts.
+    """
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._sent: dict[Hashable, dict[str, float]] = {}
+
+    def sent(self, replica: Hashable, model: str | None) -> None:
+        """Records that an image of a model was sent to a replica."""
+        if model is not None:
+            self._sent.setdefault(replica, {})[model] = self._clock()
+
+    def load_s(self, replica: Hashable, said: Mapping[str, Any], model: str | None) -> float:
+        """Seconds until a replica has a model; 0 if it holds it. said: by Denoiser.record_routing_stats"""
+        if model is None or model in said.get("models", (model,)):
+            return 0.0
+        sent = self._sent.get(replica, {})
+        is_new = self._clock() - sent.get(model, -math.inf) < SAID_WITHIN_S
+        return 0.0 if is_new else float(said["load_s"])
+
+
 class LeastWorkRouter(FIFOMixin, RequestRouter):  # type: ignore[misc]  # Serve's have no types
     """Weighs calls whose first argument is a DenoiseRequest; other calls weigh nothing.
 
-    A call counts from the moment when its replica is chosen, not from when the replica has answered.
+    A call counts from the moment when its replica is chosen, not from when the replica has answered. A
+    replica that does not hold the image's model weighs as much more as it takes to load one.
     """
 
     # Serve passes over a replica that has not said within this time whether it has room. Its own 0.1 s is
@@ -66,6 +96,7 @@ class LeastWorkRouter(FIFOMixin, RequestRouter):  # type: ignore[misc]  # Serve'
     def initialize_state(self, **_: Any) -> None:
         """Called by Serve."""
         self._outstanding = Outstanding()
+        self._held = HeldModels()
         # Calls whose replica has not answered yet, with the ids under which Serve reports their end. Serve
         # gives the same id to all calls of an HTTP request, so the future identifies the call.
         self._unanswered: dict[asyncio.Future[Any], tuple[ReplicaID, str]] = {}
@@ -79,9 +110,13 @@ class LeastWorkRouter(FIFOMixin, RequestRouter):  # type: ignore[misc]  # Serve'
         if not candidate_replicas:
             return []
         ongoing = self.replica_queue_len_cache.get
+        model = _model(pending_request)
         best, *others = sorted(
             random.sample(candidate_replicas, len(candidate_replicas)),  # ties are broken at random
-            key=lambda one: self._outstanding.of(one.replica_id, ongoing(one.replica_id) or 0),
+            key=lambda one: (
+                self._outstanding.of(one.replica_id, ongoing(one.replica_id) or 0)
+                + self._held.load_s(one.replica_id, one.routing_stats, model)
+            ),
         )
         if pending_request is not None:
             pending_request.routing_context.should_backoff = True  # wait if none has room
@@ -108,6 +143,7 @@ class LeastWorkRouter(FIFOMixin, RequestRouter):  # type: ignore[misc]  # Serve'
         if call not in self._unanswered:
             call.add_done_callback(lambda call: self._forget(call) if call.cancelled() else None)
         self._unanswered[call] = replica_id, pending_request.metadata.internal_request_id
+        self._held.sent(replica_id, _model(pending_request))
         self._outstanding.assign(call, replica_id, _work_s(pending_request))
 
     def _forget(self, call: "asyncio.Future[Any]") -> None:
@@ -118,6 +154,11 @@ class LeastWorkRouter(FIFOMixin, RequestRouter):  # type: ignore[misc]  # Serve'
 def _work_s(pending_request: PendingRequest) -> float:
     first = next(iter(pending_request.args), None)
     return work_s(first) if isinstance(first, DenoiseRequest) else 0.0
+
+
+def _model(pending_request: PendingRequest | None) -> str | None:
+    first = next(iter(pending_request.args), None) if pending_request else None
+    return first.model if isinstance(first, DenoiseRequest) else None
 
 
 def work_s(request: DenoiseRequest) -> float:

@@ -17,6 +17,7 @@ from deployments.engine.model_source import ModelInfo, Placement
 from deployments.engine.samplers import SamplerTables, UnsupportedSamplerError, canonical_sampler
 from serve.config.api_keys import ApiKeys
 from serve.config.autoscaling import Autoscaling, AutoscalingConfig
+from serve.config.catalog import CatalogConfig
 from serve.config.http import HttpConfig
 from serve.config.internal import INGRESS_TARGET_ONGOING_REQUESTS, InternalConfig
 from serve.config.jobs import JobsConfig
@@ -41,9 +42,10 @@ _ADMITTED_TOGETHER = 8
 
 
 class AppConfig(Section):
-    """An application: one model, its stages and its limits."""
+    """An application: its models, stages and limits."""
 
     model: ModelConfig = Field(default_factory=ModelConfig)
+    catalog: CatalogConfig = Field(default_factory=CatalogConfig)
     autoscaling: AutoscalingConfig = Field(default_factory=AutoscalingConfig)
     encoder: EncoderConfig = Field(default_factory=EncoderConfig)
     denoiser: DenoiserConfig = Field(default_factory=DenoiserConfig)
@@ -109,17 +111,9 @@ class AppConfig(Section):
         return self
 
     def check_for(self, info: ModelInfo) -> None:
-        """Raises ConfigError if this model or the limits do not allow the defaults."""
+        """Raises ConfigError if this model or the limits do not allow the defaults or the stages."""
+        self.check_defaults_for(info)
         limits = self.limits_for(info)
-        sizes = zip(
-            ("height", "width"), self.default_size(info), (limits.max_height, limits.max_width), strict=True
-        )
-        for name, pixels, limit in sizes:
-            if pixels % info.scale_factor or not limits.min_size <= pixels <= limit:
-                raise ConfigError(
-                    f"defaults.{name}: {pixels} is not a multiple of {info.scale_factor} "
-                    f"from {limits.min_size} to limits.max_{name} ({limit})"
-                )
         for size in self.model.sizes:
             width, height = map(int, size.split("x"))
             if width % info.scale_factor or height % info.scale_factor:
@@ -129,16 +123,43 @@ class AppConfig(Section):
                     f"model.sizes: {size} is larger than limits.max_width ({limits.max_width}) "
                     f"and limits.max_height ({limits.max_height}) allow"
                 )
+        try:
+            self.denoiser.check_row_cap(self.max_rows(info))
+        except ValueError as error:
+            raise ConfigError(f"denoiser.rows_per_forward: {error}") from error
+
+    def check_defaults_for(self, info: ModelInfo) -> None:
+        """Raises ConfigError if this model or the limits do not allow the defaults."""
+        limits, steps = self.limits_for(info), self.defaults.num_inference_steps
+        sizes = zip(
+            ("height", "width"), self.default_size(info), (limits.max_height, limits.max_width), strict=True
+        )
+        for name, pixels, limit in sizes:
+            if pixels % info.scale_factor or not limits.min_size <= pixels <= limit:
+                raise ConfigError(
+                    f"defaults.{name}: {pixels} is not a multiple of {info.scale_factor} "
+                    f"from {limits.min_size} to limits.max_{name} ({limit})"
+                )
         height, width = self.default_size(info)
         if height * width > limits.max_pixels:
             raise ConfigError(
                 f"defaults: {width}x{height} has more pixels than limits.max_pixels ({limits.max_pixels})"
             )
-        try:
-            self.denoiser.check_row_cap(self.max_rows(info))
-        except ValueError as error:
-            raise ConfigError(f"denoiser.rows_per_forward: {error}") from error
+        if steps > limits.max_num_inference_steps:
+            raise ConfigError(
+                f"defaults.num_inference_steps: {steps} is more than limits.max_num_inference_steps "
+                f"({limits.max_num_inference_steps})"
+            )
+        if (self.defaults.clip_skip or 0) > info.max_clip_skip:
+            raise ConfigError(
+                f"defaults.clip_skip: {self.defaults.clip_skip} is more than this model's text encoder can "
+                f"leave out ({info.max_clip_skip})"
+            )
         self._check_sampler(info)
+
+    def with_defaults(self, defaults: DefaultsConfig) -> Self:
+        """The configuration with other defaults, for another model of the catalog."""
+        return self.model_copy(update={"defaults": defaults})
 
     def _check_sampler(self, info: ModelInfo) -> None:
         """Raises ConfigError if the default sampler does not work with the model."""

@@ -4,7 +4,7 @@ from typing import Any
 
 from deployments.engine.model_source import ModelInfo
 from serve.config.app import AppConfig
-from serve.config.internal import STAGE_DRAIN_TIMEOUT_S
+from serve.config.internal import ROUTING_STATS_PERIOD_S, STAGE_DRAIN_TIMEOUT_S
 
 # Surplus replicas in percent while new ones take over from old ones. A new ingress starts before the old one
 # stops, with its connections. Devices have no room for two.
@@ -22,7 +22,10 @@ def stage_options(config: AppConfig, stage: str, info: ModelInfo) -> dict[str, A
         "autoscaling_config": config.autoscaling_of(stage).autoscaling_config(),
     }
     if stage == "denoiser":
-        options["request_router_config"] = {"request_router_class": "serve.calls.routing:LeastWorkRouter"}
+        options["request_router_config"] = {
+            "request_router_class": "serve.calls.routing:LeastWorkRouter",
+            "request_routing_stats_period_s": ROUTING_STATS_PERIOD_S,
+        }
     return options
 
 

@@ -12,6 +12,8 @@ from serve.config.schema import Section
 
 # For every stage except the ingress. Unfinished work continues elsewhere.
 STAGE_DRAIN_TIMEOUT_S = 120.0
+# How often denoisers say which models they hold, for routers.
+ROUTING_STATS_PERIOD_S = 2.0
 # HTTP requests of an ingress replica, by which Serve's own policy computes the number of replicas.
 INGRESS_TARGET_ONGOING_REQUESTS = 64
 FORGET_AFTER_S = 30 * 24 * 3600.0

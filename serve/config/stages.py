@@ -50,6 +50,9 @@ class DeviceStage(Stage):
         json_schema_extra=MAIN,
     )
     num_threads: PositiveInt = Field(1, description="Threads of torch in a replica")
+    max_models: PositiveInt = Field(
+        4, description="Most models of a catalog whose weights a replica holds on its device at once"
+    )
 
 
 class EncoderConfig(DeviceStage):

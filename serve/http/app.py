@@ -20,6 +20,7 @@ from serve.calls.readiness import Readiness
 from serve.capacity.admission import Admission
 from serve.capacity.config_problems import crowding_problem, drain_problem
 from serve.capacity.rate_limits import RateLimits
+from serve.catalog import Catalog
 from serve.clients import Clients
 from serve.config.app import AppConfig
 from serve.http.authentication import Authentication
@@ -50,11 +51,13 @@ from serve.jobs.opening import opened
 from serve.jobs.resources import job_store, object_store
 from serve.jobs.uploads import Uploads
 from serve.served_model import ServedModel
+from serve.served_models import ServedModels
 
 logger = logging.getLogger("ray.serve")
 
 _PRESIGNED_S = 3600.0
 _SHOW_INTERVAL_S = 5.0
+_CATALOG_WAIT_S = 10.0
 
 
 class _Application(Starlette):
@@ -90,15 +93,16 @@ def build_http_app(
     pipeline: Pipeline,
     fleet: Fleet,
 ) -> Starlette:
-    stores = _Stores(config)
-    model = ServedModel.of(config, info, lambda: pipeline.known_cost_model)
-    job_load = JobLoad(stores.jobs, fleet.num_ingresses, model.work_s)
+    stores, catalog = _Stores(config), Catalog(config)
+    model = ServedModel.of(config, info, pipeline.known_cost)
+    models = ServedModels(config, model, catalog, pipeline)
+    job_load = JobLoad(stores.jobs, fleet.num_ingresses, lambda request: models.of(request).work_s(request))
     readiness = Readiness(pipeline, fleet, {name: one.min_replicas for name, one in config.stages.items()})
     admission = Admission(
         config.limits.max_queue, config.limits.max_wait_s, fleet.denoisers_per_ingress, job_load.share
     )
     limits, inputs = RateLimits(fleet.num_ingresses), JobInputs(stores.jobs.database, stores.objects)
-    desk = FrontDesk({model.id: model}, pipeline, admission, limits, stores.jobs, inputs)
+    desk = FrontDesk(models, pipeline, admission, limits, stores.jobs, inputs)
     routes, open_routes = _routes(config, info, desk, stores, readiness)
 
     async def warn_of_problems() -> None:
@@ -108,8 +112,9 @@ def build_http_app(
     async def lifespan(_: Starlette) -> AsyncIterator[None]:
         # A replica gets requests as soon as this has begun, so none waits for an import.
         await asyncio.to_thread(model.prepare)
-        watching = fleet.watch(), job_load.watch(), _show_limit(config.limits.max_wait_s)
+        watching = fleet.watch(), job_load.watch(), catalog.watch(), _show_limit(config.limits.max_wait_s)
         async with opened(stores.jobs), stores.pictures.running(), _running(warn_of_problems(), *watching):
+            await catalog.ready(_CATALOG_WAIT_S)
             yield
 
     app = _Application(

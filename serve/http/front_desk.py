@@ -6,7 +6,7 @@ now, or a job.
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, suppress
 from functools import partial
@@ -16,13 +16,14 @@ from serve.calls.pipeline import Pipeline
 from serve.capacity.admission import Admission
 from serve.capacity.rate_limits import RateLimits
 from serve.clients import Client
-from serve.errors import IdempotencyKeyReusedError, MidstepError, ModelNotFoundError
+from serve.errors import IdempotencyKeyReusedError, MidstepError
 from serve.generation import GenerationEvent, GenerationRequest
 from serve.jobs.inputs import JobInputs
 from serve.jobs.job import Job, NewJob
 from serve.jobs.store import JobStore
 from serve.served_model import Accepted, ServedModel
-from serve.wanted import Wanted, shown
+from serve.served_models import ServedModels
+from serve.wanted import Wanted
 
 _DECODED_AT_ONCE = 2  # pictures; the largest take more than half a gigabyte while they are decoded
 
@@ -49,13 +50,12 @@ class Generation:
 class FrontDesk:
     """Accepts, charges and admits requests, and checks their deadlines.
 
-    models: by the id in requests; names: all names of each of them, including aliases
     started_at: since when they are served, in seconds since the epoch
     """
 
     def __init__(
         self,
-        models: Mapping[str, ServedModel],
+        models: ServedModels,
         pipeline: Pipeline,
         admission: Admission,
         rate_limits: RateLimits,
@@ -63,7 +63,6 @@ class FrontDesk:
         inputs: JobInputs,
     ) -> None:
         self.models = models
-        self.names = {alias: one for one in models.values() for alias in one.aliases} | dict(models)
         self.started_at = time.time()
         self._pipeline = pipeline
         self._admission = admission
@@ -73,16 +72,8 @@ class FrontDesk:
         self._decoding = ThreadPoolExecutor(_DECODED_AT_ONCE, "decoding")
 
     def model(self, name: str | None, field: str) -> ServedModel:
-        """The model with that id or alias. Without one, the only model if there is only one.
-
-        Raises ModelNotFoundError, which names the field.
-        """
-        if name is None and len(self.models) == 1:
-            return next(iter(self.models.values()))
-        if name is None or name not in self.names:
-            served = ", ".join(map(repr, self.models)) + (" is" if len(self.models) == 1 else " are")
-            raise ModelNotFoundError(f"{field}: {shown(name)} is not served here; {served}.", field)
-        return self.names[name]
+        """As ServedModels.named."""
+        return self.models.named(name, field)
 
     def check(self, wanted: Wanted) -> None:
         """Refuses what can be refused before a picture is fetched and decoded. Raises a MidstepError."""
@@ -105,7 +96,7 @@ class FrontDesk:
             with self._rate_limits.charged(client, request):
                 held.enter_context(self._admission.admitted(request))
                 if request.deadline is not None:
-                    cost = await self._pipeline.cost_model(request.deadline)
+                    cost = await self._pipeline.cost_model(request.ref, request.deadline)
                     latency_s = partial(model.estimator.latency_s, request, cost)
                     self._admission.check_deadline(request, latency_s)
             events = self._pipeline.generate(request, accepted.picture)

@@ -44,7 +44,7 @@ class RunnerSettings:
     poll_interval_s: between looks for changes without news
     retention_s, forget_after_s: how long a finished job's data and its row are kept
     answer_retention_s: how long images of plain answers are kept, which have no jobs
-    fingerprint: of model and engine, stored in checkpoints"""
+    fingerprint: of a request's model and the engine, stored in checkpoints"""
 
     max_images: int
     lease_s: float
@@ -52,7 +52,7 @@ class RunnerSettings:
     retention_s: float
     forget_after_s: float
     answer_retention_s: float
-    fingerprint: str
+    fingerprint: Callable[[GenerationRequest], str]
 
 
 @dataclass(eq=False, slots=True)
@@ -190,7 +190,7 @@ class JobRunner:
                 match event:
                     case ImageProgress(index, checkpoint, steps):
                         steps_done[index] = steps
-                        await self._keep_checkpoint(claim, index, checkpoint)
+                        await self._keep_checkpoint(job, index, checkpoint)
                         self._steps_done[claim] = sum(steps_done.values())
                     case ImageDone(index, _, image):
                         steps_done[index] = job.request.steps_per_image
@@ -234,7 +234,9 @@ class JobRunner:
                 key = checkpoint_key(job.id, index)
                 data = await until_it_is_done(partial(self._objects.read, key))
                 # In a thread, because the first one imports torch, and leases are renewed on the event loop.
-                checkpoints[index] = await asyncio.to_thread(from_bytes, data, self._settings.fingerprint)
+                checkpoints[index] = await asyncio.to_thread(
+                    from_bytes, data, self._settings.fingerprint(job.request)
+                )
             except ObjectNotFoundError:
                 continue
             except UnusableCheckpointError as error:
@@ -242,13 +244,13 @@ class JobRunner:
                 logger.warning("job %s: the checkpoint of image %d cannot be used: %s", job.id, index, error)
         return Resume(frozenset(job.output), checkpoints)
 
-    async def _keep_checkpoint(self, claim: Claim, index: int, checkpoint: Checkpoint) -> None:
+    async def _keep_checkpoint(self, job: Job, index: int, checkpoint: Checkpoint) -> None:
         """Stores a checkpoint, but never waits for it: if that fails, the image continues without."""
         try:
-            data = to_bytes(checkpoint, self._settings.fingerprint)
-            await self._objects.put(checkpoint_key(claim.job_id, index), data)
+            data = to_bytes(checkpoint, self._settings.fingerprint(job.request))
+            await self._objects.put(checkpoint_key(job.id, index), data)
         except AWAY as error:
-            logger.warning("job %s: a checkpoint was not stored: %s", claim.job_id, error.detail)
+            logger.warning("job %s: a checkpoint was not stored: %s", job.id, error.detail)
 
     async def _record_progress(self) -> None:
         """Records all jobs in one transaction, because SQLite has one writer and clients wait to add jobs."""

@@ -59,7 +59,8 @@ def new_row(new: NewJob) -> dict[str, Any]:
     return {
         "id": new.request.request_id,
         "owner": new.owner,
-        "model": new.request.model,
+        # Runners find their application's jobs by it. Models of a catalog come and go.
+        "model": new.request.pool or new.request.model,
         "request": _REQUEST.dump_python(new.request, mode="json"),
         "input": dict(new.input),
         "base_url": new.base_url,

@@ -73,7 +73,7 @@ def test_a_step_does_not_wait_for_the_device(model: RandomModel) -> None:
     """It only waits for the event that says that it is done, even for new requests and finished latents."""
     run_step = captured_steps(model)
     for rows in (8, 2):  # capturing a shape waits
-        warm_up(model.unet, run_step, (model.side, model.side), rows)
+        warm_up(model.unet.shape, run_step, (model.side, model.side), rows)
     engine = model.engine(8, run_step)
     for index in range(3):
         engine.add(model.request(str(index), index, steps=6))

@@ -18,6 +18,7 @@ from deployments.cost_measurement import CostMeasurement
 from deployments.denoiser import Denoiser
 from deployments.engine.cost import CostModel, Curve
 from deployments.engine.engine_config import EngineConfig
+from deployments.engine.fingerprint import model_ref
 from deployments.engine.messages import (
     Checkpoint,
     DenoisedLatents,
@@ -38,7 +39,9 @@ from serve.calls import failover
 from serve.errors import PoisonousRequestError
 from tests.conftest import FORWARD_COST, LoadedModel
 from tests.integration.conftest import replica
+from tests.tiny_models import SHAPES_MODEL
 
+MODEL = replace(model_ref(ModelSource(str(SHAPES_MODEL))), unet="")  # of requests that name none
 POISONOUS_SEED = 666
 POISONOUS_PROMPT = "a poisonous circle"
 POISONOUS_VALUE = 6.0
@@ -64,9 +67,9 @@ class MortalDenoiser(Denoiser):
 class MortalEncoder(PromptEncoder):
     """Its process ends when it encodes POISONOUS_PROMPT. Every batch waits for later requests."""
 
-    async def _run(self, texts: Sequence[ReadText]) -> list[EncodedText]:
+    async def _run(self, texts: Sequence[tuple[Any, ReadText]]) -> list[EncodedText]:
         await asyncio.sleep(0.2)
-        if any(text.text == POISONOUS_PROMPT for text in texts):
+        if any(text.text == POISONOUS_PROMPT for _, text in texts):
             os._exit(1)
         return await super()._run(texts)
 
@@ -74,43 +77,44 @@ class MortalEncoder(PromptEncoder):
 class MortalDecoder(VaeDecoder):
     """Its process ends when it decodes latents of only POISONOUS_VALUE. It waits like the encoder."""
 
-    async def _run(self, batches: Any, latents: Sequence[torch.Tensor]) -> list[Any]:
+    async def _run(self, batches: Any, latents: Sequence[tuple[Any, torch.Tensor]]) -> list[Any]:
         await asyncio.sleep(0.2)
-        if any(torch.all(item == POISONOUS_VALUE) for item in latents):
+        if any(torch.all(item == POISONOUS_VALUE) for _, item in latents):
             os._exit(1)
         return await super()._run(batches, latents)
 
 
 @pytest.fixture
-def encoder(base_url: str, load_model: Callable[[str], LoadedModel]) -> Iterator[DeploymentHandle]:
-    source, measurement = ModelSource(str(load_model("shapes").folder)), CostMeasurement(((16, 16),), COST)
+def encoder(base_url: str) -> Iterator[DeploymentHandle]:
+    measurement = CostMeasurement(((16, 16),), COST)
     batching = Batching(8, 0.1)
     application = serve.deployment(MortalEncoder, **OPTIONS).bind(
-        source, Placement("cpu"), batching, 1, 1, measurement
+        MODEL, Placement("cpu"), batching, 1, 1, 1, measurement
     )
     yield serve.run(application, name="mortal encoder", route_prefix=None)
     serve.delete("mortal encoder")
 
 
 @pytest.fixture
-def decoder(base_url: str, load_model: Callable[[str], LoadedModel]) -> Iterator[DeploymentHandle]:
-    source, measurement = ModelSource(str(load_model("shapes").folder)), CostMeasurement(((16, 16),), COST)
+def decoder(base_url: str) -> Iterator[DeploymentHandle]:
+    measurement = CostMeasurement(((16, 16),), COST)
     application = serve.deployment(MortalDecoder, **OPTIONS).bind(
-        source, Placement("cpu"), Batching(8, 0.1), 1, 10.0, measurement
+        MODEL, Placement("cpu"), Batching(8, 0.1), 1, 1, 10.0, measurement
     )
     yield serve.run(application, name="mortal decoder", route_prefix=None)
     serve.delete("mortal decoder")
 
 
 @pytest.fixture(scope="module")
-def denoiser(base_url: str, load_model: Callable[[str], LoadedModel]) -> Iterator[DeploymentHandle]:
+def denoiser(base_url: str) -> Iterator[DeploymentHandle]:
     config = EngineConfig(16, 16, 8, (16, 16), checkpoint_interval_s=0.3)
     application = serve.deployment(MortalDenoiser, **OPTIONS).bind(
-        ModelSource(str(load_model("shapes").folder)),
+        MODEL,
         Placement("cpu"),
         config,
         Batching(8, 0.005),
         2,
+        1,
         CostMeasurement(((16, 16),), COST),
     )
     yield serve.run(application, name="mortal denoiser", route_prefix=None)
@@ -120,7 +124,7 @@ def denoiser(base_url: str, load_model: Callable[[str], LoadedModel]) -> Iterato
 async def watch(denoiser: DeploymentHandle, request: DenoiseRequest) -> AsyncIterator[DenoiseEvent]:
     # The same request is sent several times; the replica must not confuse them.
     request = replace(request, request_id=f"{request.request_id}-{os.urandom(4).hex()}")
-    async with aclosing(failover.denoise(denoiser, request)) as events:
+    async with aclosing(failover.denoise(denoiser, request, MODEL)) as events:
         async for event in events:
             yield event
 
@@ -183,7 +187,7 @@ def test_a_prompt_of_which_encoders_die_fails_and_takes_no_other_with_it(encoder
 
     async def encode(prompt: str) -> PromptEmbeds:
         text = PromptText(prompt, None, True, False)
-        embeds: PromptEmbeds = await failover.call(prompt, encoder, "encode", text)
+        embeds: PromptEmbeds = await failover.call(prompt, encoder, "encode", text, MODEL)
         return embeds
 
     async def run() -> None:
@@ -202,7 +206,7 @@ def test_latents_of_which_decoders_die_fail_and_take_no_others_with_them(decoder
     harmless = [torch.full((8, 16, 16), 0.1 * value) for value in range(4)]
 
     async def decode(latents: torch.Tensor) -> bytes:
-        wanted = (latents, PNG, {}, False)
+        wanted = (MODEL, latents, PNG, {}, False)
         image: EncodedImage = await failover.call(f"of {latents.mean():.1f}", decoder, "decode", *wanted)
         return image.data
 

@@ -17,7 +17,7 @@ from starlette.types import Receive, Scope, Send
 
 from deployments.engine.cost import CostModel
 from deployments.engine.messages import EncodedImage, Picture, TokenCount
-from deployments.engine.model_source import load_model_info
+from deployments.engine.model_source import ModelRef, load_model_info
 from serve.calls.fleet import Fleet
 from serve.calls.pipeline import FROM_THE_START, Pipeline
 from serve.calls.telemetry import Telemetry
@@ -28,6 +28,7 @@ from serve.generation import GenerationEvent, GenerationRequest, ImageDone, Prom
 from serve.http.app import build_http_app
 from serve.http.authentication import Authentication
 from serve.jobs.resources import resolve
+from tests.generation_requests import SOME_MODEL
 from tests.job_stores import in_loop
 from tests.unit.test_admission import COST
 
@@ -55,15 +56,17 @@ class InstantPipeline(Pipeline):
 
     def __init__(self, seen: list[tuple[GenerationRequest, Picture | None]]) -> None:
         nobody = cast(Any, None)
-        super().__init__(nobody, nobody, nobody, Telemetry())
+        super().__init__(nobody, nobody, nobody, SOME_MODEL, Telemetry())
         self._seen = seen
 
-    @property
-    def known_cost_model(self) -> CostModel:
+    def known_cost(self, model: ModelRef | None = None) -> CostModel:
         return COST
 
-    async def cost_model(self, deadline: float) -> CostModel:
+    async def cost_model(self, model: ModelRef | None, deadline: float) -> CostModel:
         return COST
+
+    def is_resident(self, model: ModelRef | None) -> bool:
+        return model is None
 
     async def generate(
         self,

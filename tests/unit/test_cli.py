@@ -87,7 +87,7 @@ def test_what_is_wrong_is_named_in_one_line(
 def test_help_has_a_line_for_every_command(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--help"]) == 0
     shown = capsys.readouterr().out.split("Commands:")[1]
-    names = "bench check generate jobs key keys plan profile rehearse run"
+    names = "bench check generate jobs key keys models plan profile rehearse run"
     assert [line.split()[0] for line in shown.splitlines() if line.startswith("  ") and line[2] != " "] == (
         names.split()
     )

@@ -14,7 +14,7 @@ from deployments.engine.stage_errors import Fault
 from serve.calls import failover
 from serve.errors import GenerationFailedError, MidstepError
 from serve.http.problems import problem
-from tests.generation_requests import denoise_request
+from tests.generation_requests import SOME_MODEL, denoise_request
 
 NOTHING = torch.empty(0)
 EMBEDS = PromptEmbeds(NOTHING, None, NOTHING, None, TokenCount(2, 2), TokenCount(0, 0))
@@ -23,7 +23,7 @@ EMBEDS = PromptEmbeds(NOTHING, None, NOTHING, None, TokenCount(2, 2), TokenCount
 class Failing:
     """Fails in the way that the request's sampler names."""
 
-    async def denoise(self, request: DenoiseRequest) -> AsyncIterator[DenoiseEvent]:
+    async def denoise(self, request: DenoiseRequest, model: object) -> AsyncIterator[DenoiseEvent]:
         yield DenoiseFailed(request.request_id, "what went wrong", Fault(request.sampler))
 
 
@@ -38,6 +38,7 @@ def denoiser() -> DeploymentHandle:
     [
         (Fault.NOT_FINITE, 500, "not_finite", "what went wrong"),
         (Fault.OUT_OF_MEMORY, 507, "out_of_memory", "what went wrong"),
+        (Fault.UNLOADABLE, 422, "model_unloadable", "what went wrong"),
         (Fault.BROKEN, 500, "internal_error", "A stage failed: an internal error."),
     ],
 )
@@ -46,7 +47,7 @@ def test_a_client_is_told_what_concerns_it(
 ) -> None:
     async def run() -> None:
         request = denoise_request("a", EMBEDS, sampler=fault.value)
-        async with aclosing(failover.denoise(denoiser, request)) as events:
+        async with aclosing(failover.denoise(denoiser, request, SOME_MODEL)) as events:
             async for _ in events:
                 pytest.fail("nothing came of it")
 
@@ -54,6 +55,6 @@ def test_a_client_is_told_what_concerns_it(
         asyncio.run(run())
     error: MidstepError = caught.value
     assert (error.status, error.code, error.detail) == (status, code, detail)
-    assert error.is_final == (fault is Fault.NOT_FINITE)
+    assert error.is_final == (fault in (Fault.NOT_FINITE, Fault.UNLOADABLE))
     should_retry = problem(error, "/").headers.get("x-should-retry")
     assert should_retry == ("false" if error.is_final else None)

@@ -56,7 +56,7 @@ SETTINGS = RunnerSettings(
     retention_s=LONG,
     forget_after_s=LONG,
     answer_retention_s=LONG,
-    fingerprint=FINGERPRINT,
+    fingerprint=lambda _: FINGERPRINT,
 )
 TIMEOUT_S = 60.0
 

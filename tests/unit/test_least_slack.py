@@ -11,9 +11,10 @@ from deployments.engine.cost import Curve, StageCost
 from deployments.engine.engine import Engine
 from deployments.engine.engine_config import EngineConfig
 from deployments.engine.messages import DenoisedLatents
+from deployments.engine.model_pool import KnownModel, OneModel
 from deployments.engine.prompt_text import PromptText
 from deployments.engine.samplers import SamplerTables
-from deployments.engine.simulated import SimulatedSteps, SimulatedTextEncoder, SimulatedUNet
+from deployments.engine.simulated import SimulatedDevice, SimulatedSteps, SimulatedTextEncoder, SimulatedUNet
 from deployments.engine.step_scheduler import PROMPTNESS
 from tests.generation_requests import denoise_request
 from tests.unit.test_samplers import STABLE_DIFFUSION
@@ -38,14 +39,11 @@ class Simulation:
         self.finished: dict[str, float] = {}
         self.rows: list[int] = []
         cost = StageCost(((SHAPE, curve),))
-        self.engine = Engine(
-            SimulatedUNet({"in_channels": 4, "out_channels": 4}),
-            SimulatedSteps(StageCost(((SHAPE, device or curve),)), lambda: self.now, self._sleep, runs_ahead),
-            SamplerTables(STABLE_DIFFUSION),
-            EngineConfig(16, 16, 8, SHAPE, **changes),
-            cost,
-            lambda: self.now,
-        )
+        unet = SimulatedUNet({"in_channels": 4, "out_channels": 4})
+        timed = SimulatedDevice(lambda: self.now, self._sleep, runs_ahead)
+        steps = SimulatedSteps(StageCost(((SHAPE, device or curve),)), timed)
+        models = OneModel(KnownModel(unet, SamplerTables(STABLE_DIFFUSION), cost), steps)
+        self.engine = Engine(models, EngineConfig(16, 16, 8, SHAPE, **changes), lambda: self.now)
         self._encoder = SimulatedTextEncoder(Curve(1e-9, 1, 0.0), is_xl=False)
 
     def _sleep(self, seconds: float) -> None:

@@ -15,20 +15,23 @@ from cluster.bench.arrivals import poisson, steps
 from cluster.bench.load import RequestOutcome
 from cluster.bench.mix import Mix, PlannedRequest, plan
 from cluster.bench.report import summarize
+from cluster.plan.denoiser import DenoiserReplica, DenoisingCosts, Room
 from cluster.plan.devices import Device, Devices, Sharing
 from cluster.plan.load_plan import Goal, option_of, plan_load
 from cluster.plan.model import Model
+from cluster.plan.model_slots import Loads
 from cluster.plan.simulation import Replicas, Simulated, Simulation
-from cluster.plan.stages import DecoderReplica, DenoiserReplica, DenoisingCosts, Overheads, VaeCall
+from cluster.plan.stages import DecoderReplica, Overheads, VaeCall
 from cluster.plan.validation import evenly, measured_request_s, measured_slowdown
 from deployments.batching import Batching
 from deployments.engine.cost import CostModel, Curve, StageCost
 from deployments.engine.engine import Engine
 from deployments.engine.engine_config import EngineConfig
 from deployments.engine.messages import DenoisedLatents, DenoiseRequest, PromptEmbeds, TokenCount
+from deployments.engine.model_pool import KnownModel, OneModel
 from deployments.engine.model_source import ModelSource, load_model_info
 from deployments.engine.samplers import SamplerTables
-from deployments.engine.simulated import SimulatedSteps, SimulatedUNet
+from deployments.engine.simulated import SimulatedDevice, SimulatedSteps, SimulatedUNet
 from serve.config.app import AppConfig
 from serve.config.schema import ConfigError
 from tests.generation_requests import denoise_request
@@ -144,8 +147,8 @@ def test_the_simulated_denoiser_is_the_engine(row_counts: tuple[int, ...]) -> No
         now[0] += seconds
 
     unet = SimulatedUNet({"in_channels": 1, "out_channels": 1})
-    steps = SimulatedSteps(cost, lambda: now[0], sleep, runs_ahead=False)
-    engine = Engine(unet, steps, tables, config, cost, lambda: now[0])
+    steps = SimulatedSteps(cost, SimulatedDevice(lambda: now[0], sleep, runs_ahead=False))
+    engine = Engine(OneModel(KnownModel(unet, tables, cost), steps), config, lambda: now[0])
     while waiting or engine.num_requests:
         if not engine.num_requests:
             now[0] = max(now[0], waiting[0][0])
@@ -158,7 +161,7 @@ def test_the_simulated_denoiser_is_the_engine(row_counts: tuple[int, ...]) -> No
 
     env = Environment()
     costs = DenoisingCosts.of(config, cost)
-    replica = DenoiserReplica(env, Device(env), Batching(1, 0.0), costs, NO_OVERHEADS)
+    replica = DenoiserReplica(env, Device(env), Batching(1, 0.0), costs, NO_OVERHEADS, Room(), Loads())
     ended = {}
 
     def arrive(at: float, wanted: DenoiseRequest) -> Any:
@@ -176,7 +179,7 @@ def test_one_at_a_time_waits_as_the_formula_says() -> None:
     config, service_s, load = EngineConfig(2, 2, 2, SHAPE), 4 * 0.010, 0.6
     env = Environment()
     costs = DenoisingCosts.of(config, StageCost(((SHAPE, FORWARD),)))
-    replica = DenoiserReplica(env, Device(env), Batching(1, 0.0), costs, NO_OVERHEADS)
+    replica = DenoiserReplica(env, Device(env), Batching(1, 0.0), costs, NO_OVERHEADS, Room(), Loads())
     waited = []
 
     def arrive(at: float, index: int) -> Any:

@@ -61,8 +61,9 @@ def test_the_decoder_holds_the_device_no_longer_than_it_may() -> None:
         sizes.append(len(latents))
         return [f"{height}x{width}" for height, width in latents]
 
-    batches: ShapedBatches[tuple[int, int], str] = ShapedBatches(
-        decode, lambda shape: shape, COST.decode, 0.0035, Fitting("images"), Forwards()
+    batches: ShapedBatches[None, tuple[int, int], str] = ShapedBatches(
+        lambda _, latents: decode(latents), lambda _, shape: shape, COST.decode, 0.0035, Fitting("images"), Forwards()
     )
-    assert batches.run([(16, 16)] * 4 + [(16, 24), (16, 16)]) == ["16x16"] * 4 + ["16x24", "16x16"]
+    items = [(16, 16)] * 4 + [(16, 24), (16, 16)]
+    assert batches.run([(None, item) for item in items]) == ["16x16"] * 4 + ["16x24", "16x16"]
     assert sorted(sizes) == [1, 2, 3]

@@ -69,5 +69,5 @@ def test_replicas_find_their_classes(path: str) -> None:
 def test_the_application_names_its_deployments_after_their_classes() -> None:
     application = app.app
     assert application._bound_deployment.name == "Ingress"
-    names = {argument._bound_deployment.name for argument in application._bound_deployment.init_args[2:]}
+    names = {argument._bound_deployment.name for argument in application._bound_deployment.init_args[3:]}
     assert names == {"PromptEncoder", "Denoiser", "VaeDecoder", "Runner"}

@@ -7,15 +7,17 @@ from typing import Any
 
 import pytest
 
+from deployments.engine.model_source import ModelRef
 from serve.calls.fleet import Fleet
 from serve.calls.pipeline import Pipeline
 from serve.calls.readiness import Readiness
 from serve.calls.telemetry import Telemetry
 from serve.errors import NotReadyError
+from tests.generation_requests import SOME_MODEL
 from tests.unit.test_admission import COST
 
 STAGES = ("encoder", "denoiser", "decoder")
-COSTS = dict(zip(STAGES, (COST.encode, COST.forward, (COST.decode, COST.decode)), strict=True))
+COSTS = dict(zip(STAGES, (COST.encode, (COST.forward, 0.0), (COST.decode, COST.decode)), strict=True))
 KNOWN = replace(COST, encode_picture=COST.decode)
 MIN_REPLICAS = {stage: int(stage != "denoiser") for stage in STAGES}
 
@@ -47,7 +49,7 @@ class Stage:
     def cost(self) -> "Stage":
         return self
 
-    def remote(self) -> Call:
+    def remote(self, _: ModelRef) -> Call:
         self._calls.append(self._name)
         return Call(COSTS[self._name], self._name in self._late)
 
@@ -69,7 +71,7 @@ class Scripted:
         self.late = set(late)
         handles: list[Any] = [Stage(name, self.calls, self.late) for name in STAGES]
         self.fleet = StillFleet()
-        self.pipeline = Pipeline(*handles, telemetry=Telemetry())
+        self.pipeline = Pipeline(*handles, SOME_MODEL, Telemetry())
         self.readiness = Readiness(self.pipeline, self.fleet, MIN_REPLICAS)
 
     def check(self, times: int = 1) -> None:
@@ -84,7 +86,7 @@ def test_a_stage_that_may_sleep_is_called_once() -> None:
     stages = Scripted()
     stages.check()
     assert sorted(stages.calls) == sorted(STAGES), "what it costs is not known before"
-    assert stages.pipeline.known_cost_model == KNOWN
+    assert stages.pipeline.known_cost() == KNOWN
     for gone in ({"denoiser"}, set()):  # it may be starting
         stages.fleet.gone = gone
         stages.calls.clear()
@@ -100,7 +102,7 @@ def test_it_is_not_called_again_because_another_is_late() -> None:
     assert stages.calls.count("denoiser") == 1
     stages.late.clear()
     stages.check()
-    assert stages.pipeline.known_cost_model == KNOWN
+    assert stages.pipeline.known_cost() == KNOWN
 
 
 def test_a_stage_without_replicas_that_should_have_some_is_not_ready() -> None:

@@ -5,7 +5,7 @@ from pathlib import Path
 import torch
 
 from deployments.engine import load_engine
-from tests.shapes import evaluate, train
+from tests.shapes import denoising, evaluate, train
 from tests.tiny_models import SHAPES_MODEL
 
 
@@ -21,16 +21,17 @@ def test_the_last_stage_trains_the_unet_alone_and_goes_on_from_its_checkpoint(tm
     before = {name: value.clone() for name, value in text_encoder.state_dict().items()}
     checkpoint = tmp_path / "denoiser.pt"
     latents, prompts = torch.randn(4, 8, 16, 16), ["a red star on a blue background"] * 4
-    arguments = (latents, prompts, tokenizer, text_encoder)
-    trained = train.train_denoiser(*arguments, steps=2, seed=0, checkpoint=checkpoint)
     torch.manual_seed(2)
-    fresh = train.build_unet().state_dict()
+    start = train.build_unet()
+    fresh = {name: value.clone() for name, value in start.state_dict().items()}
+    arguments = (start, latents, prompts, tokenizer, text_encoder)
+    trained = denoising.train_denoiser(*arguments, steps=2, peak=8e-4, seed=0, checkpoint=checkpoint)
     assert any(not torch.equal(value, fresh[name]) for name, value in trained.state_dict().items())
     assert all(torch.equal(value, before[name]) for name, value in text_encoder.state_dict().items())
 
     model = train.build_unet()
     optimizer = torch.optim.AdamW(model.parameters(), betas=(0.9, 0.99))
     parts = {"unet": model.state_dict(), "ema": model.state_dict(), "optimizer": optimizer.state_dict()}
-    train.save_whole({**parts, "step": 2}, checkpoint)
-    resumed = train.train_denoiser(*arguments, steps=2, seed=0, checkpoint=checkpoint)
+    denoising.save_whole({**parts, "step": 2}, checkpoint)
+    resumed = denoising.train_denoiser(*arguments, steps=2, peak=8e-4, seed=0, checkpoint=checkpoint)
     assert all(torch.equal(value, parts["ema"][name]) for name, value in resumed.state_dict().items())

@@ -10,10 +10,12 @@ from deployments.engine.device_step import warm_up
 from deployments.engine.engine import Engine
 from deployments.engine.engine_config import EngineConfig
 from deployments.engine.messages import Checkpoint, DenoisedLatents, StepProgress
+from deployments.engine.model_pool import KnownModel, OneModel
 from deployments.engine.prompt_text import PromptText
 from deployments.engine.samplers import SamplerTables
 from deployments.engine.simulated import (
     SimulatedDecoder,
+    SimulatedDevice,
     SimulatedSteps,
     SimulatedTextEncoder,
     SimulatedUNet,
@@ -27,7 +29,8 @@ NOTHING = Curve(1e-9, 1, 0.0)
 def test_a_step_takes_what_its_rows_cost() -> None:
     slept: list[float] = []
     curve = Curve(0.04, 2, 0.01)
-    steps = SimulatedSteps(StageCost((((16, 24), curve),)), lambda: sum(slept), slept.append)
+    device = SimulatedDevice(lambda: sum(slept), slept.append)
+    steps = SimulatedSteps(StageCost((((16, 24), curve),)), device)
     for rows in (1, 4, 8):
         warm_up(SimulatedUNet({"in_channels": 4, "out_channels": 4}), steps, (16, 24), rows)
     assert slept == pytest.approx([curve.seconds(rows) for rows in (1, 4, 8)])
@@ -41,8 +44,9 @@ def test_what_leaves_the_device_has_the_shapes_of_real_latents(is_xl: bool) -> N
         {"in_channels": 4, "out_channels": 4, "addition_embed_type": "text_time" if is_xl else None}
     )
     config = EngineConfig(16, 16, 8, (16, 24), row_counts=(8, 16), checkpoint_interval_s=0.0)
-    steps = SimulatedSteps(cost, runs_ahead=False)
-    engine = Engine(unet, steps, SamplerTables(STABLE_DIFFUSION), config, cost)
+    steps = SimulatedSteps(cost, SimulatedDevice(runs_ahead=False))
+    models = OneModel(KnownModel(unet, SamplerTables(STABLE_DIFFUSION), cost), steps)
+    engine = Engine(models, config)
     encoder = SimulatedTextEncoder(NOTHING, is_xl)
     text = PromptText("a red star", None, guided=True, deterministic=False)
     embeds = encoder.assemble(text, encoder.encode(encoder.texts(text)))

@@ -29,20 +29,20 @@ from serve.calls.pipeline import FROM_THE_START, Pipeline
 from serve.calls.telemetry import Telemetry
 from serve.errors import DeadlineExceededError, GenerationFailedError
 from serve.generation import GenerationRequest, ImageDone, Resume
-from tests.generation_requests import generation_request
+from tests.generation_requests import SOME_MODEL, generation_request
 
 LATENTS = torch.zeros(4, 8, 8)
 
 
 class Encoder:
-    async def encode(self, prompt: object) -> PromptEmbeds:
+    async def encode(self, prompt: object, model: object) -> PromptEmbeds:
         return PromptEmbeds(
             LATENTS[0], LATENTS[0], torch.empty(0), torch.empty(0), TokenCount(4, 4), TokenCount(2, 2)
         )
 
 
 class Denoiser:
-    async def denoise(self, request: DenoiseRequest) -> AsyncIterator[DenoiseEvent]:
+    async def denoise(self, request: DenoiseRequest, model: object) -> AsyncIterator[DenoiseEvent]:
         yield Checkpoint(request.request_id, 1, 1, LATENTS)
         match request.sampler:
             case "one that never ends":
@@ -68,7 +68,7 @@ def pipeline(spans: InMemorySpanExporter) -> Pipeline:
     provider = TracerProvider()
     provider.add_span_processor(SimpleSpanProcessor(spans))
     encoder, denoiser, decoder = map(local_handle, (Encoder, Denoiser, Decoder))
-    return Pipeline(encoder, denoiser, decoder, Telemetry(provider.get_tracer("test")))
+    return Pipeline(encoder, denoiser, decoder, SOME_MODEL, Telemetry(provider.get_tracer("test")))
 
 
 def local_handle(stage: type) -> DeploymentHandle:

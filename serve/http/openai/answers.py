@@ -91,6 +91,12 @@ class Model(TypedDict):
     owned_by: str
     device: Annotated[str, Field(description="What it runs on.", examples=["cpu", "cuda"])]
     aliases: Annotated[list[str], Field(description="Other names that requests may use.")]
+    family: Annotated[str, Field(description="`sd1`, `sd2` or `sdxl`.", examples=["sdxl"])]
+    size_bytes: Annotated[int | None, Field(description="Size of its files; null if it is not known.")]
+    is_resident: Annotated[bool, Field(description="Whether it is loaded. If not, an image takes longer.")]
+    needs_mask: Annotated[bool, Field(description="Whether it only repaints pictures where a mask says so.")]
+    default_width: Annotated[int, Field(description="Width of its images in pixels, if none is asked for.")]
+    default_height: Annotated[int, Field(description="Height of its images in pixels, likewise.")]
 
 
 class Models(TypedDict):

@@ -28,7 +28,7 @@ class ModelsRoutes:
     @described(operations.MODELS)
     async def _page(self, request: Request) -> Response:
         """The only page, also for Replicate's clients: OpenAI's read `data`, Replicate's read `results`."""
-        models = self._desk.models.values()
+        models = self._desk.models.all
         page: Models = {
             "object": "list",
             "data": [self._described(one) for one in models],
@@ -54,4 +54,10 @@ class ModelsRoutes:
             "owned_by": "midstep",
             "device": model.device,
             "aliases": list(model.aliases),
+            "family": model.family,
+            "size_bytes": model.size_bytes,
+            "is_resident": self._desk.models.is_resident(model),
+            "needs_mask": model.info.needs_mask,
+            "default_width": model.default_size[1],
+            "default_height": model.default_size[0],
         }

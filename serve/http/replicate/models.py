@@ -63,7 +63,7 @@ class ReplicateModelsRoutes:
         """The model in the path. Raises ModelNotFoundError."""
         name: str = request.path_params["name"]
         with_owner = f"{request.path_params['owner']}/{name}"
-        return self._desk.model(with_owner if with_owner in self._desk.names else name, "name")
+        return self._desk.model(with_owner if with_owner in self._desk.models.names else name, "name")
 
 
 def owner_and_name(model: ServedModel) -> tuple[str, str]:

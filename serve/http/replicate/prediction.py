@@ -17,8 +17,8 @@ def describe(job: Job) -> KnownPrediction:
     url = f"{job.base_url}{PREDICTIONS_PATH}/{job.id}"
     return {
         "id": job.id,
-        "model": job.model,
-        "version": job.model,
+        "model": job.request.model,
+        "version": job.request.model,
         "status": job.state.value,
         "input": dict(job.input),
         "output": output_urls(job) or None,

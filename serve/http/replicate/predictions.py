@@ -106,7 +106,7 @@ class PredictionsRoutes:
         try:
             wait = wait_s(request.headers.get("prefer"))
             body = await asyncio.to_thread(read_body, raw)  # in a thread, because a large one takes a while
-            wanted = wanted_of(body, *model_named(request, body, self._desk.names))
+            wanted = wanted_of(body, *model_named(request, body, self._desk.models.names))
             key = await asyncio.to_thread(_idempotency_key, request, raw)
             new_job = self._new_job(request, body, key)
             job = await self._earlier(request, body, key)
@@ -253,12 +253,10 @@ class PredictionsRoutes:
         return round(alone_s * (1 - job.fraction_done + rounds), 2)
 
     def _alone_s(self, job: Job) -> float | None:
-        """Seconds that the whole job takes alone; None if its model is no longer served or has no costs
-        yet."""
-        for model in self._desk.models.values():
-            if model.shown_id == job.model and (cost := model.known_cost()):
-                return model.estimator.latency_s(job.request, cost)
-        return None
+        """Seconds that the whole job takes alone; None if costs are not known yet."""
+        model = self._desk.models.of(job.request)
+        cost = model.known_cost()
+        return None if cost is None else model.estimator.latency_s(job.request, cost)
 
 
 @dataclass(frozen=True, slots=True)

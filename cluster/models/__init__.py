@@ -1,0 +1,1 @@
+"""`midstep models`: works with the catalog's folder and the cache of models, without a server."""

@@ -1,0 +1,160 @@
+"""The parts of a model before their weights are read: configuration, tensors, and where each comes from."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+from typing import Any
+
+import diffusers
+import torch
+import transformers
+
+from deployments.ingestion.model_entry import IngestionError
+from deployments.ingestion.tensor_names import Origin
+from deployments.ingestion.weights import TensorFiles
+
+Shape = tuple[int, ...]
+Candidates = Callable[[str], Iterable[Origin]]
+
+_CLASSES = {
+    "unet": "UNet2DConditionModel",
+    "vae": "AutoencoderKL",
+    "text_encoder": "CLIPTextModel",
+    "text_encoder_2": "CLIPTextModelWithProjection",
+}
+# What says nothing about the pictures, and differs among files with equal weights.
+_VOLATILE = frozenset({"torch_dtype", "dtype", "transformers_version", "architectures"})
+
+
+@dataclass(frozen=True, slots=True)
+class Architecture:
+    """A part's complete configuration, and the shapes of its tensors by their names."""
+
+    part: str
+    config: Mapping[str, Any]
+    shapes: Mapping[str, Shape]
+
+    @property
+    def num_parameters(self) -> int:
+        return sum(prod(shape) for shape in self.shapes.values())
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """A part whose weights can be read. origins: by the name of its tensor"""
+
+    architecture: Architecture
+    origins: Mapping[str, Origin]
+    files: TensorFiles
+
+    @property
+    def num_bytes(self) -> int:
+        return self.files.num_bytes({origin.name for origin in self.origins.values()})
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """A model before its weights are read.
+
+    index: what model_index.json says besides its parts; tokenizers: files by name, for each tokenizer
+    """
+
+    pipeline: str
+    index: Mapping[str, Any]
+    parts: Sequence[Part]
+    tokenizers: Mapping[str, Mapping[str, Path]]
+    scheduler: Mapping[str, Any]
+    source: str
+
+
+def architecture(part: str, config: Mapping[str, Any], where: str) -> Architecture:
+    """The part as its library builds it, without weights.
+
+    where: the configuration's file. Raises IngestionError.
+    """
+    try:
+        with torch.device("meta"):
+            if part.startswith("text_encoder"):
+                known = transformers.CLIPTextConfig().to_dict().keys() - _VOLATILE
+                given = {key: value for key, value in config.items() if key in known}
+                module = getattr(transformers, _CLASSES[part])(transformers.CLIPTextConfig(**given))
+                full = {key: value for key, value in module.config.to_dict().items() if key in known}
+                full["architectures"] = [_CLASSES[part]]
+            else:
+                module = getattr(diffusers, _CLASSES[part]).from_config(dict(config))
+                full = dict(module.config) | {"_class_name": _CLASSES[part]}
+    except (ValueError, TypeError, KeyError, AttributeError, RuntimeError) as error:
+        raise IngestionError(f"{where}: no {_CLASSES[part]} can be built of it: {error}") from error
+    kept = {key: value for key, value in full.items() if not key.startswith("_") or key == "_class_name"}
+    shapes = {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()}
+    return Architecture(part, json.loads(json.dumps(kept, sort_keys=True)), shapes)
+
+
+def find_tensors(built: Architecture, files: TensorFiles, candidates: Candidates) -> Part:
+    """The part with the origin of each of its tensors. Raises IngestionError for what files lack."""
+    stored = files.shapes()
+    origins: dict[str, Origin] = {}
+    missing: list[str] = []
+    for name, shape in built.shapes.items():
+        tried = list(candidates(name))
+        origin = next((one for one in tried if one.name in stored), None)
+        if origin is None:
+            missing.append(tried[0].name)
+        elif not _same_values(_made_shape(stored[origin.name], origin), shape):
+            raise IngestionError(
+                f"{files.description}: {origin.name} has the shape {list(stored[origin.name])}, which "
+                f"does not fit its {built.part}, where {name} has {list(shape)}. If its architecture is "
+                "another, give a folder with its configurations as `config`"
+            )
+        else:
+            origins[name] = origin
+    if missing:
+        raise IngestionError(
+            f"{files.description}: the weights of {built.part} lack {len(missing)} of {len(built.shapes)} "
+            f"tensors, such as {missing[0]}. Take a complete checkpoint"
+        )
+    return Part(built, origins, files)
+
+
+def _made_shape(shape: Shape, origin: Origin) -> Shape:
+    if origin.third is not None and shape:
+        return (shape[0] // 3, *shape[1:])
+    return shape[::-1] if origin.is_transposed else shape
+
+
+def _same_values(shape: Shape, wanted: Shape) -> bool:
+    """Whether they differ at most in sides of 1, as convolutions over one pixel and linear layers do."""
+    return _without_ones(shape, 2) == _without_ones(wanted, 2)
+
+
+def _without_ones(shape: Shape, keep: int) -> Shape:
+    while len(shape) > keep and shape[-1] == 1:
+        shape = shape[:-1]
+    return shape
+
+
+def read_tensors(part: Part, on_bytes: Callable[[int], None]) -> dict[str, torch.Tensor]:
+    """The part's tensors, contiguous, by their names; fp8 in float16, which has all of its values."""
+    read = part.files.read({origin.name for origin in part.origins.values()}, on_bytes)
+    return dict(_made(part, read))
+
+
+def _made(part: Part, read: Mapping[str, torch.Tensor]) -> Iterator[tuple[str, torch.Tensor]]:
+    for name, origin in sorted(part.origins.items()):
+        tensor = read[origin.name]
+        if not tensor.is_floating_point():
+            raise IngestionError(
+                f"{part.files.description}: {origin.name} is stored as {tensor.dtype}, a quantised form, "
+                "which is not served: take the model's float16 file"
+            )
+        if origin.third is not None:
+            tensor = tensor.chunk(3)[origin.third].clone()
+        if origin.is_transposed:
+            tensor = tensor.T
+        if tensor.dtype in (torch.float8_e4m3fn, torch.float8_e5m2):
+            tensor = tensor.to(torch.float16)
+        yield name, tensor.reshape(part.architecture.shapes[name]).contiguous()
