@@ -50,6 +50,7 @@ class Denoiser:
     """Serves the engine.
 
     model: the one that is there from the start; num_models: how many are on the device at once
+    host_bytes: memory of the host for models that are not
     num_threads: torch threads of this replica
     """
 
@@ -61,6 +62,7 @@ class Denoiser:
         batching: Batching,
         num_threads: int,
         num_models: int,
+        host_bytes: float,
         measurement: CostMeasurement,
     ) -> None:
         # Samplers are compiled here, because compiling on the engine's thread would hold up all requests. One
@@ -71,7 +73,7 @@ class Denoiser:
 
         def build() -> Engine:
             torch.set_num_threads(num_threads)
-            found = unets(model, placement, measurement, engine, num_threads)
+            found = unets(model, placement, measurement, engine, num_threads, host_bytes)
             torch.set_num_threads(1)  # forwards on a CPU have their own threads (engine.row_parts)
             if placement.compile_cache:
                 # From here on nothing is compiled, so that no request waits for a compiler.

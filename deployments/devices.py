@@ -66,8 +66,9 @@ def unets(
     measurement: CostMeasurement,
     engine: EngineConfig,
     num_threads: int,
+    host_bytes: float = 0.0,
 ) -> Unets:
-    """Loads the first model and measures the cost of its forwards."""
+    """Loads the first model and measures the cost of its forwards. host_bytes: see DeviceLoader"""
     if placement.is_simulated:
         known = _of_device(measurement.known)
         device = SimulatedDevice(faults=SimulatedFaults(placement.faults, "denoiser"))
@@ -77,7 +78,7 @@ def unets(
         cost = measurement.forward_cost(partial(warm_up, simulated.describe(model), first), config)
         return Unets(simulated, first, config, cost, known.load_s)
     config = engine.for_device(placement.torch_device())
-    loader = DeviceLoader(placement, measurement.shapes if config.row_counts else (), num_threads)
+    loader = DeviceLoader(placement, measurement.shapes if config.row_counts else (), num_threads, host_bytes)
     began = time.perf_counter()
     first = loader.load(model, None)
     load_s = time.perf_counter() - began

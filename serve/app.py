@@ -58,7 +58,7 @@ def build_app(config: AppConfig) -> Application:
         model, placement, *gathered("encoder"), internal.encoder_cache_size, measurement
     )
     denoiser = deployment(DENOISER, "denoiser").bind(
-        model, placement, engine, *gathered("denoiser"), measurement
+        model, placement, engine, *gathered("denoiser"), config.denoiser.host_gib * 2**30, measurement
     )
     decoder = deployment(VAE_DECODER, "decoder").bind(
         model, placement, *gathered("decoder"), internal.max_hold_s, measurement

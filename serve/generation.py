@@ -66,6 +66,7 @@ class GenerationRequest(ImageParameters):
     model: the served model's name in pictures and jobs
     ref: where the model is; None for the configured one, as in jobs of earlier versions
     pool: the application's name among runners, by its configured model; None in jobs of earlier versions
+    warnings: sentences for the client
     negative_prompt: None differs from empty: SDXL uses zeros for None, as diffusers does
     seed: seed of the first image; the others use seed + 1, seed + 2, ...
     num_previews: evenly spaced previews of each unfinished image
@@ -87,6 +88,7 @@ class GenerationRequest(ImageParameters):
     work_s: float | None = None
     ref: ModelRef | None = None
     pool: str | None = None
+    warnings: tuple[str, ...] = ()
 
     @property
     def passes(self) -> tuple[ImageParameters, ...]:

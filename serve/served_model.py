@@ -17,6 +17,7 @@ from deployments.engine.samplers import (
     SamplerTables,
     UnsupportedSamplerError,
     canonical_sampler,
+    keeps_zero_snr,
     takes_eta,
 )
 from serve.capacity.estimator import Estimator
@@ -184,6 +185,7 @@ class ServedModel:
             start=start,
             ref=self.ref,
             pool=self.pool,
+            warnings=self._warnings(sampler),
         )
         request = replace(request, hires=self._hires(wanted, request))
         return Accepted(replace(request, work_s=self.work_s(request)), picture)
@@ -249,6 +251,15 @@ class ServedModel:
             having = ", ".join(filter(takes_eta, SAMPLERS))
             raise wanted.refusal("eta", f"the sampler {sampler!r} has none; those that have one: {having}")
         return sampler, steps
+
+    def _warnings(self, sampler: str) -> tuple[str, ...]:
+        if not self.info.scheduler_config.get("rescale_betas_zero_snr") or keeps_zero_snr(sampler):
+            return ()
+        keeping = ", ".join(filter(keeps_zero_snr, SAMPLERS))
+        return (
+            f"sampler: {sampler!r} ignores, as in diffusers, that this model was trained for zero terminal "
+            f"SNR, so its pictures may be of medium brightness; those that keep to it: {keeping}.",
+        )
 
     def _num_calls(
         self,

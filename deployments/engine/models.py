@@ -172,8 +172,12 @@ class UNet:
 
 def load_unet(source: ModelSource, placement: Placement) -> UNet:
     """Raises ModelLoadError if the U-Net needs more than a prompt, or if the attention cannot run here."""
+    return place_unet(load_unet_module(source, placement.torch_dtype()), placement)
+
+
+def place_unet(module: diffusers.UNet2DConditionModel, placement: Placement) -> UNet:
+    """Moves a module to its device. Raises ModelLoadError if the attention cannot run there."""
     device, dtype = placement.torch_device(), placement.torch_dtype()
-    module = load_unet_module(source, dtype)
     module.to(device, memory_format=torch.channels_last)
     _set_attention(module, placement.attention, device, dtype)
     if placement.compile_cache:

@@ -106,6 +106,12 @@ def takes_eta(sampler: str) -> bool:
     return "eta" in signature(_scheduler_class(sampler).step).parameters
 
 
+def keeps_zero_snr(sampler: str) -> bool:
+    """Whether the stock scheduler of a sampler, given by its canonical name, can end its noise schedule
+    without any signal, as some models were trained."""
+    return "rescale_betas_zero_snr" in signature(_scheduler_class(sampler).__init__).parameters
+
+
 def _scheduler_class(sampler: str) -> Any:
     """The diffusers class of a sampler, given by its canonical name."""
     return getattr(import_module("diffusers"), SAMPLERS[sampler].scheduler)

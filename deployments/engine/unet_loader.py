@@ -4,25 +4,63 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Collection
+from collections import OrderedDict
+from collections.abc import Callable, Collection
+from copy import deepcopy
 
+import diffusers
 import torch
 
 from deployments.engine.conditions import UNetShape
 from deployments.engine.device_step import CapturedSteps, EagerSteps, StepRunner, step_runner
 from deployments.engine.messages import LatentShape
 from deployments.engine.model_source import ModelRef, Placement, load_unet_config
-from deployments.engine.models import load_unet, load_unet_module
+from deployments.engine.models import load_unet_module, place_unet
 
 _LOW_PRIORITY = 10
 
 
+class HostMemory:
+    """U-Nets that were loaded lately, in the host's memory, from where they are on a device in a moment.
+
+    max_bytes: of all of them; those that were used longest ago go first
+    """
+
+    def __init__(self, max_bytes: float) -> None:
+        self._max_bytes = max_bytes
+        self._modules: OrderedDict[str, diffusers.UNet2DConditionModel] = OrderedDict()
+
+    def module(
+        self, name: str, load: Callable[[], diffusers.UNet2DConditionModel]
+    ) -> diffusers.UNet2DConditionModel:
+        """The module of that name, loaded if it is not there. It stays this memory's: only copy from it."""
+        if name not in self._modules:
+            self._modules[name] = load()
+        self._modules.move_to_end(name)
+        while len(self._modules) > 1 and sum(map(_bytes_of, self._modules.values())) > self._max_bytes:
+            self._modules.popitem(last=False)
+        return self._modules[name]
+
+
+def _bytes_of(module: diffusers.UNet2DConditionModel) -> int:
+    return sum(tensor.nbytes for tensor in module.state_dict().values())
+
+
 class DeviceLoader:
-    """static_shapes: latent shapes that are padded to a few row counts; num_threads: of a CPU"""
+    """Loads into a device's memory, by way of the host's.
+
+    static_shapes: latent shapes that are padded to a few row counts; num_threads: of a CPU
+    host_bytes: the host's memory for models; a CPU has no other, so it keeps none there
+    """
 
     def __init__(
-        self, placement: Placement, static_shapes: Collection[LatentShape], num_threads: int
+        self,
+        placement: Placement,
+        static_shapes: Collection[LatentShape],
+        num_threads: int,
+        host_bytes: float = 0.0,
     ) -> None:
+        self._host = HostMemory(host_bytes) if placement.torch_device().type != "cpu" else None
         self._placement = placement
         self._static_shapes = static_shapes
         self._num_threads = num_threads
@@ -35,13 +73,24 @@ class DeviceLoader:
         """Loads a model. Another one's memory is used again if the architecture is the same; else it is given
         back before anything is allocated."""
         if isinstance(into, EagerSteps | CapturedSteps):
-            module = load_unet_module(model.source, self._placement.torch_dtype())
+            module = self._module(model)
             if into.unet.is_like(module):
                 into.unet.take(module)
                 return into
             del into, module
-        unet = load_unet(model.source, self._placement)
+        unet = place_unet(self._module(model, copy=True), self._placement)
         return step_runner(unet, self._static_shapes, self._num_threads)
+
+    def _module(self, model: ModelRef, copy: bool = False) -> diffusers.UNet2DConditionModel:
+        """The module in the host's memory. copy: whether it is going to be changed"""
+
+        def load() -> diffusers.UNet2DConditionModel:
+            return load_unet_module(model.source, self._placement.torch_dtype())
+
+        if self._host is None:
+            return load()
+        module = self._host.module(model.unet, load)
+        return deepcopy(module) if copy else module
 
 
 def prepare_loading() -> None:

@@ -83,6 +83,11 @@ class DenoiserConfig(DeviceStage):
         "of arrival for the replica that is free first; `auto`: twice `max_rows`",
     )
 
+    host_gib: NonNegativeFloat = Field(
+        16.0,
+        description="Memory of the host in GiB for models of a catalog that are not on the GPU at the moment",
+    )
+
     @model_validator(mode="after")
     def _check_rows(self) -> "DenoiserConfig":
         if self.max_rows != "auto":

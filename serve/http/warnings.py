@@ -5,12 +5,13 @@ from serve.generation import GenerationRequest
 from serve.wanted import shown
 
 
-def syntax_warnings(request: GenerationRequest) -> list[str]:
-    """A sentence for each text that contains commands of other programs."""
+def request_warnings(request: GenerationRequest) -> list[str]:
+    """What was noticed when the request was accepted, and a sentence for each text that contains commands of
+    other programs."""
     if request.reading.syntax != "plain":
-        return []
+        return list(request.warnings)
     texts = {"prompt": request.prompt, "negative_prompt": request.negative_prompt or ""}
-    return [
+    return list(request.warnings) + [
         f"{field}: {shown(syntax)} was taken literally; weights like (word:1.4) and BREAK need "
         "prompt_syntax 'a1111', and <lora:name:1> has no meaning here."
         for field, text in texts.items()

@@ -115,6 +115,7 @@ def denoiser(base_url: str) -> Iterator[DeploymentHandle]:
         Batching(8, 0.005),
         2,
         1,
+        0.0,
         CostMeasurement(((16, 16),), COST),
     )
     yield serve.run(application, name="mortal denoiser", route_prefix=None)

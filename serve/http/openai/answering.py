@@ -24,7 +24,7 @@ from serve.http.openai.answers import (
     Usage,
 )
 from serve.http.problems import ErrorEvent, error_event
-from serve.http.warnings import syntax_warnings
+from serve.http.warnings import request_warnings
 from serve.served_model import MEDIA_TYPES
 
 logger = logging.getLogger("ray.serve")
@@ -170,4 +170,4 @@ def warnings(request: GenerationRequest, encoded: PromptEncoded, hints: Sequence
         for field, tokens in texts.items()
         if tokens.given > tokens.read
     ]
-    return [*sentences, *syntax_warnings(request), *hints]
+    return [*sentences, *request_warnings(request), *hints]

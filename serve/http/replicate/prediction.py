@@ -5,7 +5,7 @@ from datetime import UTC, datetime
 from serve.http.files import FILES_PATH
 from serve.http.replicate.answers import KnownPrediction, PredictionMetrics
 from serve.http.replicate.schema import input_warnings
-from serve.http.warnings import syntax_warnings
+from serve.http.warnings import request_warnings
 from serve.jobs.job import Job
 
 PREDICTIONS_PATH = "/v1/predictions"
@@ -50,7 +50,7 @@ def logs(job: Job) -> str:
     Replicate's client reads the progress."""
     if job.started_at is None:
         return ""
-    sentences = [*input_warnings(job.input), *syntax_warnings(job.request)]
+    sentences = [*input_warnings(job.input), *request_warnings(job.request)]
     warnings = "".join(f"Warning: {sentence}\n" for sentence in sentences)
     fraction = job.fraction_done
     bar = "█" * round(_BAR_LENGTH * fraction)
