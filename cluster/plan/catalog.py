@@ -19,30 +19,38 @@ def models_of(options: PlanOptions, config: AppConfig) -> Mapped | None:
     return mapped(options.plans, served) if is_anonymous and served is not None else None
 
 
-def _served(options: PlanOptions, config: AppConfig) -> list[Listed] | None:
-    own = Listed(config.model.id, config.model.aliases)
-    if options.validate is not None:
-        return served_models(options.validate.url, options.validate.api_key)
-    if options.num_models is not None:
-        return [own, *(Listed(f"model-{rank}") for rank in range(2, options.num_models + 1))]
-    folder = config.catalog.resolved(config.jobs.data_folder).folder
-    return None if folder is None else [own, *_entries(Path(folder))]
-
-
-def _entries(folder: Path) -> Sequence[Listed]:
-    """The models of a catalog's folder without those whose files are wrong."""
-    entries = []
-    try:
-        for file in entry_files(folder):
-            try:
-                entries.append(read_entry(file))
-            except ConfigError:
-                continue
-    except OSError as error:
-        raise ConfigError(f"catalog.folder: {folder} cannot be read: {error.strerror or error}") from error
-    return [Listed(entry.id, entry.aliases) for entry in entries]
-
-
 def named(plans: Sequence[Sequence[PlannedRequest]], models: Mapped | None) -> list[list[PlannedRequest]]:
     """The plans with the models' names."""
     return [list(planned) if models is None else models.apply(planned) for planned in plans]
+
+
+def _served(options: PlanOptions, config: AppConfig) -> list[Listed] | None:
+    if options.validate is not None:
+        return served_models(options.validate.url, options.validate.api_key)
+    if options.num_models is not None:
+        others = (Listed(f"model-{rank}") for rank in range(2, options.num_models + 1))
+        return [_own(config), *others]
+    return catalog_models(config)
+
+
+def catalog_models(config: AppConfig) -> list[Listed] | None:
+    """The models that a configuration with a catalog serves, in the order in which a server lists them,
+    without those whose files are wrong. None without a catalog. Raises ConfigError if it cannot be read."""
+    folder = config.catalog.resolved(config.jobs.data_folder).folder
+    if folder is None:
+        return None
+    models = [_own(config)]
+    try:
+        for file in entry_files(Path(folder)):
+            try:
+                entry = read_entry(file)
+            except ConfigError:
+                continue
+            models.append(Listed(entry.id, entry.aliases))
+    except OSError as error:
+        raise ConfigError(f"catalog.folder: {folder} cannot be read: {error.strerror or error}") from error
+    return models
+
+
+def _own(config: AppConfig) -> Listed:
+    return Listed(config.model.id, config.model.aliases)

@@ -82,7 +82,7 @@ def plan(options: PlanOptions) -> Written:
     )
     if models is not None:
         console.print(models.sentence(config.model.id), markup=False, highlight=False)
-    if not file.cost_model.load_s and any(map(num_models, options.plans)):
+    if not file.cost_model.load_s and any(num_models(planned) > 1 for planned in options.plans):
         console.print("Loads of models take no time in this cost model; --load-s gives them one.")
     if options.validate is None:
         written = _plan(options, model, file, console)

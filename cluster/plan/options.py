@@ -60,7 +60,8 @@ _OPTIONS = (
     click.option(
         "--num-models",
         type=POSITIVE_COUNT,
-        help="Models that are served; without a trace's checkpoints the n-th has 1/n of the first's requests.",
+        help="Models that are served. A trace's checkpoints are shared out to them; without any, the n-th "
+        "model has 1/n of the first one's requests.",
     ),
     click.option(
         "--sharing",

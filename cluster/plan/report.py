@@ -21,9 +21,8 @@ COMPARED = {
 
 
 def num_models(planned: Sequence[PlannedRequest]) -> int:
-    """The models that requests name; 0 if there are not several."""
-    number = len({request.model for request in planned})
-    return number if number > 1 else 0
+    """Number of models that requests name."""
+    return len({request.model for request in planned} - {None})
 
 
 def title(planned: Sequence[PlannedRequest]) -> str:
@@ -34,7 +33,7 @@ def title(planned: Sequence[PlannedRequest]) -> str:
     tasks = Counter(request.task for request in planned)
     counted = ", ".join(f"{tasks[task]} {task}" for task in Task if tasks[task])
     by_task = f" ({counted})" if tasks.keys() - {Task.TXT2IMG} else ""
-    models = f", {num_models(planned)} models" if num_models(planned) else ""
+    models = f", {num_models(planned)} models" if num_models(planned) > 1 else ""
     return f"{len(planned)} requests{by_task} for {images} images in {span_s:.0f} s{rate}{models}"
 
 

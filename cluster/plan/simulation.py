@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -48,8 +49,8 @@ class Simulated:
     gpus: int
     gpu_s: float
     denoisers: Sequence[tuple[float, int]]
-    num_loads: int
-    waited_for_load: float
+    num_loads: int = 0
+    waited_for_load: float = 0.0
 
 
 class Simulation:
@@ -190,10 +191,18 @@ class Simulation:
         )
 
 
+class _Image(DenoiseRequest):
+    """A request whose guided calls are computed once. Simulated steps take no other time, and ask often."""
+
+    @cached_property
+    def guided_calls(self) -> range:
+        return super().guided_calls
+
+
 def _denoise_request(request: GenerationRequest, model: str, index: int) -> DenoiseRequest:
     """One image of a request, like the pipeline's, with embeddings that nobody reads."""
     negative = _NOTHING if request.needs_negative else None
-    return DenoiseRequest(
+    return _Image(
         request_id=f"{request.request_id}/{index}",
         model=model,
         embeds=PromptEmbeds(_NOTHING, negative, _NOTHING, negative, TokenCount(0, 0), TokenCount(0, 0)),

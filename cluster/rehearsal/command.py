@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import click
@@ -11,16 +11,20 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
+from cluster.bench.checkpoints import mapped
 from cluster.bench.mix import PlannedRequest
 from cluster.bench.progress import counting, new_progress
 from cluster.bench.report import summarize, table, warnings
 from cluster.bench.results import Results, new_results
 from cluster.config_errors import shown_config_errors
 from cluster.local_cluster import local_cluster
+from cluster.plan.catalog import catalog_models
 from cluster.plan.devices import Sharing
 from cluster.plan.model import Model
+from cluster.plan.report import num_models
 from cluster.plan.stages import Overheads
 from cluster.rehearsal.application import check_room, on_gpus
+from cluster.rehearsal.catalog import with_models
 from cluster.rehearsal.chart import chart
 from cluster.rehearsal.options import RehearsalOptions, with_rehearsal_options
 from cluster.rehearsal.rehearsal import Rehearsal
@@ -61,7 +65,12 @@ def rehearse(options: RehearsalOptions) -> None:
     console = Console()
     devices = f"simulated devices: {_cost_file(config).device}"
     console.print(f"{options.gpus} simulated GPUs; {devices}", markup=False, highlight=False)
-    rehearsals = _rehearsed(options, config)
+    options = _with_names_of_catalog(options, config, console)
+    with with_models(config, options.planned) as served:
+        if served is not config:
+            number = num_models(options.planned)
+            console.print(f"{number} checkpoints are served as models of their own like {config.model.id}.")
+        rehearsals = _rehearsed(options, served)
     summaries = {name: summarize(one.outcomes, options.slo_s) for name, one in rehearsals.items()}
     runs = {name: [summary] for name, summary in summaries.items()}
     console.print(table(runs))
@@ -74,6 +83,20 @@ def rehearse(options: RehearsalOptions) -> None:
     _write(Written(devices, results, gpu_seconds, series), options.output / "rehearsal.json")
     chart(f"{config.model.id}, {options.gpus} GPUs, {devices}", series, options.output / "rehearsal.png")
     console.print(f"Written to {options.output}", markup=False, highlight=False)
+
+
+def _with_names_of_catalog(
+    options: RehearsalOptions, config: AppConfig, console: Console
+) -> RehearsalOptions:
+    """The options with a trace's checkpoints as models of the configuration's catalog, if it has one."""
+    served = catalog_models(config)
+    if served is None or options.settings["arrivals"] != "trace":
+        return options
+    models = mapped([options.planned], served)
+    if models is None:
+        return options
+    console.print(models.sentence(config.model.id), markup=False, highlight=False)
+    return replace(options, planned=models.apply(options.planned))
 
 
 def _rehearsed(options: RehearsalOptions, config: AppConfig) -> dict[str, Rehearsal]:

@@ -135,7 +135,9 @@ def denoising_losses(
     alpha = alphas_cumprod[timesteps].sqrt().view(-1, 1, 1, 1)
     sigma = (1 - alpha**2).sqrt()
     noise = torch.randn_like(clean)
-    noisy = with_unprompted(alpha * clean + sigma * noise, num_unprompted).contiguous(memory_format=torch.channels_last)
+    noisy = with_unprompted(alpha * clean + sigma * noise, num_unprompted).contiguous(
+        memory_format=torch.channels_last
+    )
     target = alpha * noise - sigma * clean
     with fast_precision():
         prompt_embeds = text_encoder(ids).last_hidden_state

@@ -2,11 +2,13 @@
 
     python models/shapes/evaluate.py            the table in docs/models.md: 200 prompts, 4 to 50 steps
     python models/shapes/evaluate.py --sheet F  also draws the first pictures at the last step count
+    python models/shapes/evaluate.py --model models/outlines   the same of the model that draws outlines
     python models/shapes/evaluate.py --steps 20 --guidance-ends 1 0.8 0.6 0.5 0.4 0.25
                                                 what ending guidance early saves, and what it costs
 
 A picture is right in colour if the background and every object have their colours, right in position if its
 two objects stand as said (only pictures with two count), and right in shape if every object has its shape.
+It is right in style if its objects are filled, or are outlines for the model that draws those.
 """
 
 import argparse
@@ -20,13 +22,15 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageDraw
-from scenes import COLOURS, SHAPES, Scene, outline, random_scene
+from scenes import COLOURS, SHAPES, STYLES, Scene, outline, random_scene
 
 from deployments.engine import load_engine
 from deployments.engine.local_engine import LocalEngine
 
 _BATCH_SIZE = 16
 _MIN_AREA = 60  # pixels; smaller specks are not objects
+_MIN_HOLE = 6  # pixels
+_MIN_HOLLOW = 0.04  # share of an outlined object that is background; the smallest ones are mostly line
 _BORDER = 3  # pixels at the edge, where only the background is
 _PALETTE = np.array(list(COLOURS.values()), dtype=np.int32)
 _NAMES = list(COLOURS)
@@ -34,12 +38,13 @@ _NAMES = list(COLOURS)
 
 @dataclass(frozen=True, slots=True)
 class Seen:
-    """An object found in a picture: its colour, its shape and its middle in pixels."""
+    """An object found in a picture: its colour, its shape, its middle in pixels, and whether it is hollow."""
 
     colour: str
     shape: str
     x: float
     y: float
+    is_outlined: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,15 +64,26 @@ def look(pixels: np.ndarray) -> tuple[str, list[Seen]]:
         [labels[:_BORDER].ravel(), labels[-_BORDER:].ravel(), labels[:, :_BORDER].ravel()]
     )
     background = Counter(border.tolist()).most_common(1)[0][0]
+    holes = [part for part in _components(labels == background, _MIN_HOLE) if not _touches_edge(part)]
     seen = []
     for mask in _components(labels != background):
         colour = Counter(labels[mask].tolist()).most_common(1)[0][0]
         rows, columns = np.nonzero(mask)
-        seen.append(Seen(_NAMES[colour], _shape_of(mask), float(columns.mean()), float(rows.mean())))
+        inside = np.zeros_like(mask)
+        inside[rows.min() : rows.max(), columns.min() : columns.max()] = True
+        within = [hole for hole in holes if inside[hole].all()]
+        whole = np.logical_or.reduce([mask, *within])
+        is_outlined = bool(whole.sum() - mask.sum() >= _MIN_HOLLOW * whole.sum())
+        x, y = float(columns.mean()), float(rows.mean())
+        seen.append(Seen(_NAMES[colour], _shape_of(whole), x, y, is_outlined))
     return _NAMES[background], seen
 
 
-def _components(mask: np.ndarray) -> list[np.ndarray]:
+def _touches_edge(part: np.ndarray) -> bool:
+    return bool(part[[0, -1]].any() or part[:, [0, -1]].any())
+
+
+def _components(mask: np.ndarray, min_area: int = _MIN_AREA) -> list[np.ndarray]:
     """The connected parts of a mask [h, w] that are not specks, largest first."""
     left = mask.copy()
     parts = []
@@ -85,7 +101,7 @@ def _components(mask: np.ndarray) -> list[np.ndarray]:
                     left[neighbour] = False
                     stack.append(neighbour)
         parts.append(part)
-    return sorted((part for part in parts if part.sum() >= _MIN_AREA), key=lambda part: -part.sum())
+    return sorted((part for part in parts if part.sum() >= min_area), key=lambda part: -part.sum())
 
 
 def _shape_of(mask: np.ndarray) -> str:
@@ -181,6 +197,12 @@ def sheet(pictures: list[np.ndarray], columns: int) -> Image.Image:
     return image
 
 
+def is_in_style(pixels: np.ndarray, style: str) -> bool:
+    """Whether all objects of a picture are outlines, or none is."""
+    _, seen = look(pixels)
+    return all(one.is_outlined == (style == "outlined") for one in seen)
+
+
 def share(verdicts: list[bool]) -> str:
     return f"{100 * sum(verdicts) / len(verdicts):.1f}%"
 
@@ -221,6 +243,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--model", type=Path, default=Path(__file__).parent)
+    parser.add_argument("--style", choices=STYLES, help="default: outlined for `models/outlines`")
     parser.add_argument("--prompts", type=int, default=200)
     parser.add_argument("--steps", type=int, nargs="+", default=[4, 8, 12, 20, 50])
     parser.add_argument("--guidance-ends", type=float, nargs="+", help="fractions of the steps")
@@ -231,17 +254,19 @@ def main() -> None:
         "--failures", action="store_true", help="print what went wrong at the last step count"
     )
     args = parser.parse_args()
+    style = args.style or ("outlined" if args.model.name == "outlines" else "filled")
     cases = draw_cases(args.prompts, args.seed)
     engine = load_engine(str(args.model), max_images=_BATCH_SIZE)
     print(f"{args.prompts} prompts, {args.sampler}, guidance 3 to 7\n")
     if args.guidance_ends:
         compare_guidance_ends(engine, cases, args.sampler, args.steps[-1], args.guidance_ends)
         return
-    print("| steps | colours right | position right | shapes right |")
-    print("|---:|---:|---:|---:|")
+    print("| steps | colours right | position right | shapes right | style right |")
+    print("|---:|---:|---:|---:|---:|")
     for steps in args.steps:
         pictures = paint(engine, cases, args.sampler, steps)
-        print(f"| {steps} | {shares(cases, pictures)} |", flush=True)
+        styles = share([is_in_style(pixels, style) for pixels in pictures])
+        print(f"| {steps} | {shares(cases, pictures)} | {styles} |", flush=True)
     if args.failures:
         for case, pixels in zip(cases, pictures, strict=True):
             verdict = judge(case.scene, pixels)

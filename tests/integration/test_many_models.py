@@ -39,8 +39,8 @@ COST = CostModel(
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Models in diffusers format, one folder each, and a catalog that names all but two of them. They are read
-    in already, as that takes ten seconds each in processes of their own."""
+    """Models in diffusers format, one folder each, and a catalog that names all but two of them. They are
+    read in already, as that takes ten seconds each in processes of their own."""
     root = tmp_path_factory.mktemp(APPLICATION)
     (root / "models.d").mkdir()
     for name in NAMES:
@@ -131,7 +131,8 @@ def test_each_picture_is_its_own_models_while_models_come_and_go_and_a_denoiser_
         async with httpx.AsyncClient(base_url=url, timeout=TIMEOUT_S) as http:
             there = [name for name in NAMES if name != LATE]
             assert set(await served(http)) == set(there)
-            assert (await served(http))[CONFIGURED]["is_resident"]
+            while not (await served(http))[CONFIGURED]["is_resident"]:  # noqa: ASYNC110 (said every 2 s)
+                await asyncio.sleep(0.5)
             expected = {name: await picture(http, name, 1) for name in there}
             assert len(set(expected.values())) == len(there), "no two models make the same picture"
 

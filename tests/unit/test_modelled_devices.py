@@ -4,10 +4,13 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
+from diffusers import UNet2DConditionModel
 
-from cluster.devices.h200 import FILES, FOLDER
+from cluster.devices.h200 import FILES, FOLDER, HOST_GB_PER_S, TO_DEVICE_GB_PER_S
 from deployments.cost_measurement import CostMeasurement
-from deployments.devices import unet_and_steps
+from deployments.devices import unets
+from deployments.engine.fingerprint import model_ref
 from deployments.engine.model_source import load_model_info
 from serve.config.app import AppConfig
 from serve.config.model import CostModelFile
@@ -28,6 +31,22 @@ def test_rows_cost_their_operations() -> None:
     assert curve.seconds(1) == pytest.approx(0.008 + 6.761 / 474)
 
 
+@pytest.mark.parametrize("family", ["sd15", "sdxl"])
+def test_loads_take_the_time_of_their_bytes(family: str) -> None:
+    config = json.loads((FOLDER / family / "unet" / "config.json").read_text())
+    with torch.device("meta"):
+        unet = UNet2DConditionModel.from_config(config)
+    gb = 2e-9 * sum(parameter.numel() for parameter in unet.parameters())
+    load_s = gb / HOST_GB_PER_S + gb / TO_DEVICE_GB_PER_S
+    assert FILES[f"h200-{family}.json"].cost_model.load_s == pytest.approx(load_s, rel=1e-3)
+
+
+def test_files_from_before_there_were_loads_are_read() -> None:
+    written = json.loads((FOLDER / "h200-sdxl.json").read_text())
+    del written["cost_model"]["load_s"]
+    assert CostModelFile.model_validate(written).cost_model.load_s == 0.0
+
+
 @pytest.mark.parametrize(("family", "size", "cap"), [("sd15", 512, 12), ("sdxl", 1024, 12)])
 def test_a_model_without_weights_can_be_served_simulated(family: str, size: int, cap: int) -> None:
     config = AppConfig.model_validate(
@@ -46,9 +65,10 @@ def test_a_model_without_weights_can_be_served_simulated(family: str, size: int,
     config.check_for(info)
     assert (info.default_height, info.default_width) == (size, size)
     measurement = CostMeasurement(config.latent_shapes(info), config.model.known_cost())
-    unet, _, engine = unet_and_steps(source, config.placement(), measurement, config.engine_config(info))
-    assert (unet.time_ids_width > 0) == (family == "sdxl")
-    assert engine.row_counts == (1, 2, 4, 6, 8, cap), "padded as on CUDA, as far as max_rows allows"
+    model = model_ref(source)
+    found = unets(model, config.placement(), measurement, config.engine_config(info), 1)
+    assert (found.loader.describe(model).time_ids_width > 0) == (family == "sdxl")
+    assert found.config.row_counts == (1, 2, 4, 6, 8, cap), "padded as on CUDA, as far as max_rows allows"
     assert not list(Path(source.path).rglob("*.safetensors"))
 
 

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import re
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -199,3 +200,59 @@ def test_it_is_measured_how_long_steps_take_where_no_replicas_come(
     assert validated["overheads"]["step_s"] == pytest.approx(forward_s, rel=0.3)
     assert validated["overheads"]["slowdown"] == 1.0
     assert validated["drift"] is not None
+
+
+CHECKPOINTS = (
+    "arrival_s,num_images,num_inference_steps,checkpoint\n0,1,20,a\n10,1,20,b\n20,1,20,a\n30,1,20,c\n"
+)
+
+
+def written_models(config: Path, folder: Path, *options: str) -> list[str]:
+    """The models of a plan's first option."""
+    trace, output = folder / "trace.csv", folder / "plan.json"
+    trace.write_text(CHECKPOINTS)
+    call(str(config), "--trace", str(trace), "--json", str(output), *options)
+    [load] = json.loads(output.read_text())["loads"]
+    return [of_model["model"] for of_model in load["options"][0]["summary"]["by_model"]]
+
+
+def test_a_traces_checkpoints_are_models_of_their_own_without_a_catalog(
+    config: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert written_models(config, tmp_path, "--load-s", "2") == ["a", "b", "c"]
+    told = " ".join(capsys.readouterr().out.split())
+    assert re.search(r"4 requests for 4 images in (29|30|31) s, 0.10 requests/s, 3 models", told)
+    assert "75.0% of the requests wait for a load." in told
+    assert "Loads of models take no time" not in told
+    assert written_models(config, tmp_path, "--load-s", "0") == ["a", "b", "c"]
+    assert "Loads of models take no time in this cost model; --load-s gives" in capsys.readouterr().out
+
+
+def test_models_are_as_many_as_is_said(
+    config: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert written_models(config, tmp_path, "--num-models", "2") == ["shapes", "model-2"]
+    assert "shapes: the requests of 3 checkpoints go to 2 models (by popularity)" in capsys.readouterr().out
+    output = tmp_path / "plan.json"
+    call(str(config), *LOAD, "--num-models", "3", "--json", str(output))
+    [load] = json.loads(output.read_text())["loads"]
+    of_models = load["options"][0]["summary"]["by_model"]
+    assert [one["model"] for one in of_models] == ["shapes", "model-2", "model-3"]
+    first, second, _ = (one["num_requests"] for one in of_models)
+    assert first > second
+
+
+def test_models_are_those_of_the_catalog(config: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "models.d"
+    folder.mkdir()
+    (folder / "anime.yaml").write_text(yaml.safe_dump({"source": "cluster/devices/sd15", "aliases": ["b"]}))
+    (folder / "broken.yaml").write_text("source: [")
+    serve_config = yaml.safe_load(config.read_text())
+    serve_config["applications"][0]["args"]["catalog"] = {"folder": str(folder)}
+    config.write_text(yaml.safe_dump(serve_config))
+    assert written_models(config, tmp_path) == ["shapes", "b"]
+    folder.joinpath("anime.yaml").unlink()
+    folder.joinpath("broken.yaml").unlink()
+    folder.rmdir()
+    with pytest.raises(SystemExit, match=r"catalog\.folder: .*models\.d cannot be read"):
+        written_models(config, tmp_path)

@@ -62,7 +62,12 @@ def test_the_decoder_holds_the_device_no_longer_than_it_may() -> None:
         return [f"{height}x{width}" for height, width in latents]
 
     batches: ShapedBatches[None, tuple[int, int], str] = ShapedBatches(
-        lambda _, latents: decode(latents), lambda _, shape: shape, COST.decode, 0.0035, Fitting("images"), Forwards()
+        lambda _, latents: decode(latents),
+        lambda _, shape: shape,
+        COST.decode,
+        0.0035,
+        Fitting("images"),
+        Forwards(),
     )
     items = [(16, 16)] * 4 + [(16, 24), (16, 16)]
     assert batches.run([(None, item) for item in items]) == ["16x16"] * 4 + ["16x24", "16x16"]

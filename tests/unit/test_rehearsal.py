@@ -10,12 +10,15 @@ from cluster.bench.answers import Answer, Kind
 from cluster.bench.load import RequestOutcome
 from cluster.bench.mix import PlannedRequest
 from cluster.rehearsal.application import check_room, on_gpus, rehearsed
+from cluster.rehearsal.catalog import with_models
 from cluster.rehearsal.chart import chart
 from cluster.rehearsal.options import RehearsalOptions, with_rehearsal_options
 from cluster.rehearsal.rehearsal import Rehearsal
 from cluster.rehearsal.series import series_of
 from cluster.rehearsal.watch import Sighting
+from serve.catalog_model import known_model
 from serve.config.app import AppConfig
+from serve.config.catalog_files import entry_files, read_entry
 from serve.config.schema import ConfigError
 
 MODEL = {"path": "cluster/devices/sdxl", "dtype": "bfloat16", "cost_model": "cluster/devices/h200-sdxl.json"}
@@ -110,6 +113,36 @@ def test_a_trace_is_one_without_being_called_so(tmp_path: Path) -> None:
     assert [request.due_s for request in options.planned] == pytest.approx([0, 3], abs=0.5)
     assert [request.num_inference_steps for request in options.planned] == [20, 4]
     assert options.settings["arrivals"] == "trace"
+
+
+def asking_for(*models: str | None) -> list[PlannedRequest]:
+    return [PlannedRequest(0.0, "a prompt", seed=1, model=model) for model in models]
+
+
+def test_models_that_requests_name_get_a_catalog_for_the_rehearsal() -> None:
+    config = AppConfig.model_validate({"model": MODEL | {"id": "sdxl", "aliases": ["xl"]}})
+    with with_models(config, asking_for("xl", "a/b: c", "d", "d", None)) as served:
+        folder = Path(str(served.catalog.folder))
+        entries = [read_entry(file) for file in entry_files(folder)]
+        assert [(entry.id, entry.aliases) for entry in entries] == [
+            ("checkpoint-0001", ("d",)),
+            ("checkpoint-0002", ("a/b: c",)),
+        ]
+        assert {entry.source for entry in entries} == {config.model.source().path}
+        simulated = rehearsed(served, "a folder")
+        models = [known_model(simulated, entry, folder) for entry in entries]
+        digests = {model.ref.unet for model in models if model is not None}
+        assert len(digests) == 2, "each takes its own room on a device"
+    assert not folder.exists()
+
+
+def test_a_catalog_that_there_is_stays_and_no_names_need_none() -> None:
+    config = AppConfig.model_validate({"model": MODEL | {"id": "sdxl"}})
+    with with_models(config, asking_for("sdxl", None)) as served:
+        assert served is config
+    own = AppConfig.model_validate({"model": MODEL, "catalog": {"folder": "models.d"}})
+    with with_models(own, asking_for("a")) as served:
+        assert served is own
 
 
 def outcome(due_s: float, ended_s: float, kind: Kind = Kind.COMPLETED) -> RequestOutcome:
