@@ -36,7 +36,7 @@ from deployments.engine.model_source import ModelLoadError, ModelRef, Placement
 from deployments.engine.reports import StepReport
 from deployments.engine.stage_errors import Fault, StageError
 from deployments.engine.step_scheduler import group_of
-from deployments.engine.unet_loader import prepare_loading
+from deployments.engine.unet_loader import loading_thread
 from deployments.health import MAX_SILENCE_S, Health
 from deployments.isolation import Turn, Turns
 from deployments.work import Work
@@ -69,7 +69,7 @@ class Denoiser:
         # torch thread, because a second team of OpenMP workers would slow down the engine's (engine_thread).
         self._compiler = ThreadPoolExecutor(1, "sampler-tables", torch.set_num_threads, (1,))
 
-        self._loading = ThreadPoolExecutor(1, "model-loading", prepare_loading)
+        self._loading = loading_thread(placement)
 
         def build() -> Engine:
             torch.set_num_threads(num_threads)

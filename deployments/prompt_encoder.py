@@ -24,7 +24,7 @@ from deployments.engine.prompt_text import PromptText, ReadText
 from deployments.engine.prompts import TextEncoder
 from deployments.engine.simulated import SimulatedTextEncoder
 from deployments.engine.stage_errors import StageError
-from deployments.engine.unet_loader import prepare_loading
+from deployments.engine.unet_loader import loading_thread
 from deployments.forwards import Forwards
 from deployments.health import Health
 from deployments.isolation import Turn, Turns
@@ -59,7 +59,7 @@ class PromptEncoder:
             return text_encoder(one.source, placement, measurement.known)
 
         first = load(model)
-        loading = ThreadPoolExecutor(1, "model-loading", prepare_loading)
+        loading = loading_thread(placement)
         self._encoders = Shelf(load, lambda one: one.text, num_models, loading, (model, first))
         # Embeddings made alone and made in a batch are cached separately, because their bits may differ.
         self._cache: Recent[tuple[str, ReadText, bool], EncodedText] = Recent(cache_size)

@@ -36,7 +36,7 @@ from deployments.engine.pictures import (
     prepare_picture,
 )
 from deployments.engine.stage_errors import StageError
-from deployments.engine.unet_loader import prepare_loading
+from deployments.engine.unet_loader import loading_thread
 from deployments.forwards import Forwards
 from deployments.health import Health
 from deployments.isolation import Turn, Turns
@@ -77,7 +77,7 @@ class VaeDecoder:
             return vae(one.source, placement, measurement.known)
 
         first = load(model)
-        loading = ThreadPoolExecutor(1, "model-loading", prepare_loading)
+        loading = loading_thread(placement)
         self._vaes = Shelf(load, lambda one: one.vae, num_models, loading, (model, first))
         self._health = Health()
         self._turns = Turns()

@@ -6,6 +6,7 @@ import os
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Collection
+from concurrent.futures import ThreadPoolExecutor
 from copy import deepcopy
 
 import diffusers
@@ -93,9 +94,21 @@ class DeviceLoader:
         return deepcopy(module) if copy else module
 
 
-def prepare_loading() -> None:
-    """For a thread that loads. It has one torch thread, because a second team of OpenMP workers would slow
-    down the engine's (engine_thread), and (on Linux) a low priority, as forwards should not wait for it."""
+def loading_thread(placement: Placement) -> ThreadPoolExecutor:
+    """A thread that loads models. It has one torch thread, because a second team of OpenMP workers would slow
+    down the engine's (engine_thread), and on Linux a low priority."""
+    return ThreadPoolExecutor(1, "model-loading", _prepare, (_is_on_cpu(placement),))
+
+
+def _is_on_cpu(placement: Placement) -> bool:
+    return not placement.is_simulated and placement.torch_device().type == "cpu"
+
+
+def _prepare(is_on_cpu: bool) -> None:
     torch.set_num_threads(1)
     torch.get_num_threads()  # the first call in a thread copies the last value set in any thread: do it now
-    os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _LOW_PRIORITY)
+    if is_on_cpu and hasattr(os, "SCHED_IDLE"):
+        # Forwards run on the same cores, and with the lowest priority besides this one (engine.row_parts).
+        os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
+    else:
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _LOW_PRIORITY)
