@@ -34,7 +34,7 @@ from deployments.engine.messages import (
 from deployments.engine.model_pool import ModelPool
 from deployments.engine.model_source import ModelLoadError, ModelRef, Placement
 from deployments.engine.reports import StepReport
-from deployments.engine.stage_errors import Fault, StageError
+from deployments.engine.stage_errors import unloadable
 from deployments.engine.step_scheduler import group_of
 from deployments.engine.unet_loader import loading_thread
 from deployments.health import MAX_SILENCE_S, Health
@@ -160,19 +160,20 @@ class Denoiser:
         self._thread.look()
 
     async def _know(self, model: ModelRef) -> None:
-        loop = asyncio.get_running_loop()
+        # Not on the compiler's thread: the operations of another architecture take seconds to count.
         try:
-            await loop.run_in_executor(self._compiler, self._models.know, model)
+            await asyncio.to_thread(self._models.know, model)
         except ModelLoadError as error:
             logger.error("the model from %s cannot be used: %s", model.source.path, error)
-            raise StageError(Fault.UNLOADABLE, f"The model could not be loaded: {error}") from error
+            raise unloadable() from error
 
     async def _work_s(self, request: DenoiseRequest, model: ModelRef) -> float:
         """Device-seconds that are left. Compiles the sampler's table if there is none yet."""
         await self._know(model)
         known = self._models.known(model.unet)
         await asyncio.get_running_loop().run_in_executor(self._compiler, known.tables.table_for, request)
-        load_s = self._models.load_s(model.unet)
+        # A load counts once, for the request that begins it.
+        load_s = 0.0 if model.unet in self._models.resident else self._models.usual_load_s
         if (work_s := request.work_left_s) is not None:
             return work_s + load_s
         # The first requests come before their ingress knows the costs.

@@ -60,12 +60,14 @@ class PromptEncoder:
 
         first = load(model)
         loading = loading_thread(placement)
-        self._encoders = Shelf(load, lambda one: one.text, num_models, loading, (model, first))
+        self._health = Health()
+        self._encoders = Shelf(
+            load, lambda one: one.text, num_models, loading, (model, first), self._health.lost
+        )
         # Embeddings made alone and made in a batch are cached separately, because their bits may differ.
         self._cache: Recent[tuple[str, ReadText, bool], EncodedText] = Recent(cache_size)
         # One thread, since the tokenizers are not thread-safe.
         self._executor = ThreadPoolExecutor(1, "prompt-encoder", torch.set_num_threads, (num_threads,))
-        self._health = Health()
         self._fitting = Fitting("texts", self._health.halved)
         self._turns = Turns()
         self._work = Work()

@@ -11,7 +11,7 @@ from typing import Generic, TypeVar
 
 from deployments.engine.device_faults import is_device_fault, is_out_of_memory
 from deployments.engine.model_source import ModelRef
-from deployments.engine.stage_errors import Fault, StageError
+from deployments.engine.stage_errors import Fault, StageError, unloadable
 
 logger = logging.getLogger("ray.serve")
 Part = TypeVar("Part")
@@ -20,8 +20,8 @@ Part = TypeVar("Part")
 class Shelf(Generic[Part]):
     """Loads a part when it is first needed, on a thread of its own. For use in one event loop.
 
-    load: makes a model's part; key_of: tells parts apart; most: how many are kept beside those in use
-    first: a model whose part is there already
+    load: makes a model's part; key_of: tells parts apart; most: how many there are at once
+    first: a model whose part is there already; lost: called with the reason if the device is lost
     """
 
     def __init__(
@@ -31,7 +31,11 @@ class Shelf(Generic[Part]):
         most: int,
         loading: ThreadPoolExecutor,
         first: tuple[ModelRef, Part],
+        lost: Callable[[str], None],
     ) -> None:
+        self._lost = lost
+        self._has_room = asyncio.Condition()
+        self._turn = asyncio.Lock()  # of loads
         self._load = load
         self._key_of = key_of
         self._most = most
@@ -50,7 +54,10 @@ class Shelf(Generic[Part]):
             yield await self._found(key, model)
         finally:
             self._users[key] -= 1
-            self._let_go()
+            if not self._users[key]:
+                del self._users[key]
+                async with self._has_room:
+                    self._has_room.notify_all()
 
     async def _found(self, key: str, model: ModelRef) -> Part:
         if key in self._parts:
@@ -62,25 +69,32 @@ class Shelf(Generic[Part]):
         return await asyncio.shield(self._under_way[key])
 
     async def _loaded(self, key: str, model: ModelRef) -> Part:
-        began = time.perf_counter()
         try:
-            part = await asyncio.get_running_loop().run_in_executor(self._loading, self._load, model)
+            async with self._turn:
+                await self._make_room()
+                began = time.perf_counter()
+                part = await asyncio.get_running_loop().run_in_executor(self._loading, self._load, model)
+                self._parts[key] = part
         except Exception as error:
             if is_device_fault(error):
-                raise
+                self._lost(f"{type(error).__name__}: {error}")
             logger.exception("the model from %s could not be loaded", model.source.path)
-            fault = Fault.OUT_OF_MEMORY if is_out_of_memory(error) else Fault.UNLOADABLE
-            raise StageError(fault, f"The model could not be loaded: {error}") from error
+            if is_out_of_memory(error):
+                reason = "There is no room for the model on the device."
+                raise StageError(Fault.OUT_OF_MEMORY, reason) from error
+            raise unloadable() from error
         finally:
             del self._under_way[key]
-        self._parts[key] = part
-        self._let_go()
         seconds = time.perf_counter() - began
         logger.info("loaded a part of the model from %s in %.2f s", model.source.path, seconds)
         return part
 
-    def _let_go(self) -> None:
-        """Forgets the parts that were used longest ago."""
-        unused = [key for key in self._parts if not self._users[key]]
-        for key in unused[: max(0, len(self._parts) - self._most)]:
-            del self._parts[key], self._users[key]
+    async def _make_room(self) -> None:
+        """Waits until a part fits, and forgets the one that was used longest ago."""
+        async with self._has_room:
+            while len(self._parts) >= self._most:
+                unused = [key for key in self._parts if key not in self._users]
+                if unused:
+                    del self._parts[unused[0]]
+                else:
+                    await self._has_room.wait()

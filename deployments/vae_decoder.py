@@ -78,8 +78,8 @@ class VaeDecoder:
 
         first = load(model)
         loading = loading_thread(placement)
-        self._vaes = Shelf(load, lambda one: one.vae, num_models, loading, (model, first))
         self._health = Health()
+        self._vaes = Shelf(load, lambda one: one.vae, num_models, loading, (model, first), self._health.lost)
         self._turns = Turns()
         self._work = Work()
         self._max_batch_size = batching.max_batch_size

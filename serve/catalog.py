@@ -3,29 +3,30 @@
 import asyncio
 import logging
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 
 from deployments.engine.model_source import ModelLoadError
-from deployments.ingestion.ingest import Cache
+from deployments.ingestion.ingest import Cache, source_key
 from deployments.ingestion.process import ingest_in_process
-from serve.catalog_model import CatalogModel, checked_model, known_model
+from serve.catalog_folder import Stamp, read_entries, stamps_of
+from serve.catalog_model import CatalogModel, checked_model, is_outdated, known_model
 from serve.config.app import AppConfig
 from serve.config.catalog import CatalogEntry
-from serve.config.catalog_files import entry_files, name_clashes, read_entry
+from serve.config.catalog_files import name_clashes
 from serve.config.schema import ConfigError
 
 logger = logging.getLogger("ray.serve")
 
 _LOOK_INTERVAL_S = 2.0
+# How often sources are looked at for changes, and served models are marked as used in the cache.
+_CHECK_INTERVAL_S = 30.0
 # A refused file is tried again, since a disk or a hub may have been away; each time later, up to an hour.
 _FIRST_RETRY_S, _LAST_RETRY_S = 60.0, 3600.0
 _GIB = 2**30
-
-Stamp = tuple[int, int, int]  # changes with a file: its time, size and inode
 
 
 class EntryState(StrEnum):
@@ -57,6 +58,7 @@ class _File:
     retry_s: after which it is read again if there was a problem
     problem: of the file or its model; clash: a name that another model has
     model: what is served, perhaps from what the file said before
+    key: of the source when the model was looked for last; is_outdated: whether to look for it again
     told: the problem that was logged last
     """
 
@@ -66,6 +68,8 @@ class _File:
     entry: CatalogEntry | None
     problem: str | None = None
     model: CatalogModel | None = None
+    key: str | None = None
+    is_outdated: bool = False
     clash: str | None = None
     progress: tuple[str, float] | None = None
     told: str | None = None
@@ -73,8 +77,8 @@ class _File:
     @property
     def is_due(self) -> bool:
         """Whether its model is not served yet as the file says, but could be."""
-        is_new = self.entry is not None and (self.model is None or self.model.entry is not self.entry)
-        return is_new and self.problem is None and self.clash is None
+        is_served = self.model is not None and self.model.entry is self.entry and not self.is_outdated
+        return self.entry is not None and not is_served and self.problem is None and self.clash is None
 
     @property
     def named(self) -> CatalogEntry | None:
@@ -100,6 +104,8 @@ class Catalog:
         self._reading: asyncio.Task[None] | None = None
         self._has_looked = asyncio.Event()
         self._told: str | None = None
+        self._is_full = False
+        self._check_at = 0.0
 
     @property
     def models(self) -> Mapping[str, CatalogModel]:
@@ -144,10 +150,10 @@ class Catalog:
             logger.exception("the catalog's folder could not be looked at; what was known of it stays")
 
     async def _look(self, folder: Path) -> None:
-        stamps = await asyncio.to_thread(_stamps, folder)
+        stamps = await asyncio.to_thread(stamps_of, folder)
         gone = self._files.keys() - stamps.keys()
         changed = {path: stamp for path, stamp in stamps.items() if self._is_to_read(path, stamp)}
-        for path, (entry, problem) in (await asyncio.to_thread(_read, changed)).items():
+        for path, (entry, problem) in (await asyncio.to_thread(read_entries, changed)).items():
             self._put(path, stamps[path], entry, problem)
         for path in gone:
             model = self._files.pop(path).model
@@ -157,9 +163,26 @@ class Catalog:
             if self._being_read in gone | changed.keys():
                 await self._stop_reading()
             self._publish()
+        if time.monotonic() >= self._check_at:
+            await self._check_served()
+            self._check_at = time.monotonic() + _CHECK_INTERVAL_S
         await self._take_known()
         if (self._reading is None or self._reading.done()) and self._next() is not None:
             self._reading = asyncio.create_task(self._read_in_all())
+
+    async def _check_served(self) -> None:
+        """Marks what is served as used, and finds what is to be read in again."""
+        for path, file in self._files.items():
+            if (model := file.model) is None:
+                continue
+            try:
+                is_so = await asyncio.to_thread(is_outdated, model, file.key, self._cache)
+            except Exception:  # no file stops the others
+                logger.exception("%s: its source could not be looked at; it is served as it was", path)
+                continue
+            if is_so and file.model is model:
+                logger.info("%s: its source has changed, or the cache has lost it", path)
+                file.is_outdated = True
 
     def _is_to_read(self, path: Path, stamp: Stamp) -> bool:
         file = self._files.get(path)
@@ -192,12 +215,19 @@ class Catalog:
         for path, file in self._files.items():
             if file.is_due and path != self._being_read and file.entry is not None:
                 try:
-                    model = await asyncio.to_thread(known_model, self._config, file.entry, self._cache)
+                    model = await self._known(file, file.entry)
                 except (ConfigError, ModelLoadError, OSError) as error:
                     _refuse(path, file, str(error))
                     continue
+                except Exception as error:  # no file stops the others
+                    _refuse_unexpected(path, file, error)
+                    continue
                 if model is not None:
                     self._serve(path, file, model)
+
+    async def _known(self, file: _File, entry: CatalogEntry) -> CatalogModel | None:
+        file.key = await asyncio.to_thread(source_key, entry.to_ingest())
+        return await asyncio.to_thread(known_model, self._config, entry, self._cache)
 
     def _next(self) -> Path | None:
         return next((path for path, file in self._files.items() if file.is_due), None)
@@ -211,8 +241,7 @@ class Catalog:
             except (ConfigError, ModelLoadError, OSError) as error:
                 _refuse(path, file, str(error))
             except Exception as error:  # the boundary: the others go on
-                logger.exception("%s: its model could not be read in", path)
-                _refuse(path, file, f"source: {error!r}; the server's log has more")
+                _refuse_unexpected(path, file, error)
             finally:
                 self._being_read, file.progress = None, None
 
@@ -224,8 +253,9 @@ class Catalog:
 
         config, entry = self._config, file.entry
         # Another replica may have read it in since the last look.
-        model = await asyncio.to_thread(known_model, config, entry, self._cache)
+        model = await self._known(file, entry)
         if model is None:
+            await self._shrink_cache()  # room for it
             logger.info("%s: reading in %r", path, entry.source)
             folder = await ingest_in_process(entry.to_ingest(), self._cache, config.model.dtype, on_progress)
             model = await asyncio.to_thread(checked_model, config, entry, folder)
@@ -236,9 +266,16 @@ class Catalog:
         keep = [Path(model.ref.source.path) for model in self._models.values()]
         limit_bytes = int(self._config.catalog.cache_gib * _GIB)
         try:
-            await asyncio.to_thread(Cache(self._cache).shrink, limit_bytes, keep)
-        except OSError as error:
-            logger.warning("catalog.cache_folder: %s cannot be made smaller: %s", self._cache, error)
+            num_bytes = await asyncio.to_thread(_shrunk, Cache(self._cache), limit_bytes, keep)
+        except Exception as error:  # what was read in is served nevertheless
+            logger.warning("catalog.cache_folder: %s cannot be made smaller: %r", self._cache, error)
+            return
+        if num_bytes > limit_bytes and not self._is_full:
+            logger.warning(
+                "catalog.cache_gib: %s has %.1f GiB, more than %.1f; all of it was used lately",
+                *(self._cache, num_bytes / _GIB, self._config.catalog.cache_gib),
+            )
+        self._is_full = num_bytes > limit_bytes
 
     async def _stop_reading(self) -> None:
         if self._reading is not None:
@@ -247,36 +284,35 @@ class Catalog:
             self._reading = None
 
     def _serve(self, path: Path, file: _File, model: CatalogModel) -> None:
-        file.model, file.told = model, None
+        file.model, file.told, file.is_outdated = model, None, False
         self._publish()
         logger.info("%s: %r is served", path, model.entry.id)
 
     def _publish(self) -> None:
-        ready = (self._files[path] for path in sorted(self._files))
+        """A model that is served as its file said before leaves the names that another file has now."""
+        owners = {
+            name: path
+            for path, file in self._files.items()
+            if file.named is not None and not file.clash
+            for name in (file.named.id, *file.named.aliases)
+        }
         self._models = {
-            file.model.entry.id: file.model for file in ready if file.model is not None and not file.clash
+            model.entry.id: model
+            for path, file in sorted(self._files.items())
+            if (model := file.model) is not None and not file.clash
+            if all(owners.get(name, path) == path for name in (model.entry.id, *model.entry.aliases))
         }
 
 
-def _stamps(folder: Path) -> dict[Path, Stamp]:
-    stamps = {}
-    for path in entry_files(folder):
-        with suppress(FileNotFoundError):  # it has just gone
-            stat = path.stat()
-            stamps[path] = (stat.st_mtime_ns, stat.st_size, stat.st_ino)
-    folder.stat()  # if it has gone meanwhile, its files have not been removed one by one
-    return stamps
+def _shrunk(cache: Cache, limit_bytes: int, keep: Sequence[Path]) -> int:
+    """The cache's size, once what may go has gone."""
+    cache.shrink(limit_bytes, keep)
+    return cache.num_bytes()
 
 
-def _read(paths: Iterable[Path]) -> dict[Path, tuple[CatalogEntry | None, str | None]]:
-    """What the files say, or what is wrong with them."""
-    read: dict[Path, tuple[CatalogEntry | None, str | None]] = {}
-    for path in paths:
-        try:
-            read[path] = read_entry(path), None
-        except ConfigError as error:
-            read[path] = None, str(error)
-    return read
+def _refuse_unexpected(path: Path, file: _File, error: Exception) -> None:
+    logger.error("%s: its model could not be read in", path, exc_info=error)
+    _refuse(path, file, f"source: {error!r}; the server's log has more")
 
 
 def _refuse(path: Path, file: _File, problem: str) -> None:

@@ -15,8 +15,8 @@ from deployments.engine.model_source import (
     part_config,
     pipeline_name,
 )
-from deployments.ingestion.cache import read_manifest
-from deployments.ingestion.ingest import known
+from deployments.ingestion.cache import Cache, read_manifest
+from deployments.ingestion.ingest import known, source_key
 from serve.config.app import AppConfig
 from serve.config.catalog import CatalogEntry, effective_defaults
 from serve.config.schema import ConfigError
@@ -54,6 +54,19 @@ def known_model(config: AppConfig, entry: CatalogEntry, cache: Path) -> CatalogM
 def is_served_in_place(config: AppConfig, entry: CatalogEntry) -> bool:
     """Whether nothing is to be read in: simulated devices need a folder's configurations only."""
     return config.model.device == "simulated" and (Path(entry.source) / "model_index.json").is_file()
+
+
+def is_outdated(model: CatalogModel, key: str | None, cache: Path) -> bool:
+    """Whether a model is to be read in again: its files have left the cache, or its source has changed.
+
+    Marks it as used in the cache. key: of its source when it was read in. Raises OSError.
+    """
+    folder, to_ingest = Path(model.ref.source.path), model.entry.to_ingest()
+    if cache in folder.parents and not Cache(cache).touch(folder):
+        return True
+    sources = (Path(given) for given in (to_ingest.source, to_ingest.vae, to_ingest.config) if given)
+    is_there = all(path.exists() for path in sources if path.is_absolute())  # else it is served as it was
+    return key is not None and is_there and source_key(to_ingest) != key
 
 
 def checked_model(config: AppConfig, entry: CatalogEntry, folder: Path) -> CatalogModel:

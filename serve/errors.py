@@ -160,7 +160,8 @@ class NotFiniteError(GenerationFailedError):
 class ModelUnloadableError(GenerationFailedError):
     """The files of the request's model cannot be used by a stage. Other models are served on."""
 
-    status, code, title, is_final = 422, "model_unloadable", "Model cannot be loaded", True
+    # Not final: a disk or a mount may have been away.
+    status, code, title = 422, "model_unloadable", "Model cannot be loaded"
 
 
 class OutOfDeviceMemoryError(GenerationFailedError):

@@ -61,7 +61,8 @@ def routing_stats(handle: DeploymentHandle) -> list[Mapping[str, Any]]:
     """What each replica said last by `record_routing_stats`, as far as the handle's router has heard."""
     router = getattr(getattr(handle, "_router", None), "_asyncio_router", None)
     router = getattr(router, "_request_router", None)
-    return [one.routing_stats for one in router.curr_replicas.values()] if router else []
+    # A copy, since Ray's thread changes it.
+    return [one.routing_stats for one in list(router.curr_replicas.values())] if router else []
 
 
 def num_ongoing_requests(application: str, deployment: str) -> int:

@@ -80,6 +80,14 @@ class ServedModel:
     def of(cls, config: AppConfig, info: ModelInfo, known_cost: Callable[[], CostModel | None]) -> Self:
         """The model of a configuration that fits it."""
         source = config.model.source()
+        return replace(
+            cls._of(config, info, known_cost),
+            family=family_of(source, info),
+            size_bytes=size_bytes_of(Path(source.path)) if source.is_folder else None,
+        )
+
+    @classmethod
+    def _of(cls, config: AppConfig, info: ModelInfo, known_cost: Callable[[], CostModel | None]) -> Self:
         return cls(
             id=config.model.id,
             shown_id=config.model.shown_id,
@@ -92,8 +100,6 @@ class ServedModel:
             estimator=Estimator(config.engine_config(info)),
             known_cost=known_cost,
             aliases=config.model.aliases,
-            family=family_of(source, info),
-            size_bytes=size_bytes_of(Path(source.path)) if source.is_folder else None,
         )
 
     @classmethod
@@ -102,7 +108,7 @@ class ServedModel:
     ) -> Self:
         """A model of the application's catalog."""
         defaults = effective_defaults(config.defaults, model.entry.defaults)
-        served = cls.of(config.with_defaults(defaults), model.info, known_cost)
+        served = cls._of(config.with_defaults(defaults), model.info, known_cost)
         name = config.model.model_copy(update={"id": model.entry.id}).shown_id
         return replace(
             served,

@@ -12,7 +12,7 @@ import yaml
 
 from cluster.models.survey import LocalCatalog
 from serve.config.catalog import CatalogEntry
-from serve.config.catalog_files import SUFFIXES, parse_entry
+from serve.config.catalog_files import SUFFIXES, name_clashes, parse_entry
 from serve.config.schema import ConfigError
 
 _PATHS = ("source", "vae", "config", "embeddings_folder")
@@ -44,23 +44,43 @@ def check_names(catalog: LocalCatalog, entry: CatalogEntry) -> None:
     for name in (entry.id, *entry.aliases):
         if name in owners:
             raise ConfigError(f"{name!r} is taken: it is a name of {owners[name]}; choose another (--id)")
+    if clash := name_clashes(catalog.config.model, {(new := catalog.folder / f"{entry.id}.yaml"): entry}):
+        raise ConfigError(clash[new])
     for suffix in SUFFIXES:
         if (file := catalog.folder / f"{entry.id}{suffix}").exists():
-            raise ConfigError(f"{file} is there already; choose another id (--id), or remove that file")
+            raise ConfigError(_is_there(file))
 
 
 def write_new(file: Path, text: str) -> None:
-    """Writes a file so that nobody reads half of it. Makes its folder. Raises ConfigError."""
+    """Writes a file so that nobody reads half of it. Makes its folder. Raises ConfigError if it is there."""
     part = file.with_name(f".{file.name}.{token_hex(8)}")  # servers do not read names that begin with a dot
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
         try:
             part.write_text(text)
-            os.replace(part, file)
+            _give_name(part, file)
         finally:
             part.unlink(missing_ok=True)
+    except FileExistsError as error:
+        raise ConfigError(_is_there(file)) from error
     except OSError as error:
         raise ConfigError(f"{file} cannot be written: {error.strerror or error}") from error
+
+
+def _is_there(file: Path) -> str:
+    return f"{file} is there already; choose another id (--id), or remove that file"
+
+
+def _give_name(part: Path, file: Path) -> None:
+    """Raises FileExistsError rather than replace what another command has just written."""
+    try:
+        os.link(part, file)
+    except FileExistsError:
+        raise
+    except OSError:  # a file system without links
+        if file.exists():
+            raise
+        os.replace(part, file)
 
 
 def file_of(catalog: LocalCatalog, id: str) -> Path:

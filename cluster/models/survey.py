@@ -107,6 +107,8 @@ class LocalCatalog:
             return Listed(file, entry, known_model(self.config, entry, self.cache), None)
         except (ConfigError, ModelLoadError, OSError) as error:
             return Listed(file, entry, None, str(error))
+        except Exception as error:  # the others are listed
+            return Listed(file, entry, None, f"source: {error!r}")
 
 
 def _read(file: Path) -> CatalogEntry | ConfigError:
@@ -114,3 +116,5 @@ def _read(file: Path) -> CatalogEntry | ConfigError:
         return read_entry(file)
     except ConfigError as error:
         return error
+    except Exception as error:  # no file stops what is done with the others
+        return ConfigError(f"cannot be understood: {error!r}")

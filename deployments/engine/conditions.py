@@ -87,9 +87,9 @@ _NOT_ARCHITECTURE = (
 
 
 def architecture(config: Mapping[str, Any]) -> str:
-    """A key that U-Nets share if one's weights can take the place of the other's. Defaults must be filled in.
+    """A key that U-Nets share if one's weights can take the place of the other's.
 
-    config: of a loaded module
+    config: of a module, which has all defaults filled in; a file's may leave some out
     """
     told = {name: value for name, value in config.items() if name not in _NOT_ARCHITECTURE}
     return json.dumps(told, sort_keys=True, default=str)

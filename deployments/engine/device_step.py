@@ -150,7 +150,8 @@ class CapturedSteps:
                 denoise_step(self._unet, held)
         torch.cuda.current_stream(self._unet.device).wait_stream(self._stream)
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=self._pool, stream=self._stream):
+        # Another thread may load a model meanwhile, which allocates.
+        with torch.cuda.graph(graph, pool=self._pool, stream=self._stream, capture_error_mode="thread_local"):
             outputs = denoise_step(self._unet, held)
         return graph, held, outputs
 

@@ -120,7 +120,7 @@ class Engine:
     @property
     def waiting(self) -> list[Denoising]:
         """The requests with steps that are not yet launched."""
-        return [item for item in self._denoisings.values() if item.calls_left]
+        return [item for item in list(self._denoisings.values()) if item.calls_left]
 
     def _is_ready(self, item: Denoising) -> bool:
         """Whether there is something to do for a waiting request: its model is there, or never will be."""
@@ -149,8 +149,9 @@ class Engine:
         table = model.tables.table_for(request)
         group = group_of(request)
         now = self._clock()
-        alone_s = unloaded_s(request, partial(self._seconds, group)) + self._models.load_s(request.model)
-        arrived = now if arrival is None else arrival
+        alone_s = unloaded_s(request, partial(self._seconds, group))
+        # It can be served from when its model is there; until then it could not have been prompter.
+        arrived = (now if arrival is None else arrival) + self._models.load_s(request.model)
         self._denoisings[request.request_id] = self._fitting.patiently(
             _memory_shape(group),
             2 if request.is_guided else 1,
@@ -160,6 +161,10 @@ class Engine:
 
     def abort(self, request_id: str) -> None:
         """Frees the request's rows from the next forward on. Ignores unknown and finished ids."""
+        self._drop(request_id)
+        self.arrange()
+
+    def _drop(self, request_id: str) -> None:
         self._denoisings.pop(request_id, None)
 
     @property
@@ -195,6 +200,7 @@ class Engine:
             if before is None and self._under_way is not None and self._under_way.completion.query():
                 before, self._under_way = self._under_way, None
         report = self._finish(before) if before is not None else StepReport([], None)
+        self.arrange()  # a model whose last forward has ended may make way now
         return StepReport([*failed, *report.events], report.forward)
 
     def _launch_next(self) -> tuple[_Forward | None, list[DenoiseEvent]]:
@@ -327,7 +333,7 @@ class Engine:
         """The event of a forward that is done; a failure if its values are not finite."""
         match event:
             case DenoisedLatents(_, values):
-                self.abort(event.request_id)
+                self._drop(event.request_id)
             case Checkpoint(state=values):
                 # When an engine died or a forward broke under this request and others, it had come no further
                 # than it now has alone. So it was not the cause.
@@ -339,7 +345,7 @@ class Engine:
     def _fail(self, item: Denoising, error: StageError) -> DenoiseFailed:
         request_id = item.request.request_id
         logger.error("request %s failed: %s", request_id, error)
-        self.abort(request_id)
+        self._drop(request_id)
         return DenoiseFailed(request_id, error.detail, error.fault)
 
     def _is_here(self, item: Denoising) -> bool:

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from importlib import import_module
 from pathlib import Path
 
+from deployments.engine.model_files import UNET_FILE, ConfigFileError, read_config
 from deployments.engine.model_source import ModelRef, ModelSource, Placement
 
 # Raise this whenever the same request would give other bytes, or checkpoints would mean something else.
@@ -41,30 +42,44 @@ def model_ref(source: ModelSource) -> ModelRef:
     if source.is_folder:
         folder = Path(source.path)
         of_folder = _kept_digests(folder) or _folder_digests(folder)
+        # Besides files: what a stage makes of a part depends on what the other parts are.
+        reads_picture, zeroes_empty = _uses(folder)
     else:
         commit = f"{source.path} {_hub_commit(source)}"
         of_folder = {part: f"{part} {commit}" for part in (*_PARTS, "whole")}
+        reads_picture = zeroes_empty = ""
     embeddings = ""
     if source.embeddings is not None:
         embeddings = _digest(*_of_files(Path(source.embeddings)))
     variant = repr(source.variant)
-    text = _digest(variant, embeddings, *(of_folder.get(part, "") for part in _TEXT_PARTS))
+    text = _digest(variant, embeddings, zeroes_empty, *(of_folder.get(part, "") for part in _TEXT_PARTS))
     return ModelRef(
         source,
         digest=_digest(variant, embeddings, of_folder["whole"]),
         text=text,
         unet=_digest(variant, of_folder.get("unet", ""), of_folder.get("scheduler", "")),
-        vae=_digest(variant, of_folder.get("vae", "")),
+        vae=_digest(variant, reads_picture, of_folder.get("vae", "")),
     )
 
 
+def _uses(folder: Path) -> tuple[str, str]:
+    """Whether the U-Net reads a masked picture, which the VAE encodes for it; and whether an empty negative
+    prompt is encoded as zeros, as SDXL's is."""
+    try:
+        unet, index = read_config(folder, UNET_FILE), read_config(folder, "model_index.json")
+    except ConfigFileError:
+        return "", ""
+    reads_picture = unet.get("in_channels") != unet.get("out_channels")
+    return str(reads_picture), str(index.get("force_zeros_for_empty_prompt"))
+
+
 def _kept_digests(folder: Path) -> dict[str, str] | None:
-    """The digests that ingestion has written beside a model's parts."""
+    """The digests that ingestion has written beside a model's parts; None if it has not."""
     try:
         kept = json.loads((folder / MANIFEST).read_bytes())
-    except FileNotFoundError:
-        return None
-    return {**kept["digests"], "whole": kept["digest"]}
+        return {**kept["digests"], "whole": kept["digest"]}
+    except (OSError, ValueError, KeyError, TypeError):
+        return None  # another program's file may have the same name
 
 
 def _folder_digests(folder: Path) -> dict[str, str]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from functools import lru_cache
+from threading import Lock
 from typing import Any
 
 import diffusers
@@ -29,18 +29,27 @@ class ForwardCosts:
     def __init__(self, measured: StageCost, model: ModelRef) -> None:
         self._measured = measured
         self._config = load_unet_config(model.source)
-        self._scaled = lru_cache(maxsize=None)(self._scaled_to)
+        self._architecture = architecture(self._config)
+        self._known = {self._architecture: measured}  # by architecture
+        self._flops: float | None = None  # of the measured model
+        self._counting = Lock()
 
     def of(self, model: ModelRef) -> StageCost:
-        """Raises ModelLoadError if there is no such model."""
+        """May be called on any thread. Raises ModelLoadError if there is no such model."""
         config = load_unet_config(model.source)
-        return self._measured if config == self._config else self._scaled(model)
+        key = architecture(config)
+        with self._counting:
+            if key not in self._known:
+                self._known[key] = self._scaled_to(config)
+            return self._known[key]
 
-    def _scaled_to(self, model: ModelRef) -> StageCost:
-        mine, other = _on_meta(self._config), _on_meta(load_unet_config(model.source))
+    def _scaled_to(self, config: Mapping[str, Any]) -> StageCost:
+        mine, other = _on_meta(self._config), _on_meta(config)
         if architecture(mine.config) == architecture(other.config):
-            return self._measured
-        return self._measured.times(_flops_per_latent(other) / _flops_per_latent(mine))
+            return self._measured  # one of the files leaves defaults out
+        if self._flops is None:
+            self._flops = _flops_per_latent(mine)
+        return self._measured.times(_flops_per_latent(other) / self._flops)
 
 
 def _on_meta(config: Mapping[str, Any]) -> diffusers.UNet2DConditionModel:

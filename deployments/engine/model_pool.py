@@ -21,7 +21,7 @@ from deployments.engine.device_faults import DeviceFaultError, is_device_fault, 
 from deployments.engine.device_step import StepRunner
 from deployments.engine.model_source import ModelRef, load_model_info
 from deployments.engine.samplers import SamplerTables
-from deployments.engine.stage_errors import Fault, StageError
+from deployments.engine.stage_errors import Fault, StageError, unloadable
 
 logger = logging.getLogger(__name__)
 
@@ -112,8 +112,9 @@ def next_load(
 
     slacks, busy: as in `Models.arrange`; load_s: seconds that a load takes
     The most urgent waiting model is next. Its slot is an empty one, else that of the model without waiting
-    requests which was used longest ago, else that of the least urgent model, on the conditions above. A
-    model's slack shrinks by a second each second while it waits, so every model's turn comes.
+    requests which was used longest ago, else that of the least urgent model, on the conditions above: it may
+    be busy, and then the load begins when its forward has ended. A model's slack shrinks by a second each
+    second while it waits, so every model's turn comes.
     """
     resident = {slot.model for slot in slots}
     absent = {model: slack for model, slack in slacks.items() if model not in resident}
@@ -123,9 +124,7 @@ def next_load(
     idle = [slot for slot in slots if slot.model not in slacks and slot.model not in busy]
     if idle:
         return model, min(idle, key=lambda slot: (slot.model is not None, slot.used_at))
-    long_there = [
-        slot for slot in slots if slot.model not in busy and now - slot.loaded_at >= STAYS_FOR_LOADS * load_s
-    ]
+    long_there = [slot for slot in slots if now - slot.loaded_at >= STAYS_FOR_LOADS * load_s]
     if not long_there:
         return None
     patient = max(long_there, key=lambda slot: slacks.get(slot.model or "", float("inf")))
@@ -157,7 +156,7 @@ class _Load:
 class ModelPool:
     """Keeps the models that requests need in a fixed number of slots.
 
-    The engine's thread owns it; only `know`, `resident`, `usual_load_s` and `load_s` may be called elsewhere.
+    The engine's thread owns it; only `know`, `known`, `resident` and `usual_load_s` may be called elsewhere.
     cost_of: the cost of a model's forwards; loading: a thread for loads
     first: a model that is there already
     changed: called on the loading thread after each load
@@ -187,6 +186,7 @@ class ModelPool:
         self._runners: dict[str, StepRunner] = {}
         self._failures: dict[str, StageError] = {}
         self._under_way: _Load | None = None
+        self._next: tuple[str, Slot] | None = None  # begins when the slot is no longer busy
         self._slots = [Slot() for _ in range(num_slots)]
         model, run_step = first
         self._put(self._slots[0], model.unet, run_step, 0.0)
@@ -207,8 +207,8 @@ class ModelPool:
 
         Raises ModelLoadError.
         """
-        self._refs[model.unet] = model
         if model.unet not in self._known:
+            self._refs[model.unet] = model
             schedule = load_model_info(model.source).scheduler_config
             tables = self._tables.setdefault(
                 json.dumps(dict(schedule), sort_keys=True), SamplerTables(schedule)
@@ -235,19 +235,21 @@ class ModelPool:
         for slot in self._slots:
             if slot.model in slacks:
                 slot.used_at = now
-        if self._under_way is None:
+        if self._under_way is None and self._next is None:
             wanted = {model: slack for model, slack in slacks.items() if model not in self._failures}
-            chosen = next_load(wanted, self._slots, busy, self._usual_load_s, now)
-            if chosen is not None:
-                self._begin(*chosen)
+            self._next = next_load(wanted, self._slots, busy, self._usual_load_s, now)
+            if self._next is not None and (leaving := self._next[1].model) is not None:
+                del self._runners[leaving]  # it gets no more forwards
+        if self._next is not None and self._next[1].model not in busy:
+            self._begin(*self._next)
+            self._next = None
 
     def _begin(self, model: str, slot: Slot) -> None:
-        if slot.model is not None:
-            del self._runners[slot.model]
-            slot.model = None
+        # Emptied by the load itself: memory that anybody else held on to could not be given back first.
+        into = [slot.run_step]
+        slot.model = slot.run_step = None  # of no model until the load is done
         began = self._clock()
-        done = self._loading.submit(self._loader.load, self._refs[model], slot.run_step)
-        slot.run_step = None  # of no model until the load is done
+        done = self._loading.submit(lambda: self._loader.load(self._refs[model], into.pop()))
         self._under_way = _Load(model, slot, done, began)
         done.add_done_callback(lambda _: self._changed())
 
@@ -258,7 +260,7 @@ class ModelPool:
         self._under_way = None
         seconds = self._clock() - load.began
         if (error := load.done.exception()) is not None:
-            self._fail(load.model, error)
+            self._fail(load, error)
             return
         self._usual_load_s += _NEWEST * (seconds - self._usual_load_s)
         self._put(load.slot, load.model, load.done.result(), now)
@@ -268,13 +270,17 @@ class ModelPool:
         slot.model, slot.run_step, slot.loaded_at, slot.used_at = model, run_step, now, now
         self._runners[model] = run_step
 
-    def _fail(self, model: str, error: BaseException) -> None:
-        path = self._refs[model].source.path
-        if isinstance(error, Exception) and is_device_fault(error):
+    def _fail(self, load: _Load, error: BaseException) -> None:
+        if is_device_fault(error):
             raise DeviceFaultError.of(error) from error
+        path = self._refs[load.model].source.path
         logger.error("the model from %s could not be loaded", path, exc_info=error)
-        if isinstance(error, Exception) and is_out_of_memory(error):
-            fault, reason = Fault.OUT_OF_MEMORY, "there is no room for it on the device"
+        if not is_out_of_memory(error):
+            self._failures[load.model] = unloadable()
+        elif len(self._slots) > 1:
+            # There is room for fewer than was thought. It is tried again in the place of another model.
+            self._slots.remove(load.slot)
+            logger.warning("from now on at most %d models are on the device", len(self._slots))
         else:
-            fault, reason = Fault.UNLOADABLE, str(error)
-        self._failures[model] = StageError(fault, f"The model could not be loaded: {reason}")
+            reason = "There is no room for the model on the device."
+            self._failures[load.model] = StageError(Fault.OUT_OF_MEMORY, reason)

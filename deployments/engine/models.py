@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -160,14 +160,11 @@ class UNet:
 
     @torch.inference_mode()
     def take(self, module: diffusers.UNet2DConditionModel) -> None:
-        """Copies the weights of a U-Net like this one into this one's memory, and waits for that."""
+        """Copies the weights of a U-Net like this one into this one's memory."""
         other = module.state_dict()
-        stream = torch.cuda.Stream(self.device) if self.device.type == "cuda" else None  # type: ignore[no-untyped-call]
-        with torch.cuda.stream(stream) if stream else nullcontext():
-            for name, tensor in self._module.state_dict().items():
-                tensor.copy_(pinned(other[name]) if stream else other[name], non_blocking=True)
-        if stream:
-            stream.synchronize()
+        is_cuda = self.device.type == "cuda"
+        for name, tensor in self._module.state_dict().items():
+            tensor.copy_(pinned(other[name]) if is_cuda else other[name], non_blocking=True)
 
 
 def load_unet(source: ModelSource, placement: Placement) -> UNet:

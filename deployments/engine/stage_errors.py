@@ -39,6 +39,14 @@ def broken(error: Exception) -> StageError:
     return StageError(Fault.BROKEN, f"{type(error).__name__}: {error}")
 
 
+def unloadable() -> StageError:
+    """The error for a model whose files cannot be used. What is wrong with them is for the log, with paths."""
+    return StageError(
+        Fault.UNLOADABLE,
+        "The model's files could not be loaded; the server's log says what is wrong with them.",
+    )
+
+
 def not_finite(part: str) -> StageError:
     """The error for NaN or infinity. part: the part of the model that gave it"""
     return StageError(

@@ -5,8 +5,9 @@ from __future__ import annotations
 import os
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from copy import deepcopy
 
 import diffusers
@@ -18,7 +19,7 @@ from deployments.engine.messages import LatentShape
 from deployments.engine.model_source import ModelRef, Placement, load_unet_config
 from deployments.engine.models import load_unet_module, place_unet
 
-_LOW_PRIORITY = 10
+_LOW, _LOWEST = 10, 19  # priorities
 
 
 class HostMemory:
@@ -63,6 +64,9 @@ class DeviceLoader:
     ) -> None:
         self._host = HostMemory(host_bytes) if placement.torch_device().type != "cpu" else None
         self._placement = placement
+        device = placement.torch_device()
+        # The one for loads, so that they do not wait for forwards on the engine's, nor forwards for them.
+        self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None  # type: ignore[no-untyped-call]
         self._static_shapes = static_shapes
         self._num_threads = num_threads
 
@@ -76,11 +80,23 @@ class DeviceLoader:
         if isinstance(into, EagerSteps | CapturedSteps):
             module = self._module(model)
             if into.unet.is_like(module):
-                into.unet.take(module)
+                with self._beside_forwards():
+                    into.unet.take(module)
                 return into
             del into, module
-        unet = place_unet(self._module(model, copy=True), self._placement)
+        with self._beside_forwards():
+            unet = place_unet(self._module(model, copy=True), self._placement)
         return step_runner(unet, self._static_shapes, self._num_threads)
+
+    @contextmanager
+    def _beside_forwards(self) -> Iterator[None]:
+        """Copies to the device on the stream for loads, and waits for them."""
+        if self._stream is None:
+            yield
+            return
+        with torch.cuda.stream(self._stream):
+            yield
+        self._stream.synchronize()
 
     def _module(self, model: ModelRef, copy: bool = False) -> diffusers.UNet2DConditionModel:
         """The module in the host's memory. copy: whether it is going to be changed"""
@@ -107,8 +123,6 @@ def _is_on_cpu(placement: Placement) -> bool:
 def _prepare(is_on_cpu: bool) -> None:
     torch.set_num_threads(1)
     torch.get_num_threads()  # the first call in a thread copies the last value set in any thread: do it now
-    if is_on_cpu and hasattr(os, "SCHED_IDLE"):
-        # Forwards run on the same cores, and with the lowest priority besides this one (engine.row_parts).
-        os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
-    else:
-        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _LOW_PRIORITY)
+    # On a CPU, forwards run on the same cores with the lowest priority (engine.row_parts). Not SCHED_IDLE:
+    # this thread holds Python's lock now and then, and on busy cores the event loop would wait for it.
+    os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _LOWEST if is_on_cpu else _LOW)

@@ -25,7 +25,9 @@ from deployments.ingestion.headers import read_header
 from deployments.ingestion.model_entry import IngestionError
 
 MANIFEST = "manifest.json"
-_LEFTOVER_AGE_S = 24 * 3600.0
+# A model that was used within this time is not deleted: it may be served by another replica, or be wanted by
+# a job that was accepted before its file left the catalog. Servers mark what they serve as used all the time.
+GRACE_S = 24 * 3600.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,11 +83,16 @@ class Cache:
             folder = self.model_folder(digest)
             if not _is_complete(folder):
                 return None
-        except (OSError, ValueError, KeyError, TypeError):
+        except (OSError, ValueError, KeyError, TypeError, RecursionError):
             return None
+        self.touch(folder)
+        return folder
+
+    def touch(self, folder: Path) -> bool:
+        """Counts a model as used now. Returns whether it is there."""
         with suppress(OSError):  # a cache that only others write
             os.utime(folder)
-        return folder
+        return folder.is_dir()
 
     @contextmanager
     def locked(self, key: str, on_wait: Callable[[], None] = lambda: None) -> Iterator[None]:
@@ -150,16 +157,16 @@ class Cache:
     def shrink(self, limit_bytes: int, keep: Collection[Path]) -> list[Path]:
         """Deletes the least recently used models until the rest fits, and returns their folders.
 
-        keep: folders of models that stay in any case. Parts that no model has are deleted too.
+        keep: folders of models that stay in any case. Those that were used within `GRACE_S` stay too, so the
+        limit may not be met. Parts that no model has are deleted.
         """
         kept = {path.resolve() for path in keep}
         deleted: list[Path] = []
         with self.locked("cache"):
             self._delete_leftovers()
             self._delete_unreferenced()
-            models = sorted(_folders(self.folder / "models"), key=lambda path: path.stat().st_mtime_ns)
-            for folder in models:
-                if self._num_bytes() <= limit_bytes:
+            for folder in self._unused():
+                if self.num_bytes() <= limit_bytes:
                     break
                 if folder.resolve() not in kept:
                     self._delete(folder)
@@ -168,9 +175,19 @@ class Cache:
             self._delete_entries_without_model()
         return deleted
 
-    def _num_bytes(self) -> int:
-        paths = (self.folder / "parts").rglob("*")
-        return sum(path.stat().st_size for path in paths if path.is_file())
+    def num_bytes(self) -> int:
+        """The size of all parts."""
+        total = 0
+        for path in (self.folder / "parts").rglob("*"):
+            with suppress(FileNotFoundError):  # another process deletes it just now
+                total += path.stat().st_size if path.is_file() else 0
+        return total
+
+    def _unused(self) -> list[Path]:
+        """The models that may be deleted, the least recently used one first."""
+        used_at = {path: path.stat().st_mtime for path in _folders(self.folder / "models")}
+        before = time.time() - GRACE_S
+        return sorted((path for path in used_at if used_at[path] < before), key=lambda path: used_at[path])
 
     def _delete(self, folder: Path) -> None:
         """Takes the name first, so that death does not leave half of it."""
@@ -181,11 +198,10 @@ class Cache:
         shutil.rmtree(trash, ignore_errors=True)
 
     def _delete_leftovers(self) -> None:
+        """Deletes what dead processes were writing: the system has released their locks."""
         for folder in _folders(self.folder / "staging"):
-            with suppress(FileNotFoundError):
-                newest = max(path.stat().st_mtime for path in (folder, *folder.rglob("*")) if path.exists())
-                if time.time() - newest > _LEFTOVER_AGE_S:
-                    shutil.rmtree(folder, ignore_errors=True)
+            with suppress(BlockingIOError), self.locked(folder.name, on_wait=_do_not_wait):
+                shutil.rmtree(folder, ignore_errors=True)
 
     def _delete_unreferenced(self) -> None:
         used = {
@@ -200,9 +216,19 @@ class Cache:
 
     def _delete_entries_without_model(self) -> None:
         for path in (self.folder / "index").glob("*.json"):
-            digest = json.loads(path.read_bytes())["digest"]
-            if not self.model_folder(digest).is_dir():
-                path.unlink()
+            try:
+                is_known = self.model_folder(json.loads(path.read_bytes())["digest"]).is_dir()
+            except OSError:
+                continue
+            except (ValueError, KeyError, TypeError, RecursionError):  # damaged
+                is_known = False
+            if not is_known:
+                path.unlink(missing_ok=True)
+
+
+def _do_not_wait() -> None:
+    """Leaves a lock to the process that holds it."""
+    raise BlockingIOError
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
@@ -225,7 +251,7 @@ def _is_complete(folder: Path) -> bool:
     try:
         files = read_manifest(folder)["files"]
         return all(_has_files(folder / part, sizes) for part, sizes in files.items())
-    except (OSError, ValueError, KeyError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return False
 
 

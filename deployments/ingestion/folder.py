@@ -21,7 +21,7 @@ from deployments.ingestion.prediction import scheduler_config
 from deployments.ingestion.recognition import CONFIGS
 from deployments.ingestion.tensor_names import Origin, clip_names
 from deployments.ingestion.vae import other_vae, vae_in_folder
-from deployments.ingestion.weight_files import open_weights
+from deployments.ingestion.weight_files import open_weights, tokenizer_files
 
 _TEXT_ENCODERS = {"CLIPTextModel": "text_encoder", "CLIPTextModelWithProjection": "text_encoder_2"}
 
@@ -54,7 +54,7 @@ def plan_folder(model: ModelToIngest, folder: Path) -> Plan:
         pipeline=pipeline,
         index=index,
         parts=parts,
-        tokenizers={name: _files(folder / name) for name in tokenizers},
+        tokenizers={name: tokenizer_files(folder / name) for name in tokenizers},
         scheduler=scheduler,
         source=f"the folder {folder.name}" if Path(model.source).is_dir() else f"{model.source} of the hub",
     )
@@ -95,7 +95,3 @@ def _vae(model: ModelToIngest, folder: Path, pipeline: str) -> Part:
     family = "sdxl" if "StableDiffusionXL" in pipeline else "sd15"
     configs = folder if (folder / VAE_FILE).is_file() else CONFIGS / family
     return other_vae(model, _config(configs, VAE_FILE))
-
-
-def _files(folder: Path) -> dict[str, Path]:
-    return {path.name: path for path in folder.glob("*") if path.is_file()}

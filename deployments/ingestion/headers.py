@@ -67,9 +67,9 @@ def _parse(path: Path, text: bytes, size_bytes: int) -> Header:
     begin = _LENGTH_BYTES + len(text)
     try:
         entries = json.loads(text)
-        metadata = entries.pop("__metadata__", None) or {}
+        metadata = dict((entries.pop("__metadata__", None) or {}).items())
         tensors = {name: _stored(entry, begin) for name, entry in entries.items()}
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise _is_no_safetensors(path) from error
     end = max((tensor.end for tensor in tensors.values()), default=begin)
     if end > size_bytes:
@@ -79,9 +79,12 @@ def _parse(path: Path, text: bytes, size_bytes: int) -> Header:
 
 def _stored(entry: Mapping[str, Any], begin: int) -> StoredTensor:
     start, end = entry["data_offsets"]
-    if not 0 <= start <= end:
-        raise ValueError("offsets")
-    return StoredTensor(entry["dtype"], tuple(entry["shape"]), begin + start, begin + end)
+    dtype, shape = entry["dtype"], entry["shape"]
+    if not isinstance(dtype, str) or not isinstance(shape, list):
+        raise TypeError("dtype or shape")
+    if not all(type(number) is int and number >= 0 for number in (start, end, *shape)) or start > end:
+        raise ValueError("offsets or shape")
+    return StoredTensor(dtype, tuple(shape), begin + start, begin + end)
 
 
 def _refuse_other_formats(path: Path, start: bytes) -> None:

@@ -11,9 +11,10 @@ from pathlib import Path
 from deployments.ingestion.cache import Cache, read_manifest
 from deployments.ingestion.model_entry import IngestionError, ModelToIngest
 
-__all__ = ["Cache", "IngestionError", "ModelToIngest", "ingest", "known"]
+__all__ = ["Cache", "IngestionError", "ModelToIngest", "ingest", "known", "source_key"]
 
 _VERSION = 1  # raise it where equal files would become another model
+_SUFFIXES = frozenset({".json", ".txt", ".safetensors", ".bin"})
 
 
 def _no_progress(what: str, share: float) -> None:
@@ -25,7 +26,7 @@ def known(model: ModelToIngest, cache: Path) -> Path | None:
 
     It reads no weights. A hub id counts as unchanged: to follow a branch, name its commit as the revision.
     """
-    return Cache(cache).find(_key(model))
+    return Cache(cache).find(source_key(model))
 
 
 def ingest(
@@ -40,7 +41,7 @@ def ingest(
     progress: is called with what is being done and the share that is done, from 0 to 1
     Raises IngestionError with the reasons why the model cannot be used.
     """
-    store, key = Cache(cache), _key(model)
+    store, key = Cache(cache), source_key(model)
     try:
         with store.locked(key, on_wait=lambda: progress("waiting for another process", 0.0)):
             folder = store.find(key)
@@ -69,6 +70,8 @@ def _build(
             manifest = build(planned, store, staging, dtype, progress)
         except SafetensorError as error:  # as when the disk is full
             raise IngestionError(f"{model.source} cannot be ingested into {store.folder}: {error}") from error
+        if source_key(model) != key:
+            raise IngestionError(f"{model.source} changed while it was read; it is tried again")
         return store.commit(key, staging, manifest, model_index(planned), planned.scheduler)
 
 
@@ -79,8 +82,8 @@ def _refuse_beyond_float16(folder: Path, model: ModelToIngest) -> None:
         raise IngestionError(beyond_float16(f"{model.source}, {beyond[0]}"))
 
 
-def _key(model: ModelToIngest) -> str:
-    """A digest of the entry, and of the sizes and times of its source files."""
+def source_key(model: ModelToIngest) -> str:
+    """A digest of the entry, and of the sizes and times of its source files. Raises OSError."""
     sources = [source for source in (model.source, model.vae, model.config) if source]
     files = [f"{path} {_stamp(path)}" for source in sources for path in _files(Path(source))]
     return hashlib.sha256(json.dumps([_VERSION, asdict(model), files]).encode()).hexdigest()
@@ -90,8 +93,10 @@ def _files(source: Path) -> Iterator[Path]:
     if source.is_file():
         yield source
     elif source.is_dir():
-        paths = sorted(source.rglob("*"))
-        yield from (path for path in paths if path.suffix in {".json", ".txt", ".safetensors", ".bin"})
+        # Parts may be links to folders, which rglob does not follow below the folder that it is given.
+        for entry in sorted(source.iterdir()):
+            paths = sorted(entry.resolve().rglob("*")) if entry.is_dir() else [entry]
+            yield from (path for path in paths if path.suffix in _SUFFIXES and path.is_file())
 
 
 def _stamp(path: Path) -> str:

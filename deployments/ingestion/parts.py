@@ -26,6 +26,7 @@ _CLASSES = {
     "text_encoder": "CLIPTextModel",
     "text_encoder_2": "CLIPTextModelWithProjection",
 }
+_MANY_MISSING = 0.1  # the share from which the configuration may be the wrong one
 # What says nothing about the pictures, and differs among files with equal weights.
 _VOLATILE = frozenset({"torch_dtype", "dtype", "transformers_version", "architectures"})
 
@@ -113,9 +114,11 @@ def find_tensors(built: Architecture, files: TensorFiles, candidates: Candidates
         else:
             origins[name] = origin
     if missing:
+        is_other = len(missing) > _MANY_MISSING * len(built.shapes)
+        other = ", or name the folder of its architecture's configurations as `config`" if is_other else ""
         raise IngestionError(
             f"{files.description}: the weights of {built.part} lack {len(missing)} of {len(built.shapes)} "
-            f"tensors, such as {missing[0]}. Take a complete checkpoint"
+            f"tensors, such as {missing[0]}. Take a complete checkpoint{other}"
         )
     return Part(built, origins, files)
 

@@ -56,11 +56,14 @@ def scheduler_config(
         if model.prediction_type == "auto"
         else model.prediction_type
     )
-    rescales = model.zero_terminal_snr
-    if rescales == "auto":
-        rescales = "ztsnr" in marks or bool(base.get("rescale_betas_zero_snr", False))
-    if rescales:
-        config |= {"rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}
+    is_auto = model.zero_terminal_snr == "auto"
+    is_asked = "ztsnr" in marks if is_auto else model.zero_terminal_snr
+    if is_asked:
+        # The first step begins at the last timestep (arXiv:2305.08891, section 3.3).
+        config["timestep_spacing"] = "trailing"
+    # A folder's scheduler that rescales by itself has the spacing that it was made with.
+    if is_asked or (is_auto and base.get("rescale_betas_zero_snr", False)):
+        config["rescale_betas_zero_snr"] = True
         if config.get("_class_name") not in _CAN_RESCALE:
             config["_class_name"] = "DDIMScheduler"
     else:

@@ -18,6 +18,7 @@ _ROOT = Path(__file__).parents[2]  # what `deployments` is imported from
 _GRACE_S = 5.0  # after which a process that does not leave is killed
 _MAX_LINE_BYTES = 1 << 20
 _LAST_LINES = 3  # of the log, in the message about a process that died
+_TAIL_BYTES = 4096  # of the log, in which those lines are
 
 
 async def ingest_in_process(
@@ -45,8 +46,8 @@ async def ingest_in_process(
 
 def _environment() -> dict[str, str]:
     paths = [str(_ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
-    threads = {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"}
-    return {**os.environ, **threads, "PYTHONPATH": os.pathsep.join(paths)}
+    own = {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
+    return {**os.environ, **own, "PYTHONPATH": os.pathsep.join(paths)}
 
 
 async def _follow(
@@ -81,10 +82,11 @@ async def _follow(
 async def _read_log(process: Process) -> str:
     """The last lines of stderr, which is read so that the process never waits for it."""
     assert process.stderr is not None
-    last: list[str] = []
-    async for line in process.stderr:
-        last = [*last, line.decode(errors="replace").strip()][-_LAST_LINES:]
-    return " | ".join(filter(None, last))
+    tail = b""
+    while chunk := await process.stderr.read(1 << 16):  # a progress bar makes one line without an end
+        tail = (tail + chunk)[-_TAIL_BYTES:]
+    lines = (line.strip() for line in tail.decode(errors="replace").splitlines())
+    return " | ".join([line for line in lines if line][-_LAST_LINES:])
 
 
 async def _end(process: Process) -> None:

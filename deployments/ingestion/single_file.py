@@ -15,6 +15,7 @@ from deployments.ingestion.recognition import CONFIGS, VAE_PREFIXES, Layout, lay
 from deployments.ingestion.recognition import architecture as architecture_name
 from deployments.ingestion.tensor_names import Origin, UNetNames, clip_names, open_clip, vae_ldm
 from deployments.ingestion.vae import other_vae
+from deployments.ingestion.weight_files import tokenizer_files
 from deployments.ingestion.weights import SafetensorsFiles, read_one
 
 _VOCABULARY = CONFIGS / "clip_vocabulary"
@@ -96,7 +97,15 @@ def _unet(config: Mapping[str, Any], configs: Path, files: SafetensorsFiles, whe
     def candidates(name: str) -> Iterator[Origin]:
         yield Origin(_ldm_name(names.ldm(name), where))
 
-    return find_tensors(built, files, candidates)
+    part = find_tensors(built, files, candidates)
+    taken, prefix = {origin.name for origin in part.origins.values()}, _ldm_name("", where)
+    if extra := sorted(name for name in files.shapes() if name.startswith(prefix) and name not in taken):
+        raise IngestionError(
+            f"{files.description}: its U-Net has {len(extra)} tensors that {configs}/unet/config.json has no "
+            f"place for, such as {extra[0]}: it is of another kind, as unCLIP and GLIGEN are, and would make "
+            "other pictures without them"
+        )
+    return part
 
 
 def _text_encoder(part: str, configs: Path, files: SafetensorsFiles, where: Layout) -> Part:
@@ -115,6 +124,8 @@ def _text_candidates(built: Architecture, prefix: str, is_open_clip: bool) -> Ca
     def in_open_clip(name: str) -> Iterator[Origin]:
         origin = open_clip(name)
         yield Origin(prefix + origin.name, origin.third, origin.is_transposed)
+        if origin.is_transposed:  # diffusers' convert_diffusers_to_original_sdxl.py leaves it as it is
+            yield Origin(f"{prefix}{origin.name}.weight")
 
     def in_clip(name: str) -> Iterator[Origin]:
         yield from (Origin(prefix + one) for one in sorted(clip_names(name), reverse=True))
@@ -141,7 +152,7 @@ def _vae(model: ModelToIngest, configs: Path, files: SafetensorsFiles, where: La
 
 def _tokenizer_files(folder: Path) -> dict[str, Path]:
     """A folder without a vocabulary gets CLIP's, which all known models share."""
-    files = {path.name: path for path in folder.glob("*") if path.is_file()}
+    files = tokenizer_files(folder)
     if not {"tokenizer.json", "vocab.json"} & files.keys():
-        files |= {path.name: path for path in _VOCABULARY.iterdir()}
+        files |= tokenizer_files(_VOCABULARY)
     return files

@@ -10,6 +10,21 @@ from deployments.ingestion.headers import read_header
 from deployments.ingestion.model_entry import IngestionError
 from deployments.ingestion.weights import PickledFiles, SafetensorsFiles, TensorFiles
 
+# What CLIP's tokenizer reads; anything else in its folder is not copied.
+_TOKENIZER_FILES = (
+    "added_tokens.json",
+    "merges.txt",
+    "special_tokens_map.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "vocab.json",
+)
+
+
+def tokenizer_files(folder: Path) -> dict[str, Path]:
+    """A tokenizer's files by their names."""
+    return {name: folder / name for name in _TOKENIZER_FILES if (folder / name).is_file()}
+
 
 def open_weights(folder: Path, stem: str, variants: Sequence[str | None], allow_pickle: bool) -> TensorFiles:
     """The files of a part's weights. stem: of their names; variants: to look for, in order
@@ -48,9 +63,11 @@ def _shards(found: Path) -> list[Path]:
     try:
         names = set(json.loads(found.read_bytes())["weight_map"].values())
         paths = [found.parent / name for name in sorted(names)]
-    except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
+    except (OSError, ValueError, KeyError, AttributeError, TypeError, RecursionError) as error:
         raise IngestionError(f"{found} is not an index of files with weights") from error
     for path in paths:
+        if path.parent != found.parent or path.name == "..":
+            raise IngestionError(f"{found} lists {path}, which is not in its folder: fetch the model anew")
         if not path.is_file():
             raise IngestionError(f"{path} is not there, although {found.name} lists it")
     return paths

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
+from math import prod
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -112,10 +113,12 @@ def _empty(path: Path, name: str, place: StoredTensor) -> torch.Tensor:
             f"{path}: {name} is stored as {place.dtype}, a quantised form, which is not served: take the "
             "model's float16 file"
         )
-    tensor = torch.empty(place.shape or (1,), dtype=_DTYPES[place.dtype])
-    if tensor.nbytes != place.end - place.start:
+    dtype = _DTYPES[place.dtype]
+    if (
+        prod(place.shape) * dtype.itemsize != place.end - place.start
+    ):  # else its shape may be beyond all memory
         raise IngestionError(f"{path} is damaged: {name} has not as many bytes as its shape says")
-    return tensor
+    return torch.empty(place.shape or (1,), dtype=dtype)
 
 
 def byte_view(tensor: torch.Tensor) -> memoryview:

@@ -3,7 +3,7 @@
 import asyncio
 import logging
 import time
-from collections.abc import AsyncGenerator, Awaitable, Collection, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Collection, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
@@ -132,6 +132,8 @@ class Pipeline:
         forward, load_s = of_model
         if self.is_resident(model):
             load_s = 0.0
+        elif said := self._said():
+            load_s = min(one["load_s"] for one in said)  # of the last loads
         return CostModel(self._costs["encoder"], forward, decode, encode_picture, load_s)
 
     async def cost_model(self, model: ModelRef | None, deadline: float) -> CostModel:
@@ -150,9 +152,15 @@ class Pipeline:
         return known
 
     def is_resident(self, model: ModelRef | None) -> bool:
-        """Whether a denoiser holds a model, as far as is known here."""
+        """Whether a denoiser holds a model, as far as is known here. They start with the configured one."""
         digest = (model or self._model).unet
-        return any(digest in said.get("models", ()) for said in routing_stats(self._denoiser))
+        if not (said := self._said()):
+            return digest == self._model.unet
+        return any(digest in one["models"] for one in said)
+
+    def _said(self) -> list[Mapping[str, Any]]:
+        """What denoisers have said about their models."""
+        return [said for said in routing_stats(self._denoiser) if "models" in said]
 
     def _learn_soon(self, model: ModelRef) -> None:
         """Asks a denoiser what a model's forwards cost, at its first request. Until then the configured one's

@@ -66,19 +66,20 @@ class HeldModels:
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
-        self._sent: dict[Hashable, dict[str, float]] = {}
+        self._sent: dict[tuple[Hashable, str], float] = {}  # when, by replica and model
 
     def sent(self, replica: Hashable, model: str | None) -> None:
         """Records that an image of a model was sent to a replica."""
+        now = self._clock()
+        self._sent = {key: at for key, at in self._sent.items() if now - at < SAID_WITHIN_S}
         if model is not None:
-            self._sent.setdefault(replica, {})[model] = self._clock()
+            self._sent[replica, model] = now
 
     def load_s(self, replica: Hashable, said: Mapping[str, Any], model: str | None) -> float:
         """Seconds until a replica has a model; 0 if it holds it. said: by Denoiser.record_routing_stats"""
         if model is None or model in said.get("models", (model,)):
             return 0.0
-        sent = self._sent.get(replica, {})
-        is_new = self._clock() - sent.get(model, -math.inf) < SAID_WITHIN_S
+        is_new = self._clock() - self._sent.get((replica, model), -math.inf) < SAID_WITHIN_S
         return 0.0 if is_new else float(said["load_s"])
 
 
@@ -128,6 +129,7 @@ class LeastWorkRouter(FIFOMixin, RequestRouter):  # type: ignore[misc]  # Serve'
         call = pending_request.future
         self._unanswered.pop(call, None)
         self._outstanding.assign(call, replica_id, _work_s(pending_request))
+        self._held.sent(replica_id, _model(pending_request))
         # The callback runs on a thread of Ray's.
         finish = partial(asyncio.get_running_loop().call_soon_threadsafe, self._outstanding.finish, call)
         result.add_done_callback(lambda _: finish())

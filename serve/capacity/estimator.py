@@ -20,9 +20,10 @@ class Estimator:
         """Seconds until the last image is done, on a denoiser with other_rows rows of other requests."""
         engine, images = self._engine(cost), request.num_images
         first, last = request.passes[0], request.passes[-1]
-        seconds = cost.load_s + cost.encode.seconds(request.rows_per_image)
+        seconds = cost.encode.seconds(request.rows_per_image)
         if request.start is not None:  # encoded at the same time as the text
             seconds = max(seconds, cost.picture.seconds(first.latent_shape, 1))
+        seconds += cost.load_s
         for one in request.passes:
             seconds += cost.denoise_s(
                 one.latent_shape,

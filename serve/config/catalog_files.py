@@ -3,6 +3,7 @@
 import re
 from collections import Counter
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +25,15 @@ def entry_files(folder: Path) -> list[Path]:
     return sorted(
         path
         for path in folder.iterdir()
-        if path.suffix in SUFFIXES and not path.name.startswith(".") and path.is_file()
+        if path.suffix in SUFFIXES and not path.name.startswith(".") and _may_be_file(path)
     )
+
+
+def _may_be_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except OSError:  # to read it tells why
+        return True
 
 
 def read_entry(file: Path) -> CatalogEntry:
@@ -36,8 +44,8 @@ def read_entry(file: Path) -> CatalogEntry:
     try:
         data: Any = yaml.safe_load(file.read_bytes())
     except OSError as error:
-        raise ConfigError(f"cannot be read: {error.strerror}") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"cannot be read: {error.strerror or error}") from error
+    except Exception as error:  # the loader raises much: of dates, numbers, tags and depth too
         raise ConfigError(f"is not YAML: {error}") from error
     return parse_entry(data, file)
 
@@ -76,20 +84,32 @@ def _with_id_in_words(problems: list[str], given: object) -> list[str]:
 def name_clashes(model: ModelConfig, entries: Mapping[Path, CatalogEntry]) -> dict[Path, str]:
     """A sentence for each file whose id or aliases belong to another model.
 
-    model: the default model, which keeps its names. Of two files the one that is called like its id keeps
-    them, then the first by name: so it is the same one on every replica, whichever file it read first.
+    model: the default model, which keeps its names. Ids go before aliases: an alias never takes an id. Of two
+    files the one that is called like its id keeps a name, then the first by name: so it is the same one on
+    every replica, whichever file it read first.
     """
     owners = dict.fromkeys((model.id, *model.aliases), "the default model (model.id or model.aliases)")
     clashes: dict[Path, str] = {}
-    for file in sorted(entries, key=lambda file: (entries[file].id != file.stem, file)):
+    order = sorted(entries, key=lambda file: (entries[file].id != file.stem, file))
+    for file in order:
+        if (id := entries[file].id) in owners:
+            clashes[file] = f"id: {id!r} is a name of {owners[id]}"
+        else:
+            owners[id] = file.name
+    for file in order:
         entry = entries[file]
-        named = [("id", entry.id), *(("aliases", alias) for alias in entry.aliases)]
-        if taken := [f"{key}: {name!r} is a name of {owners[name]}" for key, name in named if name in owners]:
-            clashes[file] = "\n".join(taken)
-        elif twice := [name for name, count in Counter(name for _, name in named).items() if count > 1]:
+        twice = [name for name, count in Counter((entry.id, *entry.aliases)).items() if count > 1]
+        taken = [
+            f"aliases: {name!r} is a name of {owners[name]}"
+            for name in entry.aliases
+            if owners.get(name, file.name) != file.name
+        ]
+        if file in clashes or taken:
+            clashes[file] = "\n".join([*filter(None, [clashes.get(file)]), *taken])
+        elif twice:
             clashes[file] = f"aliases: {twice[0]!r} is given twice"
         else:
-            owners |= {name: file.name for _, name in named}
+            owners |= dict.fromkeys(entry.aliases, file.name)
     return clashes
 
 
@@ -100,14 +120,20 @@ def _source(key: str, given: str, folder: Path) -> str:
     roots = (folder, PROJECT_FOLDER)
     is_hub_id = _HUB_ID.fullmatch(given) and not given.endswith(_SINGLE_FILES)
     # What is inside a folder that exists was meant as a path.
-    if is_hub_id and not ("/" in given and any((root / given).parent.is_dir() for root in roots)):
+    if is_hub_id and not ("/" in given and any(_is_folder((root / given).parent) for root in roots)):
         return given
     raise ConfigError(f"{key}: there is no file or folder {given!r}{_looked_in(key, given, folder)}")
 
 
+def _is_folder(path: Path) -> bool:
+    with suppress(OSError):
+        return path.is_dir()
+    return False
+
+
 def _folder(key: str, given: str, folder: Path) -> str:
     found = _found(key, given, folder)
-    if found is None or not found.is_dir():
+    if found is None or not _is_folder(found):
         raise ConfigError(f"{key}: there is no folder {given!r}{_looked_in(key, given, folder)}")
     return str(found)
 
@@ -115,7 +141,10 @@ def _folder(key: str, given: str, folder: Path) -> str:
 def _found(key: str, given: str, folder: Path) -> Path | None:
     path = expanded(key, given)
     roots = (folder.absolute(), PROJECT_FOLDER)
-    return next((found for root in roots if (found := root / path).exists()), None)
+    try:
+        return next((found for root in roots if (found := root / path).exists()), None)
+    except OSError as error:  # a name that is too long, no permission, or a disk that is away
+        raise ConfigError(f"{key}: {given!r} cannot be looked at: {error.strerror or error}") from error
 
 
 def _looked_in(key: str, given: str, folder: Path) -> str:

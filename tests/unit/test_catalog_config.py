@@ -63,6 +63,14 @@ def test_all_that_decides_about_the_weights_is_ingested(noob: Path) -> None:
         ("", "^is empty; it needs the key source$"),
         ("- a", "^is not a mapping of keys$"),
         ("a: [", "^is not YAML: "),
+        ("revision: 2024-02-31", "^is not YAML: day is out of range"),
+        ("revision: !!int abc", "^is not YAML: "),
+        ("revision: !!bool maybe", "^is not YAML: "),
+        ("revision: !!timestamp x", "^is not YAML: "),
+        ("revision: " + 5000 * "9", "^is not YAML: "),
+        pytest.param(3000 * "[", "^is not YAML: ", id="nested"),
+        pytest.param("source: " + 300 * "a" + "/b", "^source: .* cannot be looked at: File name", id="long"),
+        ('source: "a\\0b"', "^source: there is no file or folder"),
         ("{}", "^source: is missing$"),
         ("sourc: x", "^sourc: unknown key; the nearest one is 'source'$"),
         (
@@ -102,7 +110,8 @@ def test_a_models_defaults_replace_the_applications_and_null_stands_for_none() -
     common = DefaultsConfig(width=512, negative_prompt="blurry", guidance_scale=7)
     given = EntryDefaults.model_validate({"sampler": "Euler a", "width": None, "negative_prompt": None})
     assert effective_defaults(common, given) == DefaultsConfig(sampler="Euler a", guidance_scale=7)
-    assert effective_defaults(common, EntryDefaults()) == common
+    own_size = common.model_copy(update={"width": None})
+    assert effective_defaults(common, EntryDefaults()) == own_size, "the application's suits another model"
 
 
 @pytest.mark.parametrize(
@@ -132,10 +141,20 @@ def test_each_name_has_one_owner_whichever_file_comes_first(tmp_path: Path) -> N
         clashes = name_clashes(ModelConfig(aliases=("base",)), {file: read_entry(file) for file in order})
         assert {file.stem: clash for file, clash in clashes.items()} == {
             "a": "id: 'noob' is a name of noob.yaml",
-            "b": "aliases: 'base' is a name of the default model (model.id or model.aliases)",
+            "b": "aliases: 'xl' is a name of c.yaml\n"
+            "aliases: 'base' is a name of the default model (model.id or model.aliases)",
             "d": "aliases: 'd' is given twice",
             "shapes": "id: 'shapes' is a name of the default model (model.id or model.aliases)",
+            "z": "aliases: 'b' is a name of b.yaml",
         }
+
+
+def test_an_alias_never_takes_an_id(tmp_path: Path) -> None:
+    first = write(tmp_path / "a.yaml", source="x/y", aliases=["xl"])
+    other = write(tmp_path / "z.yaml", source="x/y", id="xl")
+    for order in ((first, other), (other, first)):
+        clashes = name_clashes(ModelConfig(), {file: read_entry(file) for file in order})
+        assert clashes == {first: "aliases: 'xl' is a name of z.yaml"}
 
 
 def test_folders_are_in_the_working_folder_and_the_cache_in_the_data_folder(

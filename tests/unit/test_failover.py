@@ -55,6 +55,6 @@ def test_a_client_is_told_what_concerns_it(
         asyncio.run(run())
     error: MidstepError = caught.value
     assert (error.status, error.code, error.detail) == (status, code, detail)
-    assert error.is_final == (fault in (Fault.NOT_FINITE, Fault.UNLOADABLE))
+    assert error.is_final == (fault is Fault.NOT_FINITE)
     should_retry = problem(error, "/").headers.get("x-should-retry")
     assert should_retry == ("false" if error.is_final else None)

@@ -103,7 +103,7 @@ def test_one_that_waits_finds_what_the_other_has_built(model_folder: Folder, tmp
         target=ingest, args=(model, cache), kwargs={"progress": lambda what, _: seen.append(what)}
     )
     store = Cache(cache)
-    with store.locked(ingestion._key(model)):
+    with store.locked(ingestion.source_key(model)):
         other.start()
         while not seen:
             time.sleep(0.01)
@@ -131,7 +131,7 @@ def test_a_process_that_is_cancelled_ends_and_cleans_up(model_folder: Folder, tm
 
     asyncio.run(cancel())
     assert not list((cache / "staging").glob("*"))
-    with Cache(cache).locked(ingestion._key(model), on_wait=lambda: pytest.fail("its process lives")):
+    with Cache(cache).locked(ingestion.source_key(model), on_wait=lambda: pytest.fail("its process lives")):
         pass
 
 

@@ -1,5 +1,6 @@
 """What cannot be ingested is refused by name: the file, what is wrong, and what to do."""
 
+import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -8,13 +9,15 @@ import pytest
 import torch
 
 from deployments.engine.model_source import ModelLoadError
-from deployments.ingestion import weights
+from deployments.ingestion import headers, weights
 from deployments.ingestion.ingest import IngestionError, ModelToIngest, ingest
 from tests import ldm_files, tiny_models
 
 Folder = Callable[[str], Path]
 ONE = torch.zeros(1)
 CONV_OUT = "model.diffusion_model.out.2.weight"
+LABEL_EMB = "model.diffusion_model.label_emb.0.0.weight"
+FUSER = "model.diffusion_model.input_blocks.1.1.transformer_blocks.0.fuser.linear.weight"
 
 
 def refusal(cache: Path, model: ModelToIngest, dtype: str = "auto") -> str:
@@ -120,6 +123,11 @@ def test_a_hub_that_cannot_be_reached(tmp_path: Path, monkeypatch: pytest.Monkey
         ({"edm_mean": ONE}, "has noise of EDM's kind (its tensor edm_mean)"),
         ({"edm_vpred.sigma_max": ONE}, "has noise of EDM's kind (its tensor edm_vpred.sigma_max)"),
         ({"scaled_fp8": ONE}, "has quantised weights (scaled_fp8)"),
+        (
+            {LABEL_EMB: ONE},
+            f"its U-Net has 1 tensors that MODEL/unet/config.json has no place for, such as {LABEL_EMB}",
+        ),
+        ({FUSER: ONE}, f"no place for, such as {FUSER}: it is of another kind, as unCLIP and GLIGEN are"),
     ],
 )
 def test_what_a_checkpoint_lacks(
@@ -128,7 +136,60 @@ def test_what_a_checkpoint_lacks(
     path = ldm_files.write(tmp_path / "m.safetensors", "sd1", tiny_models.build("sd1"), **changes)
     message = refusal(tmp_path / "cache", ModelToIngest(str(path), config=str(model_folder("sd1"))))
     assert message.startswith(str(path))
-    assert sentence in message
+    assert sentence.replace("MODEL", str(model_folder("sd1"))) in message
+
+
+@pytest.mark.usefixtures("no_weights_read")
+def test_where_much_is_missing_the_configuration_may_be_the_wrong_one(
+    model_folder: Folder, tmp_path: Path
+) -> None:
+    found = ldm_files.tensors("sd1", tiny_models.build("sd1").components)
+    lacking = dict.fromkeys(name for name in found if ".output_blocks." in name)
+    path = ldm_files.save(tmp_path / "m.safetensors", {**found, **lacking})
+    message = refusal(tmp_path / "cache", ModelToIngest(str(path), config=str(model_folder("sd1"))))
+    assert message.endswith("or name the folder of its architecture's configurations as `config`")
+
+
+@pytest.mark.usefixtures("no_weights_read")
+@pytest.mark.parametrize(
+    "header",
+    [
+        "[" * 100_000,
+        '{"__metadata__": [1]}',
+        '{"a": {"dtype": "F32", "shape": [1], "data_offsets": [0.0, 4.0]}}',
+        '{"a": {"dtype": "F32", "shape": ["1"], "data_offsets": [0, 4]}}',
+        '{"a": {"dtype": "F32", "shape": [true], "data_offsets": [0, 4]}}',
+        '{"a": {"dtype": "F32", "shape": [-1], "data_offsets": [0, 4]}}',
+        '{"a": {"dtype": ["F32"], "shape": [1], "data_offsets": [0, 4]}}',
+        '{"a": {"dtype": "F32", "shape": 1, "data_offsets": [4, 0]}}',
+    ],
+    ids=range(8),
+)
+def test_a_header_of_other_types(tmp_path: Path, header: str) -> None:
+    path = tmp_path / "m.safetensors"
+    path.write_bytes(len(header).to_bytes(8, "little") + header.encode() + bytes(8))
+    assert "is not a safetensors file" in refusal(tmp_path / "cache", ModelToIngest(str(path)))
+
+
+def test_a_shape_beyond_all_memory_is_not_allocated(tmp_path: Path) -> None:
+    path = tmp_path / "m.safetensors"
+    header = headers.Header(path, {"a": headers.StoredTensor("F32", (1 << 60,), 0, 4)}, {})
+    path.write_bytes(bytes(8))
+    with pytest.raises(IngestionError, match="a has not as many bytes as its shape says"):
+        weights.read_one(header, "a")
+
+
+@pytest.mark.usefixtures("no_weights_read")
+def test_an_index_of_shards_stays_in_its_folder(model_folder: Folder, tmp_path: Path) -> None:
+    folder = tiny_models.copy(model_folder("sd1"), tmp_path / "m")
+    weights_file = folder / "unet" / "diffusion_pytorch_model.safetensors"
+    weights_file.rename(tmp_path / "secret.safetensors")
+    index = folder / "unet" / "diffusion_pytorch_model.safetensors.index.json"
+    for name in ("../../secret.safetensors", str(tmp_path / "secret.safetensors")):
+        index.write_text(json.dumps({"weight_map": {"conv_in.weight": name}}))
+        message = refusal(tmp_path / "cache", ModelToIngest(str(folder)))
+        assert f"{index} lists " in message
+        assert "which is not in its folder" in message
 
 
 @pytest.mark.usefixtures("no_weights_read")

@@ -10,12 +10,14 @@ import yaml
 
 from cluster.cli import main
 from cluster.models import reading
+from cluster.models.files import write_new
 from cluster.models.report import size
 from deployments.engine.fingerprint import MANIFEST
 from deployments.ingestion.model_entry import IngestionError, ModelToIngest
 from serve import catalog_model
 from serve.catalog import Catalog
 from serve.checks import only_application
+from serve.config.schema import ConfigError
 from tests import tiny_models
 
 Models = Callable[..., str]
@@ -134,6 +136,7 @@ def test_what_is_no_model_is_refused_and_nothing_is_written(
         (("noobXL v1.safetensors", "--id", "a"), "'a' is taken: it is a name of b.yaml; choose another"),
         (("noobXL v1.safetensors", "--alias", "b"), "'b' is taken: it is a name of b.yaml"),
         (("noobXL v1.safetensors", "--id", "c"), "models.d/c.yml is there already; choose another id"),
+        (("noobXL v1.safetensors", "--id", "x", "--alias", "x"), "aliases: 'x' is given twice"),
         (("noobXL v1.safetensors", "--id", "../x"), "id: '../x' was given; up to 100 letters"),
         (("nowhere.safetensors",), "source: there is no file or folder 'nowhere.safetensors' in /"),
         (("noobXL v1.safetensors", "--vae", "./x"), "vae: there is no file or folder './x' in /"),
@@ -211,6 +214,33 @@ def test_a_removed_model_has_no_file_any_more(copying: list[str], folder: Path, 
     (catalog / "other.yaml").unlink()
     models("remove", "broken")
     assert list(catalog.iterdir()) == []
+
+
+def test_a_file_that_no_parser_understands_is_listed_and_can_be_removed(folder: Path, models: Models) -> None:
+    catalog = folder / "models.d"
+    catalog.mkdir()
+    for name, text in {
+        "cycle": "&a [*a]",
+        "date": "revision: 2024-02-31",
+        "deep": 3000 * "[",
+        "good": "source: x/y",
+        "keys": "[1]: x",
+        "long": f"source: {300 * 'a'}/b",
+    }.items():
+        (catalog / f"{name}.yaml").write_text(text)
+    shown = [line.split("\t") for line in models("list").splitlines()]
+    refused = {row[0] for row in shown if row[4].startswith("refused: ")}
+    assert refused == {"cycle", "date", "deep", "keys", "long"}
+    models("remove", "deep")
+    models("remove", "good")
+    assert not (catalog / "deep.yaml").exists()
+
+
+def test_a_file_that_came_meanwhile_is_not_replaced(tmp_path: Path) -> None:
+    write_new(tmp_path / "a.yaml", "first")
+    with pytest.raises(ConfigError, match=r"a\.yaml is there already; choose another id"):
+        write_new(tmp_path / "a.yaml", "second")
+    assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [("a.yaml", "first")]
 
 
 def test_sizes_are_in_words() -> None:

@@ -12,7 +12,7 @@ from ray.serve._private.common import DeploymentHandleSource, DeploymentID, Requ
 from ray.serve.request_router import PendingRequest, ReplicaID
 
 from deployments.engine.messages import Checkpoint, DenoiseRequest, PromptEmbeds, TokenCount
-from serve.calls.routing import LeastWorkRouter, Outstanding, work_s
+from serve.calls.routing import SAID_WITHIN_S, HeldModels, LeastWorkRouter, Outstanding, work_s
 from tests.generation_requests import denoise_request
 
 pytestmark = pytest.mark.anyio
@@ -27,8 +27,8 @@ def anyio_backend() -> str:
     return "asyncio"
 
 
-def image(steps: int) -> DenoiseRequest:
-    return denoise_request("id", EMBEDS, steps, work_s=steps * 0.1)
+def image(steps: int, model: str = "") -> DenoiseRequest:
+    return denoise_request("id", EMBEDS, steps, work_s=steps * 0.1, model=model)
 
 
 class Replica:
@@ -37,6 +37,7 @@ class Replica:
     def __init__(self, name: str) -> None:
         self.replica_id = ReplicaID(name, ID)
         self.max_ongoing_requests = 64
+        self.routing_stats: dict[str, Any] = {}
 
     async def get_queue_len(self, *, deadline_s: float) -> int:
         return 0
@@ -161,3 +162,31 @@ async def test_a_call_without_an_image_is_routed() -> None:
     router = await router_of([Replica("a")])
     replica_id = await chosen(router, pending(None))
     assert router._outstanding.of(replica_id, 0) == 0
+
+
+def test_a_replica_that_does_not_hold_the_model_weighs_the_load_more() -> None:
+    now = [100.0]
+    held = HeldModels(lambda: now[0])
+    said = {"models": ("a", "b"), "load_s": 2.5}
+    assert held.load_s("x", said, "a") == 0
+    assert held.load_s("x", said, "c") == 2.5
+    assert held.load_s("x", {}, "c") == 0, "it has not said anything yet"
+    assert held.load_s("x", said, None) == 0
+    held.sent("x", "c")
+    assert held.load_s("x", said, "c") == 0, "it will hold it once it gets to what was sent"
+    assert held.load_s("y", said, "c") == 2.5
+    now[0] += SAID_WITHIN_S
+    assert held.load_s("x", said, "c") == 2.5, "since then it has said that it does not"
+
+
+async def test_an_image_goes_to_the_replica_that_holds_its_model() -> None:
+    first, second = Replica("a"), Replica("b")
+    first.routing_stats = {"models": ("one",), "load_s": 3.0}
+    second.routing_stats = {"models": ("two",), "load_s": 3.0}
+    router = await router_of([first, second])
+    for _ in range(3):
+        assert await chosen(router, pending(image(10, model="two"))) == second.replica_id
+    # Three images of a second each are as much as a load.
+    assert await chosen(router, pending(image(10, model="one"))) == first.replica_id
+    assert await chosen(router, pending(image(11, model="two"))) == second.replica_id
+    assert await chosen(router, pending(image(1, model="two"))) == first.replica_id

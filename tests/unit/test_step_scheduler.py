@@ -89,6 +89,9 @@ def test_the_least_slack_goes_first() -> None:
 
 def test_who_has_waited_long_enough_goes_first_whatever_the_slack() -> None:
     assert pick_group({SMALL: -1e9, LARGE: 1e9}, {LARGE: MAX_TURNS_WAITED}) == LARGE
+    three = {SMALL: -1e9, LARGE: 1e9, Group((8, 8), False): 0.0}
+    assert pick_group(three, {LARGE: MAX_TURNS_WAITED}) == SMALL
+    assert pick_group(three, {LARGE: 2 * MAX_TURNS_WAITED}) == LARGE
 
 
 def test_among_the_overdue_the_longest_waiting() -> None:
