@@ -9,7 +9,10 @@
 - conditions: a U-Net's inputs besides latents and timesteps
 - cost: measured seconds per forward; engine_config: how an engine batches
 - step_scheduler: which requests share the next forward
-- engine: launches and finishes forwards; reports: what they did; denoising: the state of one request
+- engine: launches and finishes forwards (launched_forward); reports: what they did; denoising: the state of
+  one request
+- model_pool: which models are on the device and which is loaded next; unet_loader: gets them there;
+  forward_costs: what forwards of other architectures than the measured one cost
 - beginnings: the first latents, from noise or from a picture
 - pictures: pictures to start from, encoded; fit_picture: brought to their size
 - step_inputs: the tensors of one step; device_step: that step on a device; row_parts: on a CPU

@@ -15,16 +15,17 @@ values are needed for that.
 import logging
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import lru_cache, partial
 
 import torch
 
 from deployments.engine.denoising import Denoising, begin
 from deployments.engine.device_faults import DeviceFaultError, is_device_fault, is_out_of_memory
-from deployments.engine.device_step import Completion, StepRunner
+from deployments.engine.device_step import StepRunner
 from deployments.engine.engine_config import EngineConfig
 from deployments.engine.fitting import Fitting, does_not_fit
+from deployments.engine.launched_forward import LaunchedForward
 from deployments.engine.messages import (
     Checkpoint,
     DenoisedLatents,
@@ -63,25 +64,6 @@ _LOOK_AFTER = 0.05
 _MAX_LOOK_AFTER_S = 0.01
 
 
-@dataclass(frozen=True, slots=True)
-class _Forward:
-    """A forward that was launched and is not finished.
-
-    events: the events to report when the device is done; their tensors have no values before
-    started: when its launch began, by time.perf_counter
-    launch_s: how long its launch took
-    """
-
-    batch: Sequence[Denoising]
-    events: list[tuple[Denoising, DenoiseEvent]]
-    completion: Completion
-    started: float
-    launch_s: float
-    rows: int
-    forward_rows: int
-    predicted_s: float
-
-
 class Engine:
     """Denoises any mix of requests on one device.
 
@@ -109,7 +91,7 @@ class Engine:
         self._scheduler = StepScheduler(
             lambda group: self._fitting.most(_memory_shape(group), row_cap(group)), self._seconds
         )
-        self._under_way: _Forward | None = None
+        self._under_way: LaunchedForward | None = None
         self._done_at = 0.0  # when the last forward was finished, by time.perf_counter
 
     @property
@@ -203,7 +185,7 @@ class Engine:
         self.arrange()  # a model whose last forward has ended may make way now
         return StepReport([*failed, *report.events], report.forward)
 
-    def _launch_next(self) -> tuple[_Forward | None, list[DenoiseEvent]]:
+    def _launch_next(self) -> tuple[LaunchedForward | None, list[DenoiseEvent]]:
         """Launches the next forward, if a request is waiting. Returns it, and the failures of requests."""
         self.arrange()
         failed = self._fail_unloadable()
@@ -268,12 +250,12 @@ class Engine:
         return self._runner(batch).launch(step_inputs(batch, self._forward_rows(batch), static))
 
     @torch.inference_mode()
-    def _launched(self, batch: Sequence[Denoising], outputs: torch.Tensor, started: float) -> _Forward:
+    def _launched(self, batch: Sequence[Denoising], outputs: torch.Tensor, started: float) -> LaunchedForward:
         rows, forward_rows = num_rows(batch), self._forward_rows(batch)  # of this call, not of the next
         for item, state in zip(batch, outputs[:, :STATE_SLOTS], strict=False):  # padding comes last
             item.advance(state)
         events = self._events(batch, outputs[:, STATE_SLOTS])
-        return _Forward(
+        return LaunchedForward(
             batch=batch,
             events=events,
             completion=self._runner(batch).completion(),
@@ -305,7 +287,7 @@ class Engine:
                 events.append((item, Checkpoint(request.request_id, step, item.call, state)))
         return events
 
-    def _finish(self, forward: _Forward) -> StepReport:
+    def _finish(self, forward: LaunchedForward) -> StepReport:
         """Waits for a forward and returns its events. Finished requests leave. Raises DeviceFaultError."""
         try:
             forward.completion.synchronize()

@@ -40,7 +40,7 @@ def broken(error: Exception) -> StageError:
 
 
 def unloadable() -> StageError:
-    """The error for a model whose files cannot be used. What is wrong with them is for the log, with paths."""
+    """The error for a model whose files cannot be used. What is wrong is for the log, with paths."""
     return StageError(
         Fault.UNLOADABLE,
         "The model's files could not be loaded; the server's log says what is wrong with them.",

@@ -24,7 +24,7 @@ from deployments.engine.model_files import (
 from deployments.ingestion.cache import Cache, Staging, write_json
 from deployments.ingestion.folder import plan_folder
 from deployments.ingestion.headers import FILE_SUFFIXES
-from deployments.ingestion.hub import fetch_model
+from deployments.ingestion.hub import fetch_model, named_by_hub_id
 from deployments.ingestion.model_entry import IngestionError, ModelToIngest
 from deployments.ingestion.parts import Part, Plan, read_tensors
 from deployments.ingestion.single_file import plan_single_file
@@ -49,7 +49,9 @@ def plan(model: ModelToIngest, progress: Progress) -> Plan:
         raise IngestionError(f"{source} is not there: give an existing file or folder, or a hub id")
     else:
         progress("fetching", 0.0)
-        planned = plan_folder(model, fetch_model(model))
+        folder = fetch_model(model)
+        with named_by_hub_id(model.source, folder, model.revision):
+            planned = plan_folder(model, folder)
     if problems := list(_problems(planned)):
         raise IngestionError("\n".join(f"{model.source}: {problem}" for problem in problems))
     return planned

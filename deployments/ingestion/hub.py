@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from importlib import import_module
-from pathlib import Path
+from pathlib import Path, PurePath
 
 from deployments.ingestion.model_entry import IngestionError, ModelToIngest
 
@@ -29,11 +31,46 @@ def model_patterns(model: ModelToIngest) -> list[str]:
     return patterns
 
 
-def fetch_vae(hub_id: str, variant: str | None) -> Path:
+def fetch_vae(hub_id: str, variant: str | None, allow_pickle: bool) -> Path:
     """The folder of a VAE, which has the hub id for itself or is in a model."""
-    names = ["config.json", *(name for one in {variant, None} for name in _weights(one, allow_pickle=False))]
+    names = ["config.json", *(name for one in {variant, None} for name in _weights(one, allow_pickle))]
     folder = _fetch(hub_id, None, [*names, *(f"vae/{name}" for name in names)])
     return folder / "vae" if (folder / "vae").is_dir() else folder
+
+
+@contextmanager
+def named_by_hub_id(hub_id: str, folder: Path, revision: str | None = None) -> Iterator[None]:
+    """Names the hub id in errors, and not its folder in the hub's own cache. Says where only pickles are."""
+    try:
+        yield
+    except IngestionError as error:
+        lines = str(error).replace(str(folder), hub_id).splitlines()
+        raise IngestionError("\n".join(_with_pickles(lines, hub_id, revision))) from error
+
+
+def _with_pickles(lines: Iterable[str], hub_id: str, revision: str | None) -> Iterator[str]:
+    lacking = re.compile(rf"{re.escape(hub_id)}/?(\w*) has no weights")
+    for line in lines:
+        found = lacking.match(line)
+        if found and _has_pickles(hub_id, revision, found[1] or "vae"):
+            yield (
+                f"{line}; the hub has them as pickles only, which can run any code when they are loaded: set "
+                "allow_pickle if you trust their author"
+            )
+        else:
+            yield line
+
+
+def _has_pickles(hub_id: str, revision: str | None, part: str) -> bool:
+    """Whether the hub has a part as pickles only. part: its folder; a VAE may also be alone"""
+    hub = import_module("huggingface_hub")
+    try:
+        paths = [PurePath(name) for name in hub.list_repo_files(hub_id, revision=revision)]
+    except (OSError, ValueError):  # what is wrong with the model is told without it
+        return False
+    folders = (part, "") if part == "vae" else (part,)
+    suffixes = {path.suffix for path in paths if "/".join(path.parent.parts) in folders}
+    return ".bin" in suffixes and ".safetensors" not in suffixes
 
 
 def _weights(variant: str | None, allow_pickle: bool) -> Iterator[str]:

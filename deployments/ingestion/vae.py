@@ -8,7 +8,7 @@ from typing import Any
 
 from deployments.engine.model_files import ConfigFileError, read_config
 from deployments.ingestion.headers import FILE_SUFFIXES, read_header
-from deployments.ingestion.hub import fetch_vae
+from deployments.ingestion.hub import fetch_vae, named_by_hub_id
 from deployments.ingestion.model_entry import IngestionError, ModelToIngest
 from deployments.ingestion.parts import Part, architecture, find_tensors
 from deployments.ingestion.recognition import VAE_PREFIXES
@@ -27,7 +27,9 @@ def other_vae(model: ModelToIngest, config: Mapping[str, Any]) -> Part:
         return vae_part(SafetensorsFiles([read_header(path)], str(path)), config, str(path))
     if path.is_absolute() or path.suffix in FILE_SUFFIXES:
         raise IngestionError(f"{path} is not there, which the model names as its `vae`")
-    return vae_in_folder(fetch_vae(model.vae, model.variant), model)
+    folder = fetch_vae(model.vae, model.variant, model.allow_pickle)
+    with named_by_hub_id(model.vae, folder):
+        return vae_in_folder(folder, model)
 
 
 def vae_in_folder(folder: Path, model: ModelToIngest) -> Part:

@@ -114,9 +114,8 @@ def _empty(path: Path, name: str, place: StoredTensor) -> torch.Tensor:
             "model's float16 file"
         )
     dtype = _DTYPES[place.dtype]
-    if (
-        prod(place.shape) * dtype.itemsize != place.end - place.start
-    ):  # else its shape may be beyond all memory
+    # A wrong shape may ask for more than all memory.
+    if prod(place.shape) * dtype.itemsize != place.end - place.start:
         raise IngestionError(f"{path} is damaged: {name} has not as many bytes as its shape says")
     return torch.empty(place.shape or (1,), dtype=dtype)
 

@@ -158,7 +158,7 @@ def fine_tune(args: argparse.Namespace, style: str) -> None:
     latents, prompts = torch.load(latents_file)
     print("2/2 the U-Net learns the style")
     unet = train_denoiser(
-        UNet2DConditionModel.from_pretrained(start / "unet", torch_dtype=torch.float32),
+        UNet2DConditionModel.from_pretrained((args.start or start) / "unet", torch_dtype=torch.float32),
         latents * vae.config.scaling_factor,
         prompts,
         CLIPTokenizer.from_pretrained(start / "tokenizer"),
@@ -222,6 +222,9 @@ def main() -> None:
     )
     parser.add_argument("--style", choices=STYLES, default="filled")
     parser.add_argument("--output", type=Path, help="default: the folder of the style's model")
+    parser.add_argument(
+        "--start", type=Path, help="model to learn another style from; default: the one beside this script"
+    )
     parser.add_argument(
         "--work", type=Path, default=Path("build/train"), help="folder of checkpoints; a later run continues"
     )

@@ -2,7 +2,7 @@
 
 import json
 from dataclasses import replace
-from typing import Any, cast
+from typing import Any
 
 import pytest
 
@@ -11,9 +11,8 @@ from deployments.engine.model_source import ModelInfo
 from deployments.engine.prompt_text import AS_DIFFUSERS, Reading
 from serve.config.app import AppConfig
 from serve.config.limits import DefaultsConfig
-from serve.errors import InvalidRequestError, MidstepError, ModelNotFoundError
+from serve.errors import InvalidRequestError, MidstepError
 from serve.generation import GenerationRequest
-from serve.http.front_desk import FrontDesk
 from serve.http.openai.schema import ImagesBody, hint_warnings, read_body, wanted_of
 from serve.served_model import MAX_SEED, ServedModel
 
@@ -266,32 +265,6 @@ def test_guidance_may_have_an_interval() -> None:
             parse(prompt="a", **wrong)
     with pytest.raises(InvalidRequestError, match=r"guidance_end: .*less than or equal to 1"):
         parse(prompt="a", guidance_end=1.1)
-
-
-def test_another_model_is_not_found() -> None:
-    nobody = cast(Any, None)
-    desk = FrontDesk({MODEL.id: MODEL}, nobody, nobody, nobody, nobody, nobody)
-    assert desk.model("shapes", "model") is desk.model(None, "model") is MODEL
-    with pytest.raises(ModelNotFoundError, match="model: 'dall-e-3' is not served here; 'shapes' is"):
-        desk.model("dall-e-3", "model")
-
-
-def test_a_model_goes_by_its_aliases() -> None:
-    config = AppConfig.model_validate({"model": {"aliases": ["default", "stability-ai/sdxl"]}})
-    model = ServedModel.of(config, INFO, lambda: None)
-    nobody = cast(Any, None)
-    desk = FrontDesk({model.id: model}, nobody, nobody, nobody, nobody, nobody)
-    for name in ("default", "stability-ai/sdxl", "shapes", None):
-        assert desk.model(name, "model") is model
-    request = model.accept(wanted_of(read_body(b'{"prompt": "a", "model": "default"}')), "id").request
-    assert request.model == "shapes"
-
-
-def test_of_several_models_one_is_to_be_named() -> None:
-    nobody = cast(Any, None)
-    desk = FrontDesk({"a": MODEL, "b": MODEL}, nobody, nobody, nobody, nobody, nobody)
-    with pytest.raises(ModelNotFoundError, match="version: None is not served here; 'a', 'b' are"):
-        desk.model(None, "version")
 
 
 def test_the_last_images_seed_is_one_that_may_be_asked_for() -> None:

@@ -14,9 +14,10 @@ import pytest
 import torch
 
 from deployments.ingestion import ingest as ingestion
+from deployments.ingestion.cache import GRACE_S
 from deployments.ingestion.ingest import Cache, IngestionError, ModelToIngest, ingest, known
 from deployments.ingestion.process import ingest_in_process
-from tests import ldm_files
+from tests import ldm_files, tiny_models
 
 Folder = Callable[[str], Path]
 ROOT = Path(__file__).parents[2]
@@ -66,16 +67,25 @@ def test_death_leaves_nothing_half_done(model_folder: Folder, tmp_path: Path) ->
     assert not list((cache / "staging").iterdir()), "the next one removes what is left"
 
 
-def test_leftovers_of_others_are_removed_after_a_day(tmp_path: Path) -> None:
+def test_leftovers_of_dead_processes_are_removed_at_once(tmp_path: Path) -> None:
     cache = tmp_path / "cache"
-    for name, hours in (("old", 25), ("new", 1)):
-        folder = cache / "staging" / name
-        folder.mkdir(parents=True)
-        (folder / "weights").write_bytes(b"1")
-        age(folder / "weights", hours * 3600)
-        age(folder, hours * 3600)
-    Cache(cache).shrink(0, [])
-    assert [path.name for path in (cache / "staging").iterdir()] == ["new"]
+    for name in ("dead", "deleted-1f", "alive"):
+        (cache / "staging" / name / "parts").mkdir(parents=True)
+    with Cache(cache).locked("alive"):
+        Cache(cache).shrink(0, [])
+    assert [path.name for path in (cache / "staging").iterdir()] == ["alive"]
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", '{"digest": 1}', "{}", 100_000 * "["], ids=range(6))
+def test_a_damaged_entry_of_the_index_goes(model_folder: Folder, tmp_path: Path, content: str) -> None:
+    model, cache = ModelToIngest(str(model_folder("sd1"))), tmp_path / "cache"
+    folder = ingest(model, cache)
+    [entry] = (cache / "index").iterdir()
+    entry.write_text(content)
+    assert known(model, cache) is None
+    assert Cache(cache).shrink(0, [folder]) == []
+    assert not entry.exists()
+    assert ingest(model, cache) == folder
 
 
 async def follow(model: ModelToIngest, cache: Path) -> tuple[Path, list[str]]:
@@ -141,28 +151,68 @@ def test_a_process_that_dies_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyP
         asyncio.run(ingest_in_process(ModelToIngest("/m.safetensors"), tmp_path / "cache"))
 
 
+def test_a_long_line_of_the_log_does_not_stop_a_process(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A bar of progress writes no ends of lines."""
+    script = tmp_path / "python"
+    lines = ("#!/bin/sh", r"head -c 3000000 /dev/zero | tr '\0' x >&2", "echo >&2", "echo why >&2", "exit 3")
+    script.write_text("\n".join(lines))
+    script.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(script))
+    with pytest.raises(IngestionError, match=r"ended with status 3: x+ \| why$"):
+        asyncio.run(ingest_in_process(ModelToIngest("/m.safetensors"), tmp_path / "cache"))
+
+
 def test_a_full_cache_loses_the_least_recently_used(model_folder: Folder, tmp_path: Path) -> None:
     """sd1 and sd2 share their VAE and tokenizer, so only the U-Net goes with the first of them."""
     cache, store = tmp_path / "cache", Cache(tmp_path / "cache")
     families = ("sd1", "sd2", "sdxl")
     models = [ModelToIngest(str(model_folder(family))) for family in families]
     folders = [ingest(model, cache) for model in models]
+    assert store.shrink(0, []) == [], "what was used lately stays in any case"
     for number, folder in enumerate(folders):
-        age(folder, 1000.0 - number)
+        age(folder, GRACE_S + 1000.0 - number)
     assert store.shrink(num_bytes(cache), []) == []
 
     known(models[0], cache)  # used again, so sd2 is the oldest now
     assert store.shrink(num_bytes(cache) - 1, []) == [folders[1]]
     assert known(models[1], cache) is None
     assert known(models[0], cache) == folders[0]
+    age(folders[0], GRACE_S + 1000.0)
     assert store.shrink(0, keep=[folders[0]]) == [folders[2]]
     used = {path.name for path in (cache / "parts").iterdir()}
     assert used == {link.readlink().name for link in folders[0].iterdir() if link.is_symlink()}
     assert len(list((cache / "index").iterdir())) == 1
 
     assert ingest(models[1], cache) == folders[1], "it comes again"
+    for folder in folders[:2]:
+        age(folder, GRACE_S + 1000.0)
     store.shrink(0, [])
-    assert num_bytes(cache) == 0
+    assert store.num_bytes() == num_bytes(cache) == 0
+
+
+def test_parts_behind_links_count_for_what_has_changed(model_folder: Folder, tmp_path: Path) -> None:
+    source, real = tiny_models.copy(model_folder("sd1"), tmp_path / "m"), tmp_path / "real"
+    (source / "unet").rename(real)
+    (source / "unet").symlink_to(real)
+    before = ingestion.source_key(ModelToIngest(str(source)))
+    (real / "diffusion_pytorch_model.safetensors").touch()
+    assert ingestion.source_key(ModelToIngest(str(source))) != before
+
+
+def test_a_source_that_changes_while_it_is_read_is_refused(model_folder: Folder, tmp_path: Path) -> None:
+    source = tiny_models.copy(model_folder("sd1"), tmp_path / "m")
+    weights = source / "unet" / "diffusion_pytorch_model.safetensors"
+
+    def change(what: str, share: float) -> None:
+        if what == "checking vae":
+            weights.touch()
+
+    with pytest.raises(IngestionError, match="changed while it was read; it is tried again"):
+        ingest(ModelToIngest(str(source)), tmp_path / "cache", progress=change)
+    assert not list((tmp_path / "cache").glob("models/*"))
+    assert ingest(ModelToIngest(str(source)), tmp_path / "cache").is_dir()
 
 
 @pytest.mark.parametrize("loss", ["removed", "cut off"])
@@ -186,11 +236,12 @@ def test_a_part_may_vanish_while_another_model_takes_it(
     """Existing parts are linked, so that a cache that shrinks does not take them from a new model."""
     cache = tmp_path / "cache"
     store = Cache(cache)
-    ingest(ModelToIngest(str(model_folder("sd1"))), cache)
+    first = ingest(ModelToIngest(str(model_folder("sd1"))), cache)
     commit = Cache.commit
 
     def shrink_first(*given: Any) -> Path:
-        store.shrink(0, [])
+        age(first, GRACE_S + 1000.0)
+        assert store.shrink(0, []) == [first]
         return commit(*given)
 
     monkeypatch.setattr(Cache, "commit", shrink_first)

@@ -72,6 +72,24 @@ def test_what_is_fetched_is_ingested(
     assert asked == [("owner/model-v1.5", "main")], "and once"
 
 
+@pytest.mark.parametrize("pickles", [True, False])
+def test_a_refusal_names_the_hub_id_and_where_only_pickles_are(
+    model_folder: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pickles: bool
+) -> None:
+    fetched = tiny_models.copy(model_folder("sd1"), tmp_path / "snapshots" / "1f")
+    (fetched / "unet" / "diffusion_pytorch_model.safetensors").unlink()
+    names = ["unet/diffusion_pytorch_model.bin", "vae/diffusion_pytorch_model.safetensors"]
+    monkeypatch.setattr("huggingface_hub.snapshot_download", lambda *_, **__: str(fetched))
+    monkeypatch.setattr("huggingface_hub.list_repo_files", lambda *_, **__: names if pickles else names[1:])
+    with pytest.raises(IngestionError) as caught:
+        ingest(ModelToIngest("owner/model"), tmp_path / "cache")
+    end = (
+        "; the hub has them as pickles only, which can run any code when they are loaded: set allow_pickle "
+        "if you trust their author"
+    )
+    assert str(caught.value) == "owner/model/unet has no weights" + (end if pickles else "")
+
+
 def test_another_vae_of_the_hub(model_folder: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("huggingface_hub.snapshot_download", lambda *_, **__: str(model_folder("sd1")))
     folder = tiny_models.copy(model_folder("sd2"), tmp_path / "m")
