@@ -6,7 +6,9 @@ from serve.errors import (
     ImageTooLargeError,
     InvalidRequestError,
     ModelNotFoundError,
+    ModelUnloadableError,
     NotFiniteError,
+    NotReadyError,
     ObjectStoreUnavailableError,
     OutOfDeviceMemoryError,
     PoisonousRequestError,
@@ -28,6 +30,8 @@ _MODELS = "Models (OpenAI)"
 _ERRORS = (
     InvalidRequestError,
     ModelNotFoundError,
+    ModelUnloadableError,
+    NotReadyError,
     DeadlineTooEarlyError,
     DeadlineTooEarlyNowError,
     QueueFullError,
