@@ -111,8 +111,7 @@ class DenoiserReplica:
 
     def _admit(self, batch: list[SimulatedDenoising]) -> None:
         for item in batch:
-            item.arrival = self._env.now
-            item.unloaded_s += self._models.load_s(item.group.model)
+            item.arrival = self._env.now + self._models.load_s(item.group.model)
             self._items[item.request.request_id] = item
             self._arrange()
         self._wake_up()

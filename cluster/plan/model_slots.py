@@ -34,11 +34,12 @@ class ModelSlots:
         self._slots = [Slot() for _ in range(num_slots)]
         self._slots[0].model = CONFIGURED
         self._under_way: str | None = None
+        self._next: tuple[str, Slot] | None = None  # begins when the slot is no longer busy
 
     @property
     def resident(self) -> tuple[str, ...]:
         """The models that are there, and the one that is being loaded."""
-        there = tuple(slot.model for slot in self._slots if slot.model is not None)
+        there = tuple(slot.model for slot in self._slots if slot.model is not None and self._is_there(slot))
         return there if self._under_way is None else (*there, self._under_way)
 
     @property
@@ -46,7 +47,11 @@ class ModelSlots:
         return self._load_s
 
     def holds(self, model: str) -> bool:
-        return any(slot.model == model for slot in self._slots)
+        return any(slot.model == model and self._is_there(slot) for slot in self._slots)
+
+    def _is_there(self, slot: Slot) -> bool:
+        """Whether the slot's model gets forwards: one that is about to go does not."""
+        return slot.model is not None and (self._next is None or slot is not self._next[1])
 
     def load_s(self, model: str) -> float:
         return 0.0 if self.holds(model) else self._load_s
@@ -56,11 +61,11 @@ class ModelSlots:
         for slot in self._slots:
             if slot.model in slacks:
                 slot.used_at = self._env.now
-        if self._under_way is not None:
-            return
-        chosen = next_load(slacks, self._slots, busy, self._load_s, self._env.now)
-        if chosen is not None:
-            self._begin(*chosen)
+        if self._under_way is None and self._next is None:
+            self._next = next_load(slacks, self._slots, busy, self._load_s, self._env.now)
+        if self._next is not None and self._next[1].model not in busy:
+            self._begin(*self._next)
+            self._next = None
 
     def _begin(self, model: str, slot: Slot) -> None:
         self._under_way, slot.model = model, None

@@ -189,7 +189,7 @@ class ModelPool:
         self._next: tuple[str, Slot] | None = None  # begins when the slot is no longer busy
         self._slots = [Slot() for _ in range(num_slots)]
         model, run_step = first
-        self._put(self._slots[0], model.unet, run_step, 0.0)
+        self._put(self._slots[0], model.unet, run_step, -float("inf"))
 
     @property
     def resident(self) -> tuple[str, ...]:

@@ -57,4 +57,4 @@ def test_a_client_is_told_what_concerns_it(
     assert (error.status, error.code, error.detail) == (status, code, detail)
     assert error.is_final == (fault is Fault.NOT_FINITE)
     should_retry = problem(error, "/").headers.get("x-should-retry")
-    assert should_retry == ("false" if error.is_final else None)
+    assert should_retry == ("false" if error.is_final or status == 422 else None)

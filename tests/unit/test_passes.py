@@ -43,7 +43,7 @@ def test_previews_are_spaced_over_both(num_previews: int, expected: list[list[in
     """One at the end of the first pass would be its last step, after which there are only latents."""
     wanted = request(num_previews=num_previews)
     steps = [
-        sorted(denoise_request(wanted, 0, in_pass, None, None, None).preview_steps)  # type: ignore[arg-type]
+        sorted(denoise_request(wanted, "", 0, in_pass, None, None, None).preview_steps)  # type: ignore[arg-type]
         for in_pass in (0, 1)
     ]
     assert steps == expected
@@ -79,7 +79,7 @@ def test_work_and_time_are_of_both() -> None:
 def test_a_pass_has_its_part_of_the_work() -> None:
     wanted = request(work_s=10.0)
     parts = [
-        denoise_request(wanted, 0, in_pass, None, None, None).work_s  # type: ignore[arg-type]
+        denoise_request(wanted, "", 0, in_pass, None, None, None).work_s  # type: ignore[arg-type]
         for in_pass in (0, 1)
     ]
     assert parts == [1.0, 4.0], "one of two images; four times as many latents in as many calls"

@@ -14,8 +14,8 @@ from deployments.engine.row_parts import RowParts
 def random_inputs(unet: UNet, rows: int) -> tuple[torch.Tensor, torch.Tensor, Conditions]:
     torch.manual_seed(rows)
     timesteps = 1 + 998 * torch.rand(rows)
-    latents = torch.randn(rows, unet.latent_channels, 16, 16)
-    return latents, timesteps, random_conditions(rows, (16, 16), unet)
+    latents = torch.randn(rows, unet.shape.latent_channels, 16, 16)
+    return latents, timesteps, random_conditions(rows, (16, 16), unet.shape)
 
 
 @pytest.mark.parametrize("rows", [1, 3, 4, 5, 8])
