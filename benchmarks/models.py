@@ -1,7 +1,7 @@
 """What many models on the same GPUs cost in latency: a trace of many checkpoints against all its requests
 for one model, simulated as `midstep plan` does, with the modelled costs of an H200 with SDXL.
 
-    python -m benchmarks.models trace.csv.gz --output benchmarks/results/models.json
+    python -m benchmarks.models trace.csv.gz --output FILE
 
 A load of 60% is the rate at which full forwards would take 60% of the GPUs' time. Arrivals are those of the
 trace, sped up, or a Poisson process's with the requests in the trace's order: a real trace has quiet hours

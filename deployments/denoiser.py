@@ -160,6 +160,8 @@ class Denoiser:
         self._thread.look()
 
     async def _know(self, model: ModelRef) -> None:
+        if self._models.knows(model):
+            return
         # Not on the compiler's thread: the operations of another architecture take seconds to count.
         try:
             await asyncio.to_thread(self._models.know, model)

@@ -107,7 +107,7 @@ def _of_its_own(model: CatalogModel) -> CatalogModel:
 
 
 def size_bytes_of(folder: Path) -> int:
-    """Of all files. Parts of a model that was read in are links to folders, which rglob does not follow."""
+    """The size of all files. A model that was read in has links to its parts, which rglob does not follow."""
     folders = (folder, *(path.resolve() for path in folder.iterdir() if path.is_symlink()))
     paths = (path for one in folders for path in one.rglob("*"))
     return sum(path.stat().st_size for path in paths if path.is_file())

@@ -115,7 +115,7 @@ def _folder(model: CatalogModel) -> Path:
 
 
 def _digests(folder: Path) -> Mapping[str, str]:
-    """Of the parts of a model that was read in; of a folder that is served in place none."""
+    """The digests of a model's parts; none for a folder that is served in place."""
     try:
         digests: dict[str, str] = json.loads((folder / MANIFEST).read_bytes())["digests"]
     except FileNotFoundError:

@@ -156,7 +156,8 @@ class _Load:
 class ModelPool:
     """Keeps the models that requests need in a fixed number of slots.
 
-    The engine's thread owns it; only `know`, `known`, `resident` and `usual_load_s` may be called elsewhere.
+    The engine's thread owns it; only `knows`, `know`, `known`, `resident` and `usual_load_s` may be called
+    elsewhere.
     cost_of: the cost of a model's forwards; loading: a thread for loads
     first: a model that is there already
     changed: called on the loading thread after each load
@@ -202,12 +203,15 @@ class ModelPool:
         """Seconds that a load takes, by the last ones."""
         return self._usual_load_s
 
+    def knows(self, model: ModelRef) -> bool:
+        return model.unet in self._known
+
     def know(self, model: ModelRef) -> None:
         """Reads a model's configuration at first use. To be called before its first request is added.
 
         Raises ModelLoadError.
         """
-        if model.unet not in self._known:
+        if not self.knows(model):
             self._refs[model.unet] = model
             schedule = load_model_info(model.source).scheduler_config
             tables = self._tables.setdefault(

@@ -21,10 +21,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from deployments.engine.fingerprint import MANIFEST
 from deployments.ingestion.headers import read_header
 from deployments.ingestion.model_entry import IngestionError
 
-MANIFEST = "manifest.json"
 # A model that was used within this time is not deleted: it may be served by another replica, or be wanted by
 # a job that was accepted before its file left the catalog. Servers mark what they serve as used all the time.
 GRACE_S = 24 * 3600.0
