@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any, Literal
 
+from deployments.engine.adapters import AdapterUse
 from deployments.engine.stage_errors import Fault
 
 if TYPE_CHECKING:
@@ -99,6 +100,7 @@ class ImageParameters:
     eta: 0 (no fresh noise) to 1, for samplers that have it; None for the sampler's default
     deadline: in seconds since the epoch; the image is useless later. None if the client set none
     priority: each level up halves the time that the request waits while others are served
+    adapters: each adapter once
     """
 
     height: int
@@ -117,6 +119,7 @@ class ImageParameters:
     deterministic: bool = False
     deadline: float | None = None
     priority: int = 0
+    adapters: tuple[AdapterUse, ...] = ()
 
     @property
     def num_steps(self) -> int:

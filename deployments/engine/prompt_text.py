@@ -4,6 +4,8 @@ import re
 from dataclasses import dataclass
 from typing import Literal
 
+from deployments.engine.adapters import AdapterUse
+
 _NUMBER = r"\s*[+-]?(?:\d+(?:\.\d*)?|\.\d+)\s*"
 # Commands of other programs. No two repetitions can match the same text, so matching takes linear time.
 _SYNTAX = re.compile(
@@ -39,10 +41,11 @@ AS_DIFFUSERS = Reading()
 
 @dataclass(frozen=True, slots=True)
 class ReadText:
-    """One text, and how it is read."""
+    """One text, how it is read, and the adapters of the text encoders that read it."""
 
     text: str
     reading: Reading = AS_DIFFUSERS
+    adapters: tuple[AdapterUse, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +55,7 @@ class PromptText:
     negative_prompt: None differs from empty: SDXL uses zeros for None, as diffusers does
     guided: whether negative embeddings are needed at all
     deterministic: encodes it in a batch of its own, so that the embeddings do not depend on other prompts
+    adapters: those of the text encoders
     """
 
     prompt: str
@@ -59,3 +63,4 @@ class PromptText:
     guided: bool
     deterministic: bool
     reading: Reading = AS_DIFFUSERS
+    adapters: tuple[AdapterUse, ...] = ()

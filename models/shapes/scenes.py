@@ -29,7 +29,8 @@ RELATIONS = ("left of", "right of", "above", "below")
 RADII_ALONE = {"small": 20, "medium": 32, "large": 46}
 RADII_TOGETHER = {"small": 14, "medium": 20, "large": 25}
 STYLES = ("filled", "outlined")  # `models/shapes` fills its objects, `models/outlines` draws hollow ones
-_STROKE = 6  # pixels; thinner ones blur, as the VAE was trained on filled objects
+_MIN_STROKE = 6.5  # pixels; thinner ones blur, as the VAE was trained on filled objects
+_STROKE = 0.24  # of the circumradius, where that is more
 _SUPERSAMPLING = 4
 
 
@@ -132,6 +133,7 @@ def draw(background: str, placed: tuple[Placed, ...], style: str = "filled") -> 
         if style == "filled":
             pen.polygon(corners, colour)
         else:
+            stroke = round(max(_MIN_STROKE, _STROKE * item.radius) * _SUPERSAMPLING)
             # One side more than there are, so that the last corner is round as well.
-            pen.line([*corners, *corners[:2]], colour, _STROKE * _SUPERSAMPLING, joint="curve")
+            pen.line([*corners, *corners[:2]], colour, stroke, joint="curve")
     return image.resize((IMAGE_SIZE, IMAGE_SIZE), Image.Resampling.BOX)

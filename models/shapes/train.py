@@ -164,7 +164,7 @@ def fine_tune(args: argparse.Namespace, style: str) -> None:
         CLIPTokenizer.from_pretrained(start / "tokenizer"),
         CLIPTextModel.from_pretrained(start / "text_encoder", dtype=torch.float32),
         args.denoiser_steps,
-        4e-4,
+        2e-4,
         args.seed,
         args.work / f"denoiser-{style}.pt",
         num_scenes=10,  # half of the batch is enough for what it knows but for the style
