@@ -43,8 +43,8 @@ class Header:
         return self.tensors[name].shape if name in self.tensors else None
 
 
-def read_header(path: Path) -> Header:
-    """Raises IngestionError if the file is not a complete safetensors file."""
+def read_header(path: Path, max_header_bytes: int = _MAX_HEADER_BYTES) -> Header:
+    """Raises IngestionError if the file is not a complete safetensors file, or its header is larger."""
     if path.suffix.lower() in PICKLE_SUFFIXES:
         raise _is_pickle(path)
     try:
@@ -53,7 +53,7 @@ def read_header(path: Path) -> Header:
             start = file.read(_LENGTH_BYTES)
             _refuse_other_formats(path, start)
             length = struct.unpack("<Q", start)[0] if len(start) == _LENGTH_BYTES else 0
-            if not 1 < length <= _MAX_HEADER_BYTES:
+            if not 1 < length <= max_header_bytes:
                 raise _is_no_safetensors(path)
             text = file.read(length)
     except OSError as error:
@@ -90,7 +90,7 @@ def _stored(entry: Mapping[str, Any], begin: int) -> StoredTensor:
 def _refuse_other_formats(path: Path, start: bytes) -> None:
     if start.startswith(b"GGUF"):
         raise IngestionError(
-            f"{path} is a GGUF file, whose weights are quantised, which is not served: take the model's "
+            f"{path} is a GGUF file, whose weights are quantised, which is not served: take its "
             "safetensors file"
         )
     if start.startswith((b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04")) and not _may_be_length(start):
@@ -108,7 +108,7 @@ def _may_be_length(start: bytes) -> bool:
 
 def _is_pickle(path: Path) -> IngestionError:
     return IngestionError(
-        f"{path} is a pickle, which can run any code when it is loaded, and is not read: take the model's "
+        f"{path} is a pickle, which can run any code when it is loaded, and is not read: take its "
         ".safetensors file, or convert it where nothing can be harmed"
     )
 

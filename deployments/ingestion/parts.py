@@ -77,22 +77,34 @@ def architecture(part: str, config: Mapping[str, Any], where: str) -> Architectu
 
     where: the configuration's file. Raises IngestionError.
     """
-    try:
-        with torch.device("meta"):
-            if part.startswith("text_encoder"):
-                known = transformers.CLIPTextConfig().to_dict().keys() - _VOLATILE
-                given = {key: value for key, value in config.items() if key in known}
-                module = getattr(transformers, _CLASSES[part])(transformers.CLIPTextConfig(**given))
-                full = {key: value for key, value in module.config.to_dict().items() if key in known}
-                full["architectures"] = [_CLASSES[part]]
-            else:
-                module = getattr(diffusers, _CLASSES[part]).from_config(dict(config))
-                full = dict(module.config) | {"_class_name": _CLASSES[part]}
-    except (ValueError, TypeError, KeyError, AttributeError, RuntimeError) as error:
-        raise IngestionError(f"{where}: no {_CLASSES[part]} can be built of it: {error}") from error
+    module = build_module(part, config, where)
+    if part.startswith("text_encoder"):
+        known = _text_keys()
+        full = {key: value for key, value in module.config.to_dict().items() if key in known}
+        full["architectures"] = [_CLASSES[part]]
+    else:
+        full = dict(module.config) | {"_class_name": _CLASSES[part]}
     kept = {key: value for key, value in full.items() if not key.startswith("_") or key == "_class_name"}
     shapes = {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()}
     return Architecture(part, json.loads(json.dumps(kept, sort_keys=True)), shapes)
+
+
+def build_module(part: str, config: Mapping[str, Any], where: str) -> Any:
+    """The part's module on torch's meta device, which has shapes only. Raises IngestionError."""
+    try:
+        with torch.device("meta"):
+            if part.startswith("text_encoder"):
+                known = _text_keys()
+                given = {key: value for key, value in config.items() if key in known}
+                return getattr(transformers, _CLASSES[part])(transformers.CLIPTextConfig(**given))
+            return getattr(diffusers, _CLASSES[part]).from_config(dict(config))
+    except (ValueError, TypeError, KeyError, AttributeError, RuntimeError) as error:
+        raise IngestionError(f"{where}: no {_CLASSES[part]} can be built of it: {error}") from error
+
+
+def _text_keys() -> frozenset[str]:
+    """The keys of a text encoder's configuration that say something about its pictures."""
+    return frozenset(transformers.CLIPTextConfig().to_dict()) - _VOLATILE
 
 
 def find_tensors(built: Architecture, files: TensorFiles, candidates: Candidates) -> Part:

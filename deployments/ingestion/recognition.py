@@ -143,6 +143,13 @@ def _refuse_quantised(header: Header) -> None:
             )
 
 
+def what_it_is(header: Header) -> str | None:
+    """What a file is that is no adapter, as words behind "is". None if it is not known."""
+    if any(name.startswith((UNET_PREFIX, EMA_PREFIX)) for name in header.tensors):
+        return "a whole checkpoint"
+    return _first_match(header, _OTHER_MODELS) or _first_match(header, _ALONE)
+
+
 def _refusal(header: Header) -> IngestionError:
     what = _first_match(header, _OTHER_MODELS) or _first_match(header, _ALONE)
     if what is None:

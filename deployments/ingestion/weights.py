@@ -12,7 +12,7 @@ import torch
 from deployments.ingestion.headers import Header, StoredTensor
 from deployments.ingestion.model_entry import IngestionError
 
-_DTYPES: Mapping[str, torch.dtype] = {
+DTYPES: Mapping[str, torch.dtype] = {
     "F64": torch.float64,
     "F32": torch.float32,
     "F16": torch.float16,
@@ -108,12 +108,12 @@ def _read(path: Path, stored: Mapping[str, StoredTensor], on_bytes: OnBytes) -> 
 
 
 def _empty(path: Path, name: str, place: StoredTensor) -> torch.Tensor:
-    if place.dtype not in _DTYPES:
+    if place.dtype not in DTYPES:
         raise IngestionError(
             f"{path}: {name} is stored as {place.dtype}, a quantised form, which is not served: take the "
             "model's float16 file"
         )
-    dtype = _DTYPES[place.dtype]
+    dtype = DTYPES[place.dtype]
     # A wrong shape may ask for more than all memory.
     if prod(place.shape) * dtype.itemsize != place.end - place.start:
         raise IngestionError(f"{path} is damaged: {name} has not as many bytes as its shape says")

@@ -1,0 +1,48 @@
+"""The factors of layers without an alpha, as diffusers writes them into a file's metadata."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from math import isfinite, sqrt
+from typing import Any
+
+from deployments.adapters.errors import AdapterFileError
+from deployments.ingestion.headers import Header
+
+_KEY = "lora_adapter_metadata"  # PEFT's LoraConfig of each part, with the part's name before each key
+
+
+class Scales:
+    """Without it the factor is 1, as in diffusers. Raises AdapterFileError."""
+
+    def __init__(self, header: Header) -> None:
+        self._name = header.path.name
+        text = header.metadata.get(_KEY)
+        try:
+            self._config: Mapping[str, Any] = {} if text is None else dict(json.loads(text).items())
+        except (ValueError, AttributeError, RecursionError) as error:
+            raise AdapterFileError(f"{self._name}: its metadata {_KEY} is no JSON object") from error
+
+    def of(self, part: str, module: str, rank: int) -> float:
+        """The factor of a layer. rank: of its factors"""
+        alpha = self._alpha(part, module)
+        if alpha is None:
+            return 1.0
+        is_stabilised = self._config.get(f"{part}.use_rslora") is True
+        return alpha / (sqrt(rank) if is_stabilised else rank)
+
+    def _alpha(self, part: str, module: str) -> float | None:
+        patterns = self._config.get(f"{part}.alpha_pattern") or {}
+        alpha = self._config.get(f"{part}.lora_alpha")
+        if isinstance(patterns, dict):
+            # PEFT takes them as regular expressions; diffusers writes names.
+            matching = (value for name, value in patterns.items() if f".{module}".endswith(f".{name}"))
+            alpha = next(matching, alpha)
+        if alpha is None:
+            return None
+        if isinstance(alpha, bool) or not isinstance(alpha, int | float) or not isfinite(alpha):
+            raise AdapterFileError(
+                f"{self._name}: the alpha of {part} in its metadata is {alpha!r}; a number is needed"
+            )
+        return float(alpha)
