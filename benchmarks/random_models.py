@@ -13,6 +13,7 @@ from diffusers import (
     UNet2DConditionModel,
 )
 
+from deployments.engine.bank import EMPTY_LAYOUT, AdapterBank
 from deployments.engine.cost import Curve, StageCost
 from deployments.engine.device_step import StepRunner, step_runner
 from deployments.engine.engine import Engine
@@ -71,7 +72,7 @@ class RandomModel:
         with device:
             module = UNet2DConditionModel(**config).eval().requires_grad_(False)
         module.to(dtype=dtype, memory_format=torch.channels_last)
-        unet = UNet(module, device, dtype)
+        unet = UNet(module, device, dtype, AdapterBank(EMPTY_LAYOUT, 0, device, dtype))
         tables = SamplerTables(NOISE_SCHEDULE)
         return cls(unet, module, tables, config["sample_size"], config["cross_attention_dim"])
 

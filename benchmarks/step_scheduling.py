@@ -121,7 +121,9 @@ class Device:
         def as_many_as_fit(row_cap: int) -> Policy:
             return lambda present, now: (pick_members(present, row_cap), 1)
 
-        scheduler = StepScheduler(lambda group: max(ROW_CAPS), self.seconds)
+        scheduler = StepScheduler(
+            lambda group: max(ROW_CAPS), lambda group, rows, _: self.seconds(group, rows)
+        )
         return {
             f"static batches of up to {MAX_IMAGES_PER_CALL} images": static,
             **{f"as many as fit into {rows} rows": as_many_as_fit(rows) for rows in ROW_CAPS},

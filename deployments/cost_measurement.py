@@ -3,8 +3,18 @@
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
-from deployments.engine.cost import CostModel, Curve, StageCost, counts_to_measure, measure, measure_shapes
+from deployments.engine.adapters import rank_buckets
+from deployments.engine.cost import (
+    CostModel,
+    Curve,
+    StageCost,
+    counts_to_measure,
+    measure,
+    measure_factors,
+    measure_shapes,
+)
 from deployments.engine.engine_config import EngineConfig
 from deployments.engine.messages import LatentShape
 from deployments.engine.step_scheduler import Group
@@ -26,18 +36,34 @@ class CostMeasurement:
     known: CostModel | None = None
     kept: KeptCosts | None = None
 
-    def forward_cost(self, warm_up: Callable[[LatentShape, int], None], config: EngineConfig) -> StageCost:
-        """The cost of forwards. Also warms up every forward that must be fast from the first request on."""
+    def forward_cost(
+        self, warm_up: Callable[[LatentShape, int, int], None], config: EngineConfig
+    ) -> StageCost:
+        """The cost of forwards. Also warms up every forward that must be fast from the first request on.
+
+        warm_up: runs a forward of a shape, with so many rows and adapters of that rank
+        """
+
+        def plain(shape: LatentShape, rows: int) -> None:
+            warm_up(shape, rows, 0)
+
+        def measured(counts: Sequence[int]) -> StageCost:
+            cost, shape = measure_shapes(plain, self.shapes, counts), self.shapes[0]
+            if not config.max_rank:
+                return cost
+            rows = config.row_cap(Group(shape, False), cost)
+            factors = measure_factors(partial(warm_up, shape, rows), rank_buckets(config.max_rank))
+            return replace(cost, adapted=factors)
+
         counts = sorted(
             {*(config.row_counts or counts_to_measure(config.max_rows)), config.deterministic_rows}
         )
-        cost, is_measured = self._stage_cost(
-            "denoiser", warm_up, counts, self.known.forward if self.known else None
-        )
+        known = self.known.forward if self.known else None
+        cost, is_measured = self._stage_cost("denoiser", measured, counts, known)
         if not is_measured:
             for shape in self.shapes:
                 for count in reversed(counts):
-                    warm_up(shape, count)
+                    plain(shape, count)
         cost = replace(cost, padded_to=config.row_counts or cost.padded_to)
         caps = ", ".join(
             f"{config.row_cap(Group(shape, False), cost)} at {shape[0]}x{shape[1]}" for shape in self.shapes
@@ -62,7 +88,10 @@ class CostMeasurement:
         counts: Sequence[int],
         known: StageCost | None,
     ) -> StageCost:
-        cost, is_measured = self._stage_cost(stage, warm_up, counts, known)
+        def measured(counts: Sequence[int]) -> StageCost:
+            return measure_shapes(warm_up, self.shapes, counts)
+
+        cost, is_measured = self._stage_cost(stage, measured, counts, known)
         if is_measured:
             logger.info("cost of the VAE as %s\n%s", stage, cost.table("images"))
         elif not self.known:
@@ -92,7 +121,7 @@ class CostMeasurement:
     def _stage_cost(
         self,
         stage: str,
-        warm_up: Callable[[LatentShape, int], None],
+        measured: Callable[[Sequence[int]], StageCost],
         counts: Sequence[int],
         known: StageCost | None,
     ) -> tuple[StageCost, bool]:
@@ -100,10 +129,10 @@ class CostMeasurement:
         if known is not None:
             return known, False
 
-        def measured() -> StageCost:
+        def measured_now() -> StageCost:
             logger.info(MEASURING)
-            return measure_shapes(warm_up, self.shapes, counts)
+            return measured(counts)
 
         if self.kept is None:
-            return measured(), True
-        return self.kept.get_or_measure(stage, StageCost, counts, measured)
+            return measured_now(), True
+        return self.kept.get_or_measure(stage, StageCost, counts, measured_now)

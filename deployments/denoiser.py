@@ -18,6 +18,8 @@ from deployments.batching import Batching
 from deployments.cost_measurement import CostMeasurement
 from deployments.denoising_telemetry import DenoisingTelemetry
 from deployments.devices import unets
+from deployments.engine.adapters import bank_rows, of_unet
+from deployments.engine.bank import Block
 from deployments.engine.cost import StageCost
 from deployments.engine.engine import Engine
 from deployments.engine.engine_config import EngineConfig
@@ -39,6 +41,7 @@ from deployments.engine.step_scheduler import group_of
 from deployments.engine.unet_loader import loading_thread
 from deployments.health import MAX_SILENCE_S, Health
 from deployments.isolation import Turn, Turns
+from deployments.packed_adapters import UNET, AdapterMemory, PackedAdapters
 from deployments.work import Work
 
 logger = logging.getLogger("ray.serve")
@@ -51,6 +54,7 @@ class Denoiser:
 
     model: the one that is there from the start; num_models: how many are on the device at once
     host_bytes: memory of the host for models that are not
+    adapters: memory for them
     num_threads: torch threads of this replica
     """
 
@@ -63,6 +67,7 @@ class Denoiser:
         num_threads: int,
         num_models: int,
         host_bytes: float,
+        adapters: AdapterMemory,
         measurement: CostMeasurement,
     ) -> None:
         # Samplers are compiled here, because compiling on the engine's thread would hold up all requests. One
@@ -73,7 +78,7 @@ class Denoiser:
 
         def build() -> Engine:
             torch.set_num_threads(num_threads)
-            found = unets(model, placement, measurement, engine, num_threads, host_bytes)
+            found = unets(model, placement, measurement, engine, num_threads, host_bytes, adapters.gpu_bytes)
             torch.set_num_threads(1)  # forwards on a CPU have their own threads (engine.row_parts)
             if placement.compile_cache:
                 # From here on nothing is compiled, so that no request waits for a compiler.
@@ -91,6 +96,7 @@ class Denoiser:
             self._models.know(model)
             return Engine(self._models, found.config, halved=self._health.halved)
 
+        self._adapters = PackedAdapters(UNET, placement, adapters.host_bytes)
         self._streams: dict[str, _Stream] = {}
         self._turns = Turns()
         self._health = Health()
@@ -120,7 +126,7 @@ class Denoiser:
                     turn = await isolation.enter_async_context(self._turns.next())
                     yield turn
                     await self._turns.begun(turn)
-                await self._admit(request)
+                await self._admit((request, await self._blocks(request, model)))
                 while True:
                     event = await stream.get()
                     tell(event)
@@ -169,6 +175,11 @@ class Denoiser:
             logger.error("the model from %s cannot be used: %s", model.source.path, error)
             raise unloadable() from error
 
+    async def _blocks(self, request: DenoiseRequest, model: ModelRef) -> list[Block]:
+        """The adapters of a request's U-Net. Raises StageError for one that cannot be used."""
+        packed = await self._adapters.of(of_unet(request.adapters), model)
+        return [block for adapter in packed.values() for block in adapter.values()]
+
     async def _work_s(self, request: DenoiseRequest, model: ModelRef) -> float:
         """Device-seconds that are left. Compiles the sampler's table if there is none yet."""
         await self._know(model)
@@ -180,7 +191,8 @@ class Denoiser:
             return work_s + load_s
         # The first requests come before their ingress knows the costs.
         rows = request.rows_left(request.first_call)
-        return self._config.work_s(group_of(request), known.cost, rows) + load_s
+        rank = bank_rows(request.adapters)
+        return self._config.work_s(group_of(request), known.cost, rows, rank) + load_s
 
     @contextmanager
     def _stream(self, request_id: str) -> Iterator[_Stream]:
@@ -195,9 +207,9 @@ class Denoiser:
             self._thread.abort(request_id)
 
     @serve.batch  # type: ignore[untyped-decorator]
-    async def _admit(self, requests: list[DenoiseRequest]) -> list[None]:
+    async def _admit(self, requests: list[tuple[DenoiseRequest, list[Block]]]) -> list[None]:
         # A request whose caller left while the batch was collected has no stream any more.
-        self._thread.add([request for request in requests if request.request_id in self._streams])
+        self._thread.add([one for one in requests if one[0].request_id in self._streams])
         return [None] * len(requests)
 
     def _deliver(self, report: StepReport) -> None:

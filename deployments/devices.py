@@ -37,11 +37,12 @@ from deployments.engine.unet_loader import DeviceLoader
 
 
 def text_encoder(
-    source: ModelSource, placement: Placement, known: CostModel | None
+    source: ModelSource, placement: Placement, known: CostModel | None, max_rank: int = 0
 ) -> TextEncoder | SimulatedTextEncoder:
+    """max_rank: as in AdapterBank"""
     if not placement.is_simulated:
         embeddings = None if source.embeddings is None else Path(source.embeddings)
-        return TextEncoder(load_text_pipeline(source, placement), embeddings)
+        return TextEncoder(load_text_pipeline(source, placement), embeddings, max_rank)
     is_xl = load_unet_config(source).get("addition_embed_type") == "text_time"
     return SimulatedTextEncoder(_of_device(known).encode, is_xl, SimulatedFaults(placement.faults, "encoder"))
 
@@ -67,18 +68,25 @@ def unets(
     engine: EngineConfig,
     num_threads: int,
     host_bytes: float = 0.0,
+    pool_bytes: float = 0.0,
 ) -> Unets:
-    """Loads the first model and measures the cost of its forwards. host_bytes: see DeviceLoader"""
+    """Loads the first model and measures the cost of its forwards.
+
+    host_bytes, pool_bytes: see DeviceLoader
+    """
     if placement.is_simulated:
         known = _of_device(measurement.known)
         device = SimulatedDevice(faults=SimulatedFaults(placement.faults, "denoiser"))
         config = engine.padded_to(known.forward.padded_to)
-        simulated = SimulatedLoader(device, ForwardCosts(known.forward, model).of, known.load_s)
-        first: StepRunner = SimulatedSteps(known.forward, device)
+        simulated = SimulatedLoader(
+            device, ForwardCosts(known.forward, model).of, known.load_s, engine.max_rank
+        )
+        first: StepRunner = SimulatedSteps(known.forward, device, engine.max_rank)
         cost = measurement.forward_cost(partial(warm_up, simulated.describe(model), first), config)
         return Unets(simulated, first, config, cost, known.load_s)
     config = engine.for_device(placement.torch_device())
-    loader = DeviceLoader(placement, measurement.shapes if config.row_counts else (), num_threads, host_bytes)
+    static_shapes = measurement.shapes if config.row_counts else ()
+    loader = DeviceLoader(placement, static_shapes, num_threads, host_bytes, config.max_rank, pool_bytes)
     began = time.perf_counter()
     first = loader.load(model, None)
     load_s = time.perf_counter() - began

@@ -24,10 +24,12 @@ from deployments.engine.prompt_text import PromptText, ReadText
 from deployments.engine.prompts import TextEncoder
 from deployments.engine.simulated import SimulatedTextEncoder
 from deployments.engine.stage_errors import StageError
+from deployments.engine.text_banks import TextAdapters
 from deployments.engine.unet_loader import loading_thread
 from deployments.forwards import Forwards
 from deployments.health import Health
 from deployments.isolation import Turn, Turns
+from deployments.packed_adapters import TEXT_ENCODERS, AdapterMemory, PackedAdapters
 from deployments.recent import Recent
 from deployments.shelf import Shelf
 from deployments.work import Work
@@ -35,7 +37,7 @@ from deployments.work import Work
 logger = logging.getLogger("ray.serve")
 
 _Encoder = TextEncoder | SimulatedTextEncoder
-_TextOf = tuple[_Encoder, ReadText]
+_TextOf = tuple[_Encoder, ReadText, TextAdapters]
 
 
 class PromptEncoder:
@@ -43,6 +45,7 @@ class PromptEncoder:
 
     model: the one that is there from the start; num_models: how many are kept loaded
     num_threads: torch threads of this replica; cache_size: cached texts
+    max_rank: as in AdapterBank; adapters: memory for them
     """
 
     def __init__(
@@ -53,10 +56,14 @@ class PromptEncoder:
         num_threads: int,
         num_models: int,
         cache_size: int,
+        max_rank: int,
+        adapters: AdapterMemory,
         measurement: CostMeasurement,
     ) -> None:
         def load(one: ModelRef) -> _Encoder:
-            return text_encoder(one.source, placement, measurement.known)
+            return text_encoder(one.source, placement, measurement.known, max_rank)
+
+        self._adapters = PackedAdapters(TEXT_ENCODERS, placement, adapters.host_bytes)
 
         first = load(model)
         loading = loading_thread(placement)
@@ -85,11 +92,12 @@ class PromptEncoder:
     async def encode(self, prompt: PromptText, model: ModelRef) -> PromptEmbeds:
         """Encodes a deterministic prompt in a batch of its own, any other together with other requests."""
         async with self._encoders.part(model) as encoder:
+            packed = await self._adapters.of(prompt.adapters, model)
             texts = encoder.texts(prompt)
             keys = [(model.text, text, prompt.deterministic) for text in texts]
             num_new = sum(key not in self._cache for key in keys)
             with self._work.of(num_new * self._cost.seconds_each(self._max_batch_size)):
-                encoded = await asyncio.gather(*(self._encode(encoder, key) for key in keys))
+                encoded = await asyncio.gather(*(self._encode(encoder, key, packed) for key in keys))
             logger.info(
                 "%d texts encoded, %d of them not cached", len(texts), num_new, extra={"stage": "encode"}
             )
@@ -112,7 +120,9 @@ class PromptEncoder:
         is little beside the images."""
         return self._cost
 
-    async def _encode(self, encoder: _Encoder, key: tuple[str, ReadText, bool]) -> EncodedText:
+    async def _encode(
+        self, encoder: _Encoder, key: tuple[str, ReadText, bool], packed: TextAdapters
+    ) -> EncodedText:
         known = self._cache.use(key)
         self._texts.inc(tags={"cache": "miss" if known is None else "hit"})
         if known is not None:
@@ -120,9 +130,9 @@ class PromptEncoder:
         _, text, deterministic = key
         result: EncodedText | StageError
         if deterministic:
-            [result] = await self._run([(encoder, text)])
+            [result] = await self._run([(encoder, text, packed)])
         else:
-            result = await self._encode_together((encoder, text))
+            result = await self._encode_together((encoder, text, packed))
         encoded = self._health.check_result(result)
         self._cache.keep(key, encoded)
         return encoded
@@ -145,14 +155,17 @@ class PromptEncoder:
     def _encode_that_fits(self, texts: Sequence[_TextOf]) -> list[EncodedText | StageError]:
         """One call for each encoder."""
         done: dict[int, EncodedText | StageError] = {}
-        for encoder in {id(encoder): encoder for encoder, _ in texts}.values():
-            members = [index for index, (one, _) in enumerate(texts) if one is encoder]
+        packed = {digest: blocks for one in texts for digest, blocks in one[2].items()}
+        for encoder in {id(encoder): encoder for encoder, _, _ in texts}.values():
+            members = [index for index, (one, _, _) in enumerate(texts) if one is encoder]
             with self._health.watching():  # all texts are padded or truncated to one length
                 given = [texts[index][1] for index in members]
-                results = self._fitting.run(None, given, partial(self._forward, encoder))
+                results = self._fitting.run(None, given, partial(self._forward, encoder, packed))
             done |= zip(members, results, strict=True)
         return [done[index] for index in range(len(texts))]
 
-    def _forward(self, encoder: _Encoder, texts: Sequence[ReadText]) -> list[EncodedText | StageError]:
+    def _forward(
+        self, encoder: _Encoder, packed: TextAdapters, texts: Sequence[ReadText]
+    ) -> list[EncodedText | StageError]:
         with self._forwards.measured(len(texts), self._cost.seconds(len(texts))):
-            return encoder.encode(texts)
+            return encoder.encode(texts, packed)

@@ -10,8 +10,9 @@ from deployments.cost_measurement import CostMeasurement
 from deployments.engine.fingerprint import fingerprint, model_ref
 from deployments.engine.model_source import ModelInfo
 from deployments.kept_costs import KeptCosts
+from deployments.packed_adapters import AdapterMemory
 from serve.capacity.config_problems import drain_timeout_s
-from serve.checks import checked_model_info
+from serve.checks import check_adapters, checked_model_info
 from serve.config.app import AppConfig
 from serve.config.deployment_options import ingress_options, stage_options
 from serve.http.replicate.prediction import describe
@@ -41,11 +42,14 @@ def build_app(config: AppConfig) -> Application:
     job_store(jobs, [], describe)
     object_store(jobs)
     catalog = config.catalog.resolved(jobs.data_folder)
-    config = config.model_copy(update={"jobs": jobs, "catalog": catalog})
+    check_adapters(config)
+    offered = config.adapters.resolved(jobs.data_folder)
+    config = config.model_copy(update={"jobs": jobs, "catalog": catalog, "adapters": offered})
     model = model_ref(source)
     made_by = fingerprint(model, placement, config.engine_config(info).deterministic_rows)
     measurement = _cost_measurement(config, info, made_by)
     engine, internal = config.engine_config(info), config.internal
+    adapters = AdapterMemory(config.adapters.host_bytes, config.adapters.gpu_bytes)
 
     def deployment(path: str, stage: str) -> Deployment:
         return deployment_of(path, **HEALTH, **stage_options(config, stage, info))
@@ -55,10 +59,22 @@ def build_app(config: AppConfig) -> Application:
         return config.batching(stage, info), section.num_threads, section.max_models
 
     encoder = deployment(PROMPT_ENCODER, "encoder").bind(
-        model, placement, *gathered("encoder"), internal.encoder_cache_size, measurement
+        model,
+        placement,
+        *gathered("encoder"),
+        internal.encoder_cache_size,
+        engine.max_rank,
+        adapters,
+        measurement,
     )
     denoiser = deployment(DENOISER, "denoiser").bind(
-        model, placement, engine, *gathered("denoiser"), config.denoiser.host_gib * 2**30, measurement
+        model,
+        placement,
+        engine,
+        *gathered("denoiser"),
+        config.denoiser.host_gib * 2**30,
+        adapters,
+        measurement,
     )
     decoder = deployment(VAE_DECODER, "decoder").bind(
         model, placement, *gathered("decoder"), internal.max_hold_s, measurement
@@ -80,6 +96,7 @@ def _cost_measurement(config: AppConfig, info: ModelInfo, made_by: str) -> CostM
             exclude={"id", "aliases", "sizes", "cost_model", "embeddings_folder"}
         ),
         "latent_shapes": shapes,
+        "max_rank": config.adapters.engine_max_rank,
         "num_threads": {name: stage.num_threads for name, stage in config.stages.items()},
     }
     kept = KeptCosts(str(Path(config.jobs.data_folder) / "costs"), measured_with)

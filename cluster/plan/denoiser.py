@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import cache, partial
+from functools import cache
 from typing import Any
 
 from simpy import Environment, Event
@@ -12,6 +12,7 @@ from cluster.plan.devices import Device
 from cluster.plan.model_slots import Loads, ModelSlots
 from cluster.plan.stages import Batches, Overheads, Process
 from deployments.batching import Batching
+from deployments.engine.adapters import bank_rows
 from deployments.engine.cost import StageCost
 from deployments.engine.engine_config import EngineConfig
 from deployments.engine.messages import DenoiseRequest
@@ -20,6 +21,7 @@ from deployments.engine.step_scheduler import (
     StepScheduler,
     group_of,
     num_rows,
+    rank_of,
     slack_s,
     unloaded_s,
 )
@@ -46,13 +48,13 @@ class DenoisingCosts:
     """The costs that every denoiser uses, each computed once. They are the same for all models."""
 
     row_cap: Callable[[Group], int]
-    seconds: Callable[[Group, int], float]
+    seconds: Callable[[Group, int, int], float]
     work_s: Callable[[Group, int], float]
 
     @classmethod
     def of(cls, config: EngineConfig, cost: StageCost) -> "DenoisingCosts":
-        def seconds(group: Group, rows: int) -> float:
-            return cost.seconds(group.latent_shape, config.forward_rows(group, rows))
+        def seconds(group: Group, rows: int, rank: int) -> float:
+            return config.seconds(group, cost, rows, rank)
 
         def work_s(group: Group, rows: int) -> float:
             return config.work_s(group, cost, rows)
@@ -105,7 +107,8 @@ class DenoiserReplica:
 
     def run(self, call: DenoiseRequest) -> Event:
         group, done = group_of(call), self._env.event()
-        alone_s = unloaded_s(call, partial(self._costs.seconds, group))
+        rank = bank_rows(call.adapters)
+        alone_s = unloaded_s(call, lambda rows: self._costs.seconds(group, rows, rank))
         self._admitted.add(SimulatedDenoising(call, group, alone_s, done))
         return done
 
@@ -150,7 +153,9 @@ class DenoiserReplica:
                 yield self._woken
                 continue
             batch = self._scheduler.admit(ready, self._env.now)
-            forward_s = self._overheads.slowdown * self._costs.seconds(batch[0].group, num_rows(batch))
+            forward_s = self._overheads.slowdown * self._costs.seconds(
+                batch[0].group, num_rows(batch), rank_of(batch)
+            )
             self._busy = (batch[0].group.model,)
             for item in batch:
                 item.call += 1

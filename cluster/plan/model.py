@@ -44,7 +44,7 @@ class Model:
         if self.sharing is Sharing.MACHINE:
             return replace(self, overheads=replace(self.overheads, slowdown=times))
         group = Group(self.engine.latent_shape, deterministic=False)
-        step_s = (times - 1) * self.denoising.seconds(group, 2)  # rows, with guidance
+        step_s = (times - 1) * self.denoising.seconds(group, 2, 0)  # rows, with guidance and without adapters
         return replace(self, overheads=replace(self.overheads, step_s=step_s))
 
     @property

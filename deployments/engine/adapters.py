@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
+
+from deployments.engine.stage_errors import Fault, StageError, not_finite
 
 if TYPE_CHECKING:
     import torch
@@ -75,3 +77,43 @@ def targets_of(module: torch.nn.Module) -> dict[str, Target]:
             height, width = layer.kernel_size
             found[name] = Target(layer.in_channels, layer.out_channels, (height, width))
     return found
+
+
+_RANK_STEP = 16  # an adapter begins at a multiple of so many of a bank's rows
+
+
+def padded_rank(rank: int) -> int:
+    """The rows of a bank that an adapter of this rank takes."""
+    return -(-rank // _RANK_STEP) * _RANK_STEP
+
+
+def rank_buckets(max_rank: int) -> tuple[int, ...]:
+    """The ranks that forwards are padded to, so that there are few shapes: 16, 32, 64, ... and max_rank."""
+    steps = (_RANK_STEP * 2**power for power in range(16))
+    return tuple(step for step in steps if step < max_rank) + ((max_rank,) if max_rank else ())
+
+
+def of_unet(uses: Iterable[AdapterUse]) -> list[AdapterUse]:
+    """Those that change the U-Net."""
+    return [use for use in uses if use.adapter.unet_rank]
+
+
+def of_text(uses: Iterable[AdapterUse]) -> tuple[AdapterUse, ...]:
+    """Those that change a text encoder."""
+    return tuple(use for use in uses if use.adapter.text_rank)
+
+
+def bank_rows(uses: Iterable[AdapterUse]) -> int:
+    """The rows of a U-Net's bank that these take together, each adapter once."""
+    return sum({use.adapter.digest: padded_rank(use.adapter.unet_rank) for use in uses}.values())
+
+
+def overflow(uses: Iterable[AdapterUse]) -> StageError:
+    """The error for values of a U-Net with these adapters that are not finite."""
+    named = ", ".join(f"{use.adapter.name} at scale {use.scale:g}" for use in of_unet(uses))
+    if not named:
+        return not_finite("U-Net")
+    return StageError(
+        Fault.ADAPTER,
+        f"With {named}, the U-Net gave values that are not numbers (NaN or infinity); smaller scales may do.",
+    )

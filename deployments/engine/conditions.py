@@ -18,6 +18,7 @@ from deployments.engine.messages import DenoiseRequest, LatentShape
 from deployments.engine.transfers import send
 
 MAX_TOKENS = 77  # the same in every Stable Diffusion text encoder
+NO_ADAPTERS = torch.zeros(1, 0)
 NUM_TIME_IDS = 6  # original size, crop, target size
 
 
@@ -108,6 +109,7 @@ class Conditions:
     pooled_prompt_embeds: torch.Tensor  # [rows, width], width 0 except for SDXL
     time_ids: torch.Tensor  # [rows, NUM_TIME_IDS], width 0 except for SDXL
     picture_channels: torch.Tensor  # [rows, C, h, w]: a mask and the masked picture, or no channels
+    adapter_scales: torch.Tensor  # [rows, rank] float32, of the bank's rows (bank); rank 0 without adapters
 
     @classmethod
     def join(cls, parts: Sequence[Conditions]) -> Conditions:
@@ -143,7 +145,8 @@ def conditions_of(request: DenoiseRequest, picture_channels: torch.Tensor, unet:
     embeds = request.embeds
     # diffusers' default values.
     time_ids = torch.tensor([request.height, request.width, 0, 0, request.height, request.width])
-    of_both = (time_ids[: unet.time_ids_width][None], picture_channels[None])
+    # Where adapters lie in the bank is known when a forward is launched.
+    of_both = (time_ids[: unet.time_ids_width][None], picture_channels[None], NO_ADAPTERS)
     rows = [Conditions(embeds.prompt_embeds[None], embeds.pooled_prompt_embeds[None], *of_both)]
     if embeds.negative_prompt_embeds is not None:
         assert embeds.negative_pooled_prompt_embeds is not None, "a negative prompt has both"
@@ -160,12 +163,13 @@ def _of_length(embeds: torch.Tensor, tokens: int) -> torch.Tensor:
     return embeds.repeat(1, tokens // embeds.shape[1], 1)
 
 
-def random_conditions(rows: int, latent_shape: LatentShape, unet: UNetInterface) -> Conditions:
-    """Random rows with the U-Net's widths, on its device, for warming up and measuring."""
+def random_conditions(rows: int, latent_shape: LatentShape, unet: UNetInterface, rank: int = 0) -> Conditions:
+    """Random rows with the U-Net's widths, on its device, for warming up and measuring. rank: of adapters"""
     conditions = Conditions(
         prompt_embeds=torch.randn(rows, MAX_TOKENS, unet.embeds_width),
         pooled_prompt_embeds=torch.randn(rows, unet.pooled_width),
         time_ids=torch.ones(rows, unet.time_ids_width),
         picture_channels=torch.zeros(rows, unet.picture_channels, *latent_shape),
+        adapter_scales=torch.ones(rows, rank),
     )
     return conditions.map(lambda tensor: tensor.to(unet.device, unet.dtype))

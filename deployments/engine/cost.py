@@ -103,10 +103,12 @@ class StageCost:
     """A stage's curve for every measured latent shape, at least one.
 
     padded_to: the counts, rising, that calls are padded to; empty for no padding
+    adapted: how many times as long a forward takes with adapters, by their rank, rising
     """
 
     curves: tuple[tuple[LatentShape, Curve], ...]
     padded_to: tuple[int, ...] = ()
+    adapted: tuple[tuple[int, float], ...] = ()
 
     def __post_init__(self) -> None:
         if not self.curves:
@@ -118,11 +120,16 @@ class StageCost:
         factor = math.prod(shape) / math.prod(nearest)
         return Curve(curve.base_s * factor, curve.flat_count, curve.slope_s * factor, curve.residuals)
 
-    def seconds(self, shape: LatentShape, count: int) -> float:
-        """Seconds per call, padding included."""
-        return self.curve(shape).seconds(
-            next((padded for padded in self.padded_to if padded >= count), count)
-        )
+    def seconds(self, shape: LatentShape, count: int, rank: int = 0) -> float:
+        """Seconds per call, padding included. rank: of its adapters"""
+        padded = next((one for one in self.padded_to if one >= count), count)
+        return self.curve(shape).seconds(padded) * self.adapted_factor(rank)
+
+    def adapted_factor(self, rank: int) -> float:
+        """How many times as long a forward takes with adapters of this rank together."""
+        if not rank or not self.adapted:
+            return 1.0
+        return next((factor for most, factor in self.adapted if most >= rank), self.adapted[-1][1])
 
     def times(self, factor: float) -> StageCost:
         """The cost of work that takes this many times as long."""
@@ -130,7 +137,7 @@ class StageCost:
             (shape, Curve(factor * one.base_s, one.flat_count, factor * one.slope_s))
             for shape, one in self.curves
         )
-        return StageCost(curves, self.padded_to)
+        return StageCost(curves, self.padded_to, self.adapted)
 
     def parts(self, shape: LatentShape, count: int, max_hold_s: float) -> list[int]:
         """Splits `count` items into calls that take at most max_hold_s each, if one item can."""
@@ -213,6 +220,26 @@ def measure(
         if done >= MIN_ROUNDS and all(abs(residual) < CLOSE_FIT for _, residual in curve.residuals):
             break
     return curve
+
+
+def measure_factors(
+    work: Callable[[int], None], ranks: Sequence[int], clock: Callable[[], float] = time.perf_counter
+) -> tuple[tuple[int, float], ...]:
+    """How many times as long `work(rank)` takes as `work(0)`, by rank, rising. ranks: rising, above 0
+
+    They take turns, and the best time of each counts, as in `measure`.
+    """
+    best = dict.fromkeys((0, *ranks), math.inf)
+    for _ in range(MIN_ROUNDS + 1):  # the first round warms up
+        for rank in best:
+            started = clock()
+            work(rank)
+            best[rank] = min(best[rank], clock() - started)
+    factors: list[tuple[int, float]] = []
+    for rank in ranks:
+        least = factors[-1][1] if factors else 1.0  # only noise makes more work look faster
+        factors.append((rank, max(least, best[rank] / best[0])))
+    return tuple(factors)
 
 
 def measure_shapes(

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 
+from deployments.engine.adapters import of_unet
+from deployments.engine.bank import Block, RowAdapters
 from deployments.engine.beginnings import Kept, beginning_of, draw_noise
 from deployments.engine.conditions import Conditions, UNetInterface, conditions_of
 from deployments.engine.messages import DenoiseRequest
@@ -24,6 +27,7 @@ class Denoising:
     call: the index in the table of the call that is launched next
     checkpointed_at: time of the last checkpoint, or of the start, in seconds since the epoch
     kept: what a mask keeps of the picture; None without a mask
+    adapters: those of the U-Net with their scales, held here for as long as the request is
     """
 
     request: DenoiseRequest
@@ -36,6 +40,7 @@ class Denoising:
     generator: torch.Generator
     state: torch.Tensor
     kept: Kept | None = None
+    adapters: Sequence[tuple[Block, float]] = ()
     call: int = 0
     _noise: torch.Tensor | None = None  # for the next call, once drawn
 
@@ -43,6 +48,11 @@ class Denoising:
     def rows(self) -> int:
         """Rows in the U-Net's batch at the next call."""
         return self.request.rows_at(self.call)
+
+    @property
+    def row_adapters(self) -> RowAdapters:
+        """The adapters of the next call's rows."""
+        return RowAdapters(self.rows, self.adapters)
 
     @property
     def next_conditions(self) -> Conditions:
@@ -94,8 +104,12 @@ def begin(
     arrival: float,
     now: float,
     unloaded_s: float,
+    blocks: Mapping[str, Block],
 ) -> Denoising:
-    """Starts or resumes a request. Draws in diffusers' order: for the first latents, then step by step."""
+    """Starts or resumes a request. Draws in diffusers' order: for the first latents, then step by step.
+
+    blocks: the request's adapters, by digest
+    """
     generator = torch.Generator().manual_seed(request.seed)
     shape = torch.Size((unet.latent_channels, *group.latent_shape))
     beginning = beginning_of(request, table, generator, shape, unet.picture_channels)
@@ -118,5 +132,6 @@ def begin(
         generator=generator,
         state=send(state, unet.device),
         kept=beginning.kept and beginning.kept.map(lambda tensor: send(tensor, unet.device)),
+        adapters=[(blocks[use.adapter.digest], use.scale) for use in of_unet(request.adapters)],
         call=call,
     )

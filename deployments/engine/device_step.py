@@ -9,6 +9,7 @@ from typing import Protocol
 
 import torch
 
+from deployments.engine.bank import AdapterBank
 from deployments.engine.conditions import MAX_TOKENS, UNetInterface, random_conditions
 from deployments.engine.messages import LatentShape
 from deployments.engine.models import UNet
@@ -53,6 +54,11 @@ class Completion(Protocol):
 class StepRunner(Protocol):
     """A device as the engine sees it. It runs steps in the order in which they are launched."""
 
+    @property
+    def bank(self) -> AdapterBank:
+        """What its steps read adapters from."""
+        ...
+
     def launch(self, inputs: StepInputs) -> torch.Tensor:
         """Launches `denoise_step`. The result has its values when the device is done."""
         ...
@@ -94,6 +100,7 @@ class EagerSteps:
 
     def __init__(self, unet: UNet, num_threads: int | None = None) -> None:
         self.unet = unet
+        self.bank = unet.bank
         self._device = unet.device
         self._unet = RowParts(unet, num_threads) if unet.device.type == "cpu" else unet
 
@@ -117,6 +124,7 @@ class CapturedSteps:
 
     def __init__(self, unet: UNet, latent_shapes: Collection[LatentShape]) -> None:
         self.unet = self._unet = unet
+        self.bank = unet.bank
         self._latent_shapes = frozenset(latent_shapes)
         self._eager = EagerSteps(unet)
         self._pool = torch.cuda.graph_pool_handle()
@@ -168,8 +176,10 @@ def step_runner(
     return EagerSteps(unet, num_threads)
 
 
-def warm_up(unet: UNetInterface, run_step: StepRunner, latent_shape: LatentShape, rows: int) -> None:
-    """Runs one step on random data and waits for it, for warming up and measuring."""
+def warm_up(
+    unet: UNetInterface, run_step: StepRunner, latent_shape: LatentShape, rows: int, rank: int = 0
+) -> None:
+    """Runs one step on random data and waits for it, for warming up and measuring. rank: of adapters"""
     every_row = torch.arange(rows)
     with torch.inference_mode():
         run_step.launch(
@@ -186,7 +196,7 @@ def warm_up(unet: UNetInterface, run_step: StepRunner, latent_shape: LatentShape
                 last_rows=every_row,
                 request_of_row=every_row,
                 timesteps=torch.full((rows,), 500.0),
-                conditions=random_conditions(rows, latent_shape, unet),
+                conditions=random_conditions(rows, latent_shape, unet, rank),
             )
         )
     run_step.completion().synchronize()

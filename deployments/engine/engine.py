@@ -16,15 +16,18 @@ import logging
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from functools import lru_cache, partial
+from functools import lru_cache
 
 import torch
 
+from deployments.engine.adapters import bank_rows, overflow
+from deployments.engine.bank import Block, RowAdapters
 from deployments.engine.denoising import Denoising, begin
 from deployments.engine.device_faults import DeviceFaultError, is_device_fault, is_out_of_memory
 from deployments.engine.device_step import StepRunner
 from deployments.engine.engine_config import EngineConfig
 from deployments.engine.fitting import Fitting, does_not_fit
+from deployments.engine.forward_events import forward_events
 from deployments.engine.launched_forward import LaunchedForward
 from deployments.engine.messages import (
     Checkpoint,
@@ -38,7 +41,7 @@ from deployments.engine.messages import (
 from deployments.engine.model_pool import Models
 from deployments.engine.reports import ForwardReport, StepReport
 from deployments.engine.sampler_table import STATE_SLOTS
-from deployments.engine.stage_errors import StageError, broken, is_finite, not_finite
+from deployments.engine.stage_errors import StageError, broken, is_finite
 from deployments.engine.step_inputs import step_inputs
 from deployments.engine.step_scheduler import (
     Group,
@@ -46,10 +49,10 @@ from deployments.engine.step_scheduler import (
     group_of,
     num_rows,
     pick_members,
+    rank_of,
     slack_s,
     unloaded_s,
 )
-from deployments.engine.transfers import receive
 
 logger = logging.getLogger(__name__)
 
@@ -89,7 +92,9 @@ class Engine:
             lambda group: config.row_cap(group, models.known(group.model).cost)
         )
         self._scheduler = StepScheduler(
-            lambda group: self._fitting.most(_memory_shape(group), row_cap(group)), self._seconds
+            lambda group: self._fitting.most(_memory_shape(group), row_cap(group)),
+            self._seconds,
+            config.max_rank,
         )
         self._under_way: LaunchedForward | None = None
         self._done_at = 0.0  # when the last forward was finished, by time.perf_counter
@@ -118,10 +123,13 @@ class Engine:
         slacks = {model: slack_s(items, now) for model, items in by_model.items()}
         self._models.arrange(slacks, {forward.batch[0].group.model} if forward else (), now)
 
-    def add(self, request: DenoiseRequest, arrival: float | None = None) -> None:
+    def add(
+        self, request: DenoiseRequest, arrival: float | None = None, blocks: Sequence[Block] = ()
+    ) -> None:
         """Adds a request; it joins the next forward that has room for it.
 
         arrival: on the engine's clock, if it did not arrive just now
+        blocks: the adapters of the U-Net that it names, packed for its model's bank
         Raises DeviceFaultError, UnsupportedSamplerError if this model or step count cannot have the sampler,
         and ValueError if the id is in use.
         """
@@ -131,13 +139,23 @@ class Engine:
         table = model.tables.table_for(request)
         group = group_of(request)
         now = self._clock()
-        alone_s = unloaded_s(request, partial(self._seconds, group))
+        rank = bank_rows(request.adapters)
+        alone_s = unloaded_s(request, lambda rows: self._seconds(group, rows, rank))
         # It can be served from when its model is there; until then it could not have been prompter.
         arrived = (now if arrival is None else arrival) + self._models.load_s(request.model)
         self._denoisings[request.request_id] = self._fitting.patiently(
             _memory_shape(group),
             2 if request.is_guided else 1,
-            lambda: begin(request, table, group, model.unet, arrived, now, alone_s),
+            lambda: begin(
+                request,
+                table,
+                group,
+                model.unet,
+                arrived,
+                now,
+                alone_s,
+                {block.digest: block for block in blocks},
+            ),
         )
         self.arrange()
 
@@ -222,7 +240,8 @@ class Engine:
     def _make_smaller(self, batch: Sequence[Denoising]) -> tuple[Sequence[Denoising], list[DenoiseEvent]]:
         """The part of a batch to try after it did not fit, or the failures if it cannot be made smaller."""
         shape, rows = _memory_shape(batch[0].group), self._forward_rows(batch)
-        if self._forward_rows(smaller := pick_members(batch, max(1, rows // 2))) < rows:
+        smaller = pick_members(batch, max(1, rows // 2), self._config.max_rank)
+        if self._forward_rows(smaller) < rows:
             self._fitting.halve(shape, rows)
             return smaller, []
         if self._fitting.wait(shape, rows):
@@ -247,14 +266,23 @@ class Engine:
         If it fails, nothing has changed, so the calls can be made again.
         """
         static = bool(self._config.row_counts)
-        return self._runner(batch).launch(step_inputs(batch, self._forward_rows(batch), static))
+        runner, rows = self._runner(batch), self._forward_rows(batch)
+        rank = self._config.forward_rank(batch[0].group, rank_of(batch))
+        scales = None
+        if rank:
+            padding = RowAdapters(rows - num_rows(batch))
+            scales = runner.bank.load([*(item.row_adapters for item in batch), padding], rank)
+        return runner.launch(step_inputs(batch, rows, static, scales))
 
     @torch.inference_mode()
     def _launched(self, batch: Sequence[Denoising], outputs: torch.Tensor, started: float) -> LaunchedForward:
         rows, forward_rows = num_rows(batch), self._forward_rows(batch)  # of this call, not of the next
+        rank = rank_of(batch)
         for item, state in zip(batch, outputs[:, :STATE_SLOTS], strict=False):  # padding comes last
             item.advance(state)
-        events = self._events(batch, outputs[:, STATE_SLOTS])
+        events = forward_events(
+            batch, outputs[:, STATE_SLOTS], self._config.checkpoint_interval_s, self._clock()
+        )
         return LaunchedForward(
             batch=batch,
             events=events,
@@ -263,29 +291,8 @@ class Engine:
             launch_s=time.perf_counter() - started,
             rows=rows,
             forward_rows=forward_rows,
-            predicted_s=self._seconds(batch[0].group, rows),
+            predicted_s=self._seconds(batch[0].group, rows, rank),
         )
-
-    def _events(
-        self, batch: Sequence[Denoising], estimates: torch.Tensor
-    ) -> list[tuple[Denoising, DenoiseEvent]]:
-        """The events to report when the launched forward is done."""
-        events: list[tuple[Denoising, DenoiseEvent]] = []
-        interval_s, now = self._config.checkpoint_interval_s, self._clock()
-        for item, estimate in zip(batch, estimates, strict=False):
-            request = item.request
-            if item.calls_left == 0:
-                events.append((item, DenoisedLatents(request.request_id, receive(item.state[0]))))
-                continue
-            step = item.steps_done(item.call)
-            if step in request.preview_steps and step > item.steps_done(item.call - 1):
-                preview = receive(item.preview(estimate))
-                events.append((item, StepProgress(request.request_id, step, preview)))
-            if interval_s is not None and now - item.checkpointed_at >= interval_s:
-                item.checkpointed_at = now
-                state = item.saved_state()
-                events.append((item, Checkpoint(request.request_id, step, item.call, state)))
-        return events
 
     def _finish(self, forward: LaunchedForward) -> StepReport:
         """Waits for a forward and returns its events. Finished requests leave. Raises DeviceFaultError."""
@@ -322,7 +329,7 @@ class Engine:
                 item.group = replace(item.group, isolated=None)
             case StepProgress(preview_latents=values):
                 pass
-        return event if is_finite(values) else self._fail(item, not_finite("U-Net"))
+        return event if is_finite(values) else self._fail(item, overflow(item.request.adapters))
 
     def _fail(self, item: Denoising, error: StageError) -> DenoiseFailed:
         request_id = item.request.request_id
@@ -333,10 +340,9 @@ class Engine:
     def _is_here(self, item: Denoising) -> bool:
         return self._denoisings.get(item.request.request_id) is item
 
-    def _seconds_uncached(self, group: Group, rows: int) -> float:
-        """The cost model's seconds for a forward of that many rows."""
-        cost = self._models.known(group.model).cost
-        return cost.seconds(group.latent_shape, self._config.forward_rows(group, rows))
+    def _seconds_uncached(self, group: Group, rows: int, rank: int) -> float:
+        """The cost model's seconds for a forward of that many rows, with adapters of that rank."""
+        return self._config.seconds(group, self._models.known(group.model).cost, rows, rank)
 
 
 def _memory_shape(group: Group) -> tuple[LatentShape, bool, str]:

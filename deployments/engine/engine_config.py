@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+from deployments.engine.adapters import rank_buckets
 from deployments.engine.cost import StageCost, counts_to_measure
 from deployments.engine.messages import LatentShape
 from deployments.engine.step_scheduler import Group
@@ -26,6 +27,7 @@ class EngineConfig:
     row_counts: the counts that forwards are padded to, rising, so that few shapes must be captured; empty for
         no padding, None for what suits the device
     checkpoint_interval_s: seconds between the checkpoints of a running request; None for no checkpoints
+    max_rank: the most rows of a bank that the adapters of a forward take; 0 for no adapters
     """
 
     max_rows: int
@@ -34,6 +36,7 @@ class EngineConfig:
     latent_shape: LatentShape
     row_counts: tuple[int, ...] | None = ()
     checkpoint_interval_s: float | None = None
+    max_rank: int = 0
 
     def for_device(self, device: torch.device) -> EngineConfig:
         """Fills in row_counts: a few on CUDA, where each captured count costs memory and start-up time; none
@@ -59,13 +62,28 @@ class EngineConfig:
         allowed = int(rows * min(1.0, math.prod(usual) / math.prod(group.latent_shape)))
         return max((count for count in counts if 2 <= count <= allowed), default=2)
 
-    def work_s(self, group: Group, cost: StageCost, rows: int) -> float:
-        """Device-seconds of so many rows of model calls, in forwards as full as possible."""
+    def work_s(self, group: Group, cost: StageCost, rows: int, rank: int = 0) -> float:
+        """Device-seconds of so many rows of model calls, in forwards as full as possible.
+
+        rank: the bank's rows that their adapters take, as if the forwards had no others
+        """
         full = self.row_cap(group, cost)
-        return rows * cost.seconds(group.latent_shape, full) / full
+        return rows * self.seconds(group, cost, full, rank) / full
+
+    def seconds(self, group: Group, cost: StageCost, rows: int, rank: int = 0) -> float:
+        """Seconds of a forward with so many rows and so many of a bank's."""
+        return cost.seconds(
+            group.latent_shape, self.forward_rows(group, rows), self.forward_rank(group, rank)
+        )
 
     def forward_rows(self, group: Group, rows: int) -> int:
         """The rows of a forward with `rows` rows of work, padding included."""
         if group.deterministic:
             return self.deterministic_rows
         return next((count for count in self.row_counts or () if count >= rows), rows)
+
+    def forward_rank(self, group: Group, rank: int) -> int:
+        """The rank of a forward whose adapters take so many rows of the bank."""
+        if group.adapted:
+            return self.max_rank  # the bits of deterministic requests may depend on it
+        return next((one for one in rank_buckets(self.max_rank) if one >= rank), rank) if rank else 0

@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 
+from deployments.engine.bank import Block
 from deployments.engine.device_faults import is_device_fault, is_out_of_memory
 from deployments.engine.engine import Engine
 from deployments.engine.fitting import does_not_fit
@@ -24,7 +25,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class _Add:
-    requests: Sequence[DenoiseRequest]
+    requests: Sequence[tuple[DenoiseRequest, Sequence[Block]]]
     arrival: float  # in seconds since the epoch; waiting for a running step counts
 
 
@@ -72,7 +73,8 @@ class EngineThread:
         self._inbox.put(None)
         self._thread.join()
 
-    def add(self, requests: Sequence[DenoiseRequest]) -> None:
+    def add(self, requests: Sequence[tuple[DenoiseRequest, Sequence[Block]]]) -> None:
+        """Adds requests, each with the adapters that it names."""
         self._inbox.put(_Add(requests, time.time()))
 
     def abort(self, request_id: str) -> None:
@@ -126,16 +128,16 @@ class EngineThread:
                 case None:
                     return False
                 case _Add(requests, arrival):
-                    for request in requests:
-                        self._add(request, arrival)
+                    for request, blocks in requests:
+                        self._add(request, arrival, blocks)
                 case _Abort(request_id):
                     self._engine.abort(request_id)
                 case _Look():
                     self._engine.arrange()
 
-    def _add(self, request: DenoiseRequest, arrival: float) -> None:
+    def _add(self, request: DenoiseRequest, arrival: float, blocks: Sequence[Block]) -> None:
         try:
-            self._engine.add(request, arrival)
+            self._engine.add(request, arrival, blocks)
         except Exception as error:  # a boundary: this request fails, the others go on
             if is_device_fault(error):
                 raise

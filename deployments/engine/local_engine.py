@@ -1,12 +1,15 @@
 """All stages of a model in one process, for a script: prompts in, pixels out, without Ray."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from types import MappingProxyType
 
 import torch
 from PIL import Image, ImageOps
 
+from deployments.engine.adapters import AdapterRef, AdapterUse, Weights, targets_of
+from deployments.engine.bank import EMPTY_LAYOUT, Block, Layout
 from deployments.engine.cost import Curve, StageCost
 from deployments.engine.device_step import step_runner
 from deployments.engine.engine import Engine
@@ -22,7 +25,7 @@ from deployments.engine.messages import (
 )
 from deployments.engine.model_pool import KnownModel, OneModel
 from deployments.engine.model_source import ModelSource, Placement, load_model_info
-from deployments.engine.models import load_text_pipeline, load_unet, load_vae
+from deployments.engine.models import load_text_pipeline, load_unet_module, load_vae, place_unet, unet_bank
 from deployments.engine.pictures import PictureEncoder, prepare_picture
 from deployments.engine.prompt_text import PromptText
 from deployments.engine.prompts import TextEncoder
@@ -38,6 +41,14 @@ class Picture:
     pixels: Pixels
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class LocalAdapter:
+    """An adapter of the engine's U-Net; see `LocalEngine.adapter`."""
+
+    ref: AdapterRef
+    block: Block
+
+
 class LocalEngine:
     """One model's text encoder, engine, decoder, picture encoder and sampler tables; see `load_engine`."""
 
@@ -51,10 +62,13 @@ class LocalEngine:
         height: int,
         width: int,
         scale_factor: int,
+        layout: Layout = EMPTY_LAYOUT,
+        dtype: torch.dtype = torch.float32,
     ) -> None:
         """height, width: in pixels, for pictures without a given size
 
         scale_factor: image pixels per latent, in each direction
+        layout, dtype: of the bank for adapters
         """
         self.encoder = encoder
         self.engine = engine
@@ -64,12 +78,23 @@ class LocalEngine:
         self.height = height
         self.width = width
         self.scale_factor = scale_factor
+        self._layout = layout
+        self._dtype = dtype
         self._num_added = 0
 
     @property
     def num_requests(self) -> int:
         """Number of unfinished pictures."""
         return self.engine.num_requests
+
+    def adapter(self, name: str, weights: Weights) -> LocalAdapter:
+        """An adapter of the U-Net, for `add`. weights: by layer (deployments.adapters.reading)
+
+        Raises OverflowError if a value is not finite in the engine's precision.
+        """
+        rank = max(len(factors.a) for factors in weights.values())
+        ref = AdapterRef(name, "", digest=name, unet_rank=rank, text_rank=0)
+        return LocalAdapter(ref, self._layout.pack(name, rank, weights, self._dtype))
 
     def add(
         self,
@@ -87,6 +112,7 @@ class LocalEngine:
         image: Image.Image | None = None,
         mask_image: Image.Image | None = None,
         strength: float = 0.8,
+        adapters: Mapping[LocalAdapter, float] = MappingProxyType({}),
     ) -> None:
         """Adds one picture per prompt, with seeds counting up from `seed`; they join the next forward.
 
@@ -94,6 +120,7 @@ class LocalEngine:
         guidance_start, guidance_end, guidance_rescale: as in `ImageParameters`
         image: the picture to start from, brought to the size; mask_image: white where it is repainted
         strength: the share of the steps that is done from a picture, above 0 and up to 1
+        adapters: with their scales
         Raises UnsupportedSamplerError, and StageError if the text encoder or the VAE overflows.
         """
         height, width = height or self.height, width or self.width
@@ -118,7 +145,9 @@ class LocalEngine:
                     guidance_end=guidance_end,
                     guidance_rescale=guidance_rescale,
                     seed=seed + offset,
-                )
+                    adapters=tuple(AdapterUse(one.ref, scale) for one, scale in adapters.items()),
+                ),
+                blocks=[one.block for one in adapters],
             )
             self._num_added += 1
 
@@ -166,19 +195,23 @@ class LocalEngine:
         return [picture.pixels for picture in sorted(pictures, key=lambda picture: picture.index)]
 
 
-def load_engine(path: str, device: str = "auto", dtype: str = "float32", max_images: int = 8) -> LocalEngine:
+def load_engine(
+    path: str, device: str = "auto", dtype: str = "float32", max_images: int = 8, max_rank: int = 0
+) -> LocalEngine:
     """Loads a model in diffusers format, ready to make pictures. path: a folder or a hub id
 
     device: auto, cpu or cuda; dtype: float32, bfloat16 or float16
     max_images: number of guided pictures of the model's usual size that share a forward
+    max_rank: the most ranks of the adapters in a forward, each rounded up to a multiple of 16
     Raises ModelLoadError.
     """
     source, placement = ModelSource(path), Placement(device, dtype)
     info = load_model_info(source)
     shape = (info.default_height // info.scale_factor, info.default_width // info.scale_factor)
     rows = 2 * max_images
-    unet = load_unet(source, placement)
-    config = EngineConfig(rows, rows, rows, shape, None).for_device(unet.device)
+    module = load_unet_module(source, placement.torch_dtype())
+    unet = place_unet(module, placement, unet_bank(module, placement, max_rank))
+    config = EngineConfig(rows, rows, rows, shape, None, max_rank=max_rank).for_device(unet.device)
     # Not measured. As more rows cost nothing here, all share a forward.
     cost = StageCost(((shape, Curve(0.01, 1, 0.0)),))
     tables = SamplerTables(info.scheduler_config)
@@ -193,6 +226,8 @@ def load_engine(path: str, device: str = "auto", dtype: str = "float32", max_ima
         height=info.default_height,
         width=info.default_width,
         scale_factor=info.scale_factor,
+        layout=Layout.of(targets_of(module)) if max_rank else EMPTY_LAYOUT,
+        dtype=placement.torch_dtype(),
     )
 
 

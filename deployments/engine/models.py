@@ -18,6 +18,8 @@ import torch
 from safetensors import SafetensorError
 from transformers.utils import logging as transformers_logging
 
+from deployments.engine.adapters import targets_of
+from deployments.engine.bank import EMPTY_LAYOUT, AdapterBank, Layout
 from deployments.engine.conditions import MAX_TOKENS, Conditions, UNetShape, architecture
 from deployments.engine.model_files import PIPELINES, VAE_FILE, WeightFiles
 from deployments.engine.model_source import (
@@ -114,16 +116,21 @@ def _is_upcast(source: ModelSource) -> bool:
 
 
 class UNet:
-    """A U-Net as the engine calls it: rows in, predictions out, always float32 outside. shape: its inputs'"""
+    """A U-Net as the engine calls it: rows in, predictions out, always float32 outside. shape: its inputs'
+
+    bank: what its layers read adapters from
+    """
 
     def __init__(
         self,
         module: diffusers.UNet2DConditionModel,
         device: torch.device,
         dtype: torch.dtype,
+        bank: AdapterBank,
         is_compiled: bool = False,
     ) -> None:
         self._module = module
+        self.bank = bank
         self.is_compiled = is_compiled
         self.shape = UNetShape.of(module.config, device, dtype)
         self.device = device
@@ -145,13 +152,14 @@ class UNet:
         # A compiled module would compile anew for each length of texts, in mid-service.
         is_usual = conditions.prompt_embeds.shape[1] == MAX_TOKENS
         forward = self._module if is_usual else self._module.forward
-        prediction: torch.Tensor = forward(
-            inputs,
-            timesteps,
-            encoder_hidden_states=conditions.prompt_embeds,
-            added_cond_kwargs=added if self.shape.time_ids_width else None,
-            return_dict=False,
-        )[0]
+        with self.bank.scaled(conditions.adapter_scales):
+            prediction: torch.Tensor = forward(
+                inputs,
+                timesteps,
+                encoder_hidden_states=conditions.prompt_embeds,
+                added_cond_kwargs=added if self.shape.time_ids_width else None,
+                return_dict=False,
+            )[0]
         return prediction.float()
 
     def is_like(self, module: diffusers.UNet2DConditionModel) -> bool:
@@ -169,20 +177,30 @@ class UNet:
 
 def load_unet(source: ModelSource, placement: Placement) -> UNet:
     """Raises ModelLoadError if the U-Net needs more than a prompt, or if the attention cannot run here."""
-    return place_unet(load_unet_module(source, placement.torch_dtype()), placement)
+    module = load_unet_module(source, placement.torch_dtype())
+    return place_unet(module, placement, unet_bank(module, placement, 0))
 
 
-def place_unet(module: diffusers.UNet2DConditionModel, placement: Placement) -> UNet:
+def unet_bank(
+    module: diffusers.UNet2DConditionModel, placement: Placement, max_rank: int, pool_bytes: float = 0.0
+) -> AdapterBank:
+    """A bank for U-Nets like this one. max_rank, pool_bytes: as in AdapterBank"""
+    layout = Layout.of(targets_of(module)) if max_rank else EMPTY_LAYOUT
+    return AdapterBank(layout, max_rank, placement.torch_device(), placement.torch_dtype(), pool_bytes)
+
+
+def place_unet(module: diffusers.UNet2DConditionModel, placement: Placement, bank: AdapterBank) -> UNet:
     """Moves a module to its device. Raises ModelLoadError if the attention cannot run there."""
     device, dtype = placement.torch_device(), placement.torch_dtype()
     module.to(device, memory_format=torch.channels_last)
     _set_attention(module, placement.attention, device, dtype)
+    bank.attach(module)  # before it is compiled, which takes the hooks in
     if placement.compile_cache:
         os.environ["TORCHINDUCTOR_CACHE_DIR"] = placement.compile_cache  # read when it first compiles
         # Each row count of each size is compiled separately. Past its limit dynamo silently runs eagerly.
         torch._dynamo.config.recompile_limit = 256
         module.compile(dynamic=False)
-    return UNet(module, device, dtype, is_compiled=placement.compile_cache is not None)
+    return UNet(module, device, dtype, bank, is_compiled=placement.compile_cache is not None)
 
 
 def load_unet_module(source: ModelSource, dtype: torch.dtype) -> diffusers.UNet2DConditionModel:

@@ -14,6 +14,7 @@ from deployments.engine.messages import NO_TOKENS, PromptEmbeds, TokenCount
 from deployments.engine.prompt_chunks import ChunkEncoder, EncodedText
 from deployments.engine.prompt_text import AS_DIFFUSERS, PromptText, ReadText
 from deployments.engine.stage_errors import StageError, is_finite, not_finite
+from deployments.engine.text_banks import TextAdapters, TextBanks
 
 # encode_prompt warns about every prompt that it truncates. Here the response says so instead.
 diffusers_logging.set_verbosity_error()
@@ -39,32 +40,40 @@ def _sound(encoded: EncodedText) -> EncodedText | StageError:
 class TextEncoder:
     """Encodes texts. It keeps no state and is not thread-safe, because its tokenizers are not.
 
-    embeddings: a folder of textual inversions
+    embeddings: a folder of textual inversions; max_rank: as in AdapterBank
     """
 
-    def __init__(self, pipeline: diffusers.DiffusionPipeline, embeddings: Path | None = None) -> None:
+    def __init__(
+        self, pipeline: diffusers.DiffusionPipeline, embeddings: Path | None = None, max_rank: int = 0
+    ) -> None:
         self._pipeline = pipeline
         self._is_xl = isinstance(
             pipeline, diffusers.StableDiffusionXLPipeline | diffusers.StableDiffusionXLInpaintPipeline
         )
         self._chunks = ChunkEncoder(pipeline, self._is_xl, embeddings)
+        self._banks = TextBanks(pipeline, max_rank)
 
     @torch.inference_mode()
-    def encode(self, texts: Sequence[ReadText]) -> list[EncodedText | StageError]:
+    def encode(
+        self, texts: Sequence[ReadText], packed: TextAdapters | None = None
+    ) -> list[EncodedText | StageError]:
         """Encodes all texts, in order, with an error for each that overflows.
 
+        packed: all adapters that the texts name
         Those that are read as diffusers reads them go in one batch, through diffusers. The others go in
-        batches of as many chunks as there are texts.
+        batches of as many chunks as there are texts. Texts with other adapters go in batches of their own:
+        encoding is little beside denoising, and most texts come from a cache.
         """
         done: dict[int, EncodedText | StageError] = {}
-        ways = [(text.reading, self._is_stock(text)) for text in texts]
-        for reading, is_stock in set(ways):
-            members = [index for index, way in enumerate(ways) if way == (reading, is_stock)]
+        ways = [(text.reading, self._is_stock(text), text.adapters) for text in texts]
+        for reading, is_stock, adapters in set(ways):
+            members = [index for index, way in enumerate(ways) if way == (reading, is_stock, adapters)]
             given = [texts[index].text for index in members]
-            if is_stock:
-                encoded = self._encode_as_diffusers(given)
-            else:
-                encoded = self._chunks.encode(given, reading, len(texts))
+            with self._banks.using(adapters, packed or {}):
+                if is_stock:
+                    encoded = self._encode_as_diffusers(given)
+                else:
+                    encoded = self._chunks.encode(given, reading, len(texts))
             done |= zip(members, map(_sound, encoded), strict=True)
         return [done[index] for index in range(len(texts))]
 
@@ -98,10 +107,13 @@ class TextEncoder:
     def texts(self, prompt: PromptText) -> list[ReadText]:
         """The texts to encode for a prompt: the prompt and, if needed, its negative prompt."""
         if not prompt.guided or self._zeroes_negative(prompt):
-            return [ReadText(prompt.prompt, prompt.reading)]
+            return [ReadText(prompt.prompt, prompt.reading, prompt.adapters)]
         # diffusers skips layers for the prompt alone.
         of_negative = replace(prompt.reading, clip_skip=None)
-        return [ReadText(prompt.prompt, prompt.reading), ReadText(prompt.negative_prompt or "", of_negative)]
+        return [
+            ReadText(prompt.prompt, prompt.reading, prompt.adapters),
+            ReadText(prompt.negative_prompt or "", of_negative, prompt.adapters),
+        ]
 
     def assemble(self, prompt: PromptText, encoded: Sequence[EncodedText]) -> PromptEmbeds:
         """A prompt's embeddings from the encoded `texts(prompt)`."""

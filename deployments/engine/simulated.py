@@ -13,6 +13,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from deployments.engine.adapters import AdapterRef
+from deployments.engine.bank import EMPTY_LAYOUT, AdapterBank, Block
 from deployments.engine.conditions import MAX_TOKENS, NUM_TIME_IDS
 from deployments.engine.cost import Curve, StageCost
 from deployments.engine.device_step import Completion, StepRunner
@@ -27,6 +29,7 @@ from deployments.engine.sampler_table import NUM_OUTPUTS
 from deployments.engine.simulated_faults import SimulatedFaults
 from deployments.engine.stage_errors import StageError
 from deployments.engine.step_inputs import StepInputs
+from deployments.engine.text_banks import TextAdapters
 
 NO_FAULTS = SimulatedFaults(None, "")
 
@@ -81,15 +84,17 @@ class SimulatedDevice:
 class SimulatedSteps:
     """Sleeps until a device would have done a step that takes what it costs."""
 
-    def __init__(self, forward: StageCost, device: SimulatedDevice | None = None) -> None:
+    def __init__(self, forward: StageCost, device: SimulatedDevice | None = None, max_rank: int = 0) -> None:
         self._forward = forward
         self._device = device or SimulatedDevice()
+        self.bank = AdapterBank(EMPTY_LAYOUT, max_rank, torch.device("cpu"), torch.float32)
 
     def launch(self, inputs: StepInputs) -> torch.Tensor:
         device = self._device
         device.faults.check(len(inputs.request_of_row))
         shape = inputs.states.shape  # [B, STATE_SLOTS, C, h, w]
-        forward_s = self._forward.seconds((shape[3], shape[4]), len(inputs.request_of_row))
+        rank = inputs.conditions.adapter_scales.shape[1]
+        forward_s = self._forward.seconds((shape[3], shape[4]), len(inputs.request_of_row), rank)
         device.done_at = max(device.done_at, device.clock()) + forward_s
         if not device.runs_ahead:
             self.completion().synchronize()
@@ -100,21 +105,33 @@ class SimulatedSteps:
 
 
 class SimulatedLoader:
-    """Takes the time of a load beside the steps. cost_of: the cost of a model's forwards"""
+    """Takes the time of a load beside the steps. cost_of: the cost of a model's forwards
+
+    max_rank: the most rows of a bank that the adapters of a forward take
+    """
 
     def __init__(
-        self, device: SimulatedDevice, cost_of: Callable[[ModelRef], StageCost], load_s: float
+        self,
+        device: SimulatedDevice,
+        cost_of: Callable[[ModelRef], StageCost],
+        load_s: float,
+        max_rank: int = 0,
     ) -> None:
         self._device = device
         self._cost_of = cost_of
         self._load_s = load_s
+        self._max_rank = max_rank
 
     def describe(self, model: ModelRef) -> SimulatedUNet:
         return SimulatedUNet(load_unet_config(model.source), self._device.faults)
 
     def load(self, model: ModelRef, into: StepRunner | None) -> SimulatedSteps:
         self._device.sleep(self._load_s)
-        return SimulatedSteps(self._cost_of(model), self._device)
+        return SimulatedSteps(self._cost_of(model), self._device, self._max_rank)
+
+    def pack(self, adapter: AdapterRef, model: ModelRef) -> Block:
+        """No values, but as many rows as the adapter's."""
+        return EMPTY_LAYOUT.pack(adapter.digest, adapter.unet_rank, {}, torch.float32)
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,7 +157,9 @@ class SimulatedTextEncoder:
         self._faults = faults
         self._is_xl = is_xl
 
-    def encode(self, texts: Sequence[ReadText]) -> list[EncodedText | StageError]:
+    def encode(
+        self, texts: Sequence[ReadText], packed: TextAdapters | None = None
+    ) -> list[EncodedText | StageError]:
         self._faults.check(len(texts))
         time.sleep(self._encode.seconds(len(texts)))
         pooled = torch.zeros(int(self._is_xl))
@@ -151,7 +170,7 @@ class SimulatedTextEncoder:
 
     def texts(self, prompt: PromptText) -> list[ReadText]:
         texts = [prompt.prompt, prompt.negative_prompt or ""] if prompt.guided else [prompt.prompt]
-        return [ReadText(text, prompt.reading) for text in texts]
+        return [ReadText(text, prompt.reading, prompt.adapters) for text in texts]
 
     def assemble(self, prompt: PromptText, encoded: Sequence[EncodedText]) -> PromptEmbeds:
         return join_embeds(encoded[0], encoded[1] if prompt.guided else None)

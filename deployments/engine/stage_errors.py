@@ -14,13 +14,14 @@ Result = TypeVar("Result")
 
 class Fault(StrEnum):
     """BROKEN: something unforeseen; REFUSED: impossible, which should have been said before; UNLOADABLE: the
-    files of the request's model cannot be used."""
+    files of the request's model cannot be used; ADAPTER: one of its adapters cannot be used."""
 
     BROKEN = "broken"
     REFUSED = "refused"
     OUT_OF_MEMORY = "out_of_memory"
     NOT_FINITE = "not_finite"
     UNLOADABLE = "unloadable"
+    ADAPTER = "adapter"
 
 
 class StageError(Exception):

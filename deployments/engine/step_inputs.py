@@ -41,9 +41,12 @@ class StepInputs:
         return {name: getattr(self, name) for name in names}
 
 
-def step_inputs(batch: Sequence[Denoising], forward_rows: int, static: bool) -> StepInputs:
+def step_inputs(
+    batch: Sequence[Denoising], forward_rows: int, static: bool, adapter_scales: torch.Tensor | None = None
+) -> StepInputs:
     """The next model call of every request in a batch, padded to `forward_rows` rows.
 
+    adapter_scales: [forward_rows, rank]; None without adapters
     A request's rows lie side by side, the negative prompt's first; a call without guidance has only one.
     Padding repeats the first request's row. With static shapes the requests are padded as well, to as many as
     there are rows.
@@ -58,6 +61,9 @@ def step_inputs(batch: Sequence[Denoising], forward_rows: int, static: bool) -> 
     request_of_row += padding * [0]
     timesteps = torch.stack([item.table.timesteps[item.call] for item in filled])
     conditions = [item.next_conditions for item in batch]
+    joined = Conditions.join([*conditions, conditions[0].repeat_first(padding)])
+    if adapter_scales is not None:
+        joined = replace(joined, adapter_scales=adapter_scales)
     noise = [item.noise() for item in batch]
     return StepInputs(
         states=torch.stack([item.state for item in filled]),
@@ -72,5 +78,5 @@ def step_inputs(batch: Sequence[Denoising], forward_rows: int, static: bool) -> 
         last_rows=torch.tensor(last_rows + (len(filled) - len(batch)) * [0]),
         request_of_row=torch.tensor(request_of_row),
         timesteps=timesteps[request_of_row],
-        conditions=Conditions.join([*conditions, conditions[0].repeat_first(padding)]),
+        conditions=joined,
     )

@@ -15,6 +15,7 @@ from functools import partial
 from itertools import accumulate
 from typing import Protocol, TypeVar
 
+from deployments.engine.adapters import bank_rows
 from deployments.engine.messages import DenoiseRequest, LatentShape
 
 # A request without a deadline may take this many times its time alone. In a simulation of 4 to 50 steps at
@@ -41,6 +42,8 @@ class Group:
     isolated: the id of a request that shares no forward, None for all others
     tokens: of a deterministic request's texts, whose bits depend on their number; 0 for others
     model: the digest of the U-Net
+    adapted: a deterministic request has adapters: such forwards have one fixed rank. Others may share a
+        forward whatever adapters they have
     """
 
     latent_shape: LatentShape
@@ -48,6 +51,7 @@ class Group:
     isolated: str | None = None
     tokens: int = 0
     model: str = ""
+    adapted: bool = False
 
 
 def group_of(request: DenoiseRequest) -> Group:
@@ -57,6 +61,7 @@ def group_of(request: DenoiseRequest) -> Group:
         request.request_id if request.isolated else None,
         request.embeds.common_length if request.deterministic else 0,
         request.model,
+        request.deterministic and bank_rows(request.adapters) > 0,
     )
 
 
@@ -123,21 +128,35 @@ def pick_group(slacks: Mapping[Group, float], turns_waited: Mapping[Group, int])
     return min(slacks, key=lambda group: slacks[group])
 
 
-def pick_members(items: Iterable[Item], max_rows: int) -> list[Item]:
-    """The request with the earliest deadline, and then as many others as fit into a forward of max_rows."""
+def rank_of(items: Iterable[Schedulable]) -> int:
+    """The rows of a bank that the items' adapters take together."""
+    return bank_rows(use for item in items for use in item.request.adapters)
+
+
+def pick_members(items: Iterable[Item], max_rows: int, max_rank: int = 0) -> list[Item]:
+    """The request with the earliest deadline, and then as many others as fit into a forward of max_rows.
+
+    max_rank: the most rows of a bank that their adapters may take together
+    """
     members: list[Item] = []
     rows = 0
     for item in sorted(items, key=deadline):
-        if not members or rows + num_rows([item]) <= max_rows:
+        if not members or (
+            rows + num_rows([item]) <= max_rows
+            and (not item.request.adapters or rank_of([*members, item]) <= max_rank)
+        ):
             members.append(item)
             rows += num_rows([item])
     return members
 
 
-def worth_it(members: Sequence[Item], present_rows: int, seconds: Callable[[int], float]) -> list[Item]:
-    """The first members, as many as should share a forward.
+def worth_it(
+    members: Sequence[Item], present_rows: int, seconds: Callable[[int, int], float]
+) -> tuple[float, list[Item]]:
+    """The first members, as many as should share a forward, and its price.
 
-    present_rows: rows of all requests, members or not; seconds: of a forward by its rows
+    present_rows: rows of all requests, members or not
+    seconds: of a forward by its rows and its adapters' rank
 
     A full forward makes the most of the device, but a small one is done sooner. Suppose that all n rows of a
     queue are alike, that no others come, and that forwards of k rows run each to their end. Then the mean
@@ -146,16 +165,18 @@ def worth_it(members: Sequence[Item], present_rows: int, seconds: Callable[[int]
     """
     weighted = WAITING_WEIGHT * present_rows
     prices = [
-        (weighted + rows) * seconds(rows) / rows for rows in accumulate(num_rows([item]) for item in members)
+        (weighted + rows) * seconds(rows, rank_of(members[:count])) / rows
+        for count, rows in enumerate(accumulate(num_rows([item]) for item in members), 1)
     ]
-    return list(members[: prices.index(min(prices)) + 1])
+    return min(prices), list(members[: prices.index(min(prices)) + 1])
 
 
-def make_way(batch: Sequence[Item], seconds: Callable[[int], float], now: float) -> list[Item]:
+def make_way(batch: Sequence[Item], seconds: Callable[[int, int], float], now: float) -> list[Item]:
     """The requests of a forward without those that step aside for the shortest that can still be prompt.
 
-    seconds: of a forward by its rows. Nobody steps aside if the whole batch is prompt enough, if a smaller
-    batch would not be either, if it would make them late, or for a request that is not much shorter.
+    seconds: of a forward by its rows and its adapters' rank
+    Nobody steps aside if the whole batch is prompt enough, if a smaller batch would not be either, if it
+    would make them late, or for a request that is not much shorter.
     """
     prompt = [item for item in batch if remaining_s(item) <= _time_to_be_prompt_s(item, now)]
     if not prompt:
@@ -163,7 +184,7 @@ def make_way(batch: Sequence[Item], seconds: Callable[[int], float], now: float)
     shortest = min(prompt, key=remaining_s)
 
     def needs_s(members: Sequence[Item]) -> float:
-        return (shortest.request.num_calls - shortest.call) * seconds(num_rows(members))
+        return (shortest.request.num_calls - shortest.call) * seconds(num_rows(members), rank_of(members))
 
     staying = sorted(batch, key=remaining_s)
     leaving: list[Item] = []
@@ -184,12 +205,19 @@ def _time_to_be_prompt_s(item: Schedulable, now: float) -> float:
 class StepScheduler:
     """Picks the group and the requests of every step; it counts the turns that groups wait.
 
-    row_cap: most rows of a group's forward; seconds: of a group's forward by its rows
+    row_cap: most rows of a group's forward; max_rank: the most rows of a bank that its adapters take
+    seconds: of a group's forward by its rows and its adapters' rank
     """
 
-    def __init__(self, row_cap: Callable[[Group], int], seconds: Callable[[Group, int], float]) -> None:
+    def __init__(
+        self,
+        row_cap: Callable[[Group], int],
+        seconds: Callable[[Group, int, int], float],
+        max_rank: int = 0,
+    ) -> None:
         self._row_cap = row_cap
         self._seconds = seconds
+        self._max_rank = max_rank
         self._turns_waited: dict[Group, int] = {}
 
     def admit(self, items: Iterable[Item], now: float) -> list[Item]:
@@ -203,6 +231,24 @@ class StepScheduler:
         self._turns_waited = {
             group: 0 if group == chosen else self._turns_waited.get(group, 0) + 1 for group in present
         }
-        members = pick_members(present[chosen], self._row_cap(chosen))
+
         seconds = partial(self._seconds, chosen)
-        return make_way(worth_it(members, present_rows, seconds), seconds, now)
+
+        def best_of(items: Sequence[Item]) -> tuple[float, list[Item]]:
+            members = pick_members(items, self._row_cap(chosen), self._max_rank)
+            return worth_it(members, present_rows, seconds)
+
+        price, batch = best_of(present[chosen])
+        # Adapters cost all rows of a forward. Where few rows have some, two forwards may be done sooner.
+        if rank_of(batch) > 0 and (alike := _like_the_first(batch, present[chosen])) is not None:
+            other_price, other = best_of(alike)
+            batch = other if other_price < price else batch
+        return make_way(batch, seconds, now)
+
+
+def _like_the_first(batch: Sequence[Item], items: Sequence[Item]) -> list[Item] | None:
+    """The items that have adapters, or those without, as the most urgent; None if all of the batch do."""
+    kind = rank_of(batch[:1]) > 0
+    if all((rank_of([item]) > 0) == kind for item in batch):
+        return None
+    return [item for item in items if (rank_of([item]) > 0) == kind]

@@ -13,11 +13,12 @@ from copy import deepcopy
 import diffusers
 import torch
 
-from deployments.engine.conditions import UNetShape
+from deployments.engine.bank import AdapterBank
+from deployments.engine.conditions import UNetShape, architecture
 from deployments.engine.device_step import CapturedSteps, EagerSteps, StepRunner, step_runner
 from deployments.engine.messages import LatentShape
 from deployments.engine.model_source import ModelRef, Placement, load_unet_config
-from deployments.engine.models import load_unet_module, place_unet
+from deployments.engine.models import load_unet_module, place_unet, unet_bank
 
 _LOW, _LOWEST = 10, 19  # priorities
 
@@ -53,6 +54,7 @@ class DeviceLoader:
 
     static_shapes: latent shapes that are padded to a few row counts; num_threads: of a CPU
     host_bytes: the host's memory for models; a CPU has no other, so it keeps none there
+    max_rank, pool_bytes: of the banks for adapters, one for each architecture (bank.AdapterBank)
     """
 
     def __init__(
@@ -61,7 +63,12 @@ class DeviceLoader:
         static_shapes: Collection[LatentShape],
         num_threads: int,
         host_bytes: float = 0.0,
+        max_rank: int = 0,
+        pool_bytes: float = 0.0,
     ) -> None:
+        self._banks: dict[str, AdapterBank] = {}
+        self._max_rank = max_rank
+        self._pool_bytes = pool_bytes
         self._host = HostMemory(host_bytes) if placement.torch_device().type != "cpu" else None
         self._placement = placement
         device = placement.torch_device()
@@ -85,8 +92,15 @@ class DeviceLoader:
                 return into
             del into, module
         with self._beside_forwards():
-            unet = place_unet(self._module(model, copy=True), self._placement)
+            module = self._module(model, copy=True)
+            unet = place_unet(module, self._placement, self._bank(module))
         return step_runner(unet, self._static_shapes, self._num_threads)
+
+    def _bank(self, module: diffusers.UNet2DConditionModel) -> AdapterBank:
+        key = architecture(module.config)
+        if key not in self._banks:
+            self._banks[key] = unet_bank(module, self._placement, self._max_rank, self._pool_bytes)
+        return self._banks[key]
 
     @contextmanager
     def _beside_forwards(self) -> Iterator[None]:

@@ -258,7 +258,7 @@ def test_a_device_that_was_lost_while_idle_fails_no_newcomer(
         raise ILLEGAL
 
     monkeypatch.setattr(Engine, "add", lost)
-    thread.thread.add([model.request("a"), model.request("b")])
+    thread.thread.add([(model.request("a"), ()), (model.request("b"), ())])
     assert "illegal memory access" in thread.lost.get(timeout=60)
     assert thread.told.empty()
 
@@ -266,7 +266,7 @@ def test_a_device_that_was_lost_while_idle_fails_no_newcomer(
 def test_a_request_that_cannot_be_had_is_refused_and_the_thread_goes_on(
     thread: Thread, model: LoadedModel
 ) -> None:
-    thread.thread.add([model.request("bad", sampler="LCM", num_inference_steps=60)])
+    thread.thread.add([(model.request("bad", sampler="LCM", num_inference_steps=60), ())])
     [refused] = thread.told.get(timeout=60).events
     assert isinstance(refused, DenoiseFailed)
     assert refused.fault is Fault.REFUSED

@@ -49,17 +49,17 @@ def running(load_model: Callable[..., LoadedModel]) -> Iterator[Running]:
 
 def test_requests_that_are_added_together_step_together(running: Running) -> None:
     requests = [running.model.request(name, num_inference_steps=3) for name in ("a", "b")]
-    running.thread.add(requests)
+    running.thread.add([(request, ()) for request in requests])
     event, forwards = running.until_last_event("b")
     assert isinstance(event, DenoisedLatents)
     assert [forward.num_requests for forward in forwards] == [2, 2, 2]
 
 
 def test_an_abort_ends_the_steps(running: Running) -> None:
-    running.thread.add([running.model.request("endless", num_inference_steps=100)])
+    running.thread.add([(running.model.request("endless", num_inference_steps=100), ())])
     running.deliveries.get(timeout=60)
     running.thread.abort("endless")
-    running.thread.add([running.model.request("next", num_inference_steps=2)])
+    running.thread.add([(running.model.request("next", num_inference_steps=2), ())])
     event, forwards = running.until_last_event("next")
     assert isinstance(event, DenoisedLatents)
     assert len(forwards) < 60
@@ -67,7 +67,7 @@ def test_an_abort_ends_the_steps(running: Running) -> None:
 
 
 def test_a_request_that_cannot_be_taken_in_is_told(running: Running) -> None:
-    running.thread.add([running.model.request("bad", sampler="LCM", num_inference_steps=60)])
+    running.thread.add([(running.model.request("bad", sampler="LCM", num_inference_steps=60), ())])
     event, _ = running.until_last_event("bad")
     assert isinstance(event, DenoiseFailed)
     assert "'LCM' at 60 steps" in event.reason
@@ -80,7 +80,7 @@ def test_a_broken_step_is_told(
         raise RuntimeError("what is this?")
 
     monkeypatch.setattr(running.run_step, "launch", broken)
-    running.thread.add([running.model.request("a")])
+    running.thread.add([(running.model.request("a"), ())])
     event, _ = running.until_last_event("a")
     assert event == DenoiseFailed("a", "RuntimeError: what is this?", Fault.BROKEN)
     assert "request a failed" in caplog.text
@@ -98,7 +98,7 @@ def test_a_broken_step_ends_its_own_requests_only(running: Running, monkeypatch:
 
     monkeypatch.setattr(running.run_step, "launch", breaks_on_large)
     small = running.model.request("small", num_inference_steps=12)
-    running.thread.add([small, running.model.request("large", height=64, width=64)])
+    running.thread.add([(small, ()), (running.model.request("large", height=64, width=64), ())])
     ends = {}
     while len(ends) < 2:
         events = running.deliveries.get(timeout=60).events

@@ -305,11 +305,11 @@ def test_a_model_gets_its_place_when_the_one_before_has_ended_and_nobody_else_co
     thread.start()
     request = load_model("sd1").request("a", num_inference_steps=2)
     both = [replace(request, request_id=name, model=real.models[name].unet) for name in ("first", "second")]
-    thread.add(both)
+    thread.add([(request, ()) for request in both])
     assert [ended.get(timeout=60) for _ in both] == ["first", "second"]
     # The same when the request that held the place leaves.
     first, second = (replace(one, request_id=f"{one.request_id} again") for one in both)
-    thread.add([replace(second, num_inference_steps=100, num_calls=100), first])
+    thread.add([(replace(second, num_inference_steps=100, num_calls=100), ()), (first, ())])
     thread.abort(second.request_id)
     assert ended.get(timeout=60) == first.request_id
     thread.stop()

@@ -1,9 +1,11 @@
 """The choice of the next forward: pure functions of deadlines, costs and turns waited."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import pytest
 
+from deployments.engine.adapters import AdapterRef, AdapterUse
 from deployments.engine.messages import DenoiseRequest, PromptEmbeds, TokenCount
 from deployments.engine.step_scheduler import (
     MAX_TURNS_WAITED,
@@ -11,7 +13,9 @@ from deployments.engine.step_scheduler import (
     PATIENCE,
     PROMPTNESS,
     Group,
+    StepScheduler,
     deadline,
+    group_of,
     make_way,
     pick_group,
     pick_members,
@@ -38,14 +42,29 @@ class Item:
         return unloaded_s(self.request, forward_s)
 
 
-def item(name: str, calls: int = 10, *, num_rows: int = 2, arrival: float = 0.0, **fields: float) -> Item:
+def item(
+    name: str,
+    calls: int = 10,
+    *,
+    num_rows: int = 2,
+    arrival: float = 0.0,
+    adapters: Mapping[str, int] | None = None,
+    **fields: float,
+) -> Item:
+    """adapters: ranks by name"""
+    uses = tuple(
+        AdapterUse(AdapterRef(one, "", digest=one, unet_rank=rank, text_rank=0), 1.0)
+        for one, rank in (adapters or {}).items()
+    )
     embeds = PromptEmbeds(None, None, None, None, TokenCount(0, 0), TokenCount(0, 0))  # type: ignore[arg-type]
     guidance_scale = 5.0 if num_rows == 2 else 1.0
-    request = denoise_request(name, embeds, num_calls=calls, guidance_scale=guidance_scale, **fields)
+    request = denoise_request(
+        name, embeds, num_calls=calls, guidance_scale=guidance_scale, adapters=uses, **fields
+    )
     return Item(request, arrival)
 
 
-def forward_s(rows: int) -> float:
+def forward_s(rows: int, rank: int = 0) -> float:
     return CALL_S * rows / 2
 
 
@@ -109,20 +128,61 @@ def test_members_are_taken_by_deadline_as_long_as_there_is_room() -> None:
     assert names(pick_members(items, 5)) == ["a", "b", "one row"]
 
 
+def test_members_have_as_many_different_adapters_as_the_bank_has_rows() -> None:
+    items = [
+        item("a", deadline=0.1, adapters={"one": 32}),
+        item("b", deadline=0.2, adapters={"two": 90}),
+        item("c", deadline=0.3, adapters={"three": 8}),
+        item("d", deadline=0.4, adapters={"one": 32, "three": 8}),
+        item("e", deadline=0.5),
+    ]
+    assert names(pick_members(items, 16, max_rank=128)) == ["a", "b", "e"]
+    assert names(pick_members(items, 16, max_rank=64)) == ["a", "c", "d", "e"]
+
+
+def with_and_without(rank_factor: float) -> list[str]:
+    """The names in a forward of six plain requests, the more urgent ones, and two with adapters.
+
+    rank_factor: how many times as long a forward takes with adapters
+    """
+    scheduler = StepScheduler(
+        lambda group: 16,
+        lambda group, rows, rank: (0.04 + 0.005 * rows) * (rank_factor if rank else 1.0),
+        max_rank=128,
+    )
+    plain = [item(f"plain {index}", arrival=0.0) for index in range(6)]
+    adapted = [item(f"adapted {index}", arrival=0.1, adapters={"one": 16}) for index in range(2)]
+    return names(scheduler.admit([*plain, *adapted], now=0.2))
+
+
+def test_rows_with_and_without_adapters_share_a_forward_where_that_is_cheaper() -> None:
+    assert len(with_and_without(1.05)) == 8
+    assert with_and_without(3.0) == [f"plain {index}" for index in range(6)]
+
+
+def test_deterministic_requests_with_adapters_are_a_group_of_their_own() -> None:
+    plain, adapted, other = (
+        group_of(item("", adapters=adapters, deterministic=True).request)
+        for adapters in ({}, {"one": 16}, {"two": 8})
+    )
+    assert plain != adapted == other
+    assert group_of(item("", adapters={"one": 16}).request) == group_of(item("").request)
+
+
 def test_a_device_that_takes_more_rows_for_nothing_gets_all() -> None:
     members = [item(str(index)) for index in range(8)]
-    assert worth_it(members, 16, lambda rows: CALL_S) == members
+    assert worth_it(members, 16, lambda rows, rank: CALL_S)[1] == members
 
 
 def test_where_sharing_gains_nothing_one_goes_after_the_other() -> None:
     members = [item(str(index)) for index in range(8)]
-    assert names(worth_it(members, 16, forward_s)) == ["0"]
+    assert names(worth_it(members, 16, forward_s)[1]) == ["0"]
 
 
 def test_the_more_wait_the_more_share_a_forward() -> None:
     members = [item(str(index)) for index in range(16)]
     sizes = [
-        len(worth_it(members, present_rows, lambda rows: 0.008 + 0.014 * rows))
+        len(worth_it(members, present_rows, lambda rows, rank: 0.008 + 0.014 * rows)[1])
         for present_rows in (2, 8, 32, 128)
     ]
     assert sizes == sorted(set(sizes))
@@ -130,7 +190,7 @@ def test_the_more_wait_the_more_share_a_forward() -> None:
 
 def test_of_forwards_that_are_padded_the_full_ones_are_worth_it() -> None:
     members = [item(str(index)) for index in range(4)]
-    assert len(worth_it(members, 8, lambda rows: forward_s(4 * -(-rows // 4)))) == 2
+    assert len(worth_it(members, 8, lambda rows, rank: forward_s(4 * -(-rows // 4)))[1]) == 2
 
 
 def test_the_much_longer_make_way_as_far_as_a_short_one_needs() -> None:

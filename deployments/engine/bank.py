@@ -1,0 +1,230 @@
+"""Adapters side by side on a device, so that every row of a forward may have its own.
+
+The bank is one tensor: a column range for each layer's A and B, a row for each dimension of rank. An adapter
+is a block of consecutive rows, so one copy loads it into all layers. A forward gets scales [rows, k]: what
+weight each of its rows gives each of the bank's first k rows. Several adapters of a row, of any weights, are
+several ranges of scales that are not zero.
+
+A row's bits depend neither on the adapters of other rows nor on where its own lie in the bank. For that,
+unused rows of the bank are zero or another adapter's, always finite: zero times infinity is NaN.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from deployments.engine.adapters import Target, Weights, padded_rank
+from deployments.engine.transfers import pinned
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """Where each layer's factors lie in a bank's columns.
+
+    columns: by layer, the first column of A, the first of B, and the end
+    """
+
+    columns: Mapping[str, tuple[int, int, int]]
+    width: int
+
+    @classmethod
+    def of(cls, targets: Mapping[str, Target]) -> Layout:
+        columns, begin = {}, 0
+        for name, target in targets.items():
+            end = begin + target.width + target.num_outputs
+            columns[name] = (begin, begin + target.width, end)
+            begin = end
+        return cls(columns, begin)
+
+    def pack(self, digest: str, rank: int, weights: Weights, dtype: torch.dtype) -> Block:
+        """An adapter's weights as the bank takes them. rank: the highest of its layers
+
+        Raises OverflowError if a value is not finite in this dtype.
+        """
+        rows = torch.zeros(padded_rank(rank), self.width, dtype=dtype)
+        for name, factors in weights.items():
+            begin, middle, end = self.columns[name]
+            own = rows[: len(factors.a)]
+            own[:, begin:middle] = factors.a
+            own[:, middle:end] = factors.b.T
+        if not rows.isfinite().all():
+            raise OverflowError(f"a value is beyond what {dtype} has")
+        return Block(digest, rows)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Block:
+    """An adapter, packed for a bank. rows: [padded rank, the bank's width] on the CPU"""
+
+    digest: str
+    rows: torch.Tensor
+
+
+EMPTY_LAYOUT = Layout({}, 0)  # of a simulated device, which has no values
+
+
+@dataclass(frozen=True, slots=True)
+class RowAdapters:
+    """The adapters of some equal rows of a forward: blocks and their scales."""
+
+    num_rows: int
+    blocks: Sequence[tuple[Block, float]] = ()
+
+
+def arrange(held: Mapping[str, range], needed: Mapping[str, int], rank: int) -> dict[str, range]:
+    """The rows of the needed adapters, all below `rank`; those that lie well stay.
+
+    held: the rows of the adapters that are there; needed: the rows that each needs, together at most `rank`
+    """
+    places = {name: held[name] for name in needed if name in held and held[name].stop <= rank}
+    for name, size in needed.items():
+        if name in places:
+            continue
+        starts = [0, *(place.stop for place in places.values())]
+        fits = [range(start, start + size) for start in sorted(starts) if start + size <= rank]
+        place = next((one for one in fits if _is_free(one, places)), None)
+        if place is None:
+            return _in_a_row(needed)
+        places[name] = place
+    return places
+
+
+def _is_free(rows: range, places: Mapping[str, range]) -> bool:
+    return all(rows.stop <= place.start or place.stop <= rows.start for place in places.values())
+
+
+def _in_a_row(needed: Mapping[str, int]) -> dict[str, range]:
+    places, begin = {}, 0
+    for name, size in needed.items():
+        places[name] = range(begin, begin + size)
+        begin += size
+    return places
+
+
+@dataclass
+class _Scales(threading.local):
+    """The scales of the forward that runs on this thread."""
+
+    value: torch.Tensor | None = field(default=None)
+
+
+class AdapterBank:
+    """The bank of all modules of one architecture, of which one runs at a time.
+
+    max_rank: the most rows that a forward can use; 0 for no adapters
+    pool_bytes: device memory for adapters that were used lately, from where they are in the bank in a moment
+    """
+
+    def __init__(
+        self,
+        layout: Layout,
+        max_rank: int,
+        device: torch.device,
+        dtype: torch.dtype,
+        pool_bytes: float = 0.0,
+    ) -> None:
+        self.device = device
+        self._layout = layout
+        self._dtype = dtype
+        # Its address is in captured graphs.
+        self._rows = torch.zeros(max_rank, layout.width, device=device, dtype=dtype)
+        self._held: dict[str, range] = {}
+        self._pool: OrderedDict[str, torch.Tensor] = OrderedDict()
+        self._pool_bytes = pool_bytes
+        self._scales = _Scales()
+
+    def attach(self, module: nn.Module) -> None:
+        """Lets a module's layers read this bank. Their names and weights stay as they are."""
+        if not len(self._rows):
+            return
+        layers = dict(module.named_modules())
+        for name, (begin, middle, end) in self._layout.columns.items():
+            a, b = self._rows[:, begin:middle], self._rows[:, middle:end]
+            layers[name].register_forward_hook(_Adds(self._scales, a, b))
+
+    @contextmanager
+    def scaled(self, scales: torch.Tensor) -> Iterator[None]:
+        """Runs a forward with these scales [rows, k], on this thread. k = 0: without adapters"""
+        self._scales.value = scales.to(self._dtype) if scales.shape[1] else None
+        try:
+            yield
+        finally:
+            self._scales.value = None
+
+    def load(self, rows: Sequence[RowAdapters], rank: int) -> torch.Tensor:
+        """Puts all adapters of a forward into the bank. Returns its scales [rows, rank] on the CPU.
+
+        rank: at least the rows of all different adapters. To be called on the thread that launches forwards,
+        so that the copies are behind the forwards that still read, in the device's order.
+        """
+        blocks = {block.digest: block for one in rows for block, _ in one.blocks}
+        sizes = {digest: len(block.rows) for digest, block in blocks.items()}
+        places = arrange(self._held, sizes, rank)
+        for digest, place in places.items():
+            if self._held.get(digest) != place:
+                self._rows[place.start : place.stop].copy_(self._pooled(blocks[digest]), non_blocking=True)
+        others = {name: place for name, place in self._held.items() if name not in places}
+        self._held = {name: place for name, place in others.items() if _is_free(place, places)} | places
+        scales = torch.zeros(sum(one.num_rows for one in rows), rank)
+        done = 0
+        for one in rows:
+            for block, scale in one.blocks:
+                place = places[block.digest]
+                scales[done : done + one.num_rows, place.start : place.stop] += scale
+            done += one.num_rows
+        return scales
+
+    def _pooled(self, block: Block) -> torch.Tensor:
+        """An adapter's rows in the device's memory."""
+        if self._rows.device.type != "cuda":
+            return block.rows
+        if block.digest not in self._pool:
+            self._pool[block.digest] = pinned(block.rows).to(self._rows.device, non_blocking=True)
+        self._pool.move_to_end(block.digest)
+        while len(self._pool) > 1 and sum(rows.nbytes for rows in self._pool.values()) > self._pool_bytes:
+            self._pool.popitem(last=False)
+        return self._pool[block.digest]
+
+
+class _Adds:
+    """A forward hook of a layer, which adds what the adapters of its rows do.
+
+    a: [max rank, inputs]; b: [max rank, outputs], the layer's columns of the bank
+    """
+
+    def __init__(self, scales: _Scales, a: torch.Tensor, b: torch.Tensor) -> None:
+        self._scales = scales
+        self._a = a
+        self._b = b
+
+    def __call__(self, layer: Any, inputs: tuple[torch.Tensor, ...], outputs: torch.Tensor) -> torch.Tensor:
+        scales = self._scales.value
+        if scales is None:
+            return outputs
+        rank = scales.shape[1]
+        if isinstance(layer, nn.Conv2d):
+            a = self._a[:rank].reshape(rank, layer.in_channels, *layer.kernel_size)
+            hidden = F.conv2d(inputs[0], a, None, layer.stride, layer.padding)
+            scaled = _scaled(hidden, scales[:, :, None, None])
+            return outputs + F.conv2d(scaled, self._b[:rank].T.reshape(layer.out_channels, rank, 1, 1))
+        hidden = inputs[0] @ self._a[:rank].T  # [rows, ..., rank]
+        scaled = _scaled(hidden, scales.view(len(scales), *[1] * (hidden.dim() - 2), rank))
+        if not outputs.is_contiguous():
+            return outputs + scaled @ self._b[:rank]
+        # In place: a second tensor of full width would take as much memory traffic again.
+        outputs.view(-1, outputs.shape[-1]).addmm_(scaled.reshape(-1, rank), self._b[:rank])
+        return outputs
+
+
+def _scaled(hidden: torch.Tensor, scales: torch.Tensor) -> torch.Tensor:
+    """Where the scale is 0 there is 0, also where other adapters give values that are not finite."""
+    return torch.where(scales == 0, 0.0, hidden * scales)
