@@ -2,9 +2,7 @@
 
 import asyncio
 import base64
-import os
 import random
-import signal
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,7 +10,6 @@ from typing import Any
 
 import httpx
 import pytest
-import ray
 
 from deployments.engine.cost import CostModel, Curve, StageCost
 from deployments.ingestion.ingest import ingest
@@ -21,6 +18,7 @@ from serve.app import build_app
 from serve.config.app import AppConfig
 from serve.config.model import CostModelFile
 from tests import tiny_models
+from tests.integration.pictures_over_http import TIMEOUT_S, job_picture, kill_a_denoiser
 from tests.integration.simulated import deployed
 
 APPLICATION = "many"
@@ -28,7 +26,6 @@ FAMILIES = ("sd1", "sd2", "sdxl")
 NAMES = [f"{family}-{seed}" for family in FAMILIES for seed in range(4)]
 CONFIGURED, LATE, LEAVING = NAMES[0], NAMES[1], NAMES[2]
 PROMPT, STEPS = "a red star on a blue background", 6
-TIMEOUT_S = 240.0
 # Made up: it decides turns and estimates. The pictures are real.
 COST = CostModel(
     Curve(0.005, 8, 0.001),
@@ -102,28 +99,6 @@ async def until_served(http: httpx.AsyncClient, name: str, expected: bool) -> No
         await asyncio.sleep(0.5)
 
 
-async def finished(http: httpx.AsyncClient, job_id: str) -> dict[str, Any]:
-    deadline = time.monotonic() + TIMEOUT_S
-    while True:
-        job: dict[str, Any] = (await http.get(f"/v1/predictions/{job_id}")).json()
-        if job["status"] not in ("starting", "processing"):
-            return job
-        assert time.monotonic() < deadline, job
-        await asyncio.sleep(0.5)
-
-
-async def result(http: httpx.AsyncClient, job_id: str) -> bytes:
-    job = await finished(http, job_id)
-    assert job["status"] == "succeeded", job
-    return (await http.get(job["output"][0])).content
-
-
-def kill_a_denoiser() -> None:
-    names = [actor["name"] for actor in ray.util.list_named_actors(all_namespaces=True)]
-    actor = ray.get_actor(next(one for one in names if f"{APPLICATION}#Denoiser#" in one), namespace="serve")
-    os.kill(ray.get(actor.__ray_call__.remote(lambda _: os.getpid())), signal.SIGKILL)
-
-
 def test_each_picture_is_its_own_models_while_models_come_and_go_and_a_denoiser_dies(
     url: str, folder: Path
 ) -> None:
@@ -151,11 +126,11 @@ def test_each_picture_is_its_own_models_while_models_come_and_go_and_a_denoiser_
             assert (
                 await http.post("/v1/images/generations", json={"model": LEAVING} | given(1))
             ).status_code == 404
-            kill_a_denoiser()
+            kill_a_denoiser(APPLICATION)
             for name, made in zip(load, await asyncio.gather(*asked), strict=True):
                 assert made == expected[name], name
             for name, job_id in zip(job_names, jobs, strict=True):
-                assert await result(http, job_id) == expected[name], name
+                assert await job_picture(http, job_id) == expected[name], name
             await until_served(http, LATE, expected=True)
             assert await picture(http, LATE, 1) not in expected.values()
 
