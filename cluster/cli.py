@@ -14,6 +14,7 @@ from cluster.bench.option_values import WRITABLE_FILE
 
 # Commands that are imported when they are called, with their text in `midstep --help`.
 _ELSEWHERE = {
+    "adapters": ("cluster.adapters.command", "Work with the folder of adapters (LoRAs): add|list|check."),
     "bench": ("cluster.bench.command", "Load a server and measure it."),
     "generate": ("cluster.client.command", "Make an image on a server and wait for it."),
     "jobs": ("cluster.client.command", "Work with a server's jobs: submit|get|wait|cancel|list."),
@@ -91,11 +92,13 @@ def check(file: Path) -> None:
     from cluster.config_errors import shown_config_errors
     from cluster.machine_checks import Finding, findings, read_serve_config
     from serve.checks import check as check_file
-    from serve.checks import check_catalog
+    from serve.checks import check_adapters, check_catalog
 
     with shown_config_errors():
         applications = check_file(file)
         num_models = sum(map(check_catalog, applications))
+        for application in applications:
+            check_adapters(application)
     found = findings(read_serve_config(file), applications)
     if num_models:
         found.insert(0, Finding("catalog", f"its {num_models} files can be read"))

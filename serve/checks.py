@@ -97,6 +97,16 @@ def check_catalog(config: AppConfig) -> int:
     return len(entries)
 
 
+def check_adapters(config: AppConfig) -> None:
+    """Raises ConfigError if the folder of adapters cannot be read."""
+    folder = config.adapters.resolved(config.jobs.data_folder).folder
+    if folder is not None:
+        try:
+            next(Path(folder).iterdir(), None)
+        except OSError as error:
+            raise ConfigError(f"adapters.folder: {folder} cannot be read: {error.strerror}") from error
+
+
 def _problems_of_args(args: Any, place: str) -> list[str]:
     if unknown := list(unknown_keys(AppConfig, args, f"{place}.", OLD_KEYS)):
         return unknown

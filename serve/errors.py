@@ -48,6 +48,10 @@ class ModelNotFoundError(MidstepError):
     status, code, title = 404, "model_not_found", "Model not found"
 
 
+class AdapterNotFoundError(MidstepError):
+    status, code, title = 404, "adapter_not_found", "Adapter not found"
+
+
 class RouteNotFoundError(MidstepError):
     status, code, title = 404, "route_not_found", "Route not found"
 
@@ -162,6 +166,13 @@ class ModelUnloadableError(GenerationFailedError):
 
     # Not final: a disk or a mount may have been away.
     status, code, title = 422, "model_unloadable", "Model cannot be loaded"
+
+
+class AdapterUnusableError(GenerationFailedError):
+    """A stage cannot use one of the request's adapters: its file was changed or removed, or is damaged."""
+
+    # Not final, as with models.
+    status, code, title = 422, "adapter_unusable", "Adapter cannot be used"
 
 
 class OutOfDeviceMemoryError(GenerationFailedError):

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
+from deployments.engine.adapters import AdapterUse
 from deployments.engine.messages import (
     Box,
     Checkpoint,
@@ -14,7 +15,8 @@ from deployments.engine.messages import (
     Upscaler,
 )
 from deployments.engine.model_source import ModelRef
-from deployments.engine.prompt_text import AS_DIFFUSERS, Reading
+from deployments.engine.prompt_adapters import without_adapters
+from deployments.engine.prompt_text import AS_DIFFUSERS, PromptText, Reading
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -71,6 +73,7 @@ class GenerationRequest(ImageParameters):
     seed: seed of the first image; the others use seed + 1, seed + 2, ...
     num_previews: evenly spaced previews of each unfinished image
     reading: how both texts are read
+    adapters, text_adapters: those of the U-Net and those of the text encoders; most are in both
     start: the picture that images start from if they have a strength; hires: the second pass, if there is one
     work_s: device-seconds of denoising all images; None if costs were unknown when it was accepted
     """
@@ -86,9 +89,23 @@ class GenerationRequest(ImageParameters):
     start: StartPicture | None = None
     hires: HiresPass | None = None
     work_s: float | None = None
+    text_adapters: tuple[AdapterUse, ...] = ()
     ref: ModelRef | None = None
     pool: str | None = None
     warnings: tuple[str, ...] = ()
+
+    @property
+    def text(self) -> PromptText:
+        """The texts for the text encoders, without the adapters that the prompt names."""
+        is_tagged = self.reading.syntax == "a1111"
+        return PromptText(
+            without_adapters(self.prompt) if is_tagged else self.prompt,
+            self.negative_prompt,
+            self.needs_negative,
+            self.deterministic,
+            self.reading,
+            self.text_adapters,
+        )
 
     @property
     def passes(self) -> tuple[ImageParameters, ...]:

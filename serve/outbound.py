@@ -1,7 +1,10 @@
 """Requests to addresses that clients name: only to public ones, to keep clients out of our own network."""
 
+import asyncio
 import os
 import re
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from ipaddress import ip_address
 
 from aiohttp import (
@@ -18,13 +21,38 @@ from aiohttp.abc import AbstractResolver
 from yarl import URL
 
 from serve.addresses import PrivateAddressError, is_public, public_socket
-from serve.errors import InvalidRequestError
+from serve.errors import InvalidRequestError, QueueFullError
 
 MAX_URL_LENGTH = 2048
+_RETRY_AFTER_S = 5
 _HOST_NAME = re.compile(r"(?=.{1,253}$)([a-z0-9_-]{1,63}\.)*[a-z0-9_-]{1,63}")
 _NUMBER = re.compile(
     r"([^.]*\.)*(0x[0-9a-f]*|[0-9]+)"
 )  # C libraries read 127.1, 0x7f.1 and 2130706433 as 127.0.0.1
+
+
+class Places:
+    """The places for fetching at once. wait_s: how long a request waits for one; what: what is fetched"""
+
+    def __init__(self, count: int, wait_s: float, what: str) -> None:
+        self._free = asyncio.Semaphore(count)
+        self._wait_s = wait_s
+        self._what = what
+
+    @asynccontextmanager
+    async def taken(self) -> AsyncIterator[None]:
+        """One of the places. Raises QueueFullError if none is free in time."""
+        try:
+            await asyncio.wait_for(self._free.acquire(), self._wait_s)
+        except TimeoutError as error:
+            raise QueueFullError(
+                f"Too many {self._what} are being fetched. Try again later.",
+                retry_after_s=_RETRY_AFTER_S,
+            ) from error
+        try:
+            yield
+        finally:
+            self._free.release()
 
 
 def outbound_session(

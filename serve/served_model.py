@@ -9,9 +9,7 @@ from typing import Self
 
 from deployments.engine.cost import CostModel
 from deployments.engine.messages import ImageFormat, Picture, steps_from_picture
-from deployments.engine.model_source import ModelInfo, ModelRef
-from deployments.engine.prompt_syntax import problem
-from deployments.engine.prompt_text import Reading
+from deployments.engine.model_source import ModelInfo, ModelRef, ModelSource
 from deployments.engine.samplers import (
     SAMPLERS,
     SamplerTables,
@@ -20,14 +18,17 @@ from deployments.engine.samplers import (
     keeps_zero_snr,
     takes_eta,
 )
+from serve.adapters import Adapters
 from serve.capacity.estimator import Estimator
 from serve.catalog_model import CatalogModel, family_of, size_bytes_of
+from serve.config.adapters import AdaptersConfig
 from serve.config.app import AppConfig
 from serve.config.catalog import effective_defaults
 from serve.config.limits import DefaultsConfig, Limits
 from serve.generation import GenerationRequest, HiresPass
 from serve.sizes import Sizes
 from serve.start_pictures import OpenedPicture, crop_of, open_picture
+from serve.texts import adapters_of, check_texts, reading_of
 from serve.wanted import Wanted
 
 logger = logging.getLogger("ray.serve")
@@ -37,6 +38,7 @@ _ETA_DIGITS = 2  # each value needs its own tables, which take a while to compil
 MEDIA_TYPES = {"png": "image/png", "webp": "image/webp", "jpg": "image/jpeg", "jpeg": "image/jpeg"}
 _STRENGTH, _HIRES_STRENGTH = 0.8, 0.6  # diffusers' for image to image; enough to draw what enlarging blurs
 RANDOM_SEED = -1  # in other programs this means any seed
+_NO_ADAPTERS = Adapters(AdaptersConfig())
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +56,7 @@ class ServedModel:
     id: the name in requests; aliases: further names
     shown_id: the name in pictures and jobs, which says if they are simulated
     device: as named in the configuration
+    source: the model's files; adapters: those that requests can name
     default_size: height and width in pixels
     known_cost: the present cost model; None before it is known
     family: as serve.catalog_model.family_of says it; size_bytes: of its files; None if they are not here
@@ -63,6 +66,7 @@ class ServedModel:
     id: str
     shown_id: str
     device: str
+    source: ModelSource
     info: ModelInfo
     tables: SamplerTables
     default_size: tuple[int, int]
@@ -75,6 +79,7 @@ class ServedModel:
     size_bytes: int | None = None
     ref: ModelRef | None = None
     pool: str | None = None
+    adapters: Adapters = _NO_ADAPTERS
 
     @classmethod
     def of(cls, config: AppConfig, info: ModelInfo, known_cost: Callable[[], CostModel | None]) -> Self:
@@ -92,6 +97,7 @@ class ServedModel:
             id=config.model.id,
             shown_id=config.model.shown_id,
             device=config.model.device,
+            source=config.model.source(),
             info=info,
             tables=SamplerTables(info.scheduler_config),
             default_size=config.default_size(info),
@@ -114,6 +120,7 @@ class ServedModel:
             served,
             id=model.entry.id,
             shown_id=name,
+            source=model.ref.source,
             aliases=model.entry.aliases,
             ref=model.ref,
             pool=config.model.shown_id,
@@ -135,7 +142,7 @@ class ServedModel:
 
     def check(self, wanted: Wanted) -> None:
         """Refuses what can be refused without the picture. Raises InvalidRequestError like `accept`."""
-        self._check_texts(wanted)
+        check_texts(wanted, self.limits)
         wanted.check_at_most("num_images", wanted.num_images or 1, self.limits.max_num_images)
         if wanted.deadline_s is not None:
             wanted.check_at_most("deadline_s", wanted.deadline_s, self.limits.max_deadline_s)
@@ -152,6 +159,8 @@ class ServedModel:
             wanted = replace(wanted, negative_prompt=self.defaults.negative_prompt)
         self.check(wanted)
         self._check_picture_fields(wanted)
+        reading = reading_of(wanted, self.defaults, self.limits, self.info)
+        adapters = self.adapters.resolve(adapters_of(wanted, reading), self.source)
         num_images, guidance_scale = wanted.num_images or 1, wanted.guidance_scale
         guidance_start, guidance_end = _guidance_interval(wanted)
         eta = None if wanted.eta is None else round(wanted.eta, _ETA_DIGITS)
@@ -186,7 +195,9 @@ class ServedModel:
             num_previews=wanted.num_previews or 0,
             deadline=None if wanted.deadline_s is None else wanted.came_at + wanted.deadline_s,
             priority=wanted.priority or 0,
-            reading=self._reading(wanted),
+            reading=reading,
+            adapters=adapters.unet,
+            text_adapters=adapters.text,
             strength=strength,
             start=start,
             ref=self.ref,
@@ -202,25 +213,6 @@ class ServedModel:
             return request.work_s
         cost = self.known_cost()
         return self.estimator.work_s(request, cost) if cost else None
-
-    def _check_texts(self, wanted: Wanted) -> None:
-        for name, text in (("prompt", wanted.prompt), ("negative_prompt", wanted.negative_prompt or "")):
-            wanted.check_at_most(name, len(text), self.limits.max_prompt_length, " characters")
-        if wanted.needs_prompt and not wanted.prompt.strip():
-            raise wanted.refusal("prompt", "is empty; say what the picture should show")
-
-    def _reading(self, wanted: Wanted) -> Reading:
-        """How the texts are read. Raises InvalidRequestError for syntax that cannot be done."""
-        syntax = wanted.prompt_syntax or self.defaults.prompt_syntax
-        if syntax == "a1111":
-            for name, text in (("prompt", wanted.prompt), ("negative_prompt", wanted.negative_prompt or "")):
-                if found := problem(text):
-                    raise wanted.refusal(name, found)
-        clip_skip = self.defaults.clip_skip if wanted.clip_skip is None else wanted.clip_skip
-        if clip_skip is not None:
-            wanted.check_at_most("clip_skip", clip_skip, self.info.max_clip_skip)
-        is_chunked = (wanted.long_prompts or self.defaults.long_prompts) == "chunk"
-        return Reading(syntax, self.limits.max_prompt_chunks if is_chunked else 1, clip_skip or None)
 
     def _check_picture_fields(self, wanted: Wanted) -> None:
         """Fields that only mean something beside a picture, or beside none."""

@@ -1,6 +1,7 @@
 """All models that an application serves now: the configured one, and those of its catalog."""
 
 from collections.abc import Collection, Mapping
+from dataclasses import replace
 from difflib import get_close_matches
 
 from serve.calls.pipeline import Pipeline
@@ -79,7 +80,8 @@ class ServedModels:
         return found
 
     def _of_catalog(self, model: CatalogModel) -> ServedModel:
-        return ServedModel.of_catalog(self._config, model, lambda: self._pipeline.known_cost(model.ref))
+        served = ServedModel.of_catalog(self._config, model, lambda: self._pipeline.known_cost(model.ref))
+        return replace(served, adapters=self.configured.adapters)
 
     def _alternatives(self, name: str) -> str:
         names = list(self._by_id())

@@ -3,6 +3,7 @@
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Literal
 
 from deployments.engine.messages import Upscaler
@@ -23,9 +24,39 @@ class WantedHires:
 
 
 @dataclass(frozen=True, slots=True)
+class FetchedAdapter:
+    """An adapter that came from elsewhere. name: without what may be secret; digest: the file's SHA-256"""
+
+    name: str
+    path: Path
+    digest: str
+
+
+@dataclass(frozen=True, slots=True)
+class WantedAdapter:
+    """An adapter that a request names.
+
+    name: its id, or where it is elsewhere; field: the dialect's field that names it, for errors
+    scale: what its effect is multiplied by; text_scale: in the text encoders, None for the same
+    fetched: its file, if it is elsewhere
+    """
+
+    name: str
+    scale: float
+    field: str
+    text_scale: float | None = None
+    fetched: FetchedAdapter | None = None
+
+    def refusal(self, sentence: str) -> InvalidRequestError:
+        """The error for an adapter that cannot be used."""
+        return InvalidRequestError(f"{self.field}: {sentence}.", self.field)
+
+
+@dataclass(frozen=True, slots=True)
 class Wanted:
     """A client's request, well-formed; None for fields that it left out.
 
+    loras: besides those that the prompt names
     image, mask: files; transparent_is_repainted: in them, as OpenAI does it, and not what is white
     came_at: in seconds since the epoch; deadlines count from then on
     names: the dialect's names of fields that it calls differently, for answers
@@ -61,6 +92,7 @@ class Wanted:
     preserve_unmasked: bool | None = None
     transparent_is_repainted: bool = False
     hires: WantedHires | None = None
+    loras: tuple[WantedAdapter, ...] = ()
     needs_prompt: bool = True
     came_at: float = field(default_factory=time.time)
     names: Mapping[str, str] = field(default_factory=dict)

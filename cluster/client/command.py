@@ -98,6 +98,8 @@ def _with_input(command: Command) -> Command:
     @wraps(command)
     def with_input(predictions: "Predictions", **given: Any) -> int:
         asked = _popped(given, {name: name for name in ("prompt", *_INPUT, *_FLAGS)})
+        if loras := given.pop("loras"):
+            asked["loras"] = [_lora(text) for text in loras]
         if hires := _popped(given, {name: field for name, (field, _, _) in _HIRES.items()}):
             asked["hires"] = hires
         # The same submission must have the same bytes again, but each upload has a URL of its own.
@@ -119,8 +121,24 @@ def _input_options() -> list[Callable[[Command], Command]]:
         *(option(name, text, *_SHORT.get(name, ()), type=kind) for name, (kind, text) in _INPUT.items()),
         *(option(name, text, type=PICTURE) for name, text in _PICTURES.items()),
         *(option(name, text, type=kind) for name, (_, kind, text) in _HIRES.items()),
+        click.option(
+            "--lora",
+            "loras",
+            multiple=True,
+            metavar="NAME[:SCALE]",
+            help="An adapter by its name, and how strong it is (1). May be given again.",
+        ),
         *(option(name, text, is_flag=True, default=None) for name, text in _FLAGS.items()),
     ]
+
+
+def _lora(text: str) -> dict[str, Any]:
+    """An adapter from "name:0.8". A URL has colons too."""
+    name, _, scale = text.rpartition(":")
+    try:
+        return {"id": name, "scale": float(scale)} if name else {"id": text}
+    except ValueError:
+        return {"id": text}
 
 
 def _popped(given: dict[str, Any], fields: Mapping[str, str]) -> dict[str, Any]:

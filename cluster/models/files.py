@@ -58,7 +58,7 @@ def write_new(file: Path, text: str) -> None:
         file.parent.mkdir(parents=True, exist_ok=True)
         try:
             part.write_text(text)
-            _give_name(part, file)
+            give_name(part, file)
         finally:
             part.unlink(missing_ok=True)
     except FileExistsError as error:
@@ -71,7 +71,7 @@ def _is_there(file: Path) -> str:
     return f"{file} is there already; choose another id (--id), or remove that file"
 
 
-def _give_name(part: Path, file: Path) -> None:
+def give_name(part: Path, file: Path) -> None:
     """Raises FileExistsError rather than replace what another command has just written."""
     try:
         os.link(part, file)

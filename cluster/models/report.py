@@ -89,12 +89,16 @@ def as_json(listed: Listed) -> dict[str, Any]:
 
 
 def print_table(all_listed: Sequence[Listed]) -> None:
-    """A table on a terminal; elsewhere a line per model, with tabs between the columns."""
-    console = Console(markup=False, highlight=False)  # a problem may have brackets in it
+    """The models, as `print_rows` prints them."""
     heads = ("id", "family", "size", "prediction", "state", "source")
+    print_rows(heads, [_row(listed) for listed in all_listed])
+
+
+def print_rows(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """A table on a terminal; elsewhere a line per row, with tabs between the columns, without the heads."""
+    console = Console(markup=False, highlight=False)  # a problem may have brackets in it
     table = Table(*(Column(head, overflow="fold", no_wrap=head == "id") for head in heads), box=None)
-    for listed in all_listed:
-        row = _row(listed)
+    for row in rows:
         if console.is_terminal:
             table.add_row(*row)
         else:

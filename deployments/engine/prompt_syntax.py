@@ -13,6 +13,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 
+from deployments.engine.prompt_adapters import TAG
+
 UP = 1.1  # of a pair of brackets without a number
 MAX_WEIGHT = 10.0
 
@@ -109,9 +111,13 @@ _NUMBER = re.compile(r"\s*(?:\d+(?:\.\d*)?|\.\d+)\s*")
 
 
 def problem(text: str) -> str | None:
-    """What in a prompt of this syntax cannot be done, as the end of a sentence; None if there is nothing."""
+    """What in a prompt of this syntax cannot be done, as the end of a sentence; None if there is nothing.
+
+    text: without the adapters that it names (prompt_adapters)
+    """
     for pattern, reason in (
-        (_EXTRA, "adapters in a prompt are not offered yet"),
+        (TAG, "adapters change the whole picture; name them in the prompt and not in the negative one"),
+        (_EXTRA, "only adapters can be named in a prompt (<lora:name:0.8>)"),
         (_AND, "several prompts at once are not offered; write it in small letters if it is a word"),
     ):
         if found := pattern.search(text):

@@ -19,6 +19,7 @@ from deployments.engine.model_source import ModelRef
 from deployments.engine.stage_errors import Fault, StageError
 from deployments.isolation import Turn, begin
 from serve.errors import (
+    AdapterUnusableError,
     GenerationFailedError,
     ModelUnloadableError,
     NotFiniteError,
@@ -173,4 +174,6 @@ def _failure(fault: Fault, detail: str) -> GenerationFailedError:
             return NotFiniteError(detail)
         case Fault.UNLOADABLE:
             return ModelUnloadableError(detail)
+        case Fault.ADAPTER:
+            return AdapterUnusableError(detail)
     return GenerationFailedError("A stage failed: an internal error.")

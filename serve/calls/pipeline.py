@@ -26,7 +26,6 @@ from deployments.engine.messages import (
     StepProgress,
 )
 from deployments.engine.model_source import ModelRef
-from deployments.engine.prompt_text import PromptText
 from serve.calls.denoise_requests import denoise_request
 from serve.calls.failover import call, call_once, denoise, retried
 from serve.calls.image_metadata import image_metadata
@@ -193,15 +192,9 @@ class Pipeline:
             await asyncio.gather(encoding, return_exceptions=True)
 
     async def _encode(self, request: GenerationRequest, model: ModelRef, context: Context) -> PromptEmbeds:
-        text = PromptText(
-            request.prompt,
-            request.negative_prompt,
-            request.needs_negative,
-            request.deterministic,
-            request.reading,
-        )
         with self._telemetry.stage("encode", request, context):
-            embeds: PromptEmbeds = await call(request.request_id, self._encoder, "encode", text, model)
+            wanted = (request.text, model)
+            embeds: PromptEmbeds = await call(request.request_id, self._encoder, "encode", *wanted)
         return embeds
 
     async def _encode_picture(

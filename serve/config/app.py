@@ -15,6 +15,7 @@ from deployments.engine.engine_config import EngineConfig
 from deployments.engine.messages import LatentShape
 from deployments.engine.model_source import ModelInfo, Placement
 from deployments.engine.samplers import SamplerTables, UnsupportedSamplerError, canonical_sampler
+from serve.config.adapters import AdaptersConfig
 from serve.config.api_keys import ApiKeys
 from serve.config.autoscaling import Autoscaling, AutoscalingConfig
 from serve.config.catalog import CatalogConfig
@@ -46,6 +47,7 @@ class AppConfig(Section):
 
     model: ModelConfig = Field(default_factory=ModelConfig)
     catalog: CatalogConfig = Field(default_factory=CatalogConfig)
+    adapters: AdaptersConfig = Field(default_factory=AdaptersConfig)
     autoscaling: AutoscalingConfig = Field(default_factory=AutoscalingConfig)
     encoder: EncoderConfig = Field(default_factory=EncoderConfig)
     denoiser: DenoiserConfig = Field(default_factory=DenoiserConfig)
@@ -250,6 +252,7 @@ class AppConfig(Section):
             latent_shape=self.latent_shapes(info)[0],
             row_counts=None,
             checkpoint_interval_s=self.internal.checkpoint_interval_s,
+            max_rank=self.adapters.engine_max_rank,
         )
 
     def limits_for(self, info: ModelInfo) -> Limits:

@@ -141,6 +141,16 @@ def _project_path(key: str, path: str) -> Path:
     return given.absolute() if given.exists() else PROJECT_FOLDER / given
 
 
+def watched_folder(key: str, folder: str) -> Path:
+    """An absolute path. A relative one is in the working folder, unless only the project has it.
+
+    Raises ConfigError.
+    """
+    given = expanded(key, folder)
+    in_project = PROJECT_FOLDER / given
+    return in_project if in_project.is_dir() and not given.exists() else given.absolute()
+
+
 def _model_path(path: str) -> str:
     """An absolute folder in diffusers format, or a hub id unchanged.
 

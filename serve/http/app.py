@@ -4,6 +4,7 @@ import asyncio
 import logging
 from collections.abc import AsyncIterator, Coroutine, Sequence
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from typing import Any
 
 from ray.serve import metrics
@@ -14,6 +15,7 @@ from starlette.types import ASGIApp
 
 from deployments.engine.cost import CostModel
 from deployments.engine.model_source import ModelInfo
+from serve.adapters import Adapters
 from serve.calls.fleet import Fleet
 from serve.calls.pipeline import Pipeline
 from serve.calls.readiness import Readiness
@@ -23,6 +25,8 @@ from serve.capacity.rate_limits import RateLimits
 from serve.catalog import Catalog
 from serve.clients import Clients
 from serve.config.app import AppConfig
+from serve.http.adapter_sources import AdapterSources
+from serve.http.adapters import AdaptersRoutes
 from serve.http.authentication import Authentication
 from serve.http.cors import Cors
 from serve.http.departures import Departures
@@ -94,7 +98,8 @@ def build_http_app(
     fleet: Fleet,
 ) -> Starlette:
     stores, catalog = _Stores(config), Catalog(config)
-    model = ServedModel.of(config, info, pipeline.known_cost)
+    adapters = Adapters.of(config)
+    model = replace(ServedModel.of(config, info, pipeline.known_cost), adapters=adapters)
     models = ServedModels(config, model, catalog, pipeline)
     job_load = JobLoad(stores.jobs, fleet.num_ingresses, lambda request: models.of(request).work_s(request))
     readiness = Readiness(pipeline, fleet, {name: one.min_replicas for name, one in config.stages.items()})
@@ -102,7 +107,8 @@ def build_http_app(
         config.limits.max_queue, config.limits.max_wait_s, fleet.denoisers_per_ingress, job_load.share
     )
     limits, inputs = RateLimits(fleet.num_ingresses), JobInputs(stores.jobs.database, stores.objects)
-    desk = FrontDesk(models, pipeline, admission, limits, stores.jobs, inputs)
+    adapter_sources = AdapterSources(adapters, config.jobs.allow_private_webhooks)
+    desk = FrontDesk(models, pipeline, admission, limits, stores.jobs, inputs, adapter_sources)
     routes, open_routes = _routes(config, info, desk, stores, readiness)
 
     async def warn_of_problems() -> None:
@@ -113,7 +119,8 @@ def build_http_app(
         # A replica gets requests as soon as this has begun, so none waits for an import.
         await asyncio.to_thread(model.prepare)
         watching = fleet.watch(), job_load.watch(), catalog.watch(), _show_limit(config.limits.max_wait_s)
-        async with opened(stores.jobs), stores.pictures.running(), _running(warn_of_problems(), *watching):
+        fetching = stores.pictures.running(), adapter_sources.running()
+        async with opened(stores.jobs), fetching[0], fetching[1], _running(warn_of_problems(), *watching):
             await catalog.ready(_CATALOG_WAIT_S)
             yield
 
@@ -162,6 +169,7 @@ def _routes(
                     desk, AnswerImages(objects, config.jobs), EditBodies(pictures, desk.check_room)
                 ).routes,
                 *ModelsRoutes(desk, config.jobs.public_url).routes,
+                *AdaptersRoutes(desk.models.configured.adapters, desk.models, config.jobs.public_url).routes,
                 *ReplicateModelsRoutes(desk, config.jobs.public_url).routes,
                 *predictions.routes,
                 *files.routes,

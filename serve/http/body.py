@@ -195,7 +195,8 @@ def _schema_at(schema: type[Body], location: tuple[int | str, ...]) -> type[Base
     found: type[BaseModel] = schema
     for part in location:
         if isinstance(part, str):
-            [found] = models_in(found.model_fields[part].annotation)
+            field = next(field for field, names in _names(found).items() if part in names)
+            [found] = models_in(found.model_fields[field].annotation)
     return found
 
 

@@ -13,10 +13,13 @@ IMAGE, MASK, STRENGTH = AliasChoices(*IMAGE_NAMES), AliasChoices(*MASK_NAMES), A
 # The fields of requests that start from a picture.
 PICTURE_FIELDS = (*IMAGE_NAMES, *MASK_NAMES, *_STRENGTH_NAMES, "padding_mask_crop", "preserve_unmasked")
 
-_LORA = "LoRAs are not offered yet"
+_LORA = 'adapters are named by `loras`: [{"id": "name", "scale": 0.8}]'
 NOT_OFFERED = {
     "reference_images": "pictures to refer to are not offered; a request can start from one picture",
-    **dict.fromkeys(("lora", "loras", "lora_weights", "hf_lora", "extra_lora", "replicate_weights"), _LORA),
+    **dict.fromkeys(
+        ("lora_weights", "lora_scale", "lora_scales", "hf_lora", "extra_lora", "extra_lora_scale"), _LORA
+    ),
+    "replicate_weights": "an archive of a training is not taken; its .safetensors file can be an adapter",
     **dict.fromkeys(
         ("controlnet", "controlnets", "control_image", "controlnet_conditioning_scale"),
         "ControlNet is not offered yet",

@@ -18,6 +18,7 @@ from serve.capacity.rate_limits import RateLimits
 from serve.clients import Client
 from serve.errors import IdempotencyKeyReusedError, MidstepError
 from serve.generation import GenerationEvent, GenerationRequest
+from serve.http.adapter_sources import AdapterSources
 from serve.jobs.inputs import JobInputs
 from serve.jobs.job import Job, NewJob
 from serve.jobs.store import JobStore
@@ -61,6 +62,7 @@ class FrontDesk:
         rate_limits: RateLimits,
         store: JobStore,
         inputs: JobInputs,
+        adapter_sources: AdapterSources,
     ) -> None:
         self.models = models
         self.started_at = time.time()
@@ -69,6 +71,7 @@ class FrontDesk:
         self._rate_limits = rate_limits
         self._store = store
         self._inputs = inputs
+        self._adapter_sources = adapter_sources
         self._decoding = ThreadPoolExecutor(_DECODED_AT_ONCE, "decoding")
 
     def model(self, name: str | None, field: str) -> ServedModel:
@@ -139,7 +142,10 @@ class FrontDesk:
             await self._inputs.delete(job_id)
 
     async def _accepted(self, model: ServedModel, wanted: Wanted, request_id: str) -> Accepted:
-        """In a thread, because a sampler takes a while at its first use, and a picture always does."""
+        """In a thread, because a sampler and an adapter take a while at their first use, and a picture always
+        does."""
+        model.check(wanted)  # before anything is fetched
+        wanted = await self._adapter_sources.with_files(wanted)
         if wanted.image is None:
             return await asyncio.to_thread(model.accept, wanted, request_id)
         # In threads of their own: a thread goes on when its client has left.

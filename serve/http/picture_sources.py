@@ -9,15 +9,14 @@ from urllib.parse import parse_qs, urlsplit
 
 from aiohttp import ClientError, ClientSession
 
-from serve.errors import ImageTooLargeError, InvalidRequestError, ObjectNotFoundError, QueueFullError
+from serve.errors import ImageTooLargeError, InvalidRequestError, ObjectNotFoundError
 from serve.jobs.ids import is_id
 from serve.jobs.objects import ObjectStore, is_image_key
 from serve.jobs.uploads import Uploads
-from serve.outbound import MAX_URL_LENGTH, check_url, failure_reason, outbound_session
+from serve.outbound import MAX_URL_LENGTH, Places, check_url, failure_reason, outbound_session
 from serve.wanted import shown
 
 _TIMEOUT_S = 10.0
-_RETRY_AFTER_S = 5
 _FETCHED_AT_ONCE = 16  # each may have max_bytes in memory
 _DATA_URL = re.compile(r"data:[^,]{0,200},")
 _UPLOADED = re.compile(r"([^/]+)/download")
@@ -31,7 +30,7 @@ class PictureSources:
         self._objects = objects
         self._max_bytes = max_bytes
         self._allow_private = allow_private
-        self._fetching = asyncio.Semaphore(_FETCHED_AT_ONCE)
+        self._places = Places(_FETCHED_AT_ONCE, _TIMEOUT_S, "pictures")
         self._session: ClientSession | None = None
 
     @asynccontextmanager
@@ -111,28 +110,13 @@ class PictureSources:
         except ObjectNotFoundError:
             return None
 
-    @asynccontextmanager
-    async def _turn(self) -> AsyncIterator[None]:
-        """One of the places for fetching. Raises QueueFullError if none is free in time."""
-        try:
-            await asyncio.wait_for(self._fetching.acquire(), _TIMEOUT_S)
-        except TimeoutError as error:
-            raise QueueFullError(
-                "Too many pictures are being fetched. Try again later, or send the picture itself.",
-                retry_after_s=_RETRY_AFTER_S,
-            ) from error
-        try:
-            yield
-        finally:
-            self._fetching.release()
-
     async def _fetched(self, url: str, field: str) -> bytes:
         assert self._session is not None, "fetching runs while the application does"
         target = check_url(url, field, self._allow_private)
         data = bytearray()
         try:
             async with (
-                self._turn(),
+                self._places.taken(),
                 self._session.get(
                     target, allow_redirects=False, headers={"accept-encoding": "identity"}
                 ) as response,

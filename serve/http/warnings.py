@@ -12,8 +12,8 @@ def request_warnings(request: GenerationRequest) -> list[str]:
         return list(request.warnings)
     texts = {"prompt": request.prompt, "negative_prompt": request.negative_prompt or ""}
     return list(request.warnings) + [
-        f"{field}: {shown(syntax)} was taken literally; weights like (word:1.4) and BREAK need "
-        "prompt_syntax 'a1111', and <lora:name:1> has no meaning here."
+        f"{field}: {shown(syntax)} was taken literally; weights like (word:1.4), BREAK and <lora:name:1> "
+        "need prompt_syntax 'a1111'."
         for field, text in texts.items()
         if (syntax := literal_syntax(text))
     ]

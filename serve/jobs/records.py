@@ -122,7 +122,7 @@ def output_column(output: Mapping[int, str]) -> dict[str, str]:
 
 def columns_without_data(job: Job) -> dict[str, Any]:
     """The remains of an expired job: nothing that its client wrote or that was made from it."""
-    request = replace(job.request, prompt="", negative_prompt=None, start=None)
+    request = replace(job.request, prompt="", negative_prompt=None, start=None, adapters=(), text_adapters=())
     return {
         "request": _REQUEST.dump_python(request, mode="json"),
         "input": {},

@@ -52,6 +52,7 @@ def test_a_command_imports_what_it_needs(arguments: list[str], needed: set[str])
     [
         "import cluster.server, cluster.cli; cluster.cli.main(['check', 'serve_config.yaml'])",
         "import serve.app; serve.app.app",
+        "import cluster.adapters.command",
         "import serve.ingress",
         "import serve.runner",
         "import serve.calls.routing, serve.capacity.autoscaling",  # in Serve's controller
@@ -87,7 +88,7 @@ def test_what_is_wrong_is_named_in_one_line(
 def test_help_has_a_line_for_every_command(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--help"]) == 0
     shown = capsys.readouterr().out.split("Commands:")[1]
-    names = "bench check generate jobs key keys models plan profile rehearse run"
+    names = "adapters bench check generate jobs key keys models plan profile rehearse run"
     assert [line.split()[0] for line in shown.splitlines() if line.startswith("  ") and line[2] != " "] == (
         names.split()
     )

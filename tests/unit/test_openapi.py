@@ -141,9 +141,12 @@ TOO_LARGE = {"content": b" " * (1 << 20), "headers": by(ALICE)}
 COMPRESSED = {"content": b"{}", "headers": by(ALICE) | {"content-encoding": "gzip"}}
 
 
+ELSEWHERE = "https://example.com/x.safetensors"  # no adapters are fetched here
+JOB_WITH_ADAPTER = JOB | {"input": {**JOB["input"], "lora_weights": ELSEWHERE}}
 CLIENT_ERRORS: list[tuple[int, str, str, Mapping[str, Any]]] = [
     (400, "POST", IMAGES, {"json": {}}),
     (404, "POST", IMAGES, {"json": IMAGE | {"model": "x"}}),
+    (403, "POST", IMAGES, {"json": IMAGE | {"loras": [ELSEWHERE]}}),
     (413, "POST", IMAGES, TOO_LARGE),
     (415, "POST", IMAGES, COMPRESSED),
     (422, "POST", IMAGES, {"json": IMAGE | {"deadline_s": 0.1}}),
@@ -155,6 +158,7 @@ CLIENT_ERRORS: list[tuple[int, str, str, Mapping[str, Any]]] = [
         for entry in (
             (400, "POST", path, {"json": IMAGE}),
             (404, "POST", path, {"json": EDIT | {"model": "x"}}),
+            (403, "POST", path, {"json": EDIT | {"loras": [ELSEWHERE]}}),
             (413, "POST", path, LARGER_THAN_A_FILE),
             (415, "POST", path, {"json": EDIT | {"image": "data:image/png;base64,eA=="}}),
             (422, "POST", path, {"json": EDIT | {"deadline_s": 0.1}}),
@@ -163,6 +167,8 @@ CLIENT_ERRORS: list[tuple[int, str, str, Mapping[str, Any]]] = [
     ),
     (415, "POST", JOBS, COMPRESSED),
     (404, "POST", JOBS, {"json": JOB | {"version": "x"}}),
+    (403, "POST", JOBS, {"json": JOB_WITH_ADAPTER}),
+    (403, "POST", OF_A_MODEL, {"json": JOB_WITH_ADAPTER}),
     (422, "POST", JOBS, {"json": JOB, "headers": by(ALICE) | {"prefer": "wait=0"}}),
     (429, "POST", JOBS, {"json": JOB, "headers": by(POOR)}),
     (400, "GET", JOBS, {"params": {"cursor": "x"}}),
@@ -170,6 +176,7 @@ CLIENT_ERRORS: list[tuple[int, str, str, Mapping[str, Any]]] = [
     (404, "POST", f"{ONE}/cancel", {}),
     (404, "GET", f"{ONE}/stream", {}),
     (404, "GET", "/v1/models/{id}", {}),
+    (404, "GET", "/v1/adapters/{id}", {}),
     (404, "GET", "/v1/models/{owner}/{name}", {}),
     (404, "GET", "/v1/models/{owner}/{name}/versions", {}),
     (404, "GET", "/v1/models/{owner}/{name}/versions/{version}", {}),

@@ -90,7 +90,13 @@ def test_fields_of_replicates_models_without_a_meaning_are_taken_with_a_warning(
         ({"image": 7}, "input.image", "valid string"),
         ({"prompt_strength": 0}, "input.prompt_strength", "greater than 0"),
         ({"hires": {"scale": 9}}, "input.hires.scale", "less than or equal to 4"),
-        ({"replicate_weights": "http://..."}, "input.replicate_weights", "LoRAs are not offered yet"),
+        (
+            {"replicate_weights": "http://..."},
+            "input.replicate_weights",
+            "archive of a training is not taken",
+        ),
+        ({"lora_scale": 101}, "input.lora_scale", "less than or equal to 100"),
+        ({"loras": [{"id": 5}]}, "input.loras.0.id", "valid string"),
         ({"refine": "expert_ensemble_refiner"}, "input.refine", "'no_refiner'"),
         ({"steps": 0}, "input.steps", "0 was given"),
         (

@@ -1,8 +1,11 @@
 """What the routes of OpenAI's dialect do, for the OpenAPI document."""
 
 from serve.errors import (
+    AdapterNotFoundError,
+    AdapterUnusableError,
     DeadlineTooEarlyError,
     DeadlineTooEarlyNowError,
+    ForbiddenError,
     ImageTooLargeError,
     InvalidRequestError,
     ModelNotFoundError,
@@ -31,6 +34,9 @@ _ERRORS = (
     InvalidRequestError,
     ModelNotFoundError,
     ModelUnloadableError,
+    AdapterNotFoundError,
+    AdapterUnusableError,
+    ForbiddenError,
     NotReadyError,
     DeadlineTooEarlyError,
     DeadlineTooEarlyNowError,

@@ -18,6 +18,7 @@ from serve.http.field_names import (
     PICTURE_FIELDS,
 )
 from serve.http.hires import HiresBody, hires_of
+from serve.http.loras import LORAS, Loras, loras_of
 from serve.served_model import MAX_SEED
 from serve.wanted import LongPrompts, Wanted, shown
 
@@ -87,6 +88,7 @@ class CommonBody(Body):
     prompt_syntax: Syntax | None = None
     long_prompts: LongPrompts | None = None
     clip_skip: Annotated[int, Field(ge=0), Whole] | None = None
+    loras: Loras | None = Field(None, validation_alias=LORAS)
     sampler: str | None = Field(None, validation_alias=AliasChoices("sampler", "sampler_name", "scheduler"))
     eta: Annotated[float, Field(ge=0, le=1)] | None = None
     deterministic: bool | None = None
@@ -137,6 +139,7 @@ def wanted_of(body: CommonBody) -> Wanted:
         num_previews=body.partial_images,
         deadline_s=body.deadline_s,
         priority=body.priority,
+        loras=loras_of(body.loras, body.written("loras")),
         hires=hires_of(body.hires) if isinstance(body, ImagesBody) else None,
         names=names,
     )

@@ -1,6 +1,7 @@
 """The operations of Replicate's dialect, for the OpenAPI document."""
 
 from serve.errors import (
+    AdapterNotFoundError,
     ForbiddenError,
     IdempotencyKeyReusedError,
     InvalidInputError,
@@ -11,6 +12,7 @@ from serve.errors import (
     NotReadyError,
     ObjectNotFoundError,
     ObjectStoreUnavailableError,
+    QueueFullError,
     RateLimitError,
     StorageFullError,
 )
@@ -88,7 +90,10 @@ CREATE = Operation(
         InvalidInputError,
         IdempotencyKeyReusedError,
         ModelNotFoundError,
+        AdapterNotFoundError,
+        ForbiddenError,
         NotReadyError,
+        QueueFullError,
         RateLimitError,
         JobStoreUnavailableError,
         StorageFullError,

@@ -19,9 +19,10 @@ from serve.http.field_names import (
     NUM_INFERENCE_STEPS,
 )
 from serve.http.hires import HiresBody, hires_of
+from serve.http.loras import LORAS, Loras, Scale, loras_of
 from serve.jobs.job import WebhookEvent
 from serve.served_model import MAX_SEED
-from serve.wanted import LongPrompts, Wanted
+from serve.wanted import LongPrompts, Wanted, WantedAdapter
 
 MAX_WAIT_S = 60.0
 MIN_LIFETIME_S, MAX_LIFETIME_S = 5.0, 24 * 3600.0
@@ -34,8 +35,9 @@ _IDLE = {
     "disable_safety_checker": "there is no safety checker",
     "refine": "there is no refiner",
     "high_noise_frac": "there is no refiner",
-    "lora_scale": "there are no LoRAs",
 }
+# Names of the first and the second adapter in Replicate's models, by the fields with their scales.
+_LORA_NAMES = {"lora_scale": ("lora_weights", "hf_lora"), "extra_lora_scale": ("extra_lora",)}
 
 
 class PredictionInput(Body):
@@ -72,6 +74,11 @@ class PredictionInput(Body):
     padding_mask_crop: Annotated[int, Field(ge=0, le=4096), Whole] | None = None
     preserve_unmasked: bool | None = None
     hires: HiresBody | None = None
+    loras: Loras | None = Field(None, validation_alias=LORAS)
+    lora_weights: Text | None = Field(None, validation_alias=AliasChoices(*_LORA_NAMES["lora_scale"]))
+    lora_scale: Scale | None = None
+    extra_lora: Text | None = None
+    extra_lora_scale: Scale | None = None
     seed: Annotated[int, Field(ge=-1, le=MAX_SEED), Whole] | None = None
     output_format: Literal["png", "webp", "jpeg", "jpg"] | None = None
     output_quality: Annotated[int, Field(ge=0, le=100), Whole] | None = None
@@ -83,7 +90,6 @@ class PredictionInput(Body):
     disable_safety_checker: bool | None = None
     refine: Literal["no_refiner"] | None = None
     high_noise_frac: float | None = None
-    lora_scale: float | None = None
 
 
 class PredictionBody(Body):
@@ -144,8 +150,19 @@ def wanted_of(body: PredictionBody, model: str, model_field: str) -> Wanted:
         padding_mask_crop=given.padding_mask_crop,
         preserve_unmasked=given.preserve_unmasked,
         hires=hires_of(given.hires),
+        loras=_loras_of(given),
         names=names | {"model": model_field},
     )
+
+
+def _loras_of(given: PredictionInput) -> tuple[WantedAdapter, ...]:
+    single = []
+    for scale_field, (name_field, *_) in _LORA_NAMES.items():
+        if name := getattr(given, name_field):  # forms send an empty text for none
+            scale = getattr(given, scale_field)
+            field = f"input.{given.written(name_field)}"
+            single.append(WantedAdapter(name, 1.0 if scale is None else scale, field))
+    return (*single, *loras_of(given.loras, f"input.{given.written('loras')}"))
 
 
 def given_input(body: PredictionBody) -> dict[str, Any]:
@@ -164,7 +181,11 @@ def _cut(value: Any) -> Any:
 
 def input_warnings(given: Mapping[str, Any]) -> list[str]:
     """A sentence for each given field of an input that has no effect."""
-    return [f"{field}: changes nothing; {reason}." for field, reason in _IDLE.items() if field in given]
+    idle = [f"{field}: changes nothing; {reason}." for field, reason in _IDLE.items() if field in given]
+    for scale, names in _LORA_NAMES.items():
+        if scale in given and not any(name in given for name in names):
+            idle.append(f"{scale}: changes nothing; it is the scale of {names[0]}.")
+    return idle
 
 
 def wait_s(prefer: str | None) -> float | None:

@@ -1,0 +1,1 @@
+"""`midstep adapters`: works with the folder of adapters, without a server."""
