@@ -72,8 +72,10 @@ class Runner:
 
     def _fingerprint(self, request: GenerationRequest) -> str:
         """Of the request's model and the engine."""
-        rows = self._config.engine_config(self._info).deterministic_rows
-        return fingerprint(request.ref or self._model, self._config.placement(), rows)
+        engine = self._config.engine_config(self._info)
+        rank = engine.max_rank if request.adapters else 0
+        model, placement = request.ref or self._model, self._config.placement()
+        return fingerprint(model, placement, engine.deterministic_rows, rank)
 
     async def _generate(
         self, request: GenerationRequest, picture: Picture | None, resume: Resume

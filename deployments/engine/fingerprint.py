@@ -25,13 +25,17 @@ _NUM_SAMPLES = 64
 _SAMPLE_BYTES = 16 << 10
 
 
-def fingerprint(model: ModelRef, placement: Placement, deterministic_rows: int) -> str:
+def fingerprint(
+    model: ModelRef, placement: Placement, deterministic_rows: int, deterministic_rank: int = 0
+) -> str:
     """The fingerprint in hexadecimal.
 
     deterministic_rows: the row count of deterministic forwards, which decides about their bytes
+    deterministic_rank: the rank of those with adapters, which does too; 0 without adapters
     """
-    settings = (ENGINE_VERSION, placement.is_simulated, placement.dtype, placement.attention)
-    return _digest(repr((*settings, deterministic_rows)), model.digest)
+    settings: tuple[object, ...] = (placement.is_simulated, placement.dtype, placement.attention)
+    of_forwards = (deterministic_rows, deterministic_rank) if deterministic_rank else (deterministic_rows,)
+    return _digest(repr((ENGINE_VERSION, *settings, *of_forwards)), model.digest)
 
 
 def model_ref(source: ModelSource) -> ModelRef:
@@ -83,8 +87,11 @@ def _kept_digests(folder: Path) -> dict[str, str] | None:
 
 
 def _folder_digests(folder: Path) -> dict[str, str]:
+    """Files beside the model's parts, such as scripts and adapters, do not count."""
     parts = {part: _digest(*_of_files(folder / part)) for part in _PARTS if (folder / part).is_dir()}
-    return parts | {"whole": _digest(*_of_files(folder))}
+    file = folder / "model_index.json"
+    index = _digest(file.read_text() if file.exists() else "")
+    return parts | {"whole": _digest(index, *(f"{part} {digest}" for part, digest in parts.items()))}
 
 
 def _digest(*texts: str) -> str:

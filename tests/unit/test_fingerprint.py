@@ -48,7 +48,8 @@ def overwrite(folder: Path, at: int, length: int) -> None:
     [
         lambda folder: (folder / "unet" / "config.json").write_text(json.dumps({"sample_size": 65})),
         lambda folder: (folder / "unet" / "config.json").rename(folder / "config.json"),
-        lambda folder: (folder / "vae.safetensors").touch(),
+        lambda folder: (folder / "unet" / "another.safetensors").touch(),
+        lambda folder: (folder / "model_index.json").write_text("{}"),
         lambda folder: overwrite(folder, 0, 1),
         lambda folder: overwrite(folder, 5 * MB - 1, 1),
         lambda folder: overwrite(folder, 3 * MB, 128 << 10),  # a layer
@@ -58,6 +59,14 @@ def test_other_files_have_another(folder: Path, change: Callable[[Path], None]) 
     before = of(folder)
     change(folder)
     assert of(folder) != before
+
+
+def test_what_lies_beside_the_parts_does_not_count(folder: Path) -> None:
+    before = of(folder)
+    (folder / "train.py").touch()
+    (folder / "adapters").mkdir()
+    (folder / "adapters" / "lcm.safetensors").touch()
+    assert of(folder) == before
 
 
 def test_whatever_else_decides_about_the_bytes_is_in_it(
@@ -72,6 +81,7 @@ def test_whatever_else_decides_about_the_bytes_is_in_it(
         of(folder, replace(plain, attention="xformers")),
         of(folder, replace(plain, device="simulated")),
         of(folder, plain, rows=4),
+        fingerprint(model_ref(ModelSource(str(folder))), plain, 8, deterministic_rank=128),
         fingerprint(model_ref(ModelSource(str(folder), variant="fp16")), plain, 8),
     ]
     monkeypatch.setattr(module, "ENGINE_VERSION", module.ENGINE_VERSION + 1)
