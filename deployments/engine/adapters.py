@@ -108,12 +108,12 @@ def bank_rows(uses: Iterable[AdapterUse]) -> int:
     return sum({use.adapter.digest: padded_rank(use.adapter.unet_rank) for use in uses}.values())
 
 
-def overflow(uses: Iterable[AdapterUse]) -> StageError:
-    """The error for values of a U-Net with these adapters that are not finite."""
-    named = ", ".join(f"{use.adapter.name} at scale {use.scale:g}" for use in of_unet(uses))
+def overflow(part: str, uses: Iterable[AdapterUse]) -> StageError:
+    """The error for values that are not finite. part: of the model, which had these adapters"""
+    named = ", ".join(f"{use.adapter.name} at scale {use.scale:g}" for use in uses)
     if not named:
-        return not_finite("U-Net")
+        return not_finite(part)
     return StageError(
         Fault.ADAPTER,
-        f"With {named}, the U-Net gave values that are not numbers (NaN or infinity); smaller scales may do.",
+        f"With {named}, the {part} gave values that are not numbers (NaN or infinity); smaller scales may do.",
     )

@@ -20,7 +20,7 @@ from functools import lru_cache
 
 import torch
 
-from deployments.engine.adapters import bank_rows, overflow
+from deployments.engine.adapters import bank_rows, of_unet, overflow
 from deployments.engine.bank import Block, RowAdapters
 from deployments.engine.denoising import Denoising, begin
 from deployments.engine.device_faults import DeviceFaultError, is_device_fault, is_out_of_memory
@@ -329,7 +329,11 @@ class Engine:
                 item.group = replace(item.group, isolated=None)
             case StepProgress(preview_latents=values):
                 pass
-        return event if is_finite(values) else self._fail(item, overflow(item.request.adapters))
+        return (
+            event
+            if is_finite(values)
+            else self._fail(item, overflow("U-Net", of_unet(item.request.adapters)))
+        )
 
     def _fail(self, item: Denoising, error: StageError) -> DenoiseFailed:
         request_id = item.request.request_id

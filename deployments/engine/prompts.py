@@ -10,10 +10,11 @@ import diffusers
 import torch
 from diffusers.utils import logging as diffusers_logging
 
+from deployments.engine.adapters import overflow
 from deployments.engine.messages import NO_TOKENS, PromptEmbeds, TokenCount
 from deployments.engine.prompt_chunks import ChunkEncoder, EncodedText
 from deployments.engine.prompt_text import AS_DIFFUSERS, PromptText, ReadText
-from deployments.engine.stage_errors import StageError, is_finite, not_finite
+from deployments.engine.stage_errors import StageError, is_finite
 from deployments.engine.text_banks import TextAdapters, TextBanks
 
 # encode_prompt warns about every prompt that it truncates. Here the response says so instead.
@@ -33,8 +34,9 @@ def join_embeds(positive: EncodedText, negative: EncodedText | None) -> PromptEm
     )
 
 
-def _sound(encoded: EncodedText) -> EncodedText | StageError:
-    return encoded if is_finite(encoded.embeds, encoded.pooled) else not_finite("text encoder")
+def _sound(text: ReadText, encoded: EncodedText) -> EncodedText | StageError:
+    is_sound = is_finite(encoded.embeds, encoded.pooled)
+    return encoded if is_sound else overflow("text encoder", text.adapters)
 
 
 class TextEncoder:
@@ -74,7 +76,7 @@ class TextEncoder:
                     encoded = self._encode_as_diffusers(given)
                 else:
                     encoded = self._chunks.encode(given, reading, len(texts))
-            done |= zip(members, map(_sound, encoded), strict=True)
+            done |= {index: _sound(texts[index], one) for index, one in zip(members, encoded, strict=True)}
         return [done[index] for index in range(len(texts))]
 
     def _is_stock(self, text: ReadText) -> bool:
