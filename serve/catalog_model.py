@@ -16,7 +16,7 @@ from deployments.engine.model_source import (
     pipeline_name,
 )
 from deployments.ingestion.cache import Cache, read_manifest
-from deployments.ingestion.ingest import known, source_key
+from deployments.ingestion.ingest import known, source_key, sources_of
 from serve.config.app import AppConfig
 from serve.config.catalog import CatalogEntry, effective_defaults
 from serve.config.schema import ConfigError
@@ -64,7 +64,7 @@ def is_outdated(model: CatalogModel, key: str | None, cache: Path) -> bool:
     folder, to_ingest = Path(model.ref.source.path), model.entry.to_ingest()
     if cache in folder.parents and not Cache(cache).touch(folder):
         return True
-    sources = (Path(given) for given in (to_ingest.source, to_ingest.vae, to_ingest.config) if given)
+    sources = map(Path, sources_of(to_ingest))
     is_there = all(path.exists() for path in sources if path.is_absolute())  # else it is served as it was
     return key is not None and is_there and source_key(to_ingest) != key
 

@@ -19,6 +19,17 @@ def low_rank(layer: Layer, tensors: Tensors) -> LowRank:
     return LowRank(a.contiguous(), b.mul_(scale_of(layer, tensors)).contiguous())
 
 
+def product(layer: Layer, tensors: Tensors) -> torch.Tensor:
+    """What the layer adds to its weight, in the weight's shape. tensors: float32, by role"""
+    if layer.kind == "lokr":  # its factors may be whole
+        (b1, a1), (b2, a2) = _halves_of_lokr(tensors)
+        delta = torch.kron(b1 @ a1, b2 @ a2)
+    else:
+        b, a = _PAIRS[layer.kind](layer, tensors)
+        delta = b @ a
+    return delta.reshape(layer.shape).mul_(scale_of(layer, tensors))
+
+
 def scale_of(layer: Layer, tensors: Tensors) -> float:
     """What the product of its factors is multiplied by."""
     if "alpha" in tensors and layer.divisor is not None:
@@ -46,11 +57,14 @@ def _loha(layer: Layer, tensors: Tensors) -> Pair:
 
 def _lokr(layer: Layer, tensors: Tensors) -> Pair:
     """kron(b1 a1, b2 a2) is kron(b1, b2) kron(a1, a2)."""
-    b1, a1 = _half(tensors, "lokr_w1", "")
-    b2, a2 = _half(tensors, "lokr_w2", "lokr_t2")
+    (b1, a1), (b2, a2) = _halves_of_lokr(tensors)
     if layer.rank < a1.shape[0] * a2.shape[0]:
         return _full(torch.kron(b1 @ a1, b2 @ a2))
     return torch.kron(b1, b2), torch.kron(a1, a2)
+
+
+def _halves_of_lokr(tensors: Tensors) -> tuple[Pair, Pair]:
+    return _half(tensors, "lokr_w1", ""), _half(tensors, "lokr_w2", "lokr_t2")
 
 
 def _half(tensors: Tensors, name: str, core: str) -> Pair:
@@ -61,7 +75,8 @@ def _half(tensors: Tensors, name: str, core: str) -> Pair:
     if core not in tensors:
         return b.flatten(1), a.flatten(1)
     middle = tensors[core].reshape(*tensors[core].shape[:2], -1)  # [ranks, ranks, pixels]
-    return b.flatten(1).T, torch.einsum("rsk,si->rik", middle, a.flatten(1)).flatten(1)
+    composed = torch.einsum("rsk,si->rik", middle, a.flatten(1)).flatten(1)
+    return b.flatten(1).T.contiguous(), composed.contiguous()  # torch.kron takes no others
 
 
 def _full(weight: torch.Tensor) -> Pair:

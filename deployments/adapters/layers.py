@@ -40,9 +40,9 @@ _KINDS: Mapping[frozenset[str], str] = {
     frozenset({"w_norm", "b_norm"}): "norm",
 }
 _FACTORED = ("lora", "loha", "lokr")
-_DORA = frozenset({"dora_scale", "magnitude"})
+DORA = frozenset({"dora_scale", "magnitude"})
 _EXTRAS: Mapping[str, frozenset[str]] = {  # what a kind may have besides
-    **dict.fromkeys(_FACTORED, frozenset({"alpha", "diff_b"}) | _DORA),
+    **dict.fromkeys(_FACTORED, frozenset({"alpha", "diff_b"}) | DORA),
     "full": frozenset({"diff_b"}),
     "norm": frozenset(),
 }
@@ -72,12 +72,12 @@ class Layer:
 
     @property
     def is_dora(self) -> bool:
-        return not _DORA.isdisjoint(self.keys)
+        return not DORA.isdisjoint(self.keys)
 
     @property
     def dense(self) -> list[str]:
         """The keys for which only a model can take it in, and no request use it."""
-        is_dense = (role for role in self.keys if self.rank == 0 or role in _DORA | _BIASES)
+        is_dense = (role for role in self.keys if self.rank == 0 or role in DORA | _BIASES)
         return [self.keys[role] for role in is_dense if role != "alpha"]
 
 
@@ -115,7 +115,7 @@ def layer_of(
 def _kind(keys: Mapping[str, str]) -> str:
     kind = _KINDS.get(frozenset(keys) - _ALL_EXTRAS)
     given = frozenset(keys)
-    if kind is None or given <= {"alpha"} | _DORA or not given & _ALL_EXTRAS <= _EXTRAS[kind]:
+    if kind is None or given <= {"alpha"} | DORA or not given & _ALL_EXTRAS <= _EXTRAS[kind]:
         raise AdapterFileError(
             f"of {listed(sorted(keys.values()), 4)} the layer's weights cannot be made: one is missing, or "
             "they are of two kinds"
@@ -142,7 +142,7 @@ def _expect_others(shapes: Mapping[str, Shape], weight: Shape, bias: Shape | Non
         elif role in _BIASES:
             assert bias is not None, "the caller looks"
             expect_same(shapes, role, bias)
-        elif role in _DORA:
+        elif role in DORA:
             expect_magnitudes(shapes, role, weight)
         elif role == "alpha" and prod(given) != 1:
             raise MisfitError(role, ())

@@ -99,11 +99,19 @@ def _identity(stat: os.stat_result) -> tuple[int, int, int]:
 
 def _checked(name: str, layer: Layer, tensors: dict[str, torch.Tensor]) -> LowRank:
     made = low_rank(layer, tensors)
-    for factor in (made.a, made.b):
-        low, high = (float(value) for value in torch.aminmax(factor))  # NaN if there is one
-        if not (isfinite(low) and isfinite(high)):
-            raise AdapterFileError(
-                f"{name} has values that are not finite, or too large, for {layer.module} of the "
-                f"{layer.part} ({listed(sorted(layer.keys.values()))})"
-            )
+    if not (is_finite(made.a) and is_finite(made.b)):
+        raise not_finite(name, layer)
     return made
+
+
+def is_finite(tensor: torch.Tensor) -> bool:
+    low, high = (float(value) for value in torch.aminmax(tensor))  # NaN if there is one
+    return isfinite(low) and isfinite(high)
+
+
+def not_finite(name: str, layer: Layer) -> AdapterFileError:
+    """name: of the file"""
+    return AdapterFileError(
+        f"{name} has values that are not finite, or too large, for {layer.module} of the {layer.part} "
+        f"({listed(sorted(layer.keys.values()))})"
+    )

@@ -4,5 +4,6 @@
 - model_entry.py: what to ingest, and the error; cache.py: the cache's folders
 - headers.py, recognition.py, prediction.py: what a file is, from its header
 - single_file.py, folder.py, vae.py, hub.py: where each part's tensors are
+- adapters.py: what is merged into them
 - parts.py, tensor_names.py, weights.py, building.py: a part's tensors are read, checked and written
 """

@@ -6,6 +6,7 @@ import hashlib
 import json
 import shutil
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from deployments.engine.model_files import (
     unet_problems,
     vae_problems,
 )
+from deployments.ingestion.adapters import with_adapters
 from deployments.ingestion.cache import Cache, Staging, write_json
 from deployments.ingestion.folder import plan_folder
 from deployments.ingestion.headers import FILE_SUFFIXES
@@ -54,7 +56,7 @@ def plan(model: ModelToIngest, progress: Progress) -> Plan:
             planned = plan_folder(model, folder)
     if problems := list(_problems(planned)):
         raise IngestionError("\n".join(f"{model.source}: {problem}" for problem in problems))
-    return planned
+    return replace(planned, parts=with_adapters(planned.parts, model.fuse))
 
 
 def _problems(planned: Plan) -> Iterator[str]:

@@ -38,6 +38,12 @@ def fetch_vae(hub_id: str, variant: str | None, allow_pickle: bool) -> Path:
     return folder / "vae" if (folder / "vae").is_dir() else folder
 
 
+def fetch_adapter(given: str) -> Path:
+    """An adapter's file in the hub's own cache. given: owner/name/file.safetensors. Raises IngestionError."""
+    owner, name, *file = given.split("/")
+    return _fetch(f"{owner}/{name}", None, ["/".join(file)]) / "/".join(file)
+
+
 @contextmanager
 def named_by_hub_id(hub_id: str, folder: Path, revision: str | None = None) -> Iterator[None]:
     """Names the hub id in errors, and not its folder in the hub's own cache. Says where only pickles are."""

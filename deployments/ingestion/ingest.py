@@ -11,7 +11,7 @@ from pathlib import Path
 from deployments.ingestion.cache import Cache, read_manifest
 from deployments.ingestion.model_entry import IngestionError, ModelToIngest
 
-__all__ = ["Cache", "IngestionError", "ModelToIngest", "ingest", "known", "source_key"]
+__all__ = ["Cache", "IngestionError", "ModelToIngest", "ingest", "known", "source_key", "sources_of"]
 
 _VERSION = 1  # raise it where equal files would become another model
 _SUFFIXES = frozenset({".json", ".txt", ".safetensors", ".bin"})
@@ -84,9 +84,16 @@ def _refuse_beyond_float16(folder: Path, model: ModelToIngest) -> None:
 
 def source_key(model: ModelToIngest) -> str:
     """A digest of the entry, and of the sizes and times of its source files. Raises OSError."""
-    sources = [source for source in (model.source, model.vae, model.config) if source]
-    files = [f"{path} {_stamp(path)}" for source in sources for path in _files(Path(source))]
-    return hashlib.sha256(json.dumps([_VERSION, asdict(model), files]).encode()).hexdigest()
+    files = [f"{path} {_stamp(path)}" for source in sources_of(model) for path in _files(Path(source))]
+    # Without anything to fuse, keys are as they were before there was such a thing.
+    entry = {key: value for key, value in asdict(model).items() if key != "fuse" or value}
+    return hashlib.sha256(json.dumps([_VERSION, entry, files]).encode()).hexdigest()
+
+
+def sources_of(model: ModelToIngest) -> list[str]:
+    """All that the model is made of: paths and hub ids."""
+    given = (model.source, model.vae, model.config, *(adapter for adapter, _ in model.fuse))
+    return [source for source in given if source]
 
 
 def _files(source: Path) -> Iterator[Path]:

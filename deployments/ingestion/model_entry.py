@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 from deployments.engine.model_source import ModelLoadError
+
+HUB_FILE = re.compile(r"\w[\w.-]*/\w[\w.-]*/\w[\w./-]*\.safetensors")  # owner/name/file.safetensors
 
 
 class IngestionError(ModelLoadError):
@@ -22,6 +26,8 @@ class ModelToIngest:
     prediction_type, zero_terminal_snr: what the checkpoint was trained for; auto: what its files say
     allow_pickle: whether a folder's weights may be pickles where there is no safetensors file
     config: a diffusers folder for single files of an architecture that is not known; it needs no weights
+    fuse: adapters to merge into its weights, one after another: the absolute path of a file, or a file of the
+        hub (owner/name/file.safetensors), and what its effect is multiplied by
     """
 
     source: str
@@ -32,3 +38,4 @@ class ModelToIngest:
     zero_terminal_snr: bool | Literal["auto"] = "auto"
     allow_pickle: bool = False
     config: str | None = None
+    fuse: Sequence[tuple[str, float]] = ()

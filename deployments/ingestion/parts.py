@@ -46,11 +46,15 @@ class Architecture:
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """A part whose weights can be read. origins: by the name of its tensor"""
+    """A part whose weights can be read.
+
+    origins: by the name of its tensor; change: is called with the tensors once they are read, to replace some
+    """
 
     architecture: Architecture
     origins: Mapping[str, Origin]
     files: TensorFiles
+    change: Callable[[dict[str, torch.Tensor]], None] | None = None
 
     @property
     def num_bytes(self) -> int:
@@ -155,7 +159,10 @@ def _without_ones(shape: Shape, keep: int) -> Shape:
 def read_tensors(part: Part, on_bytes: Callable[[int], None]) -> dict[str, torch.Tensor]:
     """The part's tensors, contiguous, by their names; fp8 in float16, which has all of its values."""
     read = part.files.read({origin.name for origin in part.origins.values()}, on_bytes)
-    return dict(_made(part, read))
+    tensors = dict(_made(part, read))
+    if part.change is not None:
+        part.change(tensors)
+    return tensors
 
 
 def _made(part: Part, read: Mapping[str, torch.Tensor]) -> Iterator[tuple[str, torch.Tensor]]:

@@ -1,13 +1,20 @@
 """The section `catalog` of the configuration, and the file of one model in the catalog's folder."""
 
-from pathlib import Path
 from typing import Annotated, Literal, Self
 
-from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, ValidationError
+from pydantic import (
+    Field,
+    FiniteFloat,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    ValidationError,
+)
 
 from deployments.ingestion.model_entry import ModelToIngest
 from serve.config.limits import MAX_PROMPT_LENGTH, DefaultsConfig
-from serve.config.model import PROJECT_FOLDER
+from serve.config.model import watched_folder
 from serve.config.schema import ConfigError, Section, expanded
 from serve.config.sentences import sentences
 
@@ -40,15 +47,8 @@ class CatalogConfig(Section):
             cache = expanded("jobs.data_folder", data_folder) / "models"
         else:
             cache = expanded("catalog.cache_folder", self.cache_folder)
-        folder = None if self.folder is None else str(_catalog_folder(self.folder))
+        folder = None if self.folder is None else str(watched_folder("catalog.folder", self.folder))
         return self.model_copy(update={"folder": folder, "cache_folder": str(cache.absolute())})
-
-
-def _catalog_folder(folder: str) -> Path:
-    """A relative path is in the working folder, unless only the project has it."""
-    given = expanded("catalog.folder", folder)
-    in_project = PROJECT_FOLDER / given
-    return in_project if in_project.is_dir() and not given.exists() else given.absolute()
 
 
 class EntryDefaults(Section):
@@ -74,6 +74,17 @@ class EntryDefaults(Section):
     long_prompts: Literal["truncate", "chunk"] | None = Field(
         None, description="Whether what the text encoder cannot read at once is cut off"
     )
+
+
+class FusedAdapter(Section):
+    """An adapter that is merged into a model's weights."""
+
+    adapter: str = Field(
+        min_length=1,
+        description="File (`.safetensors`), or one of the hub: `owner/name/file.safetensors`; a relative "
+        "path is in the folder of this file, or else in the project",
+    )
+    scale: FiniteFloat = Field(1.0, description="What the adapter's effect is multiplied by")
 
 
 class CatalogEntry(Section):
@@ -110,6 +121,9 @@ class CatalogEntry(Section):
     embeddings_folder: str | None = Field(
         None, description="Folder of textual inversions (`.safetensors`) that prompts can name"
     )
+    fuse: tuple[FusedAdapter, ...] = Field(
+        (), description="Adapters to merge into its weights, one after another, when the model is read in"
+    )
     defaults: EntryDefaults = Field(default_factory=EntryDefaults)
 
     def to_ingest(self) -> ModelToIngest:
@@ -123,6 +137,7 @@ class CatalogEntry(Section):
             zero_terminal_snr=self.zero_terminal_snr,
             allow_pickle=self.allow_pickle,
             config=self.config,
+            fuse=tuple((fused.adapter, fused.scale) for fused in self.fuse),
         )
 
 

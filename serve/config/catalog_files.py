@@ -10,6 +10,7 @@ from typing import Any
 import yaml
 from pydantic import ValidationError
 
+from deployments.ingestion.model_entry import HUB_FILE
 from serve.config.catalog import CatalogEntry
 from serve.config.model import PROJECT_FOLDER, ModelConfig
 from serve.config.schema import ConfigError, expanded, unknown_keys
@@ -61,12 +62,16 @@ def parse_entry(data: Any, file: Path) -> CatalogEntry:
         entry = CatalogEntry.model_validate(data)
     except ValidationError as error:
         raise ConfigError("\n".join(_with_id_in_words(sentences(error, data), data["id"]))) from error
-    places = {"source": _source("source", entry.source, file.parent)}
+    places: dict[str, Any] = {"source": _source("source", entry.source, file.parent)}
     if entry.vae is not None:
         places["vae"] = _source("vae", entry.vae, file.parent)
     for key in ("config", "embeddings_folder"):
         if (given := getattr(entry, key)) is not None:
             places[key] = _folder(key, given, file.parent)
+    places["fuse"] = tuple(
+        fused.model_copy(update={"adapter": _adapter(f"fuse[{index}].adapter", fused.adapter, file.parent)})
+        for index, fused in enumerate(entry.fuse)
+    )
     return entry.model_copy(update=places)
 
 
@@ -123,6 +128,16 @@ def _source(key: str, given: str, folder: Path) -> str:
     if is_hub_id and not ("/" in given and any(_is_folder((root / given).parent) for root in roots)):
         return given
     raise ConfigError(f"{key}: there is no file or folder {given!r}{_looked_in(key, given, folder)}")
+
+
+def _adapter(key: str, given: str, folder: Path) -> str:
+    """An absolute path, or a file of the hub unchanged. Asks no hub."""
+    if (found := _found(key, given, folder)) is not None:
+        return str(found)
+    is_in_folder = any(_is_folder((root / given).parent) for root in (folder, PROJECT_FOLDER))
+    if HUB_FILE.fullmatch(given) and not is_in_folder:
+        return given
+    raise ConfigError(f"{key}: there is no file {given!r}{_looked_in(key, given, folder)}")
 
 
 def _is_folder(path: Path) -> bool:
