@@ -115,5 +115,6 @@ def overflow(part: str, uses: Iterable[AdapterUse]) -> StageError:
         return not_finite(part)
     return StageError(
         Fault.ADAPTER,
-        f"With {named}, the {part} gave values that are not numbers (NaN or infinity); smaller scales may do.",
+        f"With {named}, the {part} gave values that are not numbers (NaN or infinity); smaller scales may "
+        "do.",
     )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -104,12 +104,13 @@ def begin(
     arrival: float,
     now: float,
     unloaded_s: float,
-    blocks: Mapping[str, Block],
+    blocks: Sequence[Block],
 ) -> Denoising:
     """Starts or resumes a request. Draws in diffusers' order: for the first latents, then step by step.
 
-    blocks: the request's adapters, by digest
+    blocks: the request's adapters
     """
+    by_digest = {block.digest: block for block in blocks}
     generator = torch.Generator().manual_seed(request.seed)
     shape = torch.Size((unet.latent_channels, *group.latent_shape))
     beginning = beginning_of(request, table, generator, shape, unet.picture_channels)
@@ -132,6 +133,6 @@ def begin(
         generator=generator,
         state=send(state, unet.device),
         kept=beginning.kept and beginning.kept.map(lambda tensor: send(tensor, unet.device)),
-        adapters=[(blocks[use.adapter.digest], use.scale) for use in of_unet(request.adapters)],
+        adapters=[(by_digest[use.adapter.digest], use.scale) for use in of_unet(request.adapters)],
         call=call,
     )

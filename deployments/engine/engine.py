@@ -146,16 +146,7 @@ class Engine:
         self._denoisings[request.request_id] = self._fitting.patiently(
             _memory_shape(group),
             2 if request.is_guided else 1,
-            lambda: begin(
-                request,
-                table,
-                group,
-                model.unet,
-                arrived,
-                now,
-                alone_s,
-                {block.digest: block for block in blocks},
-            ),
+            lambda: begin(request, table, group, model.unet, arrived, now, alone_s, blocks),
         )
         self.arrange()
 
