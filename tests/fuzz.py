@@ -29,9 +29,11 @@ _JOB = {"version": "shapes", "input": {"prompt": "a star", "num_inference_steps"
 _BODIES: list[tuple[str, dict[str, Any]]] = [
     (IMAGES, _IMAGE),
     (IMAGES, _IMAGE | {"stream": True, "partial_images": 1}),
+    (IMAGES, _IMAGE | {"prompt": "a <lora:x:1> star", "prompt_syntax": "a1111", "loras": ["x", {"id": "y"}]}),
     (IMAGES, _IMAGE | {"deadline_s": 30.0, "deterministic": True, "sampler": "Heun", "priority": 1}),
     (JOBS, _JOB),
     ("/v1/models/midstep/shapes/predictions", {"input": _JOB["input"]}),
+    (JOBS, {"version": "shapes", "input": {"prompt": "a", "lora_weights": "owner/name", "lora_scale": 1}}),
     (JOBS, _JOB | {"webhook": "http://127.0.0.1:9/", "webhook_events_filter": ["completed"]}),
 ]
 _PATHS = [
@@ -44,6 +46,9 @@ _PATHS = [
     "/v1/models",
     "/v1/models/shapes",
     "/v1/models/midstep/shapes/versions/1",
+    "/v1/adapters",
+    "/v1/adapters/styles/stripes",
+    "/v1/adapters?cursor=abc",
     FILES,
     f"{FILES}/",
     f"{FILES}/0123456789abcdef0123456789",
@@ -102,6 +107,8 @@ _VALUES: list[Any] = [
     ["start", "nothing"],
     "http://169.254.169.254/",
     "gopher://x",
+    "<lora:../../etc/passwd:nan>",
+    ["../x", {"id": "x", "scale": 1e308}],
 ]
 _HEADERS = [
     "x-request-id",
@@ -234,7 +241,7 @@ def _content(random: Random) -> tuple[str, bytes, list[tuple[bytes, bytes]]]:
 def _mutate_field(random: Random, body: dict[str, Any]) -> None:
     inner = body["input"] if isinstance(body.get("input"), dict) and random.random() < 0.7 else body
     name = random.choice(
-        [*inner, "unknown", "", "model", "response_format", "image", "steps", "width", "user"]
+        [*inner, "unknown", "", "model", "response_format", "image", "steps", "width", "user", "loras"]
     )
     if random.random() < 0.15:
         inner.pop(name, None)

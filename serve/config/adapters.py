@@ -3,13 +3,14 @@
 import re
 from typing import Annotated, Self
 
-from pydantic import AfterValidator, Field, PositiveFloat
+from pydantic import AfterValidator, Field
 
 from serve.config.model import watched_folder
 from serve.config.schema import Section, expanded
 
 _HOST = re.compile(r"(?=.{1,253}$)([a-z0-9-]{1,63}\.)*[a-z0-9-]{1,63}")
 _GIB = 2**30
+Gib = Annotated[float, Field(gt=0, le=1_000_000)]
 
 
 def _host(given: str) -> str:
@@ -35,10 +36,10 @@ class AdaptersConfig(Section):
         8, description="Most adapters that a request can name"
     )
     max_gib: Annotated[float, Field(gt=0, le=2)] = Field(2.0, description="Size of the largest file in GiB")
-    host_gib: PositiveFloat = Field(
+    host_gib: Gib = Field(
         4.0, description="Size of the host's memory for adapters in GiB, of each denoiser and encoder"
     )
-    gpu_gib: PositiveFloat = Field(
+    gpu_gib: Gib = Field(
         4.0, description="Size of the device's memory for adapters in GiB, of each denoiser and encoder"
     )
     allow_remote: bool = Field(
@@ -54,7 +55,7 @@ class AdaptersConfig(Section):
         description="Folder of what was fetched, shared by all nodes; `null`: `adapters` in "
         "`jobs.data_folder`",
     )
-    cache_gib: PositiveFloat = Field(
+    cache_gib: Gib = Field(
         20.0, description="Size of that folder in GiB, past which files that were not used for long go"
     )
 

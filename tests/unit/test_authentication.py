@@ -102,9 +102,10 @@ async def serving(
     refused: Refused | None = None,
     http: Mapping[str, Any] = MappingProxyType({}),
     seen: list[tuple[GenerationRequest, Picture | None]] | None = None,
+    adapters: Mapping[str, Any] = MappingProxyType({}),
     **jobs: Any,
 ) -> AsyncIterator[httpx.AsyncClient]:
-    """refused: counts instead of the metric; http, jobs: sections of the configuration
+    """refused: counts instead of the metric; http, adapters, jobs: sections of the configuration
 
     seen: gets the requests that are served at once, with their pictures
     """
@@ -114,6 +115,7 @@ async def serving(
             "ingress": {"drain_timeout_s": 61},
             "jobs": {"data_folder": str(folder)} | jobs,
             "http": http,
+            "adapters": dict(adapters),
             "api_keys": api_keys,
         }
     )

@@ -384,6 +384,20 @@ def test_a_second_pass_is_asked_for_by_its_scale(server: Server) -> None:
     assert sent_input(server)["hires"] == {"scale": 1.5}
 
 
+def test_adapters_are_named_with_their_scales(server: Server) -> None:
+    url = "https://example.com:8/x"
+    words = ("--lora", "stripes:0.8", "--lora", "styles/zebra", "--lora", url, "--lora", f"{url}:-1")
+    assert generate(server, "--json", *words) == 0
+    assert sent_input(server)["loras"] == [
+        {"id": "stripes", "scale": 0.8},
+        {"id": "styles/zebra"},
+        {"id": url},
+        {"id": url, "scale": -1.0},
+    ]
+    assert generate(server, "--json") == 0
+    assert "loras" not in sent_input(server)
+
+
 def test_a_key_is_sent_without_the_newline_that_ends_its_file(
     server: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:

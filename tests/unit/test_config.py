@@ -92,6 +92,17 @@ def test_ray_reserves_what_is_said() -> None:
         ),
         ({"limits": {"max_queue": 5}}, r"max_queue \(5\) is less than max_num_images \(10\)"),
         ({"limits": {"max_num_images": 11}}, "less than or equal to 10"),
+        ({"adapters": {"max_rank": 100}}, r"adapters\.max_rank|multiple of 16"),
+        ({"adapters": {"max_rank": 0}}, "greater than or equal to 16"),
+        ({"adapters": {"max_gib": 3}}, "less than or equal to 2"),
+        ({"adapters": {"host_gib": float("inf")}}, "less than or equal to 1000000"),
+        ({"adapters": {"gpu_gib": 0}}, "greater than 0"),
+        ({"adapters": {"max_per_request": 0}}, "greater than or equal to 1"),
+        (
+            {"adapters": {"allowed_hosts": ["https://huggingface.co"]}},
+            "'https://huggingface.co' is no name of",
+        ),
+        ({"adapters": {"lora_folder": "x"}}, r"adapters\.lora_folder: unknown key"),
         (
             {"ingress": {"drain_timeout_s": 60}},
             r"ingress.drain_timeout_s \(60\) is not more than limits.max_wait_s \(60\)",
