@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-_SHOWN = 3  # of many keys or problems
+_NUM_SHOWN = 3  # of many keys or problems
+_MAX_SHOWN = 160  # characters
 
 
 class AdapterFileError(ValueError):
@@ -12,7 +13,12 @@ class AdapterFileError(ValueError):
     allowed."""
 
 
-def listed(names: Sequence[str], shown: int = _SHOWN) -> str:
+def shown(name: str) -> str:
+    """A key of a file as messages have it: a strange one may be of any length."""
+    return name if len(name) <= _MAX_SHOWN else f"{name[:_MAX_SHOWN]}..."
+
+
+def listed(names: Sequence[str], num_shown: int = _NUM_SHOWN) -> str:
     """The first names, and how many others there are."""
-    some = ", ".join(names[:shown])
-    return f"{some} and {len(names) - shown} more" if len(names) > shown else some
+    some = ", ".join(map(shown, names[:num_shown]))
+    return f"{some} and {len(names) - num_shown} more" if len(names) > num_shown else some

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from math import prod
 
-from deployments.adapters.errors import AdapterFileError, listed
+from deployments.adapters.errors import AdapterFileError, listed, shown
 from deployments.adapters.factors import (
     MisfitError,
     Shape,
@@ -99,14 +99,7 @@ def layer_of(
         rank, divisor = _rank(kind, shapes, weight)
         _expect_others(shapes, weight, bias)
     except MisfitError as error:
-        others = {key: list(shapes[role]) for role, key in keys.items() if role not in (error.role, "alpha")}
-        beside = (
-            f", beside {listed([f'{key} with {shape}' for key, shape in others.items()])}" if others else ""
-        )
-        raise AdapterFileError(
-            f"{keys[error.role]} has the shape {list(shapes[error.role])}; for {module} of the {part}, whose "
-            f"weight has {list(weight)}{beside}, it must be {list(error.wanted)}"
-        ) from error
+        raise AdapterFileError(_misfit(error, keys, shapes, f"{module} of the {part}", weight)) from error
     scale = scales.of(part, module, divisor) if divisor else 1.0
     is_locon = kind == "lora" and prod(weight[2:]) > 1
     return Layer(part, module, weight, keys, "locon" if is_locon else kind, rank, divisor, scale)
@@ -146,6 +139,18 @@ def _expect_others(shapes: Mapping[str, Shape], weight: Shape, bias: Shape | Non
             expect_magnitudes(shapes, role, weight)
         elif role == "alpha" and prod(given) != 1:
             raise MisfitError(role, ())
+
+
+def _misfit(
+    error: MisfitError, keys: Mapping[str, str], shapes: Mapping[str, Shape], layer: str, weight: Shape
+) -> str:
+    others = [role for role in keys if role not in (error.role, "alpha")]
+    besides = listed([f"{shown(keys[role])} with {list(shapes[role])}" for role in others])
+    beside = f", beside {besides}" if others else ""
+    return (
+        f"{shown(keys[error.role])} has the shape {list(shapes[error.role])}; for {layer}, whose weight has "
+        f"{list(weight)}{beside}, it must be {list(error.wanted)}"
+    )
 
 
 def _some(keys: Mapping[str, str]) -> str:

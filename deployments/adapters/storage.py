@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection
 from math import prod
 
-from deployments.adapters.errors import AdapterFileError
+from deployments.adapters.errors import AdapterFileError, shown
 from deployments.ingestion.headers import Header
 
 _FLOATS = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "F8_E4M3": 1, "F8_E5M2": 1}  # bytes
@@ -17,13 +17,16 @@ def check_storage(header: Header, alphas: Collection[str]) -> None:
     """Raises AdapterFileError. alphas: the keys that may be integers"""
     name, before = header.path.name, 0
     for key, tensor in sorted(header.tensors.items(), key=lambda item: item[1].start):
+        where = f"{name}: {shown(key)}"
         size = _FLOATS.get(tensor.dtype) or (_INTEGERS.get(tensor.dtype) if key in alphas else None)
         if size is None:
             raise AdapterFileError(
-                f"{name}: {key} is stored as {tensor.dtype[:20]}; allowed are {', '.join(_FLOATS)}"
+                f"{where} is stored as {tensor.dtype[:20]}; allowed are {', '.join(_FLOATS)}"
             )
         if len(tensor.shape) > _MAX_SIDES or prod(tensor.shape) * size != tensor.end - tensor.start:
-            raise AdapterFileError(f"{name} is damaged: {key} has not as many bytes as its shape says")
+            raise AdapterFileError(f"{where} has not as many bytes as its shape says: the file is damaged")
+        if tensor.start == tensor.end:
+            raise AdapterFileError(f"{where} has no values")
         if tensor.start < before:
-            raise AdapterFileError(f"{name} is damaged: {key} is stored in the place of another")
+            raise AdapterFileError(f"{where} is stored in the place of another: the file is damaged")
         before = tensor.end

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 
-from deployments.adapters.errors import AdapterFileError
+from deployments.adapters.errors import AdapterFileError, listed
 from deployments.adapters.keys import divide
 from deployments.adapters.targets import ModelTargets
 from deployments.ingestion.headers import Header
@@ -27,7 +27,7 @@ def refuse_strangers(header: Header, model: ModelTargets) -> None:
     name = header.path.name
     if not any(divide(key) for key in header.tensors):
         what = what_it_is(header)
-        keys = ", ".join(sorted(header.tensors)[:3])
+        keys = listed(sorted(header.tensors))
         raise AdapterFileError(
             f"{name} is {what}, not an adapter" if what else f"{name} is no adapter: it has {keys}"
         )

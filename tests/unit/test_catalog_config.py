@@ -42,6 +42,14 @@ def test_paths_are_in_the_files_folder_or_else_in_the_project_or_hub_ids(tmp_pat
         read_entry(write(tmp_path / "c.yaml", source="vae/x"))
 
 
+def test_adapters_to_fuse_are_files_beside_it_or_of_the_hub(tmp_path: Path) -> None:
+    (tmp_path / "style.safetensors").touch()
+    fuse = [{"adapter": "style.safetensors", "scale": 0.5}, {"adapter": "owner/name/a/b.safetensors"}]
+    entry = read_entry(write(tmp_path / "a.yaml", source="owner/name", fuse=fuse))
+    fused = ((str(tmp_path / "style.safetensors"), 0.5), ("owner/name/a/b.safetensors", 1.0))
+    assert entry.to_ingest() == ModelToIngest("owner/name", fuse=fused)
+
+
 def test_all_that_decides_about_the_weights_is_ingested(noob: Path) -> None:
     keys = {
         "source": str(noob.with_name("noobXL.safetensors")),
@@ -90,6 +98,10 @@ def test_all_that_decides_about_the_weights_is_ingested(noob: Path) -> None:
         ("{source: x/y, vae: a.pt}", "^vae: there is no file or folder 'a.pt'"),
         ("{source: x/y, embeddings_folder: words}", "^embeddings_folder: there is no folder 'words'"),
         ("{source: x/y, config: a.yaml}", "^config: there is no folder 'a.yaml'"),
+        ("{source: x/y, fuse: [{adapter: a.safetensors}]}", r"^fuse\[0\].adapter: there is no file 'a.safet"),
+        ("{source: x/y, fuse: [{adapter: x/y}]}", r"^fuse\[0\].adapter: there is no file 'x/y'"),
+        ("{source: x/y, fuse: [{adapter: x/y/z.safetensors, scale: .inf}]}", r"^fuse\[0\].scale: "),
+        ("{source: x/y, fuse: [{adapter: x/y/z.safetensors, weight: 1}]}", "weight: unknown"),
     ],
 )
 def test_what_is_wrong_with_a_file_is_named_by_its_key(text: str, message: str, tmp_path: Path) -> None:
