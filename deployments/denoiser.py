@@ -18,7 +18,7 @@ from deployments.batching import Batching
 from deployments.cost_measurement import CostMeasurement
 from deployments.denoising_telemetry import DenoisingTelemetry
 from deployments.devices import unets
-from deployments.engine.adapters import bank_rows, of_unet
+from deployments.engine.adapters import AdapterMemory, bank_rows, of_unet
 from deployments.engine.bank import Block
 from deployments.engine.cost import StageCost
 from deployments.engine.engine import Engine
@@ -41,7 +41,7 @@ from deployments.engine.step_scheduler import group_of
 from deployments.engine.unet_loader import loading_thread
 from deployments.health import MAX_SILENCE_S, Health
 from deployments.isolation import Turn, Turns
-from deployments.packed_adapters import UNET, AdapterMemory, PackedAdapters
+from deployments.packed_adapters import UNET, PackedAdapters
 from deployments.work import Work
 
 logger = logging.getLogger("ray.serve")

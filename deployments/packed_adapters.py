@@ -5,7 +5,6 @@ import logging
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
@@ -25,14 +24,6 @@ Result = TypeVar("Result")
 UNET = ("unet",)
 TEXT_ENCODERS = ("text_encoder", "text_encoder_2")
 Packed = Mapping[str, Block]  # by part of the model; only the parts that the adapter changes
-
-
-@dataclass(frozen=True, slots=True)
-class AdapterMemory:
-    """Memory for adapters that were used lately, in bytes: of the host, and of a GPU."""
-
-    host_bytes: float = 0.0
-    gpu_bytes: float = 0.0
 
 
 class PackedAdapters:

@@ -15,6 +15,7 @@ from ray.serve import metrics
 from deployments.batching import Batching
 from deployments.cost_measurement import CostMeasurement
 from deployments.devices import text_encoder
+from deployments.engine.adapters import AdapterMemory
 from deployments.engine.cost import Curve
 from deployments.engine.fitting import Fitting
 from deployments.engine.messages import PromptEmbeds
@@ -29,7 +30,7 @@ from deployments.engine.unet_loader import loading_thread
 from deployments.forwards import Forwards
 from deployments.health import Health
 from deployments.isolation import Turn, Turns
-from deployments.packed_adapters import TEXT_ENCODERS, AdapterMemory, PackedAdapters
+from deployments.packed_adapters import TEXT_ENCODERS, PackedAdapters
 from deployments.recent import Recent
 from deployments.shelf import Shelf
 from deployments.work import Work

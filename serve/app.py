@@ -7,10 +7,10 @@ from ray.serve import Application, Deployment
 
 from deployments.batching import Batching
 from deployments.cost_measurement import CostMeasurement
+from deployments.engine.adapters import AdapterMemory
 from deployments.engine.fingerprint import fingerprint, model_ref
 from deployments.engine.model_source import ModelInfo
 from deployments.kept_costs import KeptCosts
-from deployments.packed_adapters import AdapterMemory
 from serve.capacity.config_problems import drain_timeout_s
 from serve.checks import check_adapters, checked_model_info
 from serve.config.app import AppConfig

@@ -36,6 +36,14 @@ class AdapterUse:
 
 
 @dataclass(frozen=True, slots=True)
+class AdapterMemory:
+    """A replica's memory for adapters that were used lately, in bytes: of the host, and of a GPU."""
+
+    host_bytes: float = 0.0
+    gpu_bytes: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
 class Target:
     """A layer that adapters may change: a linear one, or a convolution with its kernel's height and width."""
 
