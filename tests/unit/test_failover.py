@@ -39,6 +39,7 @@ def denoiser() -> DeploymentHandle:
         (Fault.NOT_FINITE, 500, "not_finite", "what went wrong"),
         (Fault.OUT_OF_MEMORY, 507, "out_of_memory", "what went wrong"),
         (Fault.UNLOADABLE, 422, "model_unloadable", "what went wrong"),
+        (Fault.ADAPTER, 422, "adapter_unusable", "what went wrong"),
         (Fault.BROKEN, 500, "internal_error", "A stage failed: an internal error."),
     ],
 )
