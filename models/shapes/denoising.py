@@ -3,7 +3,7 @@
 import copy
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
@@ -63,6 +63,45 @@ class Ema:
         torch._foreach_lerp_(mine, list(module.parameters()), 1 - decay)
 
 
+Loss = Callable[[int], tuple[torch.Tensor, torch.Tensor]]  # of a step: what is minimised, and what is shown
+
+
+def train_unet(
+    unet: UNet2DConditionModel, loss_of: Loss, steps: int, peak: float, seed: int, checkpoint: Path
+) -> UNet2DConditionModel:
+    """Trains those weights that require gradients, and returns the average of the weights.
+
+    peak: learning rate; checkpoint: a file, from which an interrupted training continues
+    """
+    torch.manual_seed(seed)
+    learned = [weight for weight in unet.parameters() if weight.requires_grad]
+    optimizer = torch.optim.AdamW(learned, weight_decay=0.01, betas=(0.9, 0.99))
+    ema = Ema(unet)
+    first = 0
+    if checkpoint.exists():
+        saved = torch.load(checkpoint)
+        unet.load_state_dict(saved["unet"])
+        ema.module.load_state_dict(saved["ema"])
+        optimizer.load_state_dict(saved["optimizer"])
+        first = saved["step"]
+        torch.manual_seed(seed + first)
+    losses = []
+    for step in training_steps(optimizer, first, steps, peak):
+        loss, shown = loss_of(step)
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(learned, 1.0)
+        optimizer.step()
+        ema.update(unet, step)
+        losses.append(shown.item())
+        if step % 100 == 99:
+            print(f"  loss {sum(losses[-100:]) / 100:.4f}", flush=True)
+            parts = {"unet": unet, "ema": ema.module, "optimizer": optimizer}
+            states = {name: part.state_dict() for name, part in parts.items()}
+            save_whole({**states, "step": step + 1}, checkpoint)
+    return ema.module
+
+
 def train_denoiser(
     unet: UNet2DConditionModel,
     latents: torch.Tensor,
@@ -81,41 +120,19 @@ def train_denoiser(
     The text encoder stays fixed, as in Stable Diffusion. Trained along from the first step, it forgot the
     positions before the U-Net could use them: after 10,000 steps positions were right only by chance.
     """
-    torch.manual_seed(seed + 2)
     text_encoder.requires_grad_(False)
     unet = unet.to(memory_format=torch.channels_last)
-    optimizer = torch.optim.AdamW(unet.parameters(), weight_decay=0.01, betas=(0.9, 0.99))
-    ema = Ema(unet)
     alphas_cumprod = build_scheduler().alphas_cumprod
     token_ids = tokenizer(prompts, padding="max_length", truncation=True, return_tensors="pt").input_ids
     empty_ids = tokenizer([""], padding="max_length", return_tensors="pt").input_ids
-    first = 0
-    if checkpoint.exists():
-        saved = torch.load(checkpoint)
-        unet.load_state_dict(saved["unet"])
-        ema.module.load_state_dict(saved["ema"])
-        optimizer.load_state_dict(saved["optimizer"])
-        first = saved["step"]
-        torch.manual_seed(seed + 2 + first)
-    losses = []
-    for step in training_steps(optimizer, first, steps, peak):
+
+    def loss_of(_: int) -> tuple[torch.Tensor, torch.Tensor]:
         chosen = torch.randint(len(prompts), (num_scenes,))
         ids = torch.cat([token_ids[chosen], empty_ids.expand(num_unprompted, -1)])
         plain_loss, guided = denoising_losses(unet, text_encoder, alphas_cumprod, latents[chosen], ids)
-        loss = plain_loss + GUIDED_WEIGHT * guided
-        optimizer.zero_grad()
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(unet.parameters(), 1.0)
-        optimizer.step()
-        ema.update(unet, step)
-        losses.append(plain_loss.item())
-        if step % 100 == 99:
-            print(f"  denoising loss {sum(losses[-100:]) / 100:.4f}", flush=True)
-        if step % 500 == 499:
-            parts = {"unet": unet, "ema": ema.module, "optimizer": optimizer}
-            states = {name: part.state_dict() for name, part in parts.items()}
-            save_whole({**states, "step": step + 1}, checkpoint)
-    return ema.module
+        return plain_loss + GUIDED_WEIGHT * guided, plain_loss
+
+    return train_unet(unet, loss_of, steps, peak, seed + 2, checkpoint)
 
 
 def denoising_losses(

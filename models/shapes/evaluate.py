@@ -3,12 +3,15 @@
     python models/shapes/evaluate.py            the table in docs/models.md: 200 prompts, 4 to 50 steps
     python models/shapes/evaluate.py --sheet F  also draws the first pictures at the last step count
     python models/shapes/evaluate.py --model models/outlines   the same of the model that draws outlines
+    python models/shapes/evaluate.py --adapters models/shapes/adapters/lcm.safetensors --steps 4 --guidance 1
+        --sampler LCM                           with adapters, at one guidance scale
     python models/shapes/evaluate.py --steps 20 --guidance-ends 1 0.8 0.6 0.5 0.4 0.25
                                                 what ending guidance early saves, and what it costs
 
 A picture is right in colour if the background and every object have their colours, right in position if its
 two objects stand as said (only pictures with two count), and right in shape if every object has its shape.
-It is right in style if its objects are filled, or are outlines for the model that draws those.
+It is right in style if its objects are filled, or are outlines for the model that draws those, or stand
+before stripes for the adapter that draws these.
 """
 
 import argparse
@@ -17,15 +20,20 @@ import random
 import statistics
 import time
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 
 import numpy as np
 from PIL import Image, ImageDraw
-from scenes import COLOURS, SHAPES, STYLES, Scene, outline, random_scene
+from scenes import COLOURS, SHAPES, STRIPE, STYLES, Scene, outline, random_scene, stripe_colour
 
+from deployments.adapters.reading import digest_of, read_weights
+from deployments.adapters.targets import targets_of_model
 from deployments.engine import load_engine
-from deployments.engine.local_engine import LocalEngine
+from deployments.engine.local_engine import LocalAdapter, LocalEngine
+from deployments.engine.model_source import ModelSource
 
 _BATCH_SIZE = 16
 _MIN_AREA = 60  # pixels; smaller specks are not objects
@@ -57,13 +65,12 @@ class Verdict:
 
 
 def look(pixels: np.ndarray) -> tuple[str, list[Seen]]:
-    """The background's colour and the objects of a picture [h, w, 3], largest first."""
-    distances = np.abs(pixels[:, :, None].astype(np.int32) - _PALETTE).sum(axis=-1)
-    labels = distances.argmin(axis=-1)  # [h, w]
-    border = np.concatenate(
-        [labels[:_BORDER].ravel(), labels[-_BORDER:].ravel(), labels[:, :_BORDER].ravel()]
-    )
-    background = Counter(border.tolist()).most_common(1)[0][0]
+    """The background's colour and the objects of a picture [h, w, 3], largest first.
+
+    Objects of the stripes' colour are not seen before stripes.
+    """
+    labels, background, stripes = _labels(pixels)
+    labels[labels == stripes] = background
     holes = [part for part in _components(labels == background, _MIN_HOLE) if not _touches_edge(part)]
     seen = []
     for mask in _components(labels != background):
@@ -77,6 +84,19 @@ def look(pixels: np.ndarray) -> tuple[str, list[Seen]]:
         x, y = float(columns.mean()), float(rows.mean())
         seen.append(Seen(_NAMES[colour], _shape_of(whole), x, y, is_outlined))
     return _NAMES[background], seen
+
+
+def _labels(pixels: np.ndarray) -> tuple[np.ndarray, int, int]:
+    """Each pixel's colour [h, w], the background's, and the one of its stripes: the same if it has none."""
+    distances = np.abs(pixels[:, :, None].astype(np.int32) - _PALETTE).sum(axis=-1)
+    labels = distances.argmin(axis=-1)
+    border = np.concatenate([labels[:, :_BORDER], labels[:, -_BORDER:]], axis=1)
+    is_stripe = np.arange(len(border)) // STRIPE % 2 == 0
+    stripes, background = (
+        Counter(rows.ravel().tolist()).most_common(1)[0][0]
+        for rows in (border[is_stripe], border[~is_stripe])
+    )
+    return labels, background, stripes
 
 
 def _touches_edge(part: np.ndarray) -> bool:
@@ -164,14 +184,36 @@ class Case:
     seed: int
 
 
-def draw_cases(count: int, seed: int) -> list[Case]:
-    """Random prompts with guidance 3 to 7."""
+def draw_cases(count: int, seed: int, guidance_scale: float | None = None) -> list[Case]:
+    """Random prompts. guidance_scale: None draws 3 to 7"""
     rng = random.Random(seed)
-    return [Case(random_scene(rng), rng.uniform(3, 7), rng.randrange(2**32)) for _ in range(count)]
+    cases = []
+    for _ in range(count):
+        scene, drawn = random_scene(rng), rng.uniform(3, 7)
+        cases.append(Case(scene, guidance_scale or drawn, rng.randrange(2**32)))
+    return cases
+
+
+def load_with(model: Path, files: list[Path]) -> tuple[LocalEngine, dict[LocalAdapter, float]]:
+    """The engine, and the adapters at full scale."""
+    targets = targets_of_model(ModelSource(str(model)))
+    weights = [read_weights(file, digest_of(file), "unet", targets) for file in files]
+    ranks = [max(len(factors.a) for factors in layers.values()) for layers in weights]
+    engine = load_engine(
+        str(model), max_images=_BATCH_SIZE, max_rank=sum(-(-rank // 16) * 16 for rank in ranks)
+    )
+    return engine, {
+        engine.adapter(file.stem, layers): 1.0 for file, layers in zip(files, weights, strict=True)
+    }
 
 
 def paint(
-    engine: LocalEngine, cases: list[Case], sampler: str, num_inference_steps: int, guidance_end: float = 1.0
+    engine: LocalEngine,
+    cases: list[Case],
+    sampler: str,
+    num_inference_steps: int,
+    guidance_end: float = 1.0,
+    adapters: Mapping[LocalAdapter, float] = MappingProxyType({}),
 ) -> list[np.ndarray]:
     """Draws with the project's own engine, which takes any mix of guidance scales in a batch."""
     pictures: list[np.ndarray] = []
@@ -184,6 +226,7 @@ def paint(
                 guidance_scale=case.guidance_scale,
                 guidance_end=guidance_end,
                 sampler=sampler,
+                adapters=adapters,
             )
         pictures += engine.finish()
     return pictures
@@ -198,9 +241,16 @@ def sheet(pictures: list[np.ndarray], columns: int) -> Image.Image:
 
 
 def is_in_style(pixels: np.ndarray, style: str) -> bool:
-    """Whether all objects of a picture are outlines, or none is."""
-    _, seen = look(pixels)
-    return all(one.is_outlined == (style == "outlined") for one in seen)
+    """Whether all objects of a picture are outlines, or none is; and whether they stand before stripes."""
+    background, seen = look(pixels)
+    wanted = stripe_colour(background) if style == "striped" else background
+    return _NAMES[_labels(pixels)[2]] == wanted and all(
+        one.is_outlined == (style == "outlined") for one in seen
+    )
+
+
+def hides_in_stripes(scene: Scene) -> bool:
+    return any(thing.colour == stripe_colour(scene.background) for thing in scene.things)
 
 
 def share(verdicts: list[bool]) -> str:
@@ -247,6 +297,8 @@ def main() -> None:
     parser.add_argument("--prompts", type=int, default=200)
     parser.add_argument("--steps", type=int, nargs="+", default=[4, 8, 12, 20, 50])
     parser.add_argument("--guidance-ends", type=float, nargs="+", help="fractions of the steps")
+    parser.add_argument("--guidance", type=float, help="default: another from 3 to 7 for each prompt")
+    parser.add_argument("--adapters", type=Path, nargs="+", default=[], help="files of LoRAs")
     parser.add_argument("--sampler", default="DPM++ 2M")
     parser.add_argument("--seed", type=int, default=2026)
     parser.add_argument("--sheet", type=Path, help="write the first 24 pictures of the last step count here")
@@ -255,16 +307,18 @@ def main() -> None:
     )
     args = parser.parse_args()
     style = args.style or ("outlined" if args.model.name == "outlines" else "filled")
-    cases = draw_cases(args.prompts, args.seed)
-    engine = load_engine(str(args.model), max_images=_BATCH_SIZE)
-    print(f"{args.prompts} prompts, {args.sampler}, guidance 3 to 7\n")
+    cases = draw_cases(args.prompts, args.seed, args.guidance)
+    if style == "striped":
+        cases = [case for case in cases if not hides_in_stripes(case.scene)]
+    engine, adapters = load_with(args.model, args.adapters)
+    print(f"{len(cases)} prompts, {args.sampler}, guidance {args.guidance or '3 to 7'}\n")
     if args.guidance_ends:
         compare_guidance_ends(engine, cases, args.sampler, args.steps[-1], args.guidance_ends)
         return
     print("| steps | colours right | position right | shapes right | style right |")
     print("|---:|---:|---:|---:|---:|")
     for steps in args.steps:
-        pictures = paint(engine, cases, args.sampler, steps)
+        pictures = paint(engine, cases, args.sampler, steps, adapters=adapters)
         styles = share([is_in_style(pixels, style) for pixels in pictures])
         print(f"| {steps} | {shares(cases, pictures)} | {styles} |", flush=True)
     if args.failures:

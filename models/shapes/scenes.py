@@ -28,9 +28,12 @@ RELATIONS = ("left of", "right of", "above", "below")
 # Circumradius in pixels: a single object may be larger than one of two.
 RADII_ALONE = {"small": 20, "medium": 32, "large": 46}
 RADII_TOGETHER = {"small": 14, "medium": 20, "large": 25}
-STYLES = ("filled", "outlined")  # `models/shapes` fills its objects, `models/outlines` draws hollow ones
+# `models/shapes` fills its objects, `models/outlines` draws hollow ones, the adapter "stripes" draws filled
+# ones before stripes.
+STYLES = ("filled", "outlined", "striped")
 _MIN_STROKE = 6.5  # pixels; thinner ones blur, as the VAE was trained on filled objects
 _STROKE = 0.24  # of the circumradius, where that is more
+STRIPE = 16  # pixels: two of the VAE's latents, as narrower ones blur
 _SUPERSAMPLING = 4
 
 
@@ -119,18 +122,28 @@ def outline(shape: str, x: float, y: float, radius: float) -> list[tuple[float, 
     raise ValueError(f"unknown shape {shape!r}; known: {', '.join(SHAPES)}")
 
 
+def stripe_colour(background: str) -> str:
+    """Of every other stripe before which a striped scene's objects stand."""
+    return "black" if background == "white" else "white"
+
+
 def draw(background: str, placed: tuple[Placed, ...], style: str = "filled") -> Image.Image:
     """The scene as an RGB picture of IMAGE_SIZE x IMAGE_SIZE pixels, with smooth edges."""
     side = IMAGE_SIZE * _SUPERSAMPLING
     image = Image.new("RGB", (side, side), COLOURS[background])
     pen = ImageDraw.Draw(image)
+    if style == "striped":
+        for top in range(0, side, 2 * STRIPE * _SUPERSAMPLING):
+            pen.rectangle(
+                (0, top, side, top + STRIPE * _SUPERSAMPLING - 1), COLOURS[stripe_colour(background)]
+            )
     for item in placed:
         corners = [
             (x * _SUPERSAMPLING, y * _SUPERSAMPLING)
             for x, y in outline(item.thing.shape, item.x, item.y, item.radius)
         ]
         colour = COLOURS[item.thing.colour]
-        if style == "filled":
+        if style != "outlined":
             pen.polygon(corners, colour)
         else:
             stroke = round(max(_MIN_STROKE, _STROKE * item.radius) * _SUPERSAMPLING)

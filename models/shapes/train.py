@@ -2,6 +2,7 @@
 
     make train                                          (or: python models/shapes/train.py)
     python models/shapes/train.py --style outlined      fine-tunes its U-Net and writes `models/outlines`
+    python models/shapes/train.py --style striped       trains an adapter, `adapters/stripes.safetensors`
 
 There are four seeded stages: the VAE learns the pictures, the text encoder learns which object stands where,
 every scene is encoded once, then the U-Net learns to denoise the latents (v-prediction). Finished stages stay
@@ -27,6 +28,7 @@ from architecture import (
 )
 from denoising import fast_precision, save_whole, train_denoiser, training_steps
 from diffusers import AutoencoderKL, StableDiffusionPipeline, UNet2DConditionModel
+from low_rank import add_adapter, save_adapter
 from pictures import draw_crops, draw_scenes, to_signal
 from scenes import COLOURS, SHAPES, SIZES, STYLES, Scene, random_scene
 from transformers import CLIPTextModel, CLIPTokenizer
@@ -146,10 +148,11 @@ def save(
     pipeline.to(torch.float16).save_pretrained(output)
 
 
-def fine_tune(args: argparse.Namespace, style: str) -> None:
-    """Only the U-Net learns the style. The other files are copied as they are: servers keep them once."""
+def learn_style(
+    args: argparse.Namespace, style: str, unet: UNet2DConditionModel, peak: float
+) -> UNet2DConditionModel:
+    """Only the U-Net learns the style, all of it or its adapter. peak: learning rate"""
     start = Path(__file__).parent
-    output = args.output or start.parent / "outlines"
     vae = AutoencoderKL.from_pretrained(start / "vae", torch_dtype=torch.float32)
     latents_file = args.work / f"latents-{style}-{args.scenes}-{args.seed}.pt"
     if not latents_file.exists():
@@ -157,24 +160,43 @@ def fine_tune(args: argparse.Namespace, style: str) -> None:
         save_whole(encode_scenes(vae, args.scenes, args.seed, style), latents_file)
     latents, prompts = torch.load(latents_file)
     print("2/2 the U-Net learns the style")
-    unet = train_denoiser(
-        UNet2DConditionModel.from_pretrained((args.start or start) / "unet", torch_dtype=torch.float32),
+    return train_denoiser(
+        unet,
         latents * vae.config.scaling_factor,
         prompts,
         CLIPTokenizer.from_pretrained(start / "tokenizer"),
         CLIPTextModel.from_pretrained(start / "text_encoder", dtype=torch.float32),
         args.denoiser_steps,
-        2e-4,
+        peak,
         args.seed,
         args.work / f"denoiser-{style}.pt",
         num_scenes=10,  # half of the batch is enough for what it knows but for the style
         num_unprompted=5,
     )
+
+
+def fine_tune(args: argparse.Namespace) -> None:
+    """Writes a model whose other files are copies of the embedded one's: servers keep them once."""
+    start = Path(__file__).parent
+    output = args.output or start.parent / "outlines"
+    unet = UNet2DConditionModel.from_pretrained((args.start or start) / "unet", torch_dtype=torch.float32)
+    unet = learn_style(args, "outlined", unet, 2e-4)
     for part in ("scheduler", "text_encoder", "tokenizer", "vae"):
         shutil.copytree(start / part, output / part, dirs_exist_ok=True)
     shutil.copy(start / "model_index.json", output)
     # Half the bits of a float16's fraction are noise to git's compression, and eight are enough.
     unet.to(torch.bfloat16).save_pretrained(output / "unet")
+    print(f"written to {output}")
+
+
+def train_adapter(args: argparse.Namespace) -> None:
+    """Writes an adapter for the embedded model."""
+    start = Path(__file__).parent
+    output = args.output or start / "adapters" / "stripes.safetensors"
+    torch.manual_seed(args.seed)
+    unet = UNet2DConditionModel.from_pretrained(start / "unet", torch_dtype=torch.float32)
+    add_adapter(unet)
+    save_adapter(learn_style(args, "striped", unet, 2e-3), output)
     print(f"written to {output}")
 
 
@@ -221,25 +243,25 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--style", choices=STYLES, default="filled")
-    parser.add_argument("--output", type=Path, help="default: the folder of the style's model")
+    parser.add_argument("--output", type=Path, help="default: the style's model or adapter")
     parser.add_argument(
-        "--start", type=Path, help="model to learn another style from; default: the one beside this script"
+        "--start", type=Path, help="model to learn outlines from; default: the one beside this script"
     )
     parser.add_argument(
         "--work", type=Path, default=Path("build/train"), help="folder of checkpoints; a later run continues"
     )
     parser.add_argument("--vae-steps", type=int, default=4000)
     parser.add_argument("--text-steps", type=int, default=2500)
-    parser.add_argument("--denoiser-steps", type=int, help="default: 10,000; 1,200 to learn another style")
+    parser.add_argument(
+        "--denoiser-steps", type=int, help="default: 10,000; to learn a style 1,200, as an adapter 800"
+    )
     parser.add_argument("--scenes", type=int, default=32_000)
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
-    args.denoiser_steps = args.denoiser_steps or (10_000 if args.style == "filled" else 1_200)
+    default_steps = {"filled": 10_000, "outlined": 1_200, "striped": 800}
+    args.denoiser_steps = args.denoiser_steps or default_steps[args.style]
     args.work.mkdir(parents=True, exist_ok=True)
-    if args.style == "filled":
-        train(args)
-    else:
-        fine_tune(args, args.style)
+    {"filled": train, "outlined": fine_tune, "striped": train_adapter}[args.style](args)
 
 
 if __name__ == "__main__":
