@@ -76,10 +76,9 @@ class VaeDecoder:
         def load(one: ModelRef) -> Vae:
             return vae(one.source, placement, measurement.known)
 
-        first = load(model)
-        loading = loading_thread(placement)
-        self._health = Health()
-        self._vaes = Shelf(load, lambda one: one.vae, num_models, loading, (model, first), self._health.lost)
+        loaded = (model, first := load(model))
+        loading, self._health = loading_thread(placement), Health()
+        self._vaes = Shelf(load, lambda one: one.vae, num_models, loading, loaded, self._health.lost)
         self._turns = Turns()
         self._work = Work()
         self._max_batch_size = batching.max_batch_size

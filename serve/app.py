@@ -58,32 +58,19 @@ def build_app(config: AppConfig) -> Application:
         section = config.stages[stage]
         return config.batching(stage, info), section.num_threads, section.max_models
 
-    encoder = deployment(PROMPT_ENCODER, "encoder").bind(
-        model,
-        placement,
-        *gathered("encoder"),
-        internal.encoder_cache_size,
-        engine.max_rank,
-        adapters,
-        measurement,
-    )
+    of_encoder = (internal.encoder_cache_size, engine.max_rank, adapters, measurement)
+    encoder = deployment(PROMPT_ENCODER, "encoder").bind(model, placement, *gathered("encoder"), *of_encoder)
+    of_denoiser = (config.denoiser.host_gib * 2**30, adapters, measurement)
     denoiser = deployment(DENOISER, "denoiser").bind(
-        model,
-        placement,
-        engine,
-        *gathered("denoiser"),
-        config.denoiser.host_gib * 2**30,
-        adapters,
-        measurement,
+        model, placement, engine, *gathered("denoiser"), *of_denoiser
     )
     decoder = deployment(VAE_DECODER, "decoder").bind(
         model, placement, *gathered("decoder"), internal.max_hold_s, measurement
     )
     stages = (encoder, denoiser, decoder)
     runner = deployment_of(RUNNER, **HEALTH, **config.jobs.runner_options())
-    ingress = serve.deployment(
-        Ingress, **HEALTH, **ingress_options(config, info, drain_timeout_s(config, info))
-    )
+    options = ingress_options(config, info, drain_timeout_s(config, info))
+    ingress = serve.deployment(Ingress, **HEALTH, **options)
     return ingress.bind(config, info, model, *stages, runner.bind(config, info, model, *stages))
 
 

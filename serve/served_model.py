@@ -1,14 +1,13 @@
 """A model as it is served: the requests that it accepts, and their costs."""
 
 import logging
-import secrets
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Self
 
 from deployments.engine.cost import CostModel
-from deployments.engine.messages import ImageFormat, Picture, steps_from_picture
+from deployments.engine.messages import Picture, steps_from_picture
 from deployments.engine.model_source import ModelInfo, ModelRef, ModelSource
 from deployments.engine.samplers import (
     SAMPLERS,
@@ -25,7 +24,8 @@ from serve.config.adapters import AdaptersConfig
 from serve.config.app import AppConfig
 from serve.config.catalog import effective_defaults
 from serve.config.limits import DefaultsConfig, Limits
-from serve.generation import GenerationRequest, HiresPass
+from serve.generation import GenerationRequest, HiresPass, StartPicture
+from serve.parameters import guidance_interval, image_format_of, seed_of, strength_of
 from serve.sizes import Sizes
 from serve.start_pictures import OpenedPicture, crop_of, open_picture
 from serve.texts import adapters_of, check_texts, reading_of
@@ -33,11 +33,8 @@ from serve.wanted import Wanted
 
 logger = logging.getLogger("ray.serve")
 
-MAX_SEED = 2**53 - 1  # the largest integer that every JSON reader keeps
 _ETA_DIGITS = 2  # each value needs its own tables, which take a while to compile
-MEDIA_TYPES = {"png": "image/png", "webp": "image/webp", "jpg": "image/jpeg", "jpeg": "image/jpeg"}
-_STRENGTH, _HIRES_STRENGTH = 0.8, 0.6  # diffusers' for image to image; enough to draw what enlarging blurs
-RANDOM_SEED = -1  # in other programs this means any seed
+_HIRES_STRENGTH = 0.6  # enough to draw what enlarging blurs
 _NO_ADAPTERS = Adapters(AdaptersConfig())
 
 
@@ -146,32 +143,25 @@ class ServedModel:
         wanted.check_at_most("num_images", wanted.num_images or 1, self.limits.max_num_images)
         if wanted.deadline_s is not None:
             wanted.check_at_most("deadline_s", wanted.deadline_s, self.limits.max_deadline_s)
-        _guidance_interval(wanted)
+        guidance_interval(wanted)
         self._sampler(wanted, wanted.eta)
 
     def accept(self, wanted: Wanted, request_id: str) -> Accepted:
-        """The accepted request. Compiles its sampler's table at the first use, and decodes its picture, which
-        takes a while.
+        """The accepted request. Its sampler's table, at the first use, and its picture take a while.
 
         Raises InvalidRequestError, which names the field as its dialect does.
         """
-        if wanted.negative_prompt is None:
-            wanted = replace(wanted, negative_prompt=self.defaults.negative_prompt)
-        self.check(wanted)
+        self.check(wanted := self._with_negative_prompt(wanted))
         self._check_picture_fields(wanted)
         reading = reading_of(wanted, self.defaults, self.limits, self.info)
         adapters = self.adapters.resolve(adapters_of(wanted, reading), self.source)
-        num_images, guidance_scale = wanted.num_images or 1, wanted.guidance_scale
-        guidance_start, guidance_end = _guidance_interval(wanted)
+        guidance_start, guidance_end = guidance_interval(wanted)
         eta = None if wanted.eta is None else round(wanted.eta, _ETA_DIGITS)
         sampler, num_inference_steps = self._sampler(wanted, eta)
         opened = None if wanted.image is None else open_picture(wanted, self.limits)
-        strength = None if opened is None else _strength(wanted, opened, num_inference_steps)
+        strength = None if opened is None else strength_of(wanted, opened, num_inference_steps)
         height, width = self._sizes.of(wanted, opened)
-        start, picture = None, None
-        if opened is not None:
-            self._check_mask(wanted, opened)
-            start, picture = opened.fitted(height, width, crop_of(wanted, opened, height, width), wanted)
+        start, picture = self._fitted(wanted, opened, height, width)
         request = GenerationRequest(
             request_id=request_id,
             model=self.shown_id,
@@ -182,18 +172,18 @@ class ServedModel:
             latent_shape=self._sizes.latent_shape(height, width),
             num_inference_steps=num_inference_steps,
             num_calls=self._num_calls(wanted, sampler, num_inference_steps, eta, strength),
-            guidance_scale=self.defaults.guidance_scale if guidance_scale is None else guidance_scale,
+            guidance_scale=self._guidance_scale(wanted),
             guidance_start=guidance_start,
             guidance_end=guidance_end,
             guidance_rescale=wanted.guidance_rescale or 0.0,
             sampler=sampler,
             eta=eta,
-            seed=_seed(wanted, num_images),
-            num_images=num_images,
+            seed=seed_of(wanted),
+            num_images=wanted.num_images or 1,
             deterministic=bool(wanted.deterministic),
-            image_format=_image_format(wanted),
+            image_format=image_format_of(wanted),
             num_previews=wanted.num_previews or 0,
-            deadline=None if wanted.deadline_s is None else wanted.came_at + wanted.deadline_s,
+            deadline=wanted.deadline,
             priority=wanted.priority or 0,
             reading=reading,
             adapters=adapters.unet,
@@ -206,6 +196,23 @@ class ServedModel:
         )
         request = replace(request, hires=self._hires(wanted, request))
         return Accepted(replace(request, work_s=self.work_s(request)), picture)
+
+    def _with_negative_prompt(self, wanted: Wanted) -> Wanted:
+        if wanted.negative_prompt is not None:
+            return wanted
+        return replace(wanted, negative_prompt=self.defaults.negative_prompt)
+
+    def _guidance_scale(self, wanted: Wanted) -> float:
+        return self.defaults.guidance_scale if wanted.guidance_scale is None else wanted.guidance_scale
+
+    def _fitted(
+        self, wanted: Wanted, opened: OpenedPicture | None, height: int, width: int
+    ) -> tuple[StartPicture | None, Picture | None]:
+        """The picture to start from, in the request's size."""
+        if opened is None:
+            return None, None
+        self._check_mask(wanted, opened)
+        return opened.fitted(height, width, crop_of(wanted, opened, height, width), wanted)
 
     def work_s(self, request: GenerationRequest) -> float | None:
         """Device-seconds of denoising an accepted request; None while costs are unknown."""
@@ -303,48 +310,3 @@ class ServedModel:
             num_inference_steps=steps,
             num_calls=self._num_calls(wanted, first.sampler, steps, first.eta, strength, "hires"),
         )
-
-
-def _strength(wanted: Wanted, opened: OpenedPicture, steps: int) -> float:
-    """The share of the steps that is done."""
-    strength = wanted.strength
-    if strength is None:
-        strength = _STRENGTH if opened.mask is None else 1.0
-    if steps_from_picture(steps, strength) < 1:
-        raise wanted.refusal(
-            "strength", f"{strength:g} of {steps} steps leaves no step; at least {1 / steps:.2g} does"
-        )
-    return strength
-
-
-def _seed(wanted: Wanted, num_images: int) -> int:
-    """The first image's seed. The last image's seed is valid too."""
-    if wanted.seed is None or wanted.seed == RANDOM_SEED:
-        return secrets.randbelow(2**32)
-    if wanted.seed + num_images - 1 > MAX_SEED:
-        raise wanted.refusal(
-            "seed",
-            f"{wanted.seed} was given for {num_images} images, the last of which would have "
-            f"{wanted.seed + num_images - 1}; at most {MAX_SEED} is allowed",
-        )
-    return wanted.seed
-
-
-def _guidance_interval(wanted: Wanted) -> tuple[float, float]:
-    """The start and the end of guidance, as fractions of the steps."""
-    start = wanted.guidance_start or 0.0
-    end = 1.0 if wanted.guidance_end is None else wanted.guidance_end
-    if start >= end:
-        raise wanted.refusal(
-            "guidance_start",
-            f"{start:g} was given, and {end:g} as {wanted.name('guidance_end')}; it must start before it "
-            f"ends ({wanted.name('guidance_scale')} 1 turns guidance off)",
-        )
-    return start, end
-
-
-def _image_format(wanted: Wanted) -> ImageFormat:
-    output_format = wanted.output_format or "png"
-    if output_format == "png" and wanted.output_quality not in (None, 100):
-        raise wanted.refusal("output_quality", "PNG is lossless; choose webp or jpeg")
-    return ImageFormat(MEDIA_TYPES[output_format], wanted.output_quality)

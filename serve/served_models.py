@@ -66,7 +66,7 @@ class ServedModels:
 
     def is_resident(self, model: ServedModel) -> bool:
         """Whether a denoiser holds it, so that a request waits for no load."""
-        return self._pipeline.is_resident(model.ref)
+        return self._pipeline.costs.is_resident(model.ref)
 
     def _by_id(self) -> dict[str, ServedModel]:
         found = {self.configured.id: self.configured}
@@ -80,7 +80,7 @@ class ServedModels:
         return found
 
     def _of_catalog(self, model: CatalogModel) -> ServedModel:
-        served = ServedModel.of_catalog(self._config, model, lambda: self._pipeline.known_cost(model.ref))
+        served = ServedModel.of_catalog(self._config, model, lambda: self._pipeline.costs.known(model.ref))
         return replace(served, adapters=self.configured.adapters)
 
     def _alternatives(self, name: str) -> str:

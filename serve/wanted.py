@@ -97,6 +97,11 @@ class Wanted:
     came_at: float = field(default_factory=time.time)
     names: Mapping[str, str] = field(default_factory=dict)
 
+    @property
+    def deadline(self) -> float | None:
+        """In seconds since the epoch."""
+        return None if self.deadline_s is None else self.came_at + self.deadline_s
+
     def name(self, field: str) -> str:
         """The dialect's name of a field."""
         return self.names.get(field, field)

@@ -21,6 +21,7 @@ from deployments.engine.messages import (
     DenoiseFailed,
     DenoiseRequest,
     EncodedPicture,
+    ImageParameters,
     PromptEmbeds,
 )
 from deployments.engine.model_pool import KnownModel, OneModel
@@ -127,28 +128,26 @@ class LocalEngine:
         started_at = None if image is None else strength
         table = self.tables.table(sampler, num_inference_steps, strength=started_at)
         picture = None if image is None else self._encoded(image, mask_image, height, width)
+        parameters = ImageParameters(
+            height=height,
+            width=width,
+            latent_shape=(height // self.scale_factor, width // self.scale_factor),
+            strength=started_at,
+            sampler=sampler,
+            num_inference_steps=num_inference_steps,
+            num_calls=table.num_calls,
+            guidance_scale=guidance_scale,
+            guidance_start=guidance_start,
+            guidance_end=guidance_end,
+            guidance_rescale=guidance_rescale,
+            seed=seed,
+            adapters=tuple(AdapterUse(one.ref, scale) for one, scale in adapters.items()),
+        )
+        blocks = [one.block for one in adapters]
         for offset, embeds in enumerate(self._embeds(prompts, negative_prompt, guidance_scale > 1)):
-            self.engine.add(
-                DenoiseRequest(
-                    request_id=str(self._num_added),
-                    embeds=embeds,
-                    picture=picture,
-                    strength=started_at,
-                    height=height,
-                    width=width,
-                    latent_shape=(height // self.scale_factor, width // self.scale_factor),
-                    sampler=sampler,
-                    num_inference_steps=num_inference_steps,
-                    num_calls=table.num_calls,
-                    guidance_scale=guidance_scale,
-                    guidance_start=guidance_start,
-                    guidance_end=guidance_end,
-                    guidance_rescale=guidance_rescale,
-                    seed=seed + offset,
-                    adapters=tuple(AdapterUse(one.ref, scale) for one, scale in adapters.items()),
-                ),
-                blocks=[one.block for one in adapters],
-            )
+            fields = parameters.parameters() | {"seed": seed + offset}
+            request = DenoiseRequest(str(self._num_added), embeds, picture=picture, **fields)
+            self.engine.add(request, blocks=blocks)
             self._num_added += 1
 
     def _embeds(

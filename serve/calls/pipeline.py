@@ -2,17 +2,14 @@
 
 import asyncio
 import logging
-import time
-from collections.abc import AsyncGenerator, Awaitable, Collection, Mapping, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 from opentelemetry.context import Context
-from ray.exceptions import RayError
 from ray.serve.handle import DeploymentHandle
 
-from deployments.engine.cost import CostModel, StageCost
 from deployments.engine.messages import (
     Checkpoint,
     DenoisedLatents,
@@ -26,11 +23,12 @@ from deployments.engine.messages import (
     StepProgress,
 )
 from deployments.engine.model_source import ModelRef
+from serve.calls.deadline import until
 from serve.calls.denoise_requests import denoise_request
 from serve.calls.failover import call, call_once, denoise, retried
 from serve.calls.image_metadata import image_metadata
+from serve.calls.stage_costs import StageCosts
 from serve.calls.telemetry import Telemetry
-from serve.errors import DeadlineExceededError, NotReadyError
 from serve.generation import (
     GenerationEvent,
     GenerationRequest,
@@ -40,7 +38,6 @@ from serve.generation import (
     PromptEncoded,
     Resume,
 )
-from serve.ray_internals import routing_stats
 
 logger = logging.getLogger("ray.serve")
 Result = TypeVar("Result")
@@ -69,11 +66,7 @@ class Pipeline:
         self._decoder = decoder
         self._model = model
         self._telemetry = telemetry
-        self._stages = {"encoder": encoder, "denoiser": denoiser, "decoder": decoder}
-        self._costs: dict[str, Any] = {}  # by stage, of the configured model
-        # Of other models, by the U-Net's digest; tasks that ask for them.
-        self._forwards: dict[str, tuple[StageCost, float]] = {}
-        self._asked: dict[str, asyncio.Task[None]] = {}
+        self.costs = StageCosts(encoder, denoiser, decoder, model)
 
     async def generate(
         self,
@@ -89,9 +82,9 @@ class Pipeline:
         with self._telemetry.request(request) as context:
             model = request.ref or self._model
             if request.ref is not None:
-                self._learn_soon(request.ref)
+                self.costs.learn_soon(request.ref)
             encoding = self._encode_both(request, model, picture, context)
-            embeds, encoded = await _until(request.deadline, encoding)
+            embeds, encoded = await until(request.deadline, encoding)
             yield PromptEncoded(embeds.tokens, embeds.negative_tokens)
             inputs = _Inputs(model, embeds, picture, encoded)
             images = [
@@ -102,83 +95,6 @@ class Pipeline:
             async with aclosing(_merge(images, request.deadline)) as events:
                 async for event in events:
                     yield event
-
-    async def check_ready(self, timeout_s: float, asked_once: Collection[str] = ()) -> None:
-        """Returns when every stage has answered. Raises NotReadyError.
-
-        A call waits its turn among the requests. So once every stage has answered, a late answer means only
-        that the stage is busy.
-        asked_once: stages that are not called again after they have answered
-        """
-        done = self._costs.keys() & set(asked_once)
-        try:
-            await asyncio.wait_for(self._ask_costs(self._stages.keys() - done), timeout_s)
-        except TimeoutError as error:
-            if self.known_cost() is None:
-                raise NotReadyError(
-                    "Not every stage has a replica that answers yet.", retry_after_s=1
-                ) from error
-        except RayError as error:
-            raise NotReadyError("A stage has just lost its replica.", retry_after_s=1) from error
-
-    def known_cost(self, model: ModelRef | None = None) -> CostModel | None:
-        """A model's costs, or the configured one's while they are unknown; None before every stage has
-        reported its costs."""
-        if self._costs.keys() != self._stages.keys():
-            return None
-        decode, encode_picture = self._costs["decoder"]
-        of_model = self._forwards.get((model or self._model).unet, self._costs["denoiser"])
-        forward, load_s = of_model
-        if self.is_resident(model):
-            load_s = 0.0
-        elif said := self._said():
-            load_s = min(one["load_s"] for one in said)  # of the last loads
-        return CostModel(self._costs["encoder"], forward, decode, encode_picture, load_s)
-
-    async def cost_model(self, model: ModelRef | None, deadline: float) -> CostModel:
-        """A model's costs, from the stages' replicas. Each is asked once.
-
-        Raises DeadlineExceededError and GenerationFailedError.
-        """
-        while (known := self.known_cost(model)) is None:
-            await _until(
-                deadline,
-                retried(
-                    "that asks what work costs",
-                    lambda: self._ask_costs(self._stages.keys() - self._costs.keys()),
-                ),
-            )
-        return known
-
-    def is_resident(self, model: ModelRef | None) -> bool:
-        """Whether a denoiser holds a model, as far as is known here. They start with the configured one."""
-        digest = (model or self._model).unet
-        if not (said := self._said()):
-            return digest == self._model.unet
-        return any(digest in one["models"] for one in said)
-
-    def _said(self) -> list[Mapping[str, Any]]:
-        """What denoisers have said about their models."""
-        return [said for said in routing_stats(self._denoiser) if "models" in said]
-
-    def _learn_soon(self, model: ModelRef) -> None:
-        """Asks a denoiser what a model's forwards cost, at its first request. Until then the configured one's
-        count for it."""
-        if model.unet not in self._asked:
-            self._asked[model.unet] = asyncio.create_task(self._learn(model))
-
-    async def _learn(self, model: ModelRef) -> None:
-        try:
-            self._forwards[model.unet] = await call_once(self._denoiser.cost.remote, model)
-        except RayError as error:
-            logger.warning("what %s costs is not known yet: %s", model.source.path, type(error).__name__)
-            del self._asked[model.unet]
-
-    async def _ask_costs(self, stages: Collection[str]) -> None:
-        async def ask(stage: str) -> None:
-            self._costs[stage] = await call_once(self._stages[stage].cost.remote, self._model)
-
-        await asyncio.gather(*map(ask, stages))
 
     async def _encode_both(
         self, request: GenerationRequest, model: ModelRef, picture: Picture | None, context: Context
@@ -338,7 +254,7 @@ async def _merge(
     try:
         open_streams = len(pumps)
         while open_streams:
-            event = await _until(deadline, queue.get())
+            event = await until(deadline, queue.get())
             if isinstance(event, BaseException):
                 raise event
             if event is None:
@@ -349,13 +265,3 @@ async def _merge(
         for task in pumps:
             task.cancel()
         await asyncio.gather(*pumps, return_exceptions=True)
-
-
-async def _until(deadline: float | None, awaitable: Awaitable[Result]) -> Result:
-    """Awaits until the deadline, in seconds since the epoch."""
-    if deadline is None:
-        return await awaitable
-    try:
-        return await asyncio.wait_for(awaitable, max(0.0, deadline - time.time()))
-    except TimeoutError as error:
-        raise DeadlineExceededError("The request's deadline has passed; its work was stopped.") from error

@@ -25,4 +25,4 @@ class Readiness:
         for stage in sorted(self._always_there):
             if not self._fleet.has_replica(stage):
                 raise NotReadyError(f"The {stage} has no running replica.", retry_after_s=1)
-        await self._pipeline.check_ready(timeout_s, self._may_sleep)
+        await self._pipeline.costs.check_ready(timeout_s, self._may_sleep)

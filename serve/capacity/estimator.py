@@ -3,6 +3,7 @@
 import math
 from dataclasses import dataclass
 
+from deployments.engine.adapters import bank_rows
 from deployments.engine.cost import CostModel
 from deployments.engine.engine_config import EngineConfig
 from deployments.engine.messages import ImageParameters
@@ -12,7 +13,8 @@ from serve.generation import GenerationRequest
 
 @dataclass(frozen=True, slots=True)
 class Estimator:
-    """Estimates for denoisers that batch according to `engine`."""
+    """Estimates for denoisers that batch according to `engine`. Forwards are as slow as a request's own
+    adapters make them: others may have none."""
 
     engine: EngineConfig
 
@@ -25,11 +27,13 @@ class Estimator:
             seconds = max(seconds, cost.picture.seconds(first.latent_shape, 1))
         seconds += cost.load_s
         for one in request.passes:
-            seconds += cost.denoise_s(
+            group = _group(one)
+            rank = engine.forward_rank(group, bank_rows(one.adapters))
+            seconds += cost.forward.adapted_factor(rank) * cost.denoise_s(
                 one.latent_shape,
                 one.calls_by_rows(),
                 num_images=images,
-                row_cap=engine.row_cap(_group(one), cost.forward),
+                row_cap=engine.row_cap(group, cost.forward),
                 other_rows=math.ceil(other_rows),
                 fixed_rows=engine.deterministic_rows if request.deterministic else None,
             )
@@ -42,7 +46,9 @@ class Estimator:
         """Device-seconds of denoising all images of the request."""
         engine = self._engine(cost)
         return sum(
-            engine.work_s(_group(one), cost.forward, request.num_images * one.rows_left())
+            engine.work_s(
+                _group(one), cost.forward, request.num_images * one.rows_left(), bank_rows(one.adapters)
+            )
             for one in request.passes
         )
 
@@ -51,4 +57,8 @@ class Estimator:
 
 
 def _group(one: ImageParameters) -> Group:
-    return Group(one.latent_shape, one.deterministic)
+    return Group(
+        one.latent_shape,
+        one.deterministic,
+        adapted=one.deterministic and bank_rows(one.adapters) > 0,
+    )

@@ -99,7 +99,7 @@ def build_http_app(
 ) -> Starlette:
     stores, catalog = _Stores(config), Catalog(config)
     adapters = Adapters.of(config)
-    model = replace(ServedModel.of(config, info, pipeline.known_cost), adapters=adapters)
+    model = replace(ServedModel.of(config, info, pipeline.costs.known), adapters=adapters)
     models = ServedModels(config, model, catalog, pipeline)
     job_load = JobLoad(stores.jobs, fleet.num_ingresses, lambda request: models.of(request).work_s(request))
     readiness = Readiness(pipeline, fleet, {name: one.min_replicas for name, one in config.stages.items()})

@@ -10,7 +10,7 @@ from starlette.routing import Route
 from serve.errors import ObjectNotFoundError, ObjectStoreUnavailableError
 from serve.http.operations import Answer, Operation, Parameter, described
 from serve.jobs.objects import ANSWERS_FOLDER, IMAGE_CACHE_CONTROL, ObjectStore, StoredObject, is_image_key
-from serve.served_model import MEDIA_TYPES
+from serve.parameters import MEDIA_TYPES
 
 FILES_PATH = "/v1/files"
 _GET = Operation(

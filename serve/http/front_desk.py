@@ -99,7 +99,7 @@ class FrontDesk:
             with self._rate_limits.charged(client, request):
                 held.enter_context(self._admission.admitted(request))
                 if request.deadline is not None:
-                    cost = await self._pipeline.cost_model(request.ref, request.deadline)
+                    cost = await self._pipeline.costs.of(request.ref, request.deadline)
                     latency_s = partial(model.estimator.latency_s, request, cost)
                     self._admission.check_deadline(request, latency_s)
             events = self._pipeline.generate(request, accepted.picture)

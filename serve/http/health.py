@@ -52,7 +52,7 @@ class HealthRoutes:
 
 async def learned_cost(pipeline: Pipeline, readiness: Readiness) -> CostModel:
     """The cost model, once every stage has reported its costs, even if nobody asks /readyz."""
-    while (cost := pipeline.known_cost()) is None:
+    while (cost := pipeline.costs.known()) is None:
         await asyncio.sleep(_LEARNING_PAUSE_S)
         with suppress(NotReadyError):
             await readiness.check(_READY_TIMEOUT_S)

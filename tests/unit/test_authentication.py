@@ -20,6 +20,7 @@ from deployments.engine.messages import EncodedImage, Picture, TokenCount
 from deployments.engine.model_source import ModelRef, load_model_info
 from serve.calls.fleet import Fleet
 from serve.calls.pipeline import FROM_THE_START, Pipeline
+from serve.calls.stage_costs import StageCosts
 from serve.calls.telemetry import Telemetry
 from serve.clients import Clients
 from serve.config.api_keys import key_sha256
@@ -48,6 +49,19 @@ JOB = {"version": "shapes", "input": {"prompt": "a red star", "seed": 1}}
 IMAGE = {"prompt": "a red star"}
 
 
+class KnownCosts(StageCosts):
+    """Costs that no stage has to be asked for."""
+
+    def known(self, model: ModelRef | None = None) -> CostModel:
+        return COST
+
+    async def of(self, model: ModelRef | None, deadline: float) -> CostModel:
+        return COST
+
+    def is_resident(self, model: ModelRef | None) -> bool:
+        return model is None
+
+
 class InstantPipeline(Pipeline):
     """A pipeline without stages: every image is done at once.
 
@@ -57,16 +71,8 @@ class InstantPipeline(Pipeline):
     def __init__(self, seen: list[tuple[GenerationRequest, Picture | None]]) -> None:
         nobody = cast(Any, None)
         super().__init__(nobody, nobody, nobody, SOME_MODEL, Telemetry())
+        self.costs = KnownCosts(nobody, nobody, nobody, SOME_MODEL)
         self._seen = seen
-
-    def known_cost(self, model: ModelRef | None = None) -> CostModel:
-        return COST
-
-    async def cost_model(self, model: ModelRef | None, deadline: float) -> CostModel:
-        return COST
-
-    def is_resident(self, model: ModelRef | None) -> bool:
-        return model is None
 
     async def generate(
         self,

@@ -14,7 +14,8 @@ from serve.config.limits import DefaultsConfig
 from serve.errors import InvalidRequestError, MidstepError
 from serve.generation import GenerationRequest
 from serve.http.openai.schema import ImagesBody, hint_warnings, read_body, wanted_of
-from serve.served_model import MAX_SEED, ServedModel
+from serve.parameters import MAX_SEED
+from serve.served_model import ServedModel
 
 INFO = ModelInfo(
     scheduler_config={"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"},

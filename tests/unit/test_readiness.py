@@ -86,7 +86,7 @@ def test_a_stage_that_may_sleep_is_called_once() -> None:
     stages = Scripted()
     stages.check()
     assert sorted(stages.calls) == sorted(STAGES), "what it costs is not known before"
-    assert stages.pipeline.known_cost() == KNOWN
+    assert stages.pipeline.costs.known() == KNOWN
     for gone in ({"denoiser"}, set()):  # it may be starting
         stages.fleet.gone = gone
         stages.calls.clear()
@@ -102,7 +102,7 @@ def test_it_is_not_called_again_because_another_is_late() -> None:
     assert stages.calls.count("denoiser") == 1
     stages.late.clear()
     stages.check()
-    assert stages.pipeline.known_cost() == KNOWN
+    assert stages.pipeline.costs.known() == KNOWN
 
 
 def test_a_stage_without_replicas_that_should_have_some_is_not_ready() -> None:

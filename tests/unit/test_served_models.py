@@ -45,7 +45,10 @@ def catalog() -> StillCatalog:
 @pytest.fixture
 def models(catalog: StillCatalog) -> ServedModels:
     pipeline = cast(
-        Any, SimpleNamespace(known_cost=lambda model: None, is_resident=lambda model: model is None)
+        Any,
+        SimpleNamespace(
+            costs=SimpleNamespace(known=lambda model: None, is_resident=lambda model: model is None)
+        ),
     )
     configured = ServedModel.of(CONFIG, INFO, lambda: None)
     return ServedModels(CONFIG, configured, cast(Catalog, catalog), pipeline)

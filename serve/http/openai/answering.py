@@ -25,7 +25,7 @@ from serve.http.openai.answers import (
 )
 from serve.http.problems import ErrorEvent, error_event
 from serve.http.warnings import request_warnings
-from serve.served_model import MEDIA_TYPES
+from serve.parameters import MEDIA_TYPES
 
 logger = logging.getLogger("ray.serve")
 # OpenAI's names; if a format has two, the last one, which is jpeg.

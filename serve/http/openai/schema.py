@@ -19,7 +19,7 @@ from serve.http.field_names import (
 )
 from serve.http.hires import HiresBody, hires_of
 from serve.http.loras import LORAS, Loras, loras_of
-from serve.served_model import MAX_SEED
+from serve.parameters import MAX_SEED
 from serve.wanted import LongPrompts, Wanted, shown
 
 # Names of fields that OpenAI calls differently.

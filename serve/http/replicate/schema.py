@@ -21,7 +21,7 @@ from serve.http.field_names import (
 from serve.http.hires import HiresBody, hires_of
 from serve.http.loras import LORAS, Loras, Scale, loras_of
 from serve.jobs.job import WebhookEvent
-from serve.served_model import MAX_SEED
+from serve.parameters import MAX_SEED
 from serve.wanted import LongPrompts, Wanted, WantedAdapter
 
 MAX_WAIT_S = 60.0
