@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO, TypeVar
 
-from cluster.bench.option_values import read_not_negative, read_positive_count, read_share
+from cluster.bench.option_values import read_count, read_not_negative, read_positive_count, read_share
 from cluster.bench.tasks import Task, read_task
 
 T = TypeVar("T")
@@ -22,7 +22,7 @@ class TraceArrival:
     """due_s: seconds from the start of the run; the other fields are None where the trace has no value
 
     strength: the share of the steps that is done, above 0 and up to 1, of a task with a picture
-    checkpoint: the name of the model there
+    checkpoint: the name of the model there; num_lora: adapters of the request
     """
 
     due_s: float
@@ -31,6 +31,7 @@ class TraceArrival:
     task: Task | None = None
     strength: float | None = None
     checkpoint: str | None = None
+    num_lora: int | None = None
 
 
 def constant(rate: float, duration_s: float) -> list[float]:
@@ -102,6 +103,7 @@ def _read(lines: Iterable[str], rng: random.Random) -> Iterator[TraceArrival]:
                 _read_if_any(row.get("task"), read_task),
                 _read_if_any(row.get("strength"), read_share),
                 row.get("checkpoint") or None,
+                _read_if_any(row.get("num_lora"), read_count),
             )
         except ValueError as error:
             raise ValueError(f"line {rows.line_num}: {error}") from error

@@ -5,12 +5,10 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
-import aiohttp
-
+from cluster.bench.lists import asked
 from cluster.bench.mix import PlannedRequest
 
 MODELS_PATH = "/v1/models"
-_ANSWER_TIMEOUT_S = 30.0
 
 
 @dataclass(frozen=True)
@@ -82,21 +80,7 @@ def mapped(plans: Sequence[Sequence[PlannedRequest]], served: Sequence[Listed]) 
 
 def served_models(url: str, api_key: str | None = None) -> list[Listed]:
     """The models that a server lists, in its order; none if it has no such list."""
-    return asyncio.run(_served_models(url, api_key))
-
-
-async def _served_models(url: str, api_key: str | None) -> list[Listed]:
-    headers = {"authorization": f"Bearer {api_key}"} if api_key else {}
-    timeout = aiohttp.ClientTimeout(total=_ANSWER_TIMEOUT_S)
-    try:
-        async with (
-            aiohttp.ClientSession(timeout=timeout) as session,
-            session.get(url.rstrip("/") + MODELS_PATH, headers=headers) as response,
-        ):
-            listed = await response.json(content_type=None) if response.status == 200 else None
-    except (aiohttp.ClientError, OSError, ValueError, TimeoutError):
-        return []  # the load itself shows what is wrong
-    return _read(listed)
+    return _read(asyncio.run(asked(url.rstrip("/") + MODELS_PATH, api_key)))
 
 
 def _read(listed: object) -> list[Listed]:

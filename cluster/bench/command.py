@@ -12,7 +12,6 @@ import click
 from rich.console import Console
 
 from cluster.api_key import KEY_HELP, api_key
-from cluster.bench.checkpoints import Mapped, mapped, served_models
 from cluster.bench.load import RequestOutcome, Target
 from cluster.bench.load_options import LoadOptions, file_of, with_load_options
 from cluster.bench.mix import PlannedRequest, read_size
@@ -20,6 +19,7 @@ from cluster.bench.option_values import NAME, POSITIVE, POSITIVE_COUNT, SYSTEM, 
 from cluster.bench.progress import new_progress, run
 from cluster.bench.report import Summary, plot, summarize, table, warnings
 from cluster.bench.results import Results, new_results, read_results, write_results
+from cluster.bench.served import as_served
 from cluster.bench.template import IMAGES_BODY, read_template
 
 _PLOT_NAME = "latency_throughput.png"
@@ -27,14 +27,10 @@ _PLOT_NAME = "latency_throughput.png"
 
 @dataclass(frozen=True)
 class _Runs:
-    """The plan of each run, and the targets by name. Each plan is sent to every target.
-
-    models: of a trace's checkpoints, by target; none where the plans name models as they are
-    """
+    """The targets and their plans by name: one for each run, the same but for the names in it."""
 
     targets: Mapping[str, Target]
-    plans: Sequence[Sequence[PlannedRequest]]
-    models: Mapping[str, Mapped]
+    plans: Mapping[str, Sequence[Sequence[PlannedRequest]]]
     warmup: int
     timeout_s: float
     slo_s: float | None
@@ -93,8 +89,7 @@ def bench(
         }
         plans = load.plans()
         _check_body(template, plans)
-        models = _models(targets, plans, console) if load.kind() == "trace" else {}
-        runs = _Runs(targets, plans, models, load.warmup, load.timeout_s, slo_s)
+        runs = _Runs(targets, _sent(targets, plans, load, console), load.warmup, load.timeout_s, slo_s)
         output = WRITABLE_FOLDER.convert(output or "build/bench", _parameter("output"), None)
         picture = f"{picture_size[0]}x{picture_size[1]}"
         settings = load.settings() | {"slo_s": slo_s, "stream": stream, "picture_size": picture}
@@ -123,20 +118,19 @@ def _check_body(template: Mapping[str, Any], plans: Sequence[Sequence[PlannedReq
         raise click.BadParameter(message, param_hint="--body")
 
 
-def _models(
-    targets: Mapping[str, Target], plans: Sequence[Sequence[PlannedRequest]], console: Console
-) -> dict[str, Mapped]:
-    """The models that each target serves for a trace's checkpoints, which it says. Nothing is asked for a
-    trace without checkpoints, or for bodies without a model."""
-    models = {}
+def _sent(
+    targets: Mapping[str, Target],
+    plans: Sequence[Sequence[PlannedRequest]],
+    load: LoadOptions,
+    console: Console,
+) -> dict[str, Sequence[Sequence[PlannedRequest]]]:
+    """The plans for each target, with the names of what it serves, which it says."""
+    sent = {}
     for name, target in targets.items():
-        if mapped(plans, []) is None or "{model}" not in json.dumps(target.body):
-            continue
-        found = mapped(plans, served_models(target.url, target.api_key))
-        if found is not None:
-            models[name] = found
-            console.print(found.sentence(name), markup=False, highlight=False)
-    return models
+        sent[name], told = as_served(name, target, plans, load.kind() == "trace", load.seed)
+        for sentence in told:
+            console.print(sentence, markup=False, highlight=False)
+    return sent
 
 
 def _by_name(earlier: Sequence[Results]) -> dict[str, Sequence[Summary]]:
@@ -168,10 +162,9 @@ def _measured(runs: _Runs, console: Console) -> dict[str, list[Summary]]:
     try:
         with new_progress() as progress:
             # Systems take turns within each rate, so that a change in the machine's speed hits all of them.
-            for planned in runs.plans:
-                for name, target in runs.targets.items():
-                    sent = runs.models[name].apply(planned) if name in runs.models else planned
-                    outcomes = run(target, sent, runs.warmup, runs.timeout_s, name, progress)
+            for of_rate in zip(*runs.plans.values(), strict=True):
+                for (name, target), planned in zip(runs.targets.items(), of_rate, strict=True):
+                    outcomes = run(target, planned, runs.warmup, runs.timeout_s, name, progress)
                     results[name].append(summarize(outcomes, runs.slo_s))
                     problems.update(_problem(name, outcome) for outcome in outcomes if outcome.answer.detail)
     except KeyboardInterrupt:

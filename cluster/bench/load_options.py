@@ -8,6 +8,7 @@ from typing import Any, NoReturn, TypeVar
 
 import click
 
+from cluster.bench.adapters import with_adapters
 from cluster.bench.arrivals import TraceArrival, constant, poisson, steps, trace
 from cluster.bench.mix import Mix, PlannedRequest, plan, plan_trace, read_mix, read_size, read_weights
 from cluster.bench.option_values import (
@@ -16,6 +17,7 @@ from cluster.bench.option_values import (
     POSITIVE,
     POSITIVES,
     Read,
+    read_count,
     read_not_negative,
     read_positive_count,
     read_share,
@@ -24,6 +26,7 @@ from cluster.bench.tasks import Task, read_task
 
 R = TypeVar("R")
 T = TypeVar("T")
+NO_ADAPTERS = "no request has any; --num-loras 0:85,1:15 gives one to 15% of them"
 
 
 def file_of(read: Callable[[Path], T]) -> Read[T]:
@@ -69,7 +72,7 @@ _WHEN = (
         "--trace",
         type=Path,
         help="CSV or CSV.GZ with arrival_s, num_images, num_inference_steps; optionally task, strength, "
-        "checkpoint.",
+        "checkpoint, num_lora.",
     ),
     click.option(
         "--speed-up",
@@ -104,6 +107,14 @@ _WHAT = (
         help="Of images that start from pictures: 0.5:1,0.8:3 (img2img: 0.8; inpaint: 1).",
     ),
     click.option("--models", type=_weights(_read_name), help="Models to name: sdxl:3,anime:1."),
+    click.option(
+        "--num-loras", type=_weights(read_count), help="Adapters (LoRAs) per request: 0:85,1:15 (0)."
+    ),
+    click.option(
+        "--adapters",
+        type=_weights(_read_name),
+        help="Adapters to name: stripes:3,ink:1 (those that are served, the n-th 1/n as often as the first).",
+    ),
     click.option("--seed", type=COUNT, default="0", help="Seed of arrival times and requests."),
 )
 
@@ -130,6 +141,8 @@ class LoadOptions:
     tasks: Mapping[Task, float] | None
     strengths: Mapping[float, float] | None
     models: Mapping[str, float] | None
+    num_loras: Mapping[int, float] | None
+    adapters: Mapping[str, float] | None
     seed: int
 
     def whole_mix(self) -> Mix:
@@ -152,7 +165,11 @@ class LoadOptions:
             plans = [plan(times, mix, seed) for times in self._times(duration_s)]
         if not all(plans):
             _refuse("--start" if self.start_s else "--duration", "no request falls due")
-        return plans
+        if not mix.adapters:
+            return plans
+        if not any(one.num_loras for planned in plans for one in planned):
+            _refuse("--adapters", NO_ADAPTERS)
+        return [with_adapters(planned, lambda _: mix.adapters, seed) for planned in plans]
 
     def settings(self, default_duration_s: float | None = None) -> dict[str, Any]:
         """The settings for a file of results: no paths, no hosts."""

@@ -16,6 +16,7 @@ from pydantic import (
     BeforeValidator,
     ConfigDict,
     Field,
+    NonNegativeInt,
     PositiveFloat,
     PositiveInt,
     ValidationError,
@@ -39,7 +40,8 @@ class Mix:
     """Values with their weights. Fields are drawn independently. None leaves the choice to the server.
 
     sizes: (width, height) in pixels; num_images: per request; strengths: of tasks with a picture, None for
-    the task's default
+    the task's default; num_loras: adapters per request
+    adapters: their names; empty for those that are served, the n-th with 1/n of the first one's weight
     """
 
     prompts: Sequence[str] = PROMPTS
@@ -51,6 +53,8 @@ class Mix:
     tasks: Mapping[Task, float] = field(default_factory=lambda: {Task.TXT2IMG: 1.0})
     strengths: Mapping[float | None, float] = field(default_factory=lambda: {None: 1.0})
     models: Mapping[str | None, float] = field(default_factory=lambda: {None: 1.0})
+    num_loras: Mapping[int, float] = field(default_factory=lambda: {0: 1.0})
+    adapters: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -59,6 +63,7 @@ class PlannedRequest:
 
     strength: the share of the steps that is done if the task starts from a picture, else None
     model: a served model, or a trace's checkpoint before `checkpoints` gives it one
+    num_loras: adapters that it is to have; loras: their names, None before `adapters` gives it some
     """
 
     due_s: float
@@ -73,6 +78,8 @@ class PlannedRequest:
     task: Task = Task.TXT2IMG
     strength: float | None = None
     model: str | None = None
+    num_loras: int = 0
+    loras: tuple[str, ...] | None = None
 
 
 def plan(due_times: Sequence[float], mix: Mix, seed: int) -> list[PlannedRequest]:
@@ -83,13 +90,14 @@ def plan(due_times: Sequence[float], mix: Mix, seed: int) -> list[PlannedRequest
 def plan_trace(arrivals: Sequence[TraceArrival], mix: Mix, seed: int) -> list[PlannedRequest]:
     """Does `plan`, but with the trace's values where it has them."""
     rng = random.Random(seed)
-    # Tasks and models are drawn apart, so that they change nothing else about a load.
-    of_tasks, of_models = random.Random(f"tasks {seed}"), random.Random(f"models {seed}")
+    # Tasks, models and adapters are drawn apart, so that they change nothing else about a load.
+    of_tasks, of_models, of_loras = (random.Random(f"{name} {seed}") for name in ("tasks", "models", "loras"))
     planned = []
     for arrival in arrivals:
         drawn = _draw(arrival.due_s, mix, rng)
         task, strength = _pick(mix.tasks, of_tasks), _pick(mix.strengths, of_tasks)
         task, model = arrival.task or task, _pick(mix.models, of_models)
+        num_loras = _pick(mix.num_loras, of_loras)
         strength = arrival.strength or strength or task.default_strength
         planned.append(
             replace(
@@ -99,6 +107,7 @@ def plan_trace(arrivals: Sequence[TraceArrival], mix: Mix, seed: int) -> list[Pl
                 task=task,
                 strength=strength if task.starts_from_picture else None,
                 model=arrival.checkpoint or model,
+                num_loras=num_loras if arrival.num_lora is None else arrival.num_lora,
             )
         )
     return planned
@@ -161,6 +170,8 @@ class MixFile(BaseModel):
     tasks: dict[Task, PositiveFloat] | None = None
     strengths: dict[Annotated[float, Field(gt=0, le=1)], PositiveFloat] | None = None
     models: dict[str, PositiveFloat] | None = None
+    num_loras: dict[NonNegativeInt, PositiveFloat] | None = None
+    adapters: dict[str, PositiveFloat] | None = None
 
 
 def read_mix(path: Path) -> Mix:

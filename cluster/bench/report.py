@@ -14,8 +14,8 @@ from rich.console import Group
 from rich.table import Table
 
 from cluster.bench.answers import Kind
-from cluster.bench.by_model import OfModel, by_model, table_by_model
 from cluster.bench.load import RequestOutcome
+from cluster.bench.parts import Part, by_adapters, by_model, parts_table
 from cluster.bench.tasks import Task
 
 MAX_TRUSTED_LAG_S = 0.05
@@ -31,6 +31,7 @@ class Summary:
     due times; first_preview_*: from due to the first preview, of completed requests with previews
     tasks: requests by Task; earlier results have none
     num_models: models that the requests name; by_model: those with the most requests, and all others together
+    by_adapters: requests with adapters and those without; empty if all are of one kind
     Percentiles are interpolated linearly. None: nothing to measure.
     """
 
@@ -53,7 +54,8 @@ class Summary:
     generator_lag_p99_s: float
     tasks: Mapping[str, int] = field(default_factory=dict)
     num_models: int = 0
-    by_model: Sequence[OfModel] = ()
+    by_model: Sequence[Part] = ()
+    by_adapters: Sequence[Part] = ()
 
     @property
     def trusted(self) -> bool:
@@ -98,6 +100,7 @@ def summarize(outcomes: Sequence[RequestOutcome], slo_s: float | None = None) ->
         tasks=dict(Counter(outcome.request.task.value for outcome in outcomes)),
         num_models=len({outcome.request.model for outcome in outcomes} - {None}),
         by_model=by_model(outcomes),
+        by_adapters=by_adapters(outcomes),
     )
 
 
@@ -112,7 +115,7 @@ def _percentile(values: Sequence[float], rank: float) -> float | None:
 
 def table(results: Mapping[str, Sequence[Summary]]) -> Group:
     """Tables with a row per run: figures, counts of outcomes, and requests by task if any started from a
-    picture; and one with a row per model if requests name several. Empty columns are left out."""
+    picture; and ones by model and by adapters if requests differ there. Empty columns are left out."""
     runs = [(name, summary) for name, summaries in results.items() for summary in summaries]
     figures = {
         head: [getattr(summary, field) for _, summary in runs]
@@ -132,12 +135,13 @@ def table(results: Mapping[str, Sequence[Summary]]) -> Group:
     shown = [figures, counts]
     if any(summary.tasks.keys() - {Task.TXT2IMG.value} for _, summary in runs):
         shown.append({task.value: [summary.tasks.get(task.value) for _, summary in runs] for task in Task})
+    parts: list[Table] = []
     if any(summary.num_models > 1 for _, summary in runs):
         counts["models"] = [summary.num_models or None for _, summary in runs]
-        models = [table_by_model([(name, summary.by_model) for name, summary in runs])]
-    else:
-        models = []
-    return Group(*(_drawn(runs, columns) for columns in shown), *models)
+        parts.append(parts_table("model", [(name, summary.by_model) for name, summary in runs]))
+    if any(summary.by_adapters for _, summary in runs):
+        parts.append(parts_table("adapters", [(name, summary.by_adapters) for name, summary in runs]))
+    return Group(*(_drawn(runs, columns) for columns in shown), *parts)
 
 
 def _drawn(runs: Sequence[tuple[str, Summary]], columns: Mapping[str, Sequence[float | None]]) -> Table:

@@ -11,8 +11,13 @@ from cluster.bench.mix import PlannedRequest
 from cluster.bench.pictures import picture_urls
 
 PICTURE_SIZE = (512, 512)  # width and height in pixels, where a request has none
+_NOT_SENT = ("due_s", "num_loras")
 # `image` and `mask` are data URLs.
-PLACEHOLDERS = (*(field.name for field in fields(PlannedRequest) if field.name != "due_s"), "image", "mask")
+PLACEHOLDERS = (
+    *(field.name for field in fields(PlannedRequest) if field.name not in _NOT_SENT),
+    "image",
+    "mask",
+)
 # OpenAI's images dialect with extensions that image servers share.
 IMAGES_BODY: Mapping[str, Any] = {
     "model": "{model}",
@@ -26,6 +31,7 @@ IMAGES_BODY: Mapping[str, Any] = {
     "image": "{image}",
     "mask": "{mask}",
     "strength": "{strength}",
+    "loras": "{loras}",
     "response_format": "b64_json",  # a URL as well would be one more thing to measure
 }
 _PLACEHOLDER = re.compile(r"\{(\w+)\}")

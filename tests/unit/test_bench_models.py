@@ -11,10 +11,10 @@ import pytest
 from cluster import cli
 from cluster.bench.answers import Answer, Kind
 from cluster.bench.arrivals import trace
-from cluster.bench.by_model import NUM_SHOWN, OfModel
 from cluster.bench.checkpoints import Listed, mapped, served_models
 from cluster.bench.load import RequestOutcome
 from cluster.bench.mix import Mix, PlannedRequest, plan, plan_trace, read_mix
+from cluster.bench.parts import NUM_SHOWN, Part
 from cluster.bench.report import summarize
 from cluster.bench.template import IMAGES_BODY, fill
 from tests.unit.test_bench_report import Answering, Server
@@ -119,8 +119,8 @@ def test_latencies_are_told_by_model_for_the_most_popular_ones() -> None:
     few = {f"m{index}": [1.0, 3.0] for index in range(NUM_SHOWN - 1)}
     summary = summarize(outcomes({"rare": [8.0], "rarer": [4.0], **few, "top": [1.0, 2.0, 3.0], None: [9.0]}))
     assert summary.num_models == NUM_SHOWN + 2
-    assert summary.by_model[0] == OfModel("top", 3, 2.0, 2.0, pytest.approx(2.9))
-    assert summary.by_model[-1] == OfModel("all others", 2, 6.0, 6.0, pytest.approx(7.8))
+    assert summary.by_model[0] == Part("top", 3, 2.0, 2.0, pytest.approx(2.9))
+    assert summary.by_model[-1] == Part("all others", 2, 6.0, 6.0, pytest.approx(7.8))
     assert len(summary.by_model) == NUM_SHOWN + 1
     assert summarize(outcomes({None: [1.0]})).by_model == []
 
