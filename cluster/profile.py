@@ -1,6 +1,7 @@
 """`midstep profile`: measures the costs of an application's stages on this machine, without Ray."""
 
 import logging
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -16,7 +17,8 @@ from serve.config.schema import ConfigError
 
 
 def profile(config: AppConfig) -> CostModelFile:
-    """Measures stage by stage, each with its configured number of threads.
+    """Measures stage by stage, each with its configured number of threads. Forwards are measured with
+    adapters too, whether they are offered or not.
 
     Raises ModelLoadError and ConfigError.
     """
@@ -33,7 +35,8 @@ def profile(config: AppConfig) -> CostModelFile:
 
     torch.set_num_threads(config.denoiser.num_threads)
     threads = config.denoiser.num_threads
-    found = unets(model_ref(source), placement, measurement, config.engine_config(info), threads)
+    engine = replace(config.engine_config(info), max_rank=config.adapters.max_rank)
+    found = unets(model_ref(source), placement, measurement, engine, threads)
 
     torch.set_num_threads(config.decoder.num_threads)
     loaded = vae(source, placement, None)

@@ -5,12 +5,14 @@ operations, counted on the architectures beside this file, at 60% of the 790 TFL
 products reach. Each forward also takes a fixed time, for launches and for the poor use of the device by few
 rows. That time is an assumption, and so is the time of text encoding. So is how a model of a catalog is
 loaded: its U-Net is in the host's memory as pages of its file, one thread reads it there, and it is copied
-to the device over PCIe 5.0 at half of what pinned memory reaches. `midstep profile` on the device replaces
+to the device over PCIe 5.0 at half of what pinned memory reaches. So is what adapters cost (README.md).
+`midstep profile` on the device replaces
 all of it.
 """
 
 from pathlib import Path
 
+from deployments.engine.adapters import rank_buckets
 from deployments.engine.cost import CostModel, Curve, StageCost
 from deployments.engine.messages import LatentShape
 from serve.config.model import CostModelFile
@@ -21,6 +23,7 @@ HOST_GB_PER_S, TO_DEVICE_GB_PER_S = 10.0, 25.0
 # The same padding as EngineConfig.for_device on CUDA.
 ROW_COUNTS = (1, 2, 4, 6, 8, 12, 16, 24, 32, 48, 64)
 MAX_TEXTS = 64
+ADAPTED = tuple((rank, 1.15) for rank in rank_buckets(128))
 FOLDER = Path(__file__).parent
 
 
@@ -46,7 +49,7 @@ def modelled(
         device=DEVICE,
         cost_model=CostModel(
             encode=Curve(encode_s, MAX_TEXTS, 0.0),
-            forward=StageCost(((latent_shape, forward),), padded_to=ROW_COUNTS),
+            forward=StageCost(((latent_shape, forward),), padded_to=ROW_COUNTS, adapted=ADAPTED),
             decode=StageCost(((latent_shape, Curve(image_s, 1, image_s)),)),
             load_s=unet_gb / HOST_GB_PER_S + unet_gb / TO_DEVICE_GB_PER_S,
         ),

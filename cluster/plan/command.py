@@ -1,6 +1,6 @@
 """`midstep plan`: options in, tables and sentences out."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -14,6 +14,7 @@ from cluster.bench.progress import counting, new_progress, run
 from cluster.bench.report import summarize, warnings
 from cluster.bench.report import table as summary_table
 from cluster.config_errors import shown_config_errors
+from cluster.plan.adapters import equipped, offering
 from cluster.plan.catalog import models_of, named
 from cluster.plan.devices import Sharing
 from cluster.plan.load_plan import LoadPlan, check_autoscaling, plan_load
@@ -73,8 +74,11 @@ def plan(options: PlanOptions) -> Written:
     if options.load_s is not None:
         file = file.model_copy(update={"cost_model": replace(file.cost_model, load_s=options.load_s)})
     models = models_of(options, config)
-    options = replace(options, plans=named(options.plans, models))
-    model = _model(options, config, file)
+    with_adapters = equipped(
+        named(options.plans, models), options.adapters, config, options.settings["seed"], options.validate
+    )
+    options = replace(options, plans=with_adapters.plans)
+    model = _model(options, offering(config, with_adapters.ranks), file, with_adapters.ranks)
     console = Console()
     console.print(
         f"Simulated with the costs of {file.device}. A device's time is shared by: {model.sharing}.",
@@ -82,6 +86,8 @@ def plan(options: PlanOptions) -> Written:
     )
     if models is not None:
         console.print(models.sentence(config.model.id), markup=False, highlight=False)
+    if with_adapters.told is not None:
+        console.print(with_adapters.told, markup=False, highlight=False)
     if not file.cost_model.load_s and any(num_models(planned) > 1 for planned in options.plans):
         console.print("Loads of models take no time in this cost model; --load-s gives them one.")
     if options.validate is None:
@@ -94,12 +100,12 @@ def plan(options: PlanOptions) -> Written:
     return written
 
 
-def _model(options: PlanOptions, config: AppConfig, file: CostModelFile) -> Model:
+def _model(options: PlanOptions, config: AppConfig, file: CostModelFile, ranks: Mapping[str, int]) -> Model:
     info = load_model_info(config.model.source())
     config.check_for(info)
     known = options.known
     overheads = Overheads(known.request_s or 0.0, known.step_s or 0.0, known.slowdown or 1.0)
-    return Model(config, info, file.cost_model, options.sharing or _sharing(config), overheads)
+    return Model(config, info, file.cost_model, options.sharing or _sharing(config), overheads, ranks)
 
 
 def _sharing(config: AppConfig) -> Sharing:

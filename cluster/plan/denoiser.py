@@ -45,24 +45,28 @@ class SimulatedDenoising:
 
 @dataclass(frozen=True, slots=True)
 class DenoisingCosts:
-    """The costs that every denoiser uses, each computed once. They are the same for all models."""
+    """The costs that every denoiser uses, each computed once. They are the same for all models.
+
+    max_rank: as in EngineConfig
+    """
 
     row_cap: Callable[[Group], int]
     seconds: Callable[[Group, int, int], float]
-    work_s: Callable[[Group, int], float]
+    work_s: Callable[[Group, int, int], float]
+    max_rank: int
 
     @classmethod
     def of(cls, config: EngineConfig, cost: StageCost) -> "DenoisingCosts":
         def seconds(group: Group, rows: int, rank: int) -> float:
             return config.seconds(group, cost, rows, rank)
 
-        def work_s(group: Group, rows: int) -> float:
-            return config.work_s(group, cost, rows)
+        def work_s(group: Group, rows: int, rank: int) -> float:
+            return config.work_s(group, cost, rows, rank)
 
         def row_cap(group: Group) -> int:
             return config.row_cap(group, cost)
 
-        return cls(cache(row_cap), cache(seconds), cache(work_s))
+        return cls(cache(row_cap), cache(seconds), cache(work_s), config.max_rank)
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,7 +96,7 @@ class DenoiserReplica:
         self._overheads = overheads
         self._loads = loads
         self._models = ModelSlots(env, room.slots, room.load_s, self._look)
-        self._scheduler = StepScheduler(costs.row_cap, costs.seconds)
+        self._scheduler = StepScheduler(costs.row_cap, costs.seconds, costs.max_rank)
         self._admitted: Batches[SimulatedDenoising] = Batches(env, batching, self._admit)
         self._items: dict[str, SimulatedDenoising] = {}
         self._busy: tuple[str, ...] = ()  # the model of the forward under way
@@ -100,7 +104,8 @@ class DenoiserReplica:
         env.process(self._work())
 
     def work_s(self, call: DenoiseRequest) -> float:
-        return self._costs.work_s(group_of(call), call.rows_left()) + self._models.load_s(call.model)
+        work_s = self._costs.work_s(group_of(call), call.rows_left(), bank_rows(call.adapters))
+        return work_s + self._models.load_s(call.model)
 
     def routing_stats(self) -> Mapping[str, Any]:
         return {"models": self._models.resident, "load_s": self._models.usual_load_s}

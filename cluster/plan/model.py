@@ -1,6 +1,7 @@
 """The parts of an application that concern time: its configuration, its model, and its costs."""
 
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 from cluster.bench.mix import PlannedRequest
@@ -9,6 +10,7 @@ from cluster.plan.denoiser import DenoisingCosts, Room
 from cluster.plan.devices import Sharing
 from cluster.plan.model_slots import CONFIGURED
 from cluster.plan.stages import Overheads
+from deployments.engine.adapters import AdapterRef, AdapterUse, bank_rows
 from deployments.engine.cost import CostModel
 from deployments.engine.engine_config import EngineConfig
 from deployments.engine.model_source import ModelInfo
@@ -23,13 +25,14 @@ from serve.wanted import Wanted
 
 @dataclass(frozen=True)
 class Model:
-    """The parts of a configuration that concern time."""
+    """The parts of a configuration that concern time. ranks: of the adapters that requests name"""
 
     config: AppConfig
     info: ModelInfo
     cost: CostModel
     sharing: Sharing
     overheads: Overheads
+    ranks: Mapping[str, int] = field(default_factory=dict)
 
     def with_row_cap(self, rows: int) -> "Model":
         denoiser = self.config.denoiser.model_copy(update={"rows_per_forward": rows})
@@ -96,7 +99,23 @@ class Model:
         )
         served = self._served_with_mask if planned.task is Task.INPAINT else self.served
         request = served.accept(wanted, request_id).request
-        return request if planned.strength is None else self._shortened(request, planned.strength)
+        if planned.loras:
+            request = replace(request, adapters=self._adapters(planned.loras))
+        if planned.strength is not None:
+            request = self._shortened(request, planned.strength)
+        return replace(request, work_s=self.served.work_s(request))
+
+    def _adapters(self, names: Sequence[str]) -> tuple[AdapterUse, ...]:
+        """Raises InvalidRequestError, where the server would."""
+        uses = tuple(AdapterUse(AdapterRef(name, "", name, self.ranks[name], 0), 1.0) for name in names)
+        allowed = self.config.adapters
+        for what, given, most in (
+            ("adapters were given", len(uses), allowed.max_per_request),
+            ("is the rank of the adapters together", bank_rows(uses), allowed.max_rank),
+        ):
+            if given > most:
+                raise InvalidRequestError(f"loras: {given} {what}; at most {most} is allowed.", "loras")
+        return uses
 
     def _shortened(self, request: GenerationRequest, strength: float) -> GenerationRequest:
         """The request as if it started from a picture: only its last steps. Raises InvalidRequestError."""
@@ -106,8 +125,7 @@ class Model:
             )
         except UnsupportedSamplerError as error:
             raise InvalidRequestError(f"strength: {error}.", "strength") from error
-        request = replace(request, strength=strength, num_calls=table.num_calls, work_s=None)
-        return replace(request, work_s=self.served.work_s(request))
+        return replace(request, strength=strength, num_calls=table.num_calls)
 
     def work_s(self, planned: PlannedRequest) -> float:
         """Device-seconds of denoising the request. Raises InvalidRequestError."""

@@ -13,6 +13,7 @@ from cluster.bench.load import Target
 from cluster.bench.load_options import LoadOptions, with_load_options
 from cluster.bench.mix import PlannedRequest
 from cluster.bench.option_values import NOT_NEGATIVE, POSITIVE, POSITIVE_COUNT, URL, WRITABLE_FILE
+from cluster.plan.adapters import ADAPTER_OPTIONS, MadeUp
 from cluster.plan.devices import Sharing
 from cluster.plan.load_plan import Goal
 from cluster.plan.validation import Known
@@ -26,14 +27,15 @@ DURATION_S = 600.0
 class PlanOptions:
     """load_s: seconds that a model takes to load, instead of the cost model's
 
-    num_models: that the plans' checkpoints are shared out to; sharing: of devices; None for what suits the
-    configuration; validate: the server to compare with
+    num_models: that the plans' checkpoints are shared out to; adapters: that requests have
+    sharing: of devices, None for what suits the configuration; validate: the server to compare with
     """
 
     config: Path
     cost_model: str | None
     load_s: float | None
     num_models: int | None
+    adapters: MadeUp
     plans: Sequence[Sequence[PlannedRequest]]
     goal: Goal
     sharing: Sharing | None
@@ -63,6 +65,7 @@ _OPTIONS = (
         help="Models that are served. A trace's checkpoints are shared out to them; without any, the n-th "
         "model has 1/n of the first one's requests.",
     ),
+    *ADAPTER_OPTIONS,
     click.option(
         "--sharing",
         type=click.Choice([str(sharing) for sharing in Sharing]),
@@ -95,6 +98,8 @@ def with_plan_options(command: Callable[[PlanOptions], R]) -> Callable[..., R]:
         cost_model: str | None,
         load_s: float | None,
         num_models: int | None,
+        num_adapters: int | None,
+        adapter_rank: int,
         sharing: str | None,
         overhead_s: float | None,
         step_overhead_s: float | None,
@@ -105,13 +110,17 @@ def with_plan_options(command: Callable[[PlanOptions], R]) -> Callable[..., R]:
             raise click.BadParameter("is more than 100", param_hint="--percentile")
         if num_models is not None and load.models is None:
             load = replace(load, models={str(rank): 1 / rank for rank in range(1, num_models + 1)})
+        plans, adapters = load.plans(DURATION_S), MadeUp(num_adapters, adapter_rank)
+        adapters.check(plans)
+        settings = load.settings(DURATION_S) | {"num_models": num_models} | adapters.settings()
         return command(
             PlanOptions(
                 config=config,
                 cost_model=cost_model,
                 load_s=load_s,
                 num_models=num_models,
-                plans=load.plans(DURATION_S),
+                adapters=adapters,
+                plans=plans,
                 goal=Goal(slo_s, percentile, price, max_gpus),
                 sharing=None if sharing is None else Sharing(sharing),
                 known=Known(overhead_s, step_overhead_s, slowdown),
@@ -119,7 +128,7 @@ def with_plan_options(command: Callable[[PlanOptions], R]) -> Callable[..., R]:
                 warmup=load.warmup,
                 timeout_s=load.timeout_s,
                 json=json,
-                settings=load.settings(DURATION_S) | {"num_models": num_models},
+                settings=settings,
             )
         )
 

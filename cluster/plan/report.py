@@ -34,7 +34,9 @@ def title(planned: Sequence[PlannedRequest]) -> str:
     counted = ", ".join(f"{tasks[task]} {task}" for task in Task if tasks[task])
     by_task = f" ({counted})" if tasks.keys() - {Task.TXT2IMG} else ""
     models = f", {num_models(planned)} models" if num_models(planned) > 1 else ""
-    return f"{len(planned)} requests{by_task} for {images} images in {span_s:.0f} s{rate}{models}"
+    having = sum(bool(request.loras) for request in planned)
+    adapters = f", {having} with adapters" if having else ""
+    return f"{len(planned)} requests{by_task} for {images} images in {span_s:.0f} s{rate}{models}{adapters}"
 
 
 def options_table(load: LoadPlan, goal: Goal) -> Table:

@@ -18,11 +18,13 @@ from cluster.bench.report import summarize, table, warnings
 from cluster.bench.results import Results, new_results
 from cluster.config_errors import shown_config_errors
 from cluster.local_cluster import local_cluster
+from cluster.plan.adapters import equipped, offering
 from cluster.plan.catalog import catalog_models
 from cluster.plan.devices import Sharing
 from cluster.plan.model import Model
 from cluster.plan.report import num_models
 from cluster.plan.stages import Overheads
+from cluster.rehearsal.adapters import with_adapter_files
 from cluster.rehearsal.application import check_room, on_gpus
 from cluster.rehearsal.catalog import with_models
 from cluster.rehearsal.chart import chart
@@ -61,13 +63,20 @@ def rehearse(options: RehearsalOptions) -> None:
     """
     config = on_gpus(only_application(options.config))
     check_room(config, options.nodes)
-    work_s = _work_s(config)
     console = Console()
     devices = f"simulated devices: {_cost_file(config).device}"
     console.print(f"{options.gpus} simulated GPUs; {devices}", markup=False, highlight=False)
     options = _with_names_of_catalog(options, config, console)
-    with with_models(config, options.planned) as served:
-        if served is not config:
+    given = equipped([options.planned], options.adapters, config, options.settings["seed"])
+    options = replace(options, planned=given.plans[0])
+    if given.told is not None:
+        console.print(given.told, markup=False, highlight=False)
+    made_up = {} if options.adapters.number is None and config.adapters.folder is not None else given.ranks
+    with (
+        with_adapter_files(config, made_up) as equipped_config,
+        with_models(equipped_config, options.planned) as served,
+    ):
+        if served is not equipped_config:
             number = num_models(options.planned)
             console.print(f"{number} checkpoints are served as models of their own like {config.model.id}.")
         rehearsals = _rehearsed(options, served)
@@ -77,6 +86,7 @@ def rehearse(options: RehearsalOptions) -> None:
     console.print(_paid(rehearsals, options.slo_s))
     for warning in warnings(runs):
         console.print(f"Warning: {warning}", style="bold red", markup=False, highlight=False)
+    work_s = _work_s(config, given.ranks)
     series = {name: series_of(one, work_s) for name, one in rehearsals.items()}
     gpu_seconds = {name: one.gpu_seconds() for name, one in rehearsals.items()}
     results = [new_results(name, options.settings, [summary]) for name, summary in summaries.items()]
@@ -138,11 +148,11 @@ def _paid(rehearsals: Mapping[str, Rehearsal], slo_s: float | None) -> Table:
     return drawn
 
 
-def _work_s(config: AppConfig) -> Callable[[PlannedRequest], float]:
+def _work_s(config: AppConfig, ranks: Mapping[str, int]) -> Callable[[PlannedRequest], float]:
     """Device-seconds of denoising a request."""
     cost = _cost_file(config).cost_model
-    model = Model(config, load_model_info(config.model.source()), cost, Sharing.NOTHING, Overheads())
-    return model.work_s
+    info = load_model_info(config.model.source())
+    return Model(offering(config, ranks), info, cost, Sharing.NOTHING, Overheads(), ranks).work_s
 
 
 def _cost_file(config: AppConfig) -> CostModelFile:

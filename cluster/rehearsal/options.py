@@ -11,16 +11,21 @@ import click
 from cluster.bench.load_options import LoadOptions, with_load_options
 from cluster.bench.mix import PlannedRequest
 from cluster.bench.option_values import POSITIVE, POSITIVE_COUNT, WRITABLE_FOLDER
+from cluster.plan.adapters import ADAPTER_OPTIONS, MadeUp
 
 R = TypeVar("R")
 
 
 @dataclass(frozen=True)
 class RehearsalOptions:
-    """policies: autoscaling policies, one rehearsal each; empty: the configuration's policy"""
+    """policies: autoscaling policies, one rehearsal each; empty: the configuration's policy
+
+    adapters: that requests have
+    """
 
     config: Path
     planned: Sequence[PlannedRequest]
+    adapters: MadeUp
     timeout_s: float
     gpus: int
     gpus_per_node: int
@@ -47,6 +52,7 @@ _OPTIONS = (
         help="Autoscaling policies to compare, one rehearsal each (the configuration's).",
     ),
     with_load_options,
+    *ADAPTER_OPTIONS,
     click.option("--slo-s", type=POSITIVE, help="Longest good answer in seconds."),
     click.option("--output", type=WRITABLE_FOLDER, default="build/rehearsal", help="Output folder."),
 )
@@ -62,6 +68,8 @@ def with_rehearsal_options(command: Callable[[RehearsalOptions], R]) -> Callable
         gpus_per_node: int,
         policies: Sequence[str] | None,
         load: LoadOptions,
+        num_adapters: int | None,
+        adapter_rank: int,
         slo_s: float | None,
         output: Path,
     ) -> R:
@@ -69,11 +77,14 @@ def with_rehearsal_options(command: Callable[[RehearsalOptions], R]) -> Callable
         if len(plans) != 1:
             message = "only one run can be rehearsed; use --arrivals step for several rates"
             raise click.BadParameter(message, param_hint="--rate")
-        cluster = {"gpus": gpus, "gpus_per_node": gpus_per_node, "slo_s": slo_s}
+        adapters = MadeUp(num_adapters, adapter_rank)
+        adapters.check(plans)
+        cluster = {"gpus": gpus, "gpus_per_node": gpus_per_node, "slo_s": slo_s} | adapters.settings()
         return command(
             RehearsalOptions(
                 config,
                 plans[0],
+                adapters,
                 load.timeout_s,
                 gpus,
                 gpus_per_node,

@@ -213,7 +213,7 @@ def written_models(config: Path, folder: Path, *options: str) -> list[str]:
     trace.write_text(CHECKPOINTS)
     call(str(config), "--trace", str(trace), "--json", str(output), *options)
     [load] = json.loads(output.read_text())["loads"]
-    return [of_model["model"] for of_model in load["options"][0]["summary"]["by_model"]]
+    return [of_model["name"] for of_model in load["options"][0]["summary"]["by_model"]]
 
 
 def test_a_traces_checkpoints_are_models_of_their_own_without_a_catalog(
@@ -237,7 +237,7 @@ def test_models_are_as_many_as_is_said(
     call(str(config), *LOAD, "--num-models", "3", "--json", str(output))
     [load] = json.loads(output.read_text())["loads"]
     of_models = load["options"][0]["summary"]["by_model"]
-    assert [one["model"] for one in of_models] == ["shapes", "model-2", "model-3"]
+    assert [one["name"] for one in of_models] == ["shapes", "model-2", "model-3"]
     first, second, _ = (one["num_requests"] for one in of_models)
     assert first > second
 
