@@ -86,6 +86,9 @@ class PackedAdapters:
         for part in self._parts:
             if weights := read_weights(Path(adapter.path), adapter.digest, part, targets):
                 rank = max(len(factors.a) for factors in weights.values())
+                declared = adapter.unet_rank if part in UNET else adapter.text_rank
+                if rank > declared:  # the bank was shared out by what was declared
+                    raise AdapterFileError(f"it has the rank {rank} in the {part}, and not {declared}")
                 layout = Layout.of(targets.parts[part])
                 packed[part] = layout.pack(adapter.digest, rank, weights, dtype)
         return packed

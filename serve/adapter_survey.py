@@ -4,13 +4,11 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from deployments.adapters.files import AdapterFile, AdapterFileError
+from deployments.adapters.files import TITLES, TRIGGERS, AdapterFile, AdapterFileError
 from deployments.adapters.targets import ModelTargets, targets_of_model
 from deployments.engine.model_source import ModelLoadError, ModelSource
 from serve.adapters import Adapters
 
-_TRIGGERS = "modelspec.trigger_phrase"  # https://github.com/Stability-AI/ModelSpec
-_TITLES = ("modelspec.title", "ss_output_name")  # the second is kohya's
 _LONGEST_TITLE = 200
 
 
@@ -39,12 +37,12 @@ class Surveyed:
     @property
     def title(self) -> str | None:
         metadata = self.file.metadata if self.file else {}
-        return next((metadata[key][:_LONGEST_TITLE] for key in _TITLES if metadata.get(key)), None)
+        return next((metadata[key][:_LONGEST_TITLE] for key in TITLES if metadata.get(key)), None)
 
     @property
     def trigger_words(self) -> list[str]:
         """The words that a prompt should have, as the file's author says."""
-        text = self.file.metadata.get(_TRIGGERS, "") if self.file else ""
+        text = self.file.metadata.get(TRIGGERS, "") if self.file else ""
         return [word.strip() for word in text.split(",") if word.strip()]
 
 

@@ -8,10 +8,23 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from deployments.adapters.errors import AdapterFileError
-from deployments.adapters.resolving import MAX_BYTES, open_adapter
+from deployments.adapters.resolving import MAX_BYTES, MAX_HEADER_BYTES, open_adapter
 from deployments.adapters.targets import ModelTargets
 
-__all__ = ["MAX_BYTES", "AdapterFile", "AdapterFileError", "digest_of", "read_adapter_file"]
+__all__ = [
+    "MAX_BYTES",
+    "MAX_HEADER_BYTES",
+    "TITLES",
+    "TRIGGERS",
+    "AdapterFile",
+    "AdapterFileError",
+    "digest_of",
+    "read_adapter_file",
+]
+
+TITLES = ("modelspec.title", "ss_output_name")  # the second is kohya's
+TRIGGERS = "modelspec.trigger_phrase"  # https://github.com/Stability-AI/ModelSpec
+_LONGEST_VALUE = 500  # characters
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,7 +34,9 @@ class AdapterFile:
     kinds: of lora, locon, loha, lokr, dora, full, norm, in this order
     ranks: the highest rank by part of the model (unet, text_encoder, text_encoder_2), if it changes it
     dense: the keys that only `fuse` can use; requests can use a file without such keys
-    num_bytes: of the file; metadata: what the file says about itself, as its author wrote it
+    num_bytes: of the file
+    metadata: the TITLES and TRIGGERS that the file has, cut and without control characters; a file may have
+        megabytes of others, and thousands of files are known at once
     """
 
     kinds: tuple[str, ...]
@@ -59,8 +74,15 @@ def read_adapter_file(path: Path, model: ModelTargets, max_bytes: int = MAX_BYTE
         ranks=ranks,
         dense=tuple(sorted(key for layer in layers for key in layer.dense)),
         num_bytes=path.stat().st_size,
-        metadata=header.metadata,
+        metadata={
+            key: _printable(value) for key in (*TITLES, TRIGGERS) if (value := header.metadata.get(key))
+        },
     )
+
+
+def _printable(text: str) -> str:
+    """An author's text for one line."""
+    return "".join(mark if mark.isprintable() else " " for mark in text[:_LONGEST_VALUE]).strip()
 
 
 def digest_of(path: Path) -> str:

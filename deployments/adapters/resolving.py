@@ -15,7 +15,7 @@ from deployments.ingestion.headers import Header, read_header
 from deployments.ingestion.model_entry import IngestionError
 
 MAX_BYTES = 2 << 30
-_MAX_HEADER_BYTES = 8 << 20  # as JSON in Python, a header takes up to twenty times its size
+MAX_HEADER_BYTES = 8 << 20  # as JSON in Python, a header takes up to twenty times its size
 
 
 def open_adapter(path: Path, model: ModelTargets, max_bytes: int = MAX_BYTES) -> tuple[Header, list[Layer]]:
@@ -35,7 +35,7 @@ def _header(path: Path, max_bytes: int) -> Header:
     if num_bytes > max_bytes:
         raise AdapterFileError(f"{path.name} has {num_bytes:,} bytes; up to {max_bytes:,} are allowed")
     try:
-        header = read_header(path, _MAX_HEADER_BYTES)
+        header = read_header(path, MAX_HEADER_BYTES)
     except IngestionError as error:
         raise AdapterFileError(str(error).replace(str(path), path.name)) from error
     if not header.tensors:

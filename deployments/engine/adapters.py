@@ -121,8 +121,9 @@ def overflow(part: str, uses: Iterable[AdapterUse]) -> StageError:
     named = ", ".join(f"{use.adapter.name} at scale {use.scale:g}" for use in uses)
     if not named:
         return not_finite(part)
+    # The same scales would overflow again, so this is no fault of a file, which may be mended.
     return StageError(
-        Fault.ADAPTER,
+        Fault.NOT_FINITE,
         f"With {named}, the {part} gave values that are not numbers (NaN or infinity); smaller scales may "
         "do.",
     )

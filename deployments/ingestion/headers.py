@@ -18,7 +18,7 @@ PICKLE_SUFFIXES = frozenset({".ckpt", ".pt", ".pth", ".bin", ".pkl"})
 # What has another suffix may be a hub id, as in owner/name-v1.5.
 FILE_SUFFIXES = PICKLE_SUFFIXES | {".safetensors", ".sft", ".gguf"}
 _MAX_HEADER_BYTES = 100_000_000  # safetensors' own limit
-_LENGTH_BYTES = 8
+LENGTH_BYTES = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,11 +50,7 @@ def read_header(path: Path, max_header_bytes: int = _MAX_HEADER_BYTES) -> Header
     try:
         size_bytes = path.stat().st_size
         with path.open("rb") as file:
-            start = file.read(_LENGTH_BYTES)
-            _refuse_other_formats(path, start)
-            length = struct.unpack("<Q", start)[0] if len(start) == _LENGTH_BYTES else 0
-            if not 1 < length <= max_header_bytes:
-                raise _is_no_safetensors(path)
+            length = header_length(path, file.read(LENGTH_BYTES), max_header_bytes)
             text = file.read(length)
     except OSError as error:
         raise IngestionError(f"{path} cannot be read: {error.strerror}") from error
@@ -63,8 +59,20 @@ def read_header(path: Path, max_header_bytes: int = _MAX_HEADER_BYTES) -> Header
     return _parse(path, text, size_bytes)
 
 
+def header_length(path: Path, start: bytes, max_header_bytes: int = _MAX_HEADER_BYTES) -> int:
+    """Bytes of the header, which follow the first LENGTH_BYTES. start: those; path: for errors
+
+    Raises IngestionError if the file is not a safetensors file, or its header is larger.
+    """
+    _refuse_other_formats(path, start)
+    length: int = struct.unpack("<Q", start)[0] if len(start) == LENGTH_BYTES else 0
+    if not 1 < length <= max_header_bytes:
+        raise _is_no_safetensors(path)
+    return length
+
+
 def _parse(path: Path, text: bytes, size_bytes: int) -> Header:
-    begin = _LENGTH_BYTES + len(text)
+    begin = LENGTH_BYTES + len(text)
     try:
         entries = json.loads(text)
         metadata = dict((entries.pop("__metadata__", None) or {}).items())
@@ -103,7 +111,7 @@ def _refuse_other_formats(path: Path, start: bytes) -> None:
 
 def _may_be_length(start: bytes) -> bool:
     """Whether the first bytes can be the length of a header."""
-    return len(start) == _LENGTH_BYTES and start[4:] == bytes(4)
+    return len(start) == LENGTH_BYTES and start[4:] == bytes(4)
 
 
 def _is_pickle(path: Path) -> IngestionError:

@@ -75,11 +75,13 @@ def test_ranks_may_differ_by_layer_and_part(model_folder: Callable[[str], Path],
     stem = "lora_unet_time_embedding_linear_1"
     for role, factor in files.lora(xl.parts["unet"]["time_embedding.linear_1"], 7).items():
         tensors[f"{stem}.lora_{role}.weight"] = factor
-    path = files.save(tmp_path / "a.safetensors", tensors, {"modelspec.title": "A style"})
+    said = {"modelspec.title": "A\nstyle", "modelspec.trigger_phrase": "x" * 9000, "ss_tag_frequency": "{}"}
+    path = files.save(tmp_path / "a.safetensors", tensors, said)
     file = read_adapter_file(path, xl)
     assert file.ranks == {"unet": 7, "text_encoder": 2, "text_encoder_2": 3}
     assert (file.unet_rank, file.text_rank, file.num_bytes) == (7, 3, path.stat().st_size)
-    assert file.metadata == {"modelspec.title": "A style"}
+    kept = {"modelspec.title": "A style", "modelspec.trigger_phrase": "x" * 500}
+    assert file.metadata == kept, "only what is shown, of thousands of files"
     weights = read_weights(path, digest_of(path), "unet", xl)
     assert {factors.a.shape[0] for factors in weights.values()} == {4, 7}
 
