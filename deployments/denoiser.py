@@ -96,10 +96,10 @@ class Denoiser:
             self._models.know(model)
             return Engine(self._models, found.config, halved=self._health.halved)
 
-        self._adapters = PackedAdapters(UNET, placement, adapters.host_bytes)
         self._streams: dict[str, _Stream] = {}
         self._turns = Turns()
         self._health = Health()
+        self._adapters = PackedAdapters(UNET, placement, adapters.host_bytes, self._health.failed)
         self._telemetry = DenoisingTelemetry()
         self._work = Work()
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -116,25 +116,25 @@ class Denoiser:
         checkpoint, as isolation does in the engine.
         """
         self._loop = asyncio.get_running_loop()
-        with (
-            self._telemetry.image(request) as tell,
-            self._work.of(await self._work_s(request, model)),
-            self._stream(request.request_id) as stream,
-        ):
-            async with AsyncExitStack() as isolation:
-                if request.isolated:
-                    turn = await isolation.enter_async_context(self._turns.next())
-                    yield turn
-                    await self._turns.begun(turn)
-                await self._admit((request, await self._blocks(request, model)))
-                while True:
-                    event = await stream.get()
-                    tell(event)
-                    yield event
-                    if isinstance(event, LAST_EVENTS):
-                        return
-                    if isinstance(event, Checkpoint):
-                        await isolation.aclose()
+        async with AsyncExitStack() as held, AsyncExitStack() as isolation:
+            tell = held.enter_context(self._telemetry.image(request))
+            held.enter_context(self._work.of(await self._work_s(request, model)))
+            adapters = of_unet(request.adapters)
+            packed = await held.enter_async_context(self._adapters.of(adapters, model))
+            stream = held.enter_context(self._stream(request.request_id))
+            if request.isolated:
+                turn = await isolation.enter_async_context(self._turns.next())
+                yield turn
+                await self._turns.begun(turn)
+            await self._admit((request, [block for parts in packed.values() for block in parts.values()]))
+            while True:
+                event = await stream.get()
+                tell(event)
+                yield event
+                if isinstance(event, LAST_EVENTS):
+                    return
+                if isinstance(event, Checkpoint):
+                    await isolation.aclose()
 
     async def begin_turn(self, turn: Turn) -> None:
         self._turns.begin(turn)
@@ -174,11 +174,6 @@ class Denoiser:
         except ModelLoadError as error:
             logger.error("the model from %s cannot be used: %s", model.source.path, error)
             raise unloadable() from error
-
-    async def _blocks(self, request: DenoiseRequest, model: ModelRef) -> list[Block]:
-        """The adapters of a request's U-Net. Raises StageError for one that cannot be used."""
-        packed = await self._adapters.of(of_unet(request.adapters), model)
-        return [block for adapter in packed.values() for block in adapter.values()]
 
     async def _work_s(self, request: DenoiseRequest, model: ModelRef) -> float:
         """Device-seconds that are left. Compiles the sampler's table if there is none yet."""

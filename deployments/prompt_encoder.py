@@ -64,11 +64,10 @@ class PromptEncoder:
         def load(one: ModelRef) -> _Encoder:
             return text_encoder(one.source, placement, measurement.known, max_rank)
 
-        self._adapters = PackedAdapters(TEXT_ENCODERS, placement, adapters.host_bytes)
-
         first = load(model)
         loading = loading_thread(placement)
         self._health = Health()
+        self._adapters = PackedAdapters(TEXT_ENCODERS, placement, adapters.host_bytes, self._health.failed)
         self._encoders = Shelf(
             load, lambda one: one.text, num_models, loading, (model, first), self._health.lost
         )
@@ -92,8 +91,7 @@ class PromptEncoder:
 
     async def encode(self, prompt: PromptText, model: ModelRef) -> PromptEmbeds:
         """Encodes a deterministic prompt in a batch of its own, any other together with other requests."""
-        async with self._encoders.part(model) as encoder:
-            packed = await self._adapters.of(prompt.adapters, model)
+        async with self._adapters.of(prompt.adapters, model) as packed, self._encoders.part(model) as encoder:
             texts = encoder.texts(prompt)
             keys = [(model.text, text, prompt.deterministic) for text in texts]
             num_new = sum(key not in self._cache for key in keys)
@@ -156,11 +154,11 @@ class PromptEncoder:
     def _encode_that_fits(self, texts: Sequence[_TextOf]) -> list[EncodedText | StageError]:
         """One call for each encoder."""
         done: dict[int, EncodedText | StageError] = {}
-        packed = {digest: blocks for one in texts for digest, blocks in one[2].items()}
         for encoder in {id(encoder): encoder for encoder, _, _ in texts}.values():
             members = [index for index, (one, _, _) in enumerate(texts) if one is encoder]
             with self._health.watching():  # all texts are padded or truncated to one length
                 given = [texts[index][1] for index in members]
+                packed = {name: blocks for index in members for name, blocks in texts[index][2].items()}
                 results = self._fitting.run(None, given, partial(self._forward, encoder, packed))
             done |= zip(members, results, strict=True)
         return [done[index] for index in range(len(texts))]

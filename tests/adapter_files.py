@@ -118,6 +118,11 @@ def lokr_of_four(outputs: int, inputs: int, *kernel: int) -> Tensors:
     return factors | {"lokr_w1_a": random(2, RANK), "lokr_w1_b": random(RANK, 4)}
 
 
+def lokr_of_more(outputs: int, inputs: int, *kernel: int) -> Tensors:
+    """Its smaller weight is decomposed into larger ones, as LyCORIS does."""
+    return lokr_of_four(outputs, inputs, *kernel) | {"lokr_w1_a": random(2, 7), "lokr_w1_b": random(7, 4)}
+
+
 def tucker_lokr(outputs: int, inputs: int, *kernel: int) -> Tensors:
     return {
         "lokr_w1": random(2, 4),

@@ -57,10 +57,16 @@ def _loha(layer: Layer, tensors: Tensors) -> Pair:
 
 def _lokr(layer: Layer, tensors: Tensors) -> Pair:
     """kron(b1 a1, b2 a2) is kron(b1, b2) kron(a1, a2)."""
-    (b1, a1), (b2, a2) = _halves_of_lokr(tensors)
+    (b1, a1), (b2, a2) = map(_reduced, _halves_of_lokr(tensors))
     if layer.rank < a1.shape[0] * a2.shape[0]:
         return _full(torch.kron(b1 @ a1, b2 @ a2))
     return torch.kron(b1, b2), torch.kron(a1, a2)
+
+
+def _reduced(pair: Pair) -> Pair:
+    """A product of no higher rank than its smaller side. LyCORIS decomposes some weights into larger ones."""
+    b, a = pair
+    return pair if a.shape[0] <= min(b.shape[0], a.shape[1]) else _full(b @ a)
 
 
 def _halves_of_lokr(tensors: Tensors) -> tuple[Pair, Pair]:

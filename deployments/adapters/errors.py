@@ -13,6 +13,10 @@ class AdapterFileError(ValueError):
     allowed."""
 
 
+class AdapterChangedError(AdapterFileError):
+    """The file is another than when it was looked at, or gone."""
+
+
 def shown(name: str) -> str:
     """A key of a file as messages have it: a strange one may be of any length."""
     return name if len(name) <= _MAX_SHOWN else f"{name[:_MAX_SHOWN]}..."

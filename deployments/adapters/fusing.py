@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -17,7 +17,7 @@ from deployments.adapters.targets import ModelTargets
 Tensors = dict[str, torch.Tensor]
 
 
-def fuse(part: str, tensors: Tensors, adapters: Iterable[tuple[Path, float]], model: ModelTargets) -> None:
+def fuse(part: str, tensors: Tensors, adapters: Sequence[tuple[Path, float]], model: ModelTargets) -> None:
     """Merges adapters into the tensors of one part, one after another.
 
     tensors: the part's state dict, in which merged ones are replaced. They are computed in float32 and get
@@ -41,6 +41,9 @@ def fuse(part: str, tensors: Tensors, adapters: Iterable[tuple[Path, float]], mo
                 tensors[name] = merged
     for name, dtype in dtypes.items():
         tensors[name] = tensors[name].to(dtype)
+        if not is_finite(tensors[name]):
+            names = ", ".join(path.name for path, _ in adapters)
+            raise AdapterFileError(f"with {names}, {name} of the {part} has values beyond {dtype}")
 
 
 def _merged(

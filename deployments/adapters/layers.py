@@ -108,7 +108,8 @@ def layer_of(
 def _kind(keys: Mapping[str, str]) -> str:
     kind = _KINDS.get(frozenset(keys) - _ALL_EXTRAS)
     given = frozenset(keys)
-    if kind is None or given <= {"alpha"} | DORA or not given & _ALL_EXTRAS <= _EXTRAS[kind]:
+    is_known = kind is not None and len(given & DORA) <= 1 and given & _ALL_EXTRAS <= _EXTRAS[kind]
+    if kind is None or not is_known or given <= {"alpha"} | DORA:
         raise AdapterFileError(
             f"of {listed(sorted(keys.values()), 4)} the layer's weights cannot be made: one is missing, or "
             "they are of two kinds"

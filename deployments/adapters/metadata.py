@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from math import isfinite, sqrt
+from math import sqrt
 from typing import Any
 
-from deployments.adapters.errors import AdapterFileError
+from deployments.adapters.errors import AdapterFileError, shown
 from deployments.ingestion.headers import Header
 
+_MAX_ALPHA = 1e6
 _KEY = "lora_adapter_metadata"  # PEFT's LoraConfig of each part, with the part's name before each key
 
 
@@ -36,13 +37,16 @@ class Scales:
         patterns = self._config.get(f"{part}.alpha_pattern") or {}
         alpha = self._config.get(f"{part}.lora_alpha")
         if isinstance(patterns, dict):
-            # PEFT takes them as regular expressions; diffusers writes names.
-            matching = (value for name, value in patterns.items() if f".{module}".endswith(f".{name}"))
-            alpha = next(matching, alpha)
+            # PEFT takes them as regular expressions; diffusers writes names, whole or their last parts.
+            words = module.split(".")
+            names = (".".join(words[first:]) for first in range(len(words)))
+            alpha = next((patterns[name] for name in names if name in patterns), alpha)
         if alpha is None:
             return None
-        if isinstance(alpha, bool) or not isinstance(alpha, int | float) or not isfinite(alpha):
+        is_number = isinstance(alpha, int | float) and not isinstance(alpha, bool)
+        if not is_number or not abs(alpha) <= _MAX_ALPHA:
             raise AdapterFileError(
-                f"{self._name}: the alpha of {part} in its metadata is {alpha!r}; a number is needed"
+                f"{self._name}: the alpha of {part} in its metadata is {shown(repr(alpha))}; a number up to "
+                f"{_MAX_ALPHA:g} is needed"
             )
         return float(alpha)

@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 
 from deployments.adapters.composing import low_rank
-from deployments.adapters.errors import AdapterFileError, listed
+from deployments.adapters.errors import AdapterChangedError, AdapterFileError, listed
 from deployments.adapters.files import digest_of
 from deployments.adapters.layers import Layer
 from deployments.adapters.resolving import MAX_BYTES, open_adapter
@@ -21,18 +21,23 @@ from deployments.engine.adapters import LowRank, Weights
 from deployments.ingestion.headers import Header
 from deployments.ingestion.weights import DTYPES, byte_view
 
-__all__ = ["AdapterFileError", "digest_of", "read_weights"]
+__all__ = ["AdapterChangedError", "AdapterFileError", "digest_of", "read_parts", "read_weights"]
 
 _CHUNK_BYTES = 1 << 20
 _INTEGERS = {"I64": torch.int64, "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8}
 
 
 def read_weights(path: Path, digest: str, part: str, model: ModelTargets) -> Weights:
-    """What the adapter adds to the layers of one part, in float32 on the CPU; empty if it adds nothing there.
+    """As `read_parts`, of one part; empty if it adds nothing there."""
+    return read_parts(path, digest, (part,), model).get(part, {})
 
-    digest: SHA-256 of the file's content. part: unet, text_encoder or text_encoder_2
-    Raises AdapterFileError also if the file has another content by now, if values are not finite, and if it
-    is of a kind that only `fuse` can use.
+
+def read_parts(path: Path, digest: str, parts: Collection[str], model: ModelTargets) -> dict[str, Weights]:
+    """What the adapter adds to the layers of these parts, in float32 on the CPU, by part and then by layer.
+
+    digest: SHA-256 of the file's content. parts: of unet, text_encoder and text_encoder_2
+    Raises AdapterFileError if values are not finite and if it is of a kind that only `fuse` can use, and
+    AdapterChangedError if the file has another content by now.
     """
     name = path.name
     try:
@@ -42,14 +47,18 @@ def read_weights(path: Path, digest: str, part: str, model: ModelTargets) -> Wei
             raise AdapterFileError(
                 f"{name} has weights that no request can use, only `fuse` in a model's file: {listed(dense)}"
             )
-        wanted = [layer for layer in layers if layer.part == part]
+        wanted = [layer for layer in layers if layer.part in parts]
         tensors, found = read_tensors(header, {key for layer in wanted for key in layer.keys.values()})
         is_changed = _identity(path.stat()) != _identity(before) or found != digest
     except OSError as error:
-        raise AdapterFileError(f"{name} was changed or removed: {error.strerror}") from error
+        raise AdapterChangedError(f"{name} was changed or removed: {error.strerror}") from error
     if is_changed:
-        raise AdapterFileError(f"{name} was changed or removed since it was looked at: ask for it again")
-    return {layer.module: _checked(name, layer, by_role(layer, tensors)) for layer in wanted}
+        raise AdapterChangedError(f"{name} was changed or removed since it was looked at: ask for it again")
+    found_parts: dict[str, dict[str, LowRank]] = {}
+    for layer in wanted:
+        made = _checked(name, layer, by_role(layer, tensors))
+        found_parts.setdefault(layer.part, {})[layer.module] = made
+    return dict(found_parts)
 
 
 def by_role(layer: Layer, tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:

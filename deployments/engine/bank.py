@@ -23,14 +23,13 @@ import torch.nn.functional as F
 from torch import nn
 
 from deployments.engine.adapters import Target, Weights, padded_rank
-from deployments.engine.transfers import pinned
 
 
 @dataclass(frozen=True, slots=True)
 class Layout:
     """Where each layer's factors lie in a bank's columns.
 
-    columns: by layer, the first column of A, the first of B, and the end
+    columns: by layer, the first column of A, the first of B, and the end; A may end earlier
     """
 
     columns: Mapping[str, tuple[int, int, int]]
@@ -40,9 +39,10 @@ class Layout:
     def of(cls, targets: Mapping[str, Target]) -> Layout:
         columns, begin = {}, 0
         for name, target in targets.items():
-            end = begin + target.width + target.num_outputs
-            columns[name] = (begin, begin + target.width, end)
-            begin = end
+            middle = _aligned(begin + target.width)
+            end = middle + target.num_outputs
+            columns[name] = (begin, middle, end)
+            begin = _aligned(end)
         return cls(columns, begin)
 
     def pack(self, digest: str, rank: int, weights: Weights, dtype: torch.dtype) -> Block:
@@ -54,7 +54,7 @@ class Layout:
         for name, factors in weights.items():
             begin, middle, end = self.columns[name]
             own = rows[: len(factors.a)]
-            own[:, begin:middle] = factors.a
+            own[:, begin : begin + factors.a.shape[1]] = factors.a
             own[:, middle:end] = factors.b.T
         if not rows.isfinite().all():
             raise OverflowError(f"a value is beyond what {dtype} has")
@@ -63,10 +63,15 @@ class Layout:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Block:
-    """An adapter, packed for a bank. rows: [padded rank, the bank's width] on the CPU"""
+    """An adapter, packed for a bank. rows: [padded rank, the bank's width] on the CPU, pinned for CUDA"""
 
     digest: str
     rows: torch.Tensor
+
+
+def _aligned(column: int) -> int:
+    """Where a row's values begin at a multiple of 16 bytes, as fast kernels want them."""
+    return -(-column // 8) * 8
 
 
 EMPTY_LAYOUT = Layout({}, 0)  # of a simulated device, which has no values
@@ -99,7 +104,11 @@ def arrange(held: Mapping[str, range], needed: Mapping[str, int], rank: int) -> 
 
 
 def _is_free(rows: range, places: Mapping[str, range]) -> bool:
-    return all(rows.stop <= place.start or place.stop <= rows.start for place in places.values())
+    return all(_is_apart(rows, place) for place in places.values())
+
+
+def _is_apart(rows: range, others: range) -> bool:
+    return rows.stop <= others.start or others.stop <= rows.start
 
 
 def _in_a_row(needed: Mapping[str, int]) -> dict[str, range]:
@@ -117,11 +126,45 @@ class _Scales(threading.local):
     value: torch.Tensor | None = field(default=None)
 
 
+class DevicePool:
+    """Adapters that were used lately in a device's memory, from where they are in a bank in a moment.
+
+    max_bytes: of all of them; 0 for none, as where the device's memory is the host's. They stay in the host's
+        memory too
+    """
+
+    def __init__(self, device: torch.device, max_bytes: float = 0.0) -> None:
+        self._device = device
+        self._max_bytes = max_bytes if device.type == "cuda" else 0.0
+        self._rows: OrderedDict[Block, torch.Tensor] = OrderedDict()
+
+    def rows(self, block: Block) -> torch.Tensor:
+        """A block's rows, in the device's memory if there is room."""
+        if block in self._rows:
+            self._rows.move_to_end(block)
+            return self._rows[block]
+        if block.rows.nbytes > self._max_bytes:
+            return block.rows
+        while sum(rows.nbytes for rows in self._rows.values()) + block.rows.nbytes > self._max_bytes:
+            self._rows.popitem(last=False)
+        try:
+            rows = block.rows.to(self._device, non_blocking=True)
+        except torch.OutOfMemoryError:  # others need the memory more
+            self.clear()
+            return block.rows
+        self._rows[block] = rows
+        return rows
+
+    def clear(self) -> None:
+        """Gives the memory back; what is needed again is copied from the host's."""
+        self._rows.clear()
+
+
 class AdapterBank:
     """The bank of all modules of one architecture, of which one runs at a time.
 
     max_rank: the most rows that a forward can use; 0 for no adapters
-    pool_bytes: device memory for adapters that were used lately, from where they are in the bank in a moment
+    pool: what was used lately, in the device's memory
     """
 
     def __init__(
@@ -130,7 +173,7 @@ class AdapterBank:
         max_rank: int,
         device: torch.device,
         dtype: torch.dtype,
-        pool_bytes: float = 0.0,
+        pool: DevicePool | None = None,
     ) -> None:
         self.device = device
         self._layout = layout
@@ -138,8 +181,7 @@ class AdapterBank:
         # Its address is in captured graphs.
         self._rows = torch.zeros(max_rank, layout.width, device=device, dtype=dtype)
         self._held: dict[str, range] = {}
-        self._pool: OrderedDict[str, torch.Tensor] = OrderedDict()
-        self._pool_bytes = pool_bytes
+        self.pool = pool or DevicePool(device)
         self._scales = _Scales()
 
     def attach(self, module: nn.Module) -> None:
@@ -160,20 +202,22 @@ class AdapterBank:
         finally:
             self._scales.value = None
 
-    def load(self, rows: Sequence[RowAdapters], rank: int) -> torch.Tensor:
+    def load(self, rows: Sequence[RowAdapters], rank: int, in_order: bool = False) -> torch.Tensor:
         """Puts all adapters of a forward into the bank. Returns its scales [rows, rank] on the CPU.
 
-        rank: at least the rows of all different adapters. To be called on the thread that launches forwards,
-        so that the copies are behind the forwards that still read, in the device's order.
+        rank: at least the rows of all different adapters
+        in_order: whether they lie where they would in an empty bank, whatever is there: the order of a row's
+            adapters decides about its last bits, and in a wide bank their place does too
+        To be called on the thread that launches forwards, so that the copies are behind the forwards that
+        still read, in the device's order.
         """
         blocks = {block.digest: block for one in rows for block, _ in one.blocks}
-        sizes = {digest: len(block.rows) for digest, block in blocks.items()}
-        places = arrange(self._held, sizes, rank)
+        sizes = {digest: len(blocks[digest].rows) for digest in sorted(blocks)}
+        places = _in_a_row(sizes) if in_order else arrange(self._held, sizes, rank)
+        assert all(place.stop <= rank for place in places.values()), "the rank is that of all together"
         for digest, place in places.items():
             if self._held.get(digest) != place:
-                self._rows[place.start : place.stop].copy_(self._pooled(blocks[digest]), non_blocking=True)
-        others = {name: place for name, place in self._held.items() if name not in places}
-        self._held = {name: place for name, place in others.items() if _is_free(place, places)} | places
+                self._put(blocks[digest], place)
         scales = torch.zeros(sum(one.num_rows for one in rows), rank)
         done = 0
         for one in rows:
@@ -183,16 +227,13 @@ class AdapterBank:
             done += one.num_rows
         return scales
 
-    def _pooled(self, block: Block) -> torch.Tensor:
-        """An adapter's rows in the device's memory."""
-        if self._rows.device.type != "cuda":
-            return block.rows
-        if block.digest not in self._pool:
-            self._pool[block.digest] = pinned(block.rows).to(self._rows.device, non_blocking=True)
-        self._pool.move_to_end(block.digest)
-        while len(self._pool) > 1 and sum(rows.nbytes for rows in self._pool.values()) > self._pool_bytes:
-            self._pool.popitem(last=False)
-        return self._pool[block.digest]
+    def _put(self, block: Block, rows: range) -> None:
+        """Copies a block. What lay there is gone from the first moment on, also if there is no memory."""
+        self._held.pop(block.digest, None)
+        self._held = {name: place for name, place in self._held.items() if _is_apart(rows, place)}
+        values = self.pool.rows(block)
+        self._rows[rows.start : rows.stop].copy_(values, non_blocking=True)
+        self._held[block.digest] = rows
 
 
 class _Adds:
@@ -212,11 +253,12 @@ class _Adds:
             return outputs
         rank = scales.shape[1]
         if isinstance(layer, nn.Conv2d):
-            a = self._a[:rank].reshape(rank, layer.in_channels, *layer.kernel_size)
+            height, width = layer.kernel_size
+            a = self._a[:rank, : layer.in_channels * height * width].reshape(rank, -1, height, width)
             hidden = F.conv2d(inputs[0], a, None, layer.stride, layer.padding)
             scaled = _scaled(hidden, scales[:, :, None, None])
             return outputs + F.conv2d(scaled, self._b[:rank].T.reshape(layer.out_channels, rank, 1, 1))
-        hidden = inputs[0] @ self._a[:rank].T  # [rows, ..., rank]
+        hidden = inputs[0] @ self._a[:rank, : layer.in_features].T  # [rows, ..., rank]
         scaled = _scaled(hidden, scales.view(len(scales), *[1] * (hidden.dim() - 2), rank))
         if not outputs.is_contiguous():
             return outputs + scaled @ self._b[:rank]

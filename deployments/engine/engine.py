@@ -231,6 +231,7 @@ class Engine:
     def _make_smaller(self, batch: Sequence[Denoising]) -> tuple[Sequence[Denoising], list[DenoiseEvent]]:
         """The part of a batch to try after it did not fit, or the failures if it cannot be made smaller."""
         shape, rows = _memory_shape(batch[0].group), self._forward_rows(batch)
+        self._runner(batch).bank.pool.clear()
         smaller = pick_members(batch, max(1, rows // 2), self._config.max_rank)
         if self._forward_rows(smaller) < rows:
             self._fitting.halve(shape, rows)
@@ -258,11 +259,13 @@ class Engine:
         """
         static = bool(self._config.row_counts)
         runner, rows = self._runner(batch), self._forward_rows(batch)
-        rank = self._config.forward_rank(batch[0].group, rank_of(batch))
+        rank = self._config.forward_rank(rank_of(batch))
         scales = None
         if rank:
             padding = RowAdapters(rows - num_rows(batch))
-            scales = runner.bank.load([*(item.row_adapters for item in batch), padding], rank)
+            scales = runner.bank.load(
+                [*(item.row_adapters for item in batch), padding], rank, batch[0].group.deterministic
+            )
         return runner.launch(step_inputs(batch, rows, static, scales))
 
     @torch.inference_mode()

@@ -72,9 +72,7 @@ class EngineConfig:
 
     def seconds(self, group: Group, cost: StageCost, rows: int, rank: int = 0) -> float:
         """Seconds of a forward with so many rows and so many of a bank's."""
-        return cost.seconds(
-            group.latent_shape, self.forward_rows(group, rows), self.forward_rank(group, rank)
-        )
+        return cost.seconds(group.latent_shape, self.forward_rows(group, rows), self.forward_rank(rank))
 
     def forward_rows(self, group: Group, rows: int) -> int:
         """The rows of a forward with `rows` rows of work, padding included."""
@@ -82,8 +80,6 @@ class EngineConfig:
             return self.deterministic_rows
         return next((count for count in self.row_counts or () if count >= rows), rows)
 
-    def forward_rank(self, group: Group, rank: int) -> int:
+    def forward_rank(self, rank: int) -> int:
         """The rank of a forward whose adapters take so many rows of the bank."""
-        if group.adapted:
-            return self.max_rank  # the bits of deterministic requests may depend on it
         return next((one for one in rank_buckets(self.max_rank) if one >= rank), rank) if rank else 0

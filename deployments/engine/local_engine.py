@@ -3,12 +3,20 @@
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import count
 from types import MappingProxyType
 
 import torch
 from PIL import Image, ImageOps
 
-from deployments.engine.adapters import AdapterRef, AdapterUse, Weights, targets_of
+from deployments.engine.adapters import (
+    AdapterRef,
+    AdapterUse,
+    Weights,
+    bank_rows,
+    padded_rank,
+    targets_of,
+)
 from deployments.engine.bank import EMPTY_LAYOUT, Block, Layout
 from deployments.engine.cost import Curve, StageCost
 from deployments.engine.device_step import step_runner
@@ -65,11 +73,12 @@ class LocalEngine:
         scale_factor: int,
         layout: Layout = EMPTY_LAYOUT,
         dtype: torch.dtype = torch.float32,
+        max_rank: int = 0,
     ) -> None:
         """height, width: in pixels, for pictures without a given size
 
         scale_factor: image pixels per latent, in each direction
-        layout, dtype: of the bank for adapters
+        layout, dtype, max_rank: of the bank for adapters
         """
         self.encoder = encoder
         self.engine = engine
@@ -81,6 +90,8 @@ class LocalEngine:
         self.scale_factor = scale_factor
         self._layout = layout
         self._dtype = dtype
+        self._max_rank = max_rank
+        self._adapters = count()
         self._num_added = 0
 
     @property
@@ -94,8 +105,9 @@ class LocalEngine:
         Raises OverflowError if a value is not finite in the engine's precision.
         """
         rank = max(len(factors.a) for factors in weights.values())
-        ref = AdapterRef(name, "", digest=name, unet_rank=rank, text_rank=0)
-        return LocalAdapter(ref, self._layout.pack(name, rank, weights, self._dtype))
+        digest = str(next(self._adapters))  # another one may have the same name
+        ref = AdapterRef(name, "", digest, unet_rank=rank, text_rank=0)
+        return LocalAdapter(ref, self._layout.pack(digest, rank, weights, self._dtype))
 
     def add(
         self,
@@ -122,7 +134,8 @@ class LocalEngine:
         image: the picture to start from, brought to the size; mask_image: white where it is repainted
         strength: the share of the steps that is done from a picture, above 0 and up to 1
         adapters: with their scales
-        Raises UnsupportedSamplerError, and StageError if the text encoder or the VAE overflows.
+        Raises UnsupportedSamplerError, ValueError if the adapters' ranks are above `max_rank` together, and
+        StageError if the text encoder or the VAE overflows.
         """
         height, width = height or self.height, width or self.width
         started_at = None if image is None else strength
@@ -141,7 +154,7 @@ class LocalEngine:
             guidance_end=guidance_end,
             guidance_rescale=guidance_rescale,
             seed=seed,
-            adapters=tuple(AdapterUse(one.ref, scale) for one, scale in adapters.items()),
+            adapters=self._uses(adapters),
         )
         blocks = [one.block for one in adapters]
         for offset, embeds in enumerate(self._embeds(prompts, negative_prompt, guidance_scale > 1)):
@@ -149,6 +162,12 @@ class LocalEngine:
             request = DenoiseRequest(str(self._num_added), embeds, picture=picture, **fields)
             self.engine.add(request, blocks=blocks)
             self._num_added += 1
+
+    def _uses(self, adapters: Mapping[LocalAdapter, float]) -> tuple[AdapterUse, ...]:
+        uses = tuple(AdapterUse(one.ref, scale) for one, scale in adapters.items())
+        if bank_rows(uses) > self._max_rank:
+            raise ValueError(f"the adapters need max_rank={bank_rows(uses)}; it is {self._max_rank}")
+        return uses
 
     def _embeds(
         self, prompts: Sequence[str], negative_prompt: str | None, guided: bool
@@ -204,7 +223,7 @@ def load_engine(
     max_rank: the most ranks of the adapters in a forward, each rounded up to a multiple of 16
     Raises ModelLoadError.
     """
-    source, placement = ModelSource(path), Placement(device, dtype)
+    source, placement, max_rank = ModelSource(path), Placement(device, dtype), padded_rank(max_rank)
     info = load_model_info(source)
     shape = (info.default_height // info.scale_factor, info.default_width // info.scale_factor)
     rows = 2 * max_images
@@ -227,6 +246,7 @@ def load_engine(
         scale_factor=info.scale_factor,
         layout=Layout.of(targets_of(module)) if max_rank else EMPTY_LAYOUT,
         dtype=placement.torch_dtype(),
+        max_rank=max_rank,
     )
 
 

@@ -19,7 +19,7 @@ from safetensors import SafetensorError
 from transformers.utils import logging as transformers_logging
 
 from deployments.engine.adapters import targets_of
-from deployments.engine.bank import EMPTY_LAYOUT, AdapterBank, Layout
+from deployments.engine.bank import EMPTY_LAYOUT, AdapterBank, DevicePool, Layout
 from deployments.engine.conditions import MAX_TOKENS, Conditions, UNetShape, architecture
 from deployments.engine.model_files import PIPELINES, VAE_FILE, WeightFiles
 from deployments.engine.model_source import (
@@ -149,8 +149,8 @@ class UNet:
         inputs = latents.to(self.shape.dtype)
         if self.shape.picture_channels:
             inputs = torch.cat([inputs, conditions.picture_channels], dim=1)
-        # A compiled module would compile anew for each length of texts, in mid-service.
-        is_usual = conditions.prompt_embeds.shape[1] == MAX_TOKENS
+        # A compiled module would compile anew for each length of texts and each rank, in mid-service.
+        is_usual = conditions.prompt_embeds.shape[1] == MAX_TOKENS and not conditions.adapter_scales.shape[1]
         forward = self._module if is_usual else self._module.forward
         with self.bank.scaled(conditions.adapter_scales):
             prediction: torch.Tensor = forward(
@@ -182,11 +182,14 @@ def load_unet(source: ModelSource, placement: Placement) -> UNet:
 
 
 def unet_bank(
-    module: diffusers.UNet2DConditionModel, placement: Placement, max_rank: int, pool_bytes: float = 0.0
+    module: diffusers.UNet2DConditionModel,
+    placement: Placement,
+    max_rank: int,
+    pool: DevicePool | None = None,
 ) -> AdapterBank:
-    """A bank for U-Nets like this one. max_rank, pool_bytes: as in AdapterBank"""
+    """A bank for U-Nets like this one. max_rank, pool: as in AdapterBank"""
     layout = Layout.of(targets_of(module)) if max_rank else EMPTY_LAYOUT
-    return AdapterBank(layout, max_rank, placement.torch_device(), placement.torch_dtype(), pool_bytes)
+    return AdapterBank(layout, max_rank, placement.torch_device(), placement.torch_dtype(), pool)
 
 
 def place_unet(module: diffusers.UNet2DConditionModel, placement: Placement, bank: AdapterBank) -> UNet:

@@ -13,8 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from deployments.engine.adapters import AdapterRef
-from deployments.engine.bank import EMPTY_LAYOUT, AdapterBank, Block
+from deployments.engine.bank import EMPTY_LAYOUT, AdapterBank
 from deployments.engine.conditions import MAX_TOKENS, NUM_TIME_IDS
 from deployments.engine.cost import Curve, StageCost
 from deployments.engine.device_step import Completion, StepRunner
@@ -128,10 +127,6 @@ class SimulatedLoader:
     def load(self, model: ModelRef, into: StepRunner | None) -> SimulatedSteps:
         self._device.sleep(self._load_s)
         return SimulatedSteps(self._cost_of(model), self._device, self._max_rank)
-
-    def pack(self, adapter: AdapterRef, model: ModelRef) -> Block:
-        """No values, but as many rows as the adapter's."""
-        return EMPTY_LAYOUT.pack(adapter.digest, adapter.unet_rank, {}, torch.float32)
 
 
 @dataclass(frozen=True, slots=True)

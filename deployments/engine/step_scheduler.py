@@ -12,7 +12,6 @@ import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from itertools import accumulate
 from typing import Protocol, TypeVar
 
 from deployments.engine.adapters import bank_rows
@@ -42,8 +41,8 @@ class Group:
     isolated: the id of a request that shares no forward, None for all others
     tokens: of a deterministic request's texts, whose bits depend on their number; 0 for others
     model: the digest of the U-Net
-    adapted: a deterministic request has adapters: such forwards have one fixed rank. Others may share a
-        forward whatever adapters they have
+    adapters: the digests of a deterministic request's, whose bits may depend on where they lie in the bank.
+        Others may share a forward whatever adapters they have
     """
 
     latent_shape: LatentShape
@@ -51,7 +50,7 @@ class Group:
     isolated: str | None = None
     tokens: int = 0
     model: str = ""
-    adapted: bool = False
+    adapters: tuple[str, ...] = ()
 
 
 def group_of(request: DenoiseRequest) -> Group:
@@ -61,7 +60,7 @@ def group_of(request: DenoiseRequest) -> Group:
         request.request_id if request.isolated else None,
         request.embeds.common_length if request.deterministic else 0,
         request.model,
-        request.deterministic and bank_rows(request.adapters) > 0,
+        tuple(sorted(use.adapter.digest for use in request.adapters)) if request.deterministic else (),
     )
 
 
@@ -141,12 +140,14 @@ def pick_members(items: Iterable[Item], max_rows: int, max_rank: int = 0) -> lis
     members: list[Item] = []
     rows = 0
     for item in sorted(items, key=deadline):
-        if not members or (
-            rows + num_rows([item]) <= max_rows
-            and (not item.request.adapters or rank_of([*members, item]) <= max_rank)
-        ):
-            members.append(item)
-            rows += num_rows([item])
+        if members:
+            # Asked only of those with adapters, as most have none and there may be hundreds.
+            if rows + num_rows([item]) > max_rows:
+                continue
+            if item.request.adapters and rank_of([*members, item]) > max_rank:
+                continue
+        members.append(item)
+        rows += num_rows([item])
     return members
 
 
@@ -164,10 +165,12 @@ def worth_it(
     their sake too, so n has a weight.
     """
     weighted = WAITING_WEIGHT * present_rows
-    prices = [
-        (weighted + rows) * seconds(rows, rank_of(members[:count])) / rows
-        for count, rows in enumerate(accumulate(num_rows([item]) for item in members), 1)
-    ]
+    prices, rows, rank = [], 0, 0
+    for count, item in enumerate(members, 1):
+        rows += num_rows([item])
+        if item.request.adapters:
+            rank = rank_of(members[:count])
+        prices.append((weighted + rows) * seconds(rows, rank) / rows)
     return min(prices), list(members[: prices.index(min(prices)) + 1])
 
 
@@ -248,7 +251,7 @@ class StepScheduler:
 
 def _like_the_first(batch: Sequence[Item], items: Sequence[Item]) -> list[Item] | None:
     """The items that have adapters, or those without, as the most urgent; None if all of the batch do."""
-    kind = rank_of(batch[:1]) > 0
-    if all((rank_of([item]) > 0) == kind for item in batch):
+    kind = bool(batch[0].request.adapters)
+    if all(bool(item.request.adapters) == kind for item in batch):
         return None
-    return [item for item in items if (rank_of([item]) > 0) == kind]
+    return [item for item in items if bool(item.request.adapters) == kind]

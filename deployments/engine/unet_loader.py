@@ -9,11 +9,12 @@ from collections.abc import Callable, Collection, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from copy import deepcopy
+from weakref import WeakValueDictionary
 
 import diffusers
 import torch
 
-from deployments.engine.bank import AdapterBank
+from deployments.engine.bank import AdapterBank, DevicePool
 from deployments.engine.conditions import UNetShape, architecture
 from deployments.engine.device_step import CapturedSteps, EagerSteps, StepRunner, step_runner
 from deployments.engine.messages import LatentShape
@@ -54,7 +55,8 @@ class DeviceLoader:
 
     static_shapes: latent shapes that are padded to a few row counts; num_threads: of a CPU
     host_bytes: the host's memory for models; a CPU has no other, so it keeps none there
-    max_rank, pool_bytes: of the banks for adapters, one for each architecture (bank.AdapterBank)
+    max_rank: of the banks for adapters, one for each architecture (bank.AdapterBank)
+    pool_bytes: device memory for adapters that were used lately, of all architectures
     """
 
     def __init__(
@@ -66,9 +68,10 @@ class DeviceLoader:
         max_rank: int = 0,
         pool_bytes: float = 0.0,
     ) -> None:
-        self._banks: dict[str, AdapterBank] = {}
+        # A bank goes with the last U-Net that reads it.
+        self._banks: WeakValueDictionary[str, AdapterBank] = WeakValueDictionary()
+        self._pool = DevicePool(placement.torch_device(), pool_bytes)
         self._max_rank = max_rank
-        self._pool_bytes = pool_bytes
         self._host = HostMemory(host_bytes) if placement.torch_device().type != "cpu" else None
         self._placement = placement
         device = placement.torch_device()
@@ -98,9 +101,10 @@ class DeviceLoader:
 
     def _bank(self, module: diffusers.UNet2DConditionModel) -> AdapterBank:
         key = architecture(module.config)
-        if key not in self._banks:
-            self._banks[key] = unet_bank(module, self._placement, self._max_rank, self._pool_bytes)
-        return self._banks[key]
+        bank = self._banks.get(key)
+        if bank is None:
+            bank = self._banks[key] = unet_bank(module, self._placement, self._max_rank, self._pool)
+        return bank
 
     @contextmanager
     def _beside_forwards(self) -> Iterator[None]:
@@ -124,10 +128,10 @@ class DeviceLoader:
         return deepcopy(module) if copy else module
 
 
-def loading_thread(placement: Placement) -> ThreadPoolExecutor:
-    """A thread that loads models. It has one torch thread, because a second team of OpenMP workers would slow
-    down the engine's (engine_thread), and on Linux a low priority."""
-    return ThreadPoolExecutor(1, "model-loading", _prepare, (_is_on_cpu(placement),))
+def loading_thread(placement: Placement, name: str = "model-loading") -> ThreadPoolExecutor:
+    """A thread that loads models, or adapters. It has one torch thread, because a second team of OpenMP
+    workers would slow down the engine's (engine_thread), and on Linux a low priority."""
+    return ThreadPoolExecutor(1, name, _prepare, (_is_on_cpu(placement),))
 
 
 def _is_on_cpu(placement: Placement) -> bool:

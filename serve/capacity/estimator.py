@@ -57,8 +57,4 @@ class Estimator:
 
 
 def _group(one: ImageParameters) -> Group:
-    return Group(
-        one.latent_shape,
-        one.deterministic,
-        adapted=one.deterministic and bank_rows(one.adapters) > 0,
-    )
+    return Group(one.latent_shape, one.deterministic)

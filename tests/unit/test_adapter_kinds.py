@@ -19,6 +19,7 @@ Make = Callable[..., Tensors]
 LOW_RANK = [
     *((make, layer) for make in (files.lora_file, files.loha, files.lokr) for layer in LAYERS),
     *((files.lokr_of_four, layer) for layer in LAYERS),
+    *((files.lokr_of_more, layer) for layer in LAYERS),
     *((make, "convolution") for make in (files.tucker_lora, files.tucker_loha, files.tucker_lokr)),
 ]
 
@@ -116,6 +117,17 @@ def test_without_an_alpha_the_metadata_of_diffusers_counts(
     made = read_weights(path, digest_of(path), "unet", model)[LAYERS["linear"]]
     wanted = factors["lora_up.weight"] @ factors["lora_down.weight"] * scale
     assert torch.allclose(made.b @ made.a, wanted, atol=1e-6)
+
+
+@pytest.mark.parametrize("alpha", [10**400, "x" * 9000, True, [1]])
+def test_an_alpha_in_the_metadata_that_is_no_number_is_refused(
+    model: ModelTargets, tmp_path: Path, alpha: object
+) -> None:
+    metadata = {"lora_adapter_metadata": json.dumps({"unet.lora_alpha": alpha})}
+    path = save_layer(tmp_path, "linear", files.lora_file(*shape_in(model, "linear")), metadata)
+    with pytest.raises(AdapterFileError, match="the alpha of unet in its metadata is") as refused:
+        read_adapter_file(path, model)
+    assert len(str(refused.value)) < 400
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float16, torch.bfloat16, torch.float8_e4m3fn])

@@ -142,8 +142,8 @@ class Adapted:
             for seed, name in enumerate("abcd")
         }
 
-    def run(self, mixes: list[dict[str, float]], rank: int = 64) -> torch.Tensor:
-        scales = self.bank.load(row_adapters(self.blocks, mixes), rank)
+    def run(self, mixes: list[dict[str, float]], rank: int = 64, in_order: bool = False) -> torch.Tensor:
+        scales = self.bank.load(row_adapters(self.blocks, mixes), rank, in_order)
         with self.bank.scaled(scales):
             return call(self.unet)
 
@@ -156,6 +156,25 @@ def test_the_bits_of_a_row_depend_neither_on_neighbours_nor_on_places() -> None:
     assert torch.equal(crowded, first)
     adapted.run([{"c": 1.0}, {"d": 1.0}, *[{"a": 1.0}] * 6], rank=48)  # takes the place of the others
     assert torch.equal(adapted.run([{"b": 0.7}, *[{"c": 1.0}] * 7])[0], first)
+
+
+def test_in_order_the_bits_of_a_row_with_two_adapters_depend_on_nothing_that_was_there() -> None:
+    both: list[dict[str, float]] = [{"a": 0.7, "b": 0.4}, *[{}] * 7]
+    first = Adapted(torch.float32).run(both, in_order=True)[0]
+    for before in ({"b": 1.0}, {"c": 1.0, "b": 1.0}, {"d": 1.0, "c": 1.0}):
+        adapted = Adapted(torch.float32)
+        adapted.run([before, *[{}] * 7])
+        assert torch.equal(adapted.run(both, in_order=True)[0], first)
+
+
+def test_what_lay_in_the_place_of_an_adapter_that_could_not_be_copied_is_gone() -> None:
+    adapted = Adapted(torch.float32)
+    mine: list[dict[str, float]] = [{"a": 1.0}, *[{}] * 7]
+    expected = adapted.run(mine)[0]
+    broken = Block("broken", torch.zeros(16, 3))
+    with pytest.raises(RuntimeError):
+        adapted.bank.load([RowAdapters(8, [(adapted.blocks["b"], 1.0), (broken, 1.0)])], 64, in_order=True)
+    assert torch.equal(adapted.run(mine)[0], expected)
 
 
 def test_one_rows_infinite_values_reach_no_other_row() -> None:

@@ -86,9 +86,11 @@ def test_more_adapters_than_the_bank_holds_take_turns(adapted: Adapted) -> None:
 
 
 def test_deterministic_requests_have_the_same_bits_whatever_adapters_others_have(adapted: Adapted) -> None:
-    mine = adapted.request("mine", {"b": 0.7}, deterministic=True)
+    mine = adapted.request("mine", {"d": 0.4, "b": 0.7}, deterministic=True)
     alone = adapted.alone(mine)
     engine = adapted.engine()
+    adapted.add(engine, adapted.request("0", {"d": 1.0}, num_inference_steps=1))
+    finish(engine)
     for other in (
         adapted.request("1", {"a": 1.0}, deterministic=True),
         mine,
