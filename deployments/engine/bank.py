@@ -5,8 +5,8 @@ is a block of consecutive rows, so one copy loads it into all layers. A forward 
 weight each of its rows gives each of the bank's first k rows. Several adapters of a row, of any weights, are
 several ranges of scales that are not zero.
 
-A row's bits depend neither on the adapters of other rows nor on where its own lie in the bank. For that,
-unused rows of the bank are zero or another adapter's, always finite: zero times infinity is NaN.
+A row's bits do not depend on the adapters of other rows: what a row does not use is zero or another adapter's,
+always finite, as zero times infinity is NaN. They do depend on the order of the row's own adapters in the bank.
 """
 
 from __future__ import annotations

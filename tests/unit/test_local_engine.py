@@ -13,15 +13,14 @@ from tests.tiny_models import SHAPES_MODEL
 PROJECT_FOLDER = Path(__file__).parents[2]
 
 
-def test_the_script_in_the_readme_runs_as_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    [script] = re.findall(
-        r"```python\n(.*?)```", (PROJECT_FOLDER / "deployments/engine/README.md").read_text(), re.DOTALL
-    )
-    (tmp_path / "script.py").write_text(script)
+def test_the_scripts_in_the_readme_run_as_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    text = (PROJECT_FOLDER / "deployments/engine/README.md").read_text()
+    scripts = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    (tmp_path / "script.py").write_text("\n".join(scripts))
     (tmp_path / "models").symlink_to(PROJECT_FOLDER / "models")
     monkeypatch.chdir(tmp_path)
     runpy.run_path("script.py")
-    assert sorted(path.name for path in tmp_path.glob("*.png")) == ["0.png", "1.png", "2.png"]
+    assert sorted(path.name for path in tmp_path.glob("*.png")) == ["0.png", "1.png", "2.png", "lcm.png"]
     with Image.open("0.png") as image:
         assert image.size == (128, 128)
 
