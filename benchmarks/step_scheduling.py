@@ -25,6 +25,7 @@ from benchmarks.peers.diffusers_pipeline import MAX_IMAGES_PER_CALL
 from benchmarks.peers.ray_serve_batch import next_group
 from cluster.bench.arrivals import poisson
 from cluster.devices.h200 import FILES, FOLDER
+from deployments.engine.adapters import AdapterUse, bank_rows
 from deployments.engine.cost import StageCost
 from deployments.engine.messages import DenoiseRequest, PromptEmbeds, TokenCount
 from deployments.engine.step_scheduler import (
@@ -32,6 +33,7 @@ from deployments.engine.step_scheduler import (
     StepScheduler,
     num_rows,
     pick_members,
+    rank_of,
     unloaded_s,
 )
 from serve.config.model import CostModelFile
@@ -42,8 +44,18 @@ _NOTHING = torch.empty(0)
 _WITH_GUIDANCE = PromptEmbeds(_NOTHING, _NOTHING, _NOTHING, _NOTHING, TokenCount(0, 0), TokenCount(0, 0))
 
 
-def _request(steps: int) -> DenoiseRequest:
-    return DenoiseRequest(
+class _Request(DenoiseRequest):
+    """A request whose calls all have guidance: the general case takes most of a simulation's time."""
+
+    def rows_at(self, call: int) -> int:
+        return 2
+
+    def rows_left(self, first_call: int = 0) -> int:
+        return 2 * (self.num_calls - first_call)
+
+
+def _request(steps: int, adapters: tuple[AdapterUse, ...]) -> DenoiseRequest:
+    return _Request(
         "",
         _WITH_GUIDANCE,
         height=0,
@@ -54,6 +66,7 @@ def _request(steps: int) -> DenoiseRequest:
         num_calls=steps,
         guidance_scale=5.0,
         seed=0,
+        adapters=adapters,
     )
 
 
@@ -84,12 +97,16 @@ class Device:
         self.group = Group(shape, deterministic=False)
         self._cost = cost
 
-    def seconds(self, group: Group, rows: int) -> float:
-        return self._cost.seconds(group.latent_shape, rows)
+    def seconds(self, group: Group, rows: int, rank: int = 0) -> float:
+        return self._cost.seconds(group.latent_shape, rows, rank)
 
     def latencies_s(self, policy: Policy, arrivals: Iterable[tuple[float, int]]) -> list[float]:
         """arrivals: (time, number of steps), in order of time"""
-        to_come = [self._denoising(arrival, steps) for arrival, steps in reversed(list(arrivals))]
+        return self.run(policy, [self.denoising(arrival, steps) for arrival, steps in arrivals])
+
+    def run(self, policy: Policy, items: Sequence[Denoising]) -> list[float]:
+        """Latencies in seconds, by time of the end. items: in order of arrival"""
+        to_come = list(reversed(items))
         present: list[Denoising] = []
         latencies_s, now = [], 0.0
         while to_come or present:
@@ -98,7 +115,7 @@ class Device:
             while to_come and to_come[-1].arrival <= now:
                 present.append(to_come.pop())
             members, num_forwards = policy(present, now)
-            now += num_forwards * self.seconds(self.group, num_rows(members))
+            now += num_forwards * self.seconds(self.group, num_rows(members), rank_of(members))
             for item in members:
                 item.call += num_forwards
                 if item.calls_left == 0:
@@ -106,10 +123,17 @@ class Device:
                     latencies_s.append(now - item.arrival)
         return latencies_s
 
-    def _denoising(self, arrival: float, steps: int) -> Denoising:
-        request = _request(steps)
-        alone_s = unloaded_s(request, partial(self.seconds, self.group))
-        return Denoising(request, self.group, arrival, alone_s)
+    def denoising(
+        self,
+        arrival: float,
+        steps: int,
+        adapters: tuple[AdapterUse, ...] = (),
+        group: Group | None = None,
+    ) -> Denoising:
+        """group: another one than that of all requests"""
+        request, group = _request(steps, adapters), group or self.group
+        alone_s = unloaded_s(request, partial(self.seconds, group, rank=bank_rows(adapters)))
+        return Denoising(request, group, arrival, alone_s)
 
     def policies(self) -> Mapping[str, Policy]:
         """All policies, the static one first."""
@@ -121,9 +145,7 @@ class Device:
         def as_many_as_fit(row_cap: int) -> Policy:
             return lambda present, now: (pick_members(present, row_cap), 1)
 
-        scheduler = StepScheduler(
-            lambda group: max(ROW_CAPS), lambda group, rows, _: self.seconds(group, rows)
-        )
+        scheduler = StepScheduler(lambda group: max(ROW_CAPS), self.seconds)
         return {
             f"static batches of up to {MAX_IMAGES_PER_CALL} images": static,
             **{f"as many as fit into {rows} rows": as_many_as_fit(rows) for rows in ROW_CAPS},

@@ -32,6 +32,9 @@ def test_a_profile_is_measured_once_and_then_known(
     assert [shape for shape, _ in known.forward.curves] == [(16, 16), (16, 24)]
     counts = [count for count, _ in known.forward.curve((16, 16)).residuals]
     assert counts == [1, 2, 4, 8], "each was timed"
+    assert [rank for rank, _ in known.forward.adapted] == [16, 32, 64, 128], "though none are offered"
+    factors = [1.0, *(factor for _, factor in known.forward.adapted)]
+    assert factors == sorted(factors)
 
     def must_not_run(*_: object) -> None:
         raise AssertionError("measured although it is known")
