@@ -27,13 +27,12 @@ class Estimator:
             seconds = max(seconds, cost.picture.seconds(first.latent_shape, 1))
         seconds += cost.load_s
         for one in request.passes:
-            group = _group(one)
-            rank = engine.forward_rank(group, bank_rows(one.adapters))
+            rank = engine.forward_rank(bank_rows(one.adapters))
             seconds += cost.forward.adapted_factor(rank) * cost.denoise_s(
                 one.latent_shape,
                 one.calls_by_rows(),
                 num_images=images,
-                row_cap=engine.row_cap(group, cost.forward),
+                row_cap=engine.row_cap(_group(one), cost.forward),
                 other_rows=math.ceil(other_rows),
                 fixed_rows=engine.deterministic_rows if request.deterministic else None,
             )
