@@ -4,8 +4,10 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from difflib import get_close_matches
+from itertools import chain, islice
 from pathlib import Path
 
 from deployments.ingestion.headers import PICKLE_SUFFIXES
@@ -16,6 +18,9 @@ SUFFIX = ".safetensors"
 _LOOK_INTERVAL_S = 2.0
 # A folder may change again within its time stamp's precision after it was listed.
 _RECENT_NS = 2 * 10**9
+_MOST_COMPARED = 200  # ids with a name: each takes a tenth of a millisecond, in which nothing else runs
+_LONGEST_COMPARED = 100  # characters
+_ALMOST = 0.8  # of difflib's 0 to 1
 
 
 @dataclass(frozen=True)
@@ -33,8 +38,28 @@ class Listing:
     def named(self, name: str) -> Sequence[str]:
         """The ids that a name can mean: an id, or else a file's name without its folder. It may end in the
         suffix."""
-        name = name.removesuffix(SUFFIX)
-        return [name] if name in self.files else self.ids.get(name, [])
+        for one in (name, name.removesuffix(SUFFIX)):
+            if found := [one] if one in self.files else self.ids.get(one, []):
+                return found
+        return []
+
+    def near(self, name: str, cutoff: float = 0.5) -> Sequence[str]:
+        """Up to three ids that look like the name. Of many ids, only those of files that begin like it are
+        compared. cutoff: of difflib's 0 to 1"""
+        ids: Iterable[str] = self.files
+        if len(self.files) > _MOST_COMPARED:
+            start = name.rpartition("/")[2][:2].lower()
+            alike = (found for file, found in self.ids.items() if file[:2].lower() == start)
+            ids = islice(chain.from_iterable(alike), _MOST_COMPARED)
+        return get_close_matches(name[:_LONGEST_COMPARED], ids, n=3, cutoff=cutoff)
+
+    def is_meant(self, name: str) -> bool:
+        """Whether a name such as a/b means a file here, though there may be none: it is an id, or the folder
+        `a` is here, or it is almost an id. Else a slip would name a stranger's file on the hub."""
+        folder = name.partition("/")[0] + "/"
+        if self.named(name) or any(one.startswith(folder) for one in self.files):
+            return True
+        return bool(self.near(name, _ALMOST))
 
 
 NOTHING = Listing({}, {}, {}, is_sure=True)

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from deployments.adapters.files import TITLES, TRIGGERS, AdapterFile, AdapterFileError
-from deployments.adapters.targets import ModelTargets, targets_of_model
+from deployments.adapters.targets import ModelTargets
 from deployments.engine.model_source import ModelLoadError, ModelSource
 from serve.adapters import Adapters
 
@@ -46,12 +46,12 @@ class Surveyed:
         return [word.strip() for word in text.split(",") if word.strip()]
 
 
-def architectures(models: Iterable[tuple[str, str, ModelSource]]) -> list[Architecture]:
+def architectures(models: Iterable[tuple[str, str, ModelSource]], adapters: Adapters) -> list[Architecture]:
     """The different ones of the models, without those that are not whole. models: id, family and source"""
     found: dict[str, Architecture] = {}
     for model_id, family, source in models:
         try:
-            targets = targets_of_model(source)
+            targets = adapters.targets(source)
         except ModelLoadError:
             continue
         known = found.get(targets.key) or Architecture(targets, family.removesuffix("-inpainting"), ())

@@ -1,26 +1,31 @@
 """The adapters (LoRAs) that requests can name, by their ids in the adapters' folder."""
 
+import asyncio
 import math
-from collections.abc import Mapping, Sequence
+import threading
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from difflib import get_close_matches
 from pathlib import Path
-from typing import Self
+from typing import Any, Self, TypeVar
 
 from deployments.adapters.files import AdapterFile, AdapterFileError
 from deployments.adapters.targets import ModelTargets, targets_of_model
 from deployments.engine.adapters import AdapterRef, AdapterUse, padded_rank
 from deployments.engine.model_source import ModelLoadError, ModelSource
-from serve.adapter_files import AdapterFiles
+from deployments.recent import Recent
+from serve.adapter_files import AdapterFiles, version_of
 from serve.adapter_folder import NOTHING, AdapterFolder, Listing
 from serve.config.adapters import AdaptersConfig
 from serve.config.app import AppConfig
-from serve.errors import AdapterNotFoundError, AdapterUnusableError, InvalidRequestError
-from serve.wanted import WantedAdapter, shown
+from serve.errors import AdapterNotFoundError, AdapterUnusableError
+from serve.wanted import WantedAdapter, is_url, shown
 
 MAX_SCALE = 100.0
-_LONGEST = 200  # characters of a name that is compared with all others
+_AT_ONCE = 2  # files; the largest take seconds, and other threads serve those who name none
+_MOST_TARGETS = 64  # models
 _MOST_NAMED = 5  # of several ids or keys in a sentence
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +56,9 @@ class Adapters:
         self.config = config
         self.files = AdapterFiles(config.max_bytes)
         self._folder = None if config.folder is None else AdapterFolder(Path(config.folder))
+        self._threads = ThreadPoolExecutor(_AT_ONCE, "adapters")
+        self._lock = threading.Lock()
+        self._targets: Recent[ModelSource, ModelTargets] = Recent(_MOST_TARGETS)
 
     @classmethod
     def of(cls, config: AppConfig) -> Self:
@@ -62,6 +70,33 @@ class Adapters:
         """The files that are in the folder now. It may take a while."""
         return NOTHING if self._folder is None else self._folder.listing()
 
+    async def on_thread(self, act: Callable[..., Result], *given: Any) -> Result:
+        """What the call gives. For all that reads the folder or files, on threads for this alone."""
+        return await asyncio.get_running_loop().run_in_executor(self._threads, act, *given)
+
+    def targets(self, source: ModelSource) -> ModelTargets:
+        """A model's layers. They are kept: the hub would be asked anew each time. Raises ModelLoadError."""
+        with self._lock:
+            known = self._targets.use(source)
+        if known is None:
+            known = targets_of_model(source)
+            with self._lock:
+                self._targets.keep(source, known)
+        return known
+
+    def check(self, wanted: Sequence[WantedAdapter]) -> None:
+        """Refuses what can be refused before any file is fetched or read. Raises InvalidRequestError."""
+        if len(wanted) > self.config.max_per_request:
+            raise wanted[0].refusal(
+                f"{len(wanted)} adapters were given; at most {self.config.max_per_request} are allowed"
+            )
+        here = [one for one in wanted if not is_url(one.name)]
+        if here and not self.config.are_offered:
+            raise here[0].refusal(
+                f"{shown(here[0].name)} was given, and adapters are not offered here (adapters.folder in "
+                "the server's configuration)"
+            )
+
     def resolve(self, wanted: Sequence[WantedAdapter], source: ModelSource) -> Resolved:
         """The adapters that a request names, checked against its model. Reads files that are new.
 
@@ -69,11 +104,8 @@ class Adapters:
         """
         if not wanted:
             return NO_ADAPTERS
-        if len(wanted) > self.config.max_per_request:
-            raise wanted[0].refusal(
-                f"{len(wanted)} adapters were given; at most {self.config.max_per_request} are allowed"
-            )
-        targets = _targets(source, wanted[0])
+        self.check(wanted)
+        targets = self._targets_for(source, wanted[0])
         found: dict[str, _Sum] = {}
         for one in wanted:
             adapter = self._ref(one, targets)
@@ -100,20 +132,13 @@ class Adapters:
         """The id and the file of an adapter of the folder.
 
         field: for errors
-        Raises AdapterNotFoundError, also if the name is that of several, and InvalidRequestError if adapters
-        are not offered.
+        Raises AdapterNotFoundError, also if the name is that of several.
         """
-        if not self.config.are_offered:
-            raise InvalidRequestError(
-                f"{field}: {shown(name)} was given, and adapters are not offered here (adapters.folder in "
-                "the server's configuration).",
-                field,
-            )
         listing = self.listing
         ids = listing.named(name)
         if not ids:
             raise AdapterNotFoundError(
-                f"{field}: there is no adapter {shown(name)}; {_alternatives(name, listing.files)}", field
+                f"{field}: there is no adapter {shown(name)}; {self._alternatives(name, listing)}", field
             )
         if len(ids) > 1:
             raise AdapterNotFoundError(
@@ -130,12 +155,19 @@ class Adapters:
         else:
             name, path = one.fetched.name, one.fetched.path
         try:
-            file = self.files.header(path, targets)
+            version = version_of(path)  # one for both, as the file may be replaced at any time
+            file = self.files.header(path, targets, version)
             if problem := self.problem(file):
                 raise AdapterFileError(f"{path.name} {problem}")
-            digest = self.files.digest(path) if one.fetched is None else one.fetched.digest
+            digest = self.files.digest(path, version) if one.fetched is None else one.fetched.digest
         except AdapterFileError as error:
             raise one.refusal(str(error).replace(path.name, name).removesuffix(".")) from error
+        if one.sha256 not in (None, digest):
+            raise AdapterUnusableError(
+                f"{one.field}: {shown(name)} is another file than the one that is wanted: its SHA-256 is "
+                f"{digest}, and {one.sha256} was given.",
+                one.field,
+            )
         return AdapterRef(name, str(path), digest, file.unet_rank, file.text_rank)
 
     def problem(self, file: AdapterFile) -> str | None:
@@ -164,15 +196,23 @@ class Adapters:
                     f"up to a multiple of 16; together at most {most} are allowed (adapters.max_rank)"
                 )
 
+    def _targets_for(self, source: ModelSource, first: WantedAdapter) -> ModelTargets:
+        try:
+            return self.targets(source)
+        except ModelLoadError as error:
+            raise AdapterUnusableError(
+                f"{first.field}: adapters cannot be used with this model, whose layers are not known here.",
+                first.field,
+            ) from error
 
-def _targets(source: ModelSource, first: WantedAdapter) -> ModelTargets:
-    try:
-        return targets_of_model(source)
-    except ModelLoadError as error:
-        raise AdapterUnusableError(
-            f"{first.field}: adapters cannot be used with this model, whose layers are not known here.",
-            first.field,
-        ) from error
+    def _alternatives(self, name: str, listing: Listing) -> str:
+        near = listing.near(name)
+        meant = f"did you mean {' or '.join(map(repr, near))}? " if near else ""
+        lists = f"GET /v1/adapters lists the {len(listing.files)} that there are." if listing.files else ""
+        hub = ""
+        if self.config.allow_remote and "/" in name:
+            hub = " One of the hub can be named in `loras` by its URL, https://huggingface.co/owner/name."
+        return f"{meant}{lists or 'there are none (GET /v1/adapters).'}{hub}"
 
 
 def _check_scales(one: _Sum) -> None:
@@ -181,11 +221,3 @@ def _check_scales(one: _Sum) -> None:
             raise one.place.refusal(
                 f"{one.adapter.name!r} has the scale {scale:g}; allowed are {-MAX_SCALE:g} to {MAX_SCALE:g}"
             )
-
-
-def _alternatives(name: str, files: Mapping[str, Path]) -> str:
-    if not files:
-        return "there are none (GET /v1/adapters)."
-    near = get_close_matches(name[:_LONGEST], files, n=3, cutoff=0.5)
-    meant = f"did you mean {' or '.join(map(repr, near))}? " if near else ""
-    return f"{meant}GET /v1/adapters lists the {len(files)} that there are."

@@ -128,6 +128,12 @@ class NotReadyError(MidstepError):
     status, code, title = 503, "not_ready", "Not ready"
 
 
+class AdapterUnavailableError(MidstepError):
+    """An adapter that a request names elsewhere cannot be fetched now, or not so soon."""
+
+    status, code, title = 503, "adapter_unavailable", "Adapter unavailable"
+
+
 class JobStoreUnavailableError(MidstepError):
     """The database is locked or unreachable. Accepted jobs are safe, but new ones are refused."""
 

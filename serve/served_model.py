@@ -1,7 +1,7 @@
 """A model as it is served: the requests that it accepts, and their costs."""
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Self
@@ -17,7 +17,7 @@ from deployments.engine.samplers import (
     keeps_zero_snr,
     takes_eta,
 )
-from serve.adapters import Adapters
+from serve.adapters import Adapters, Resolved
 from serve.capacity.estimator import Estimator
 from serve.catalog_model import CatalogModel, family_of, size_bytes_of
 from serve.config.adapters import AdaptersConfig
@@ -28,14 +28,14 @@ from serve.generation import GenerationRequest, HiresPass, StartPicture
 from serve.parameters import guidance_interval, image_format_of, seed_of, strength_of
 from serve.sizes import Sizes
 from serve.start_pictures import OpenedPicture, crop_of, open_picture
-from serve.texts import adapters_of, check_texts, reading_of
-from serve.wanted import Wanted
+from serve.texts import adapters_of, check_texts, reading_of, syntax_of
+from serve.wanted import Wanted, WantedAdapter
 
 logger = logging.getLogger("ray.serve")
 
 _ETA_DIGITS = 2  # each value needs its own tables, which take a while to compile
 _HIRES_STRENGTH = 0.6  # enough to draw what enlarging blurs
-_NO_ADAPTERS = Adapters(AdaptersConfig())
+_NONE_OFFERED = Adapters(AdaptersConfig())
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +76,7 @@ class ServedModel:
     size_bytes: int | None = None
     ref: ModelRef | None = None
     pool: str | None = None
-    adapters: Adapters = _NO_ADAPTERS
+    adapters: Adapters = _NONE_OFFERED
 
     @classmethod
     def of(cls, config: AppConfig, info: ModelInfo, known_cost: Callable[[], CostModel | None]) -> Self:
@@ -145,16 +145,26 @@ class ServedModel:
             wanted.check_at_most("deadline_s", wanted.deadline_s, self.limits.max_deadline_s)
         guidance_interval(wanted)
         self._sampler(wanted, wanted.eta)
+        self.adapters.check(self.named_adapters(wanted))
 
-    def accept(self, wanted: Wanted, request_id: str) -> Accepted:
+    def named_adapters(self, wanted: Wanted) -> Sequence[WantedAdapter]:
+        """Those of the prompt too. Raises InvalidRequestError."""
+        return adapters_of(wanted, syntax_of(wanted, self.defaults))
+
+    def resolve(self, wanted: Wanted) -> Resolved:
+        """A request's adapters, as Adapters.resolve. It takes a while, for files that are new."""
+        return self.adapters.resolve(self.named_adapters(wanted), self.source)
+
+    def accept(self, wanted: Wanted, request_id: str, adapters: Resolved | None = None) -> Accepted:
         """The accepted request. Its sampler's table, at the first use, and its picture take a while.
 
+        adapters: as `resolve` gives them; None if it is to be called
         Raises InvalidRequestError, which names the field as its dialect does.
         """
         self.check(wanted := self._with_negative_prompt(wanted))
         self._check_picture_fields(wanted)
         reading = reading_of(wanted, self.defaults, self.limits, self.info)
-        adapters = self.adapters.resolve(adapters_of(wanted, reading), self.source)
+        adapters = self.resolve(wanted) if adapters is None else adapters
         guidance_start, guidance_end = guidance_interval(wanted)
         eta = None if wanted.eta is None else round(wanted.eta, _ETA_DIGITS)
         sampler, num_inference_steps = self._sampler(wanted, eta)

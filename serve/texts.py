@@ -3,9 +3,9 @@
 from collections.abc import Sequence
 
 from deployments.engine.model_source import ModelInfo
-from deployments.engine.prompt_adapters import adapters_in, without_adapters
+from deployments.engine.prompt_adapters import TAG, adapters_in, without_adapters
 from deployments.engine.prompt_syntax import problem
-from deployments.engine.prompt_text import Reading
+from deployments.engine.prompt_text import Reading, Syntax
 from serve.config.limits import DefaultsConfig, Limits
 from serve.wanted import Wanted, WantedAdapter
 
@@ -18,9 +18,13 @@ def check_texts(wanted: Wanted, limits: Limits) -> None:
         raise wanted.refusal("prompt", "is empty; say what the picture should show")
 
 
+def syntax_of(wanted: Wanted, defaults: DefaultsConfig) -> Syntax:
+    return wanted.prompt_syntax or defaults.prompt_syntax
+
+
 def reading_of(wanted: Wanted, defaults: DefaultsConfig, limits: Limits, info: ModelInfo) -> Reading:
     """How the texts are read. Raises InvalidRequestError for syntax that cannot be done."""
-    syntax = wanted.prompt_syntax or defaults.prompt_syntax
+    syntax = syntax_of(wanted, defaults)
     if syntax == "a1111":
         prompt = without_adapters(wanted.prompt)
         for name, text in (("prompt", prompt), ("negative_prompt", wanted.negative_prompt or "")):
@@ -33,10 +37,17 @@ def reading_of(wanted: Wanted, defaults: DefaultsConfig, limits: Limits, info: M
     return Reading(syntax, limits.max_prompt_chunks if is_chunked else 1, clip_skip or None)
 
 
-def adapters_of(wanted: Wanted, reading: Reading) -> Sequence[WantedAdapter]:
+def adapters_of(wanted: Wanted, syntax: Syntax) -> Sequence[WantedAdapter]:
     """All adapters that a request names. Raises InvalidRequestError for a tag that cannot be read."""
-    if reading.syntax != "a1111":
+    if syntax != "a1111":
         return wanted.loras
+    for tag in TAG.finditer(wanted.prompt):
+        if "://" in tag[1]:
+            raise wanted.refusal(
+                "prompt",
+                f"{tag[0][:60]!r} was given; a tag names an adapter of the server's folder, and URLs are "
+                "named in `loras`",
+            )
     try:
         named = adapters_in(wanted.prompt)
     except ValueError as error:

@@ -38,6 +38,7 @@ class WantedAdapter:
 
     name: its id, or where it is elsewhere; field: the dialect's field that names it, for errors
     scale: what its effect is multiplied by; text_scale: in the text encoders, None for the same
+    sha256: of the file that is meant, in hexadecimal; None for whichever has the name
     fetched: its file, if it is elsewhere
     """
 
@@ -45,6 +46,7 @@ class WantedAdapter:
     scale: float
     field: str
     text_scale: float | None = None
+    sha256: str | None = None
     fetched: FetchedAdapter | None = None
 
     def refusal(self, sentence: str) -> InvalidRequestError:
@@ -115,6 +117,11 @@ class Wanted:
         """Raises InvalidRequestError if the value is above the limit."""
         if given > limit:
             raise self.refusal(field, f"{given}{unit} were given; at most {limit}{unit} are allowed")
+
+
+def is_url(name: str) -> bool:
+    """Whether an adapter's name says where it is on the web."""
+    return name.startswith(("https://", "http://"))
 
 
 def shown(value: object) -> str:

@@ -48,7 +48,7 @@ def add(source: str, adapter_id: str | None, config_file: Path) -> None:
     """
     local = LocalAdapters.of(config_file)
     name, path = _found(source, local)
-    adapter_id = adapter_id if adapter_id is not None else Path(name).stem
+    adapter_id = adapter_id.removesuffix(SUFFIX) if adapter_id is not None else Path(name).stem
     target = _target(local.folder, adapter_id)
     print(*_described(name, path, local), sep="\n")
     _copy(path, target)

@@ -13,8 +13,9 @@ from serve.catalog_model import family_of
 from serve.config.schema import ConfigError
 from serve.errors import MidstepError
 from serve.http.adapter_sources import AdapterSources
-from serve.wanted import FetchedAdapter
+from serve.wanted import FetchedAdapter, WantedAdapter
 
+_FIELD = "SOURCE"  # in errors
 _HOW_TO_BEGIN = """adapters.folder: the configuration has none; add one under the application's args:
 
 adapters:
@@ -27,7 +28,6 @@ class LocalAdapters:
 
     adapters: Adapters
     known: Sequence[Architecture]
-    allow_private: bool
 
     @classmethod
     def of(cls, file: Path) -> "LocalAdapters":
@@ -37,8 +37,8 @@ class LocalAdapters:
         config, source = catalog.config, catalog.config.model.source()
         configured = config.model.id, family_of(source, load_model_info(source)), source
         others = [(one.entry.id, one.family, one.ref.source) for one in catalog.ready()]
-        known = architectures([configured, *others])
-        return cls(Adapters.of(config), known, config.jobs.allow_private_webhooks)
+        adapters = Adapters.of(config)
+        return cls(adapters, architectures([configured, *others], adapters))
 
     @property
     def folder(self) -> Path:
@@ -65,9 +65,12 @@ class LocalAdapters:
             )
 
         async def fetch() -> FetchedAdapter:
-            sources = AdapterSources(self.adapters, self.allow_private)
+            sources = AdapterSources(self.adapters)
             async with sources.running():
-                return await sources.fetch(place, place)
+                elsewhere = await sources.place(WantedAdapter(place, 1.0, _FIELD))
+                if elsewhere is None:
+                    raise ConfigError(f"there is no file {place!r}; one of the hub can be named by its URL")
+                return await sources.fetch(elsewhere, _FIELD)
 
         try:
             return asyncio.run(fetch())

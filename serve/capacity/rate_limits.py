@@ -56,6 +56,16 @@ class RateLimits:
         self._clock = clock
         self._buckets: dict[str, TokenBucket] = {}  # by the client's name
 
+    def check(self, client: Client) -> None:
+        """Refuses a client whose limit is used up, whatever it asks for. Raises RateLimitError."""
+        limit, bucket = client.device_seconds_per_minute, self._buckets.get(client.name)
+        if limit is not None and bucket is not None and (wait_s := bucket.take(0.0, self._clock())):
+            raise RateLimitError(
+                f"This API key's limit of {limit:g} device-seconds per minute is used up. Try again in "
+                f"{math.ceil(wait_s)} s.",
+                retry_after_s=math.ceil(wait_s),
+            )
+
     @contextmanager
     def charged(self, client: Client, request: GenerationRequest) -> Iterator[Callable[[], None]]:
         """Charges for the request. Raises RateLimitError, which says when to come again.

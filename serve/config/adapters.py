@@ -50,13 +50,19 @@ class AdaptersConfig(Section):
         description="Hosts that they are fetched from, with the hosts below them; also those that the hosts "
         "redirect to",
     )
+    allow_private_hosts: bool = Field(
+        False,
+        description="Whether they may come from private addresses and by plain `http` too: for development",
+    )
     cache_folder: str | None = Field(
         None,
         description="Folder of what was fetched, shared by all nodes; `null`: `adapters` in "
         "`jobs.data_folder`",
     )
     cache_gib: Gib = Field(
-        20.0, description="Size of that folder in GiB, past which files that were not used for long go"
+        20.0,
+        description="Size of that folder in GiB, past which files that were not used for a day go; if that "
+        "is not enough, nothing more is fetched",
     )
 
     @property

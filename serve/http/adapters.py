@@ -1,6 +1,5 @@
 """`GET /v1/adapters` and `/v1/adapters/{id}`: the adapters that requests can name."""
 
-import asyncio
 from bisect import bisect_left
 from collections.abc import Sequence
 from pathlib import Path
@@ -90,12 +89,12 @@ class AdaptersRoutes:
     async def _page(self, request: Request) -> Response:
         cursor = request.query_params.get("cursor", "")
         return JSONResponse(
-            await asyncio.to_thread(self._listed, cursor, base_url(request, self._public_url))
+            await self._adapters.on_thread(self._listed, cursor, base_url(request, self._public_url))
         )
 
     @described(_GET)
     async def _get(self, request: Request) -> Response:
-        return JSONResponse(await asyncio.to_thread(self._found, request.path_params["id"]))
+        return JSONResponse(await self._adapters.on_thread(self._found, request.path_params["id"]))
 
     def _listed(self, cursor: str, base: str) -> AdapterPage:
         """The page that begins with the id in the cursor, or after where it would be."""
@@ -121,7 +120,7 @@ class AdaptersRoutes:
         return self._described(*self._adapters.find(name, "id"), self._architectures())
 
     def _architectures(self) -> list[Architecture]:
-        return architectures((one.id, one.family, one.source) for one in self._models.all)
+        return architectures(((one.id, one.family, one.source) for one in self._models.all), self._adapters)
 
     def _described(self, adapter_id: str, path: Path, known: Sequence[Architecture]) -> Adapter:
         found = survey(path, self._adapters, known)

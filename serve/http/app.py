@@ -107,7 +107,7 @@ def build_http_app(
         config.limits.max_queue, config.limits.max_wait_s, fleet.denoisers_per_ingress, job_load.share
     )
     limits, inputs = RateLimits(fleet.num_ingresses), JobInputs(stores.jobs.database, stores.objects)
-    adapter_sources = AdapterSources(adapters, config.jobs.allow_private_webhooks)
+    adapter_sources = AdapterSources(adapters)
     desk = FrontDesk(models, pipeline, admission, limits, stores.jobs, inputs, adapter_sources)
     routes, open_routes = _routes(config, info, desk, stores, readiness)
 

@@ -4,20 +4,22 @@ import hashlib
 import json
 import os
 import time
+from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from secrets import token_hex
-from types import TracebackType
-from typing import Self
 
+from serve.errors import StorageFullError
 from serve.jobs.durable_files import write_whole
 from serve.private_files import make_missing_folders, open_private
 from serve.wanted import FetchedAdapter
 
-# What is at a URL may change.
-_FRESH_S = 24 * 3600.0
-# Jobs may wait for a file.
-_KEPT_S = 24 * 3600.0
+_FRESH_S = 24 * 3600.0  # what is at a URL may change
+_PUT_OFF_S = 600.0  # after it could not be fetched again
+_KEPT_S = 24 * 3600.0  # jobs may wait for a file
+_PLACE_KEPT_S = 30 * 24 * 3600.0  # that was not fetched again
+_PART_KEPT_S = 3600.0  # of processes that died
 
 
 class Download:
@@ -42,14 +44,13 @@ class Download:
         self._digest.update(chunk)
         self.num_bytes += len(chunk)
 
-    def __enter__(self) -> Self:
+    def open(self) -> None:
+        """Makes the file. Raises OSError."""
         make_missing_folders(self.path.parent)
-        self._file = open(self.path, "xb", opener=open_private)
-        return self
+        self._file = open(self.path, "xb", opener=open_private)  # noqa: SIM115
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def close(self) -> None:
+        """Raises OSError."""
         self._file.close()
         self.path.unlink(missing_ok=True)
 
@@ -65,7 +66,7 @@ class Kept:
 class FetchedAdapters:
     """The folder, which several processes may use.
 
-    max_bytes: past which files that were not used for long are deleted
+    max_bytes: past which files that were not used for a day are deleted
     """
 
     def __init__(self, folder: Path, max_bytes: int) -> None:
@@ -84,24 +85,68 @@ class FetchedAdapters:
         except (OSError, ValueError, KeyError, TypeError):  # not there, or not whole: it is fetched
             return None
 
+    def put_off(self, place: str) -> None:
+        """The kept file of a place counts as fresh for ten minutes."""
+        until = time.time() - _FRESH_S + _PUT_OFF_S
+        with suppress(OSError):
+            os.utime(self.folder / _entry_of(place), (until, until))
+
     def keep(self, place: str, name: str, download: Download) -> FetchedAdapter:
-        """The downloaded file as the one that came from a place. Raises OSError."""
+        """The downloaded file as the one that came from a place. Raises OSError and StorageFullError."""
         path = self.folder / f"{download.digest}.safetensors"
+        if not path.exists():
+            self.make_room(download.num_bytes)
         download.path.replace(path)
         entry = {"name": name, "digest": download.digest}
         write_whole(self.folder, _entry_of(place), json.dumps(entry).encode(), is_durable=False)
-        self._shrink()
         return FetchedAdapter(name, path, download.digest)
 
-    def _shrink(self) -> None:
-        """Deletes the files that were used longest ago, until the rest is small enough."""
-        files = [(path.stat(), path) for path in self.folder.glob("*.safetensors")]
-        num_bytes = sum(stat.st_size for stat, _ in files)
-        for stat, path in sorted(files, key=lambda one: one[0].st_mtime):
-            if num_bytes <= self._max_bytes or time.time() - stat.st_mtime < _KEPT_S:
-                return
-            path.unlink(missing_ok=True)
-            num_bytes -= stat.st_size
+    def make_room(self, num_bytes: int) -> None:
+        """Deletes the files that were used longest ago, until one of so many bytes has room.
+
+        Raises StorageFullError if too many files were used within a day.
+        """
+        self.sweep()
+        files = _aged(self.folder.glob("*.safetensors"))
+        excess = sum(one.num_bytes for one in files) + num_bytes - self._max_bytes
+        for one in sorted(files, key=lambda one: -one.age_s):
+            if excess <= 0 or one.age_s < _KEPT_S:
+                break
+            one.path.unlink(missing_ok=True)
+            excess -= one.num_bytes
+        if excess > 0:
+            raise StorageFullError(
+                "The server's folder of fetched adapters is full of files that were used within a day "
+                "(adapters.cache_gib)."
+            )
+
+    def sweep(self) -> None:
+        """Deletes what processes that died have left, and places that nobody names any more."""
+        places = self.folder / "places"
+        parts = _aged((*self.folder.glob(".*"), *places.glob(".*")))
+        left = [one for one in parts if one.age_s > _PART_KEPT_S]
+        left += [one for one in _aged(places.glob("*.json")) if one.age_s > _PLACE_KEPT_S]
+        for one in left:
+            one.path.unlink(missing_ok=True)
+
+
+@dataclass(frozen=True, slots=True)
+class _Aged:
+    """A file. age_s: seconds since it was written or used"""
+
+    path: Path
+    num_bytes: int
+    age_s: float
+
+
+def _aged(paths: Iterable[Path]) -> list[_Aged]:
+    """Without those that another process has deleted meanwhile."""
+    now, found = time.time(), []
+    for path in paths:
+        with suppress(FileNotFoundError):
+            stat = path.stat()
+            found.append(_Aged(path, stat.st_size, now - stat.st_mtime))
+    return found
 
 
 def _entry_of(place: str) -> str:

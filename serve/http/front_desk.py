@@ -12,6 +12,7 @@ from contextlib import ExitStack, suppress
 from functools import partial
 
 from deployments.engine.messages import Picture
+from serve.adapters import NO_ADAPTERS
 from serve.calls.pipeline import Pipeline
 from serve.capacity.admission import Admission
 from serve.capacity.rate_limits import RateLimits
@@ -93,7 +94,9 @@ class FrontDesk:
         Raises a MidstepError for a refusal, before any work is done.
         """
         model = self.model(wanted.model, wanted.name("model"))
-        accepted = await self._accepted(model, wanted, request_id)
+        if wanted.loras:  # no file is fetched for a request that has no place
+            self.check_room(wanted)
+        accepted = await self._accepted(model, wanted, client, request_id)
         request = accepted.request
         with ExitStack() as held:
             with self._rate_limits.charged(client, request):
@@ -114,7 +117,7 @@ class FrontDesk:
         Raises a MidstepError for a refusal.
         """
         model = self.model(wanted.model, wanted.name("model"))
-        accepted = await self._accepted(model, wanted, job_id)
+        accepted = await self._accepted(model, wanted, client, job_id)
         with self._rate_limits.charged(client, accepted.request) as give_back:
             job = await self._created(new_job(accepted.request), accepted.picture)
             if job.id != job_id:
@@ -141,13 +144,20 @@ class FrontDesk:
         with suppress(MidstepError):  # a runner deletes what stays
             await self._inputs.delete(job_id)
 
-    async def _accepted(self, model: ServedModel, wanted: Wanted, request_id: str) -> Accepted:
+    async def _accepted(
+        self, model: ServedModel, wanted: Wanted, client: Client, request_id: str
+    ) -> Accepted:
         """In a thread, because a sampler and an adapter take a while at their first use, and a picture always
         does."""
         model.check(wanted)  # before anything is fetched
-        wanted = await self._adapter_sources.with_files(wanted)
+        if wanted.loras:
+            self._rate_limits.check(client)
+            wanted = await self._adapter_sources.with_files(wanted, client.name)
+        adapters = NO_ADAPTERS
+        if model.named_adapters(wanted):
+            adapters = await model.adapters.on_thread(model.resolve, wanted)
         if wanted.image is None:
-            return await asyncio.to_thread(model.accept, wanted, request_id)
+            return await asyncio.to_thread(model.accept, wanted, request_id, adapters)
         # In threads of their own: a thread goes on when its client has left.
         loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self._decoding, model.accept, wanted, request_id)
+        return await loop.run_in_executor(self._decoding, model.accept, wanted, request_id, adapters)

@@ -1,20 +1,27 @@
 """The adapters' folder, and the adapters that requests name in it."""
 
+import difflib
 import logging
 import os
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from deployments.adapters.files import digest_of
+from deployments.adapters.targets import ModelTargets
 from deployments.engine.adapters import AdapterUse
 from deployments.engine.model_source import ModelSource
-from serve import adapter_folder
+from serve import adapter_files, adapter_folder
+from serve import adapters as adapters_module
 from serve.adapter_folder import AdapterFolder
+from serve.adapter_survey import architectures, survey
 from serve.adapters import Adapters
 from serve.config.adapters import AdaptersConfig
-from serve.errors import AdapterNotFoundError, MidstepError
+from serve.errors import AdapterNotFoundError, AdapterUnusableError, MidstepError
 from serve.wanted import FetchedAdapter, WantedAdapter
 from tests.adapter_files import kohya, save
 from tests.adapter_folders import SHAPES, add, shapes_targets
@@ -39,6 +46,8 @@ def test_ids_are_paths_without_the_suffix(tmp_path: Path) -> None:
     assert folder.listing().named("stripes") == ["styles/stripes"]
     assert folder.listing().named("styles/stripes.safetensors") == ["styles/stripes"]
     assert folder.listing().named("hidden") == []
+    touch(tmp_path, "b.safetensors.safetensors")
+    assert folder.listing().named("b.safetensors") == ["b.safetensors"], "an id comes first"
 
 
 def test_files_come_and_go_and_an_unchanged_folder_is_not_listed_again(
@@ -259,3 +268,117 @@ def test_a_folder_with_many_files_is_listed_without_reading_them(
     with caplog.at_level(logging.WARNING):
         assert len(adapters(tmp_path).listing.files) == 2000
     assert not caplog.records
+
+
+def test_of_many_ids_few_are_compared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    touch(tmp_path, *(f"{number // 100}/x_{number}.safetensors" for number in range(1000)))
+    touch(tmp_path, "styles/stripes.safetensors")
+    listing = AdapterFolder(tmp_path).listing()
+    compared: list[int] = []
+
+    def close_matches(name: str, ids: Iterable[str], **limits: Any) -> list[str]:
+        compared.append(len(ids := list(ids)))
+        return difflib.get_close_matches(name, ids, **limits)
+
+    monkeypatch.setattr(adapter_folder, "get_close_matches", close_matches)
+    assert listing.near("styles/stripse") == ["styles/stripes"]
+    assert listing.near("0/x_1a")
+    assert compared == [1, 200]
+
+
+@pytest.mark.parametrize(
+    ("name", "is_meant"),
+    [
+        ("styles/stripes", True),
+        ("styles/removed", True),
+        ("stlyes/stripes", True),
+        ("owner/name", False),
+        ("style/name.safetensors", False),
+    ],
+)
+def test_whether_a_name_is_meant_for_the_folder(folder: Path, name: str, is_meant: bool) -> None:
+    assert AdapterFolder(folder).listing().is_meant(name) is is_meant
+
+
+def test_a_file_that_is_another_by_now_is_refused_if_its_digest_was_given(folder: Path) -> None:
+    offered = adapters(folder)
+    digest = offered.resolve(wanted("both"), SHAPES).unet[0].adapter.digest
+    one = WantedAdapter("both", 1.0, "loras.0.id", sha256=digest)
+    assert offered.resolve([one], SHAPES).unet[0].adapter.digest == digest
+    add(folder, "both", unet_rank=16)
+    with pytest.raises(
+        AdapterUnusableError, match=f"its SHA-256 is [0-9a-f]{{64}}, and {digest} was given"
+    ) as (refusal):
+        offered.resolve([one], SHAPES)
+    assert (refusal.value.status, refusal.value.param) == (422, "loras.0.id")
+
+
+def test_many_who_name_a_file_read_it_once(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    read: list[Path] = []
+    others = threading.Barrier(4)
+
+    def digest_of(path: Path) -> str:
+        read.append(path)
+        return "ab" * 32
+
+    def resolve() -> str:
+        others.wait()
+        return offered.resolve(wanted("both"), SHAPES).unet[0].adapter.digest
+
+    monkeypatch.setattr(adapter_files, "digest_of", digest_of)
+    offered = adapters(folder)
+    with ThreadPoolExecutor(4) as threads:
+        found = [threads.submit(resolve) for _ in range(4)]
+    assert {one.result() for one in found} == {"ab" * 32}
+    assert read == [folder / "both.safetensors"]
+
+
+def test_a_file_that_is_replaced_while_it_is_read_is_not_kept(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def replaced(path: Path) -> str:
+        add(folder, "both", unet_rank=16)
+        return digest_of(path)
+
+    offered = adapters(folder)
+    monkeypatch.setattr(adapter_files, "digest_of", replaced)
+    with pytest.raises(MidstepError, match="both is being changed: ask for it again"):
+        offered.resolve(wanted("both"), SHAPES)
+    monkeypatch.setattr(adapter_files, "digest_of", digest_of)
+    assert offered.resolve(wanted("both"), SHAPES).unet[0].adapter.unet_rank == 16
+
+
+def test_a_models_layers_are_asked_for_once(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[ModelSource] = []
+
+    def targets_of_model(source: ModelSource) -> ModelTargets:
+        asked.append(source)
+        return shapes_targets()
+
+    monkeypatch.setattr(adapters_module, "targets_of_model", targets_of_model)
+    offered, hub = adapters(folder), ModelSource("owner/model")
+    for _ in range(2):
+        offered.resolve(wanted("both"), hub)
+    assert asked == [hub]
+
+
+def test_what_needs_no_file_is_refused_first(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(adapters_module, "targets_of_model", lambda source: pytest.fail("it was asked"))
+    for offered, named in ((adapters(folder), ["both"] * 9), (adapters(None), ["both"])):
+        with pytest.raises(MidstepError):
+            offered.resolve(wanted(*named), SHAPES)
+
+
+def test_a_name_with_a_slash_may_have_been_meant_for_the_hub(folder: Path) -> None:
+    with pytest.raises(
+        AdapterNotFoundError, match=r"in `loras` by its URL, https://huggingface\.co/owner/name"
+    ):
+        adapters(folder, allow_remote=True).resolve(wanted("owner/name"), SHAPES)
+
+
+def test_trigger_words_are_cut_and_of_one_line(folder: Path) -> None:
+    path = add(folder, "said", metadata={"modelspec.trigger_phrase": "a\x1b[0m,\n b ," + "c" * 10_000})
+    offered = adapters(folder)
+    words = survey(path, offered, architectures([("shapes", "sd1", SHAPES)], offered)).trigger_words
+    assert words[:2] == ["a [0m", "b"]
+    assert len(words[2]) < 500

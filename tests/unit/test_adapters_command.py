@@ -52,7 +52,8 @@ def test_a_file_is_checked_described_and_copied(folder: Path, adapters: Command)
         assert words in said
     assert not (folder / "adapters").exists()
     assert "styles/zebra" in adapters("add", "stripes.safetensors", "--id", "styles/zebra")
-    adapters("add", "stripes.safetensors")
+    adapters("add", "stripes.safetensors", "--id", "stripes.safetensors")
+    assert (folder / "adapters" / "stripes.safetensors").exists()
     copied = folder / "adapters" / "styles" / "zebra.safetensors"
     assert copied.read_bytes() == (folder / "stripes.safetensors").read_bytes()
     assert list(copied.parent.iterdir()) == [copied]
@@ -102,3 +103,13 @@ def test_a_configured_folder_must_be_there_when_a_server_starts(folder: Path) ->
         check_adapters(config)
     (folder / "adapters").mkdir()
     check_adapters(config)
+
+
+@pytest.mark.parametrize("source", ["strips.safetensors", "./dl/x", "dl/x.safetensors", "../x/y"])
+def test_a_slip_in_a_files_name_asks_no_hub(folder: Path, adapters: Command, source: str) -> None:
+    write_config(
+        folder, adapters={"folder": "adapters", "allow_remote": True, "cache_folder": str(folder / "c")}
+    )
+    (folder / "adapters").mkdir()
+    for command in ("add", "check"):
+        assert f"there is no file '{source}'" in adapters(command, source, error=True)

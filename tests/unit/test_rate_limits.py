@@ -131,3 +131,19 @@ def test_without_a_limit_or_a_cost_model_nothing_is_charged() -> None:
         with door.limits.charged(ALICE, replace(request(10), work_s=None)):
             pass
     door.ask(ALICE, 4)
+
+
+def test_who_owes_is_refused_whatever_it_asks_for() -> None:
+    now = 0.0
+    limits = RateLimits(lambda: 1, lambda: now)
+    limits.check(ALICE)
+    with limits.charged(ALICE, replace(request(), work_s=6.0)):
+        pass
+    with pytest.raises(
+        RateLimitError, match=r"limit of 4 device-seconds per minute is used up\. Try again in 30 s"
+    ):
+        limits.check(ALICE)
+    limits.check(BOB)
+    limits.check(EVERYBODY)
+    now = 30.0
+    limits.check(ALICE)

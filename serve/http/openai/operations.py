@@ -2,6 +2,7 @@
 
 from serve.errors import (
     AdapterNotFoundError,
+    AdapterUnavailableError,
     AdapterUnusableError,
     DeadlineTooEarlyError,
     DeadlineTooEarlyNowError,
@@ -35,6 +36,7 @@ _ERRORS = (
     ModelNotFoundError,
     ModelUnloadableError,
     AdapterNotFoundError,
+    AdapterUnavailableError,
     AdapterUnusableError,
     ForbiddenError,
     NotReadyError,

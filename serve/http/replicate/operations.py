@@ -2,6 +2,8 @@
 
 from serve.errors import (
     AdapterNotFoundError,
+    AdapterUnavailableError,
+    AdapterUnusableError,
     ForbiddenError,
     IdempotencyKeyReusedError,
     InvalidInputError,
@@ -91,6 +93,8 @@ CREATE = Operation(
         IdempotencyKeyReusedError,
         ModelNotFoundError,
         AdapterNotFoundError,
+        AdapterUnavailableError,
+        AdapterUnusableError,
         ForbiddenError,
         NotReadyError,
         QueueFullError,
