@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing, suppress
 from functools import wraps
 from itertools import count
+from math import isfinite
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
@@ -136,9 +137,14 @@ def _lora(text: str) -> dict[str, Any]:
     """An adapter from "name:0.8". A URL has colons too."""
     name, _, scale = text.rpartition(":")
     try:
-        return {"id": name, "scale": float(scale)} if name else {"id": text}
+        value = float(scale)
     except ValueError:
         return {"id": text}
+    if not isfinite(value):
+        raise click.BadParameter(
+            f"{text!r} has the scale {scale}; it is a finite number", param_hint="--lora"
+        )
+    return {"id": name, "scale": value} if name else {"id": text}
 
 
 def _popped(given: dict[str, Any], fields: Mapping[str, str]) -> dict[str, Any]:

@@ -1,29 +1,37 @@
 """What a picture's file says about how it was made: everything that is needed to make it again."""
 
 import json
-from dataclasses import fields, replace
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
 
+from deployments.engine.adapters import AdapterRef
 from deployments.engine.infotext import infotext
+from deployments.engine.prompt_adapters import without_adapters
 from deployments.engine.prompt_text import Reading
 from serve.generation import GenerationRequest, HiresPass, StartPicture
 
 # Parameters that are left out where they have their default values.
 _ONLY_IF_UNUSUAL = {"eta", "guidance_start", "guidance_end", "guidance_rescale", "strength"}
-_HASH_DIGITS = 10  # as A1111 and Civitai shorten them
-_IN_NO_NAME = str.maketrans("", "", ":,")  # A1111 leaves them out too
+_HASH_DIGITS = 10  # as Civitai shortens them
+_IN_NO_TAG = str.maketrans("", "", ":,<>")
 # A1111's names of the upscalers.
 _UPSCALERS = {"latent": "Latent (bicubic)", "lanczos": "Lanczos"}
 
 
 def image_metadata(request: GenerationRequest, seed: int) -> dict[str, str]:
-    """Text chunks by their keywords. seed: of this image"""
+    """Text chunks by their keywords. seed: of this image
+
+    All adapters are in `loras`, so the prompt is without those that it named: a request with both chunks
+    gives the same image. A1111 gets all of them as tags.
+    """
+    prompt, loras = _plain_prompt(request), _loras(request)
     unusual = {
         field.name: str(value)
         for field in fields(request)
         if field.name in _ONLY_IF_UNUSUAL and (value := getattr(request, field.name)) != field.default
     }
     return {
-        "prompt": request.prompt,
+        "prompt": prompt,
         "negative_prompt": request.negative_prompt or "",
         "seed": str(seed),
         "sampler": request.sampler,
@@ -33,14 +41,14 @@ def image_metadata(request: GenerationRequest, seed: int) -> dict[str, str]:
         **_of_reading(request.reading),
         **_of_start(request.start),
         **_of_hires(request.hires),
-        **_of_adapters(request),
+        **_of_adapters(loras),
         "model": request.model,
         "parameters": infotext(
             replace(request, seed=seed),
-            request.prompt,
+            " ".join([prompt.strip(), *(one.tag for one in loras)]),
             request.negative_prompt,
             request.model,
-            _settings(request),
+            _denoising_settings(request) | _adapter_hashes(loras),
         ),
     }
 
@@ -74,31 +82,58 @@ def _of_hires(hires: HiresPass | None) -> dict[str, str]:
     return {f"hires_{name}": str(getattr(hires, name)) for name in names}
 
 
-def _of_adapters(request: GenerationRequest) -> dict[str, str]:
-    """The adapters as the field `loras`, with the SHA-256 of their files."""
+def _plain_prompt(request: GenerationRequest) -> str:
+    """The prompt without the adapters that it names."""
+    return without_adapters(request.prompt) if request.reading.syntax == "a1111" else request.prompt
+
+
+@dataclass(frozen=True, slots=True)
+class _Lora:
+    """An adapter of a request. scale: in the U-Net, if it changes it, and else as text_scale"""
+
+    adapter: AdapterRef
+    scale: float
+    text_scale: float
+
+    @property
+    def name(self) -> str:
+        """A1111's, which knows no folders."""
+        return self.adapter.name.rpartition("/")[2].removesuffix(".safetensors").translate(_IN_NO_TAG)
+
+    @property
+    def tag(self) -> str:
+        if self.text_scale == self.scale:
+            return f"<lora:{self.name}:{self.scale:g}>"
+        return f"<lora:{self.name}:{self.text_scale:g}:{self.scale:g}>"
+
+
+def _loras(request: GenerationRequest) -> list[_Lora]:
     unet, text = (
         {use.adapter: use.scale for use in uses} for uses in (request.adapters, request.text_adapters)
     )
     loras = []
     for adapter in unet | text:
-        in_unet, in_text = unet.get(adapter, 0.0), text.get(adapter, 0.0)
-        scale = in_unet if adapter.unet_rank else in_text
-        lora: dict[str, str | float] = {"id": adapter.name, "scale": scale}
-        if adapter.text_rank and in_text != scale:
-            lora["text_encoder_scale"] = in_text
-        loras.append(lora | {"sha256": adapter.digest})
-    return {"loras": json.dumps(loras, ensure_ascii=False)} if loras else {}
+        in_text = text.get(adapter, 0.0)
+        scale = unet.get(adapter, 0.0) if adapter.unet_rank else in_text
+        loras.append(_Lora(adapter, scale, in_text if adapter.text_rank else scale))
+    return loras
 
 
-def _settings(request: GenerationRequest) -> dict[str, str]:
-    """A1111's settings of what is not in every request."""
-    return _denoising_settings(request) | _adapter_hashes(request)
+def _of_adapters(loras: Sequence[_Lora]) -> dict[str, str]:
+    """The adapters as the field `loras`, with the SHA-256 of their files."""
+    bodies = []
+    for one in loras:
+        body: dict[str, str | float] = {"id": one.adapter.name, "scale": one.scale}
+        if one.text_scale != one.scale:
+            body["text_encoder_scale"] = one.text_scale
+        bodies.append(body | {"sha256": one.adapter.digest})
+    return {"loras": json.dumps(bodies, ensure_ascii=False)} if bodies else {}
 
 
-def _adapter_hashes(request: GenerationRequest) -> dict[str, str]:
-    """Civitai and A1111 find adapters by them."""
-    adapters = dict.fromkeys(use.adapter for use in (*request.adapters, *request.text_adapters))
-    joined = ", ".join(f"{one.name.translate(_IN_NO_NAME)}: {one.digest[:_HASH_DIGITS]}" for one in adapters)
+def _adapter_hashes(loras: Sequence[_Lora]) -> dict[str, str]:
+    """The beginnings of the files' SHA-256, by which Civitai finds adapters. A1111 hashes only the weights in
+    a file, and goes by the name in the tag where it knows no such hash."""
+    joined = ", ".join(f"{one.name}: {one.adapter.digest[:_HASH_DIGITS]}" for one in loras)
     return {"Lora hashes": joined} if joined else {}
 
 

@@ -51,6 +51,7 @@ def input_of(job: Mapping[str, Any], **given: Any) -> dict[str, Any]:
 NAMED = [
     {"loras": [{"id": "stripes", "scale": 0.8}, "both"]},
     {"loras": [{"path": "styles/stripes", "weight": 0.8}, {"name": "both"}]},
+    {"loras": [{"lora_name": "stripes", "lora_scale": 0.8}, {"name": "both", "path": "both"}]},
     {"prompt": "a star <lora:stripes:0.8><lyco:both>", "prompt_syntax": "a1111"},
     {"prompt": "a star <lora:stripes:0.8>", "prompt_syntax": "a1111", "lora": "both"},
 ]
@@ -70,6 +71,53 @@ async def test_the_images_dialect(folder: Path, named: dict[str, Any]) -> None:
         assert scales(request.text_adapters) == {"both": 1.0}
         assert request.prompt == named.get("prompt", "a red star"), "as it was written"
         assert scales(request.passes[0].adapters) == scales(request.adapters)
+
+
+@in_loop
+async def test_openais_client_writes_the_list_into_a_form(folder: Path) -> None:
+    parts = [
+        part("loras[][id]", "stripes"),
+        part("loras[][id]", "both"),
+        part("loras[][scale]", "0.8"),
+        part("loras[][scale]", "1"),
+    ]
+    seen: Seen = []
+    async with offering(folder, seen) as client:
+        for given in (
+            parts,
+            [part("loras[]", "stripes"), part("loras[]", "both")],
+            [part("loras[id]", "both")],
+        ):
+            answer = await client.post(EDITS, **form(EDITS, file("image"), *given))
+            assert answer.status_code == 200, answer.text
+        for wrong, words in (
+            (parts[:3], "loras: 2 of id, 1 of scale were given, so it cannot be told which belong together"),
+            ([*parts, part("loras", "both")], "'loras': was given twice"),
+            ([part("loras[][ip]", "x")], "loras.0.id: is required"),
+        ):
+            answer = await client.post(EDITS, **form(EDITS, file("image"), *wrong))
+            assert answer.status_code == 400
+            assert words in answer.json()["detail"]
+    assert [scales(request.adapters) for request, _ in seen] == [
+        {"styles/stripes": 0.8, "both": 1.0},
+        {"styles/stripes": 1.0, "both": 1.0},
+        {"both": 1.0},
+    ]
+
+
+@in_loop
+async def test_vllm_omnis_path_and_number_change_nothing_and_that_is_told(folder: Path) -> None:
+    lora = {"name": "stripes", "path": "/models/stripes", "scale": 0.5, "int_id": 7}
+    seen: Seen = []
+    async with offering(folder, seen) as client:
+        answer = await client.post(IMAGES, json=IMAGE | {"lora": lora})
+        assert answer.json()["warnings"] == [
+            "lora.0.lora_path: '/models/stripes' changes nothing; the name is what counts.",
+            "lora.0.int_id: 7 changes nothing; adapters have no numbers here.",
+        ]
+        job = (await client.post(JOBS, json=input_of(JOB, lora=lora))).json()
+    assert scales(seen[0][0].adapters) == {"styles/stripes": 0.5}
+    assert len(input_warnings(job["input"])) == 2
 
 
 @pytest.mark.parametrize("text", ["stripes", '[{"id": "stripes"}]', '["stripes"]', '{"path": "stripes"}'])
@@ -105,6 +153,7 @@ async def test_in_plain_prompts_they_are_text(folder: Path) -> None:
             {"styles/stripes": 1, "both": 2},
         ),
         ({"lora_weights": "", "lora_scale": 0.6}, {}),
+        ({"loras": ""}, {}),
     ],
 )
 @in_loop
@@ -141,6 +190,10 @@ def test_a_scale_without_its_adapter_is_told() -> None:
         ({"loras": ["owner/name"]}, 404, "loras.0.id", "there is no adapter 'owner/name'"),
         ({"loras": ["both"] * 9}, 400, "loras.0.id", "at most 8"),
         ({"prompt": "a <lora:x:1>", "prompt_syntax": "a1111"}, 404, "prompt", "no adapter 'x'"),
+        ({"prompt": "a <lora:https://x/y>", "prompt_syntax": "a1111"}, 400, "prompt", "named in `loras`"),
+        ({"prompt": "a <lora:both:1>" * 9, "prompt_syntax": "a1111"}, 400, "prompt", "at most 8"),
+        ({"loras": [{"id": "both", "sha256": "AB" * 32}]}, 422, "loras.0.id", f"and {'ab' * 32} was given"),
+        ({"loras": [{"id": "both", "sha256": "ab"}]}, 400, "loras.0.sha256", "pattern"),
         ({"prompt": "a <lora:both:101>", "prompt_syntax": "a1111"}, 400, "prompt", "the scale 101"),
         ({"prompt": "a <hypernet:x:1>", "prompt_syntax": "a1111"}, 400, "prompt", "only adapters"),
     ],
@@ -169,12 +222,17 @@ async def test_a_refusal_names_the_field_of_its_dialect(
         check_answer(document, path, answer)
 
 
+@pytest.mark.parametrize(
+    "named", [{"loras": ["both"]}, {"prompt": "a star <lora:both:1>", "prompt_syntax": "a1111"}]
+)
 @in_loop
-async def test_a_repeated_submission_gets_its_job_though_the_adapter_is_gone(folder: Path) -> None:
+async def test_a_repeated_submission_gets_its_job_though_the_adapter_is_gone(
+    folder: Path, named: dict[str, Any]
+) -> None:
     async with offering(folder) as client:
 
         async def submitted() -> httpx.Response:
-            body = input_of(JOB, loras=["both"])
+            body = input_of(JOB, **named)
             return await client.post(JOBS, json=body, headers={"idempotency-key": "once"})
 
         first = await submitted()
@@ -239,7 +297,7 @@ async def test_without_a_folder_there_are_none(tmp_path: Path) -> None:
         assert "adapters are not offered here" in answer.json()["detail"]
 
 
-BOTH = AdapterRef("both", "/f/both.safetensors", "ab12" * 16, 8, 4)
+BOTH = AdapterRef("styles/both", "/f/both.safetensors", "ab12" * 16, 8, 4)
 WORDS = AdapterRef("a: b,c", "/f/words.safetensors", "cd34" * 16, 0, 4)
 
 
@@ -252,14 +310,39 @@ def request_with(unet: float, text: float) -> GenerationRequest:
 
 def test_a_picture_says_its_adapters() -> None:
     text = image_metadata(request_with(0.8, 0.8), 7)
-    both = {"id": "both", "scale": 0.8, "sha256": "ab12" * 16}
+    both = {"id": "styles/both", "scale": 0.8, "sha256": "ab12" * 16}
     words = {"id": "a: b,c", "scale": 0.5, "sha256": "cd34" * 16}
     assert json.loads(text["loras"]) == [both, words]
     assert 'Lora hashes: "both: ab12ab12ab, a bc: cd34cd34cd"' in text["parameters"]
+    assert text["parameters"].startswith(f"{text['prompt']} <lora:both:0.8> <lora:a bc:0.5>\n")
     for unet, in_text in ((0.8, 0.0), (0.0, 0.8), (0.8, -0.3)):
-        [of_both, _] = json.loads(image_metadata(request_with(unet, in_text), 7)["loras"])
+        other = image_metadata(request_with(unet, in_text), 7)
+        [of_both, _] = json.loads(other["loras"])
         assert of_both == both | {"scale": unet, "text_encoder_scale": in_text}
+        assert f"<lora:both:{in_text:g}:{unet:g}>" in other["parameters"]
     assert "loras" not in image_metadata(generation_request(), 7)
+
+
+@pytest.mark.parametrize(
+    "named",
+    [
+        {"prompt": "a star <lora:stripes:0.8><lyco:both:1:0.5>", "prompt_syntax": "a1111"},
+        {"prompt": "a star <lora:stripes:0.5>", "prompt_syntax": "a1111", "loras": ["both", "stripes"]},
+        {"prompt": "a star", "loras": ["both"]},
+    ],
+)
+@in_loop
+async def test_what_a_picture_says_makes_it_again(folder: Path, named: dict[str, Any]) -> None:
+    seen: Seen = []
+    async with offering(folder, seen) as client:
+        assert (await client.post(IMAGES, json=IMAGE | named)).status_code == 200
+        text = image_metadata(seen[0][0], 7)
+        again = {name: text[name] for name in ("prompt", "prompt_syntax", "loras") if name in text}
+        answer = await client.post(IMAGES, json=IMAGE | again)
+        assert answer.status_code == 200, answer.text
+    first, second = (request for request, _ in seen)
+    assert (first.adapters, first.text_adapters) == (second.adapters, second.text_adapters)
+    assert first.text == second.text
 
 
 def test_a_request_with_adapters_comes_back_from_json() -> None:

@@ -396,6 +396,8 @@ def test_adapters_are_named_with_their_scales(server: Server) -> None:
     ]
     assert generate(server, "--json") == 0
     assert "loras" not in sent_input(server)
+    for scale in ("nan", "-inf"):
+        assert generate(server, "--lora", f"stripes:{scale}") == 2
 
 
 def test_a_key_is_sent_without_the_newline_that_ends_its_file(

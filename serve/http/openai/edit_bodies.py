@@ -13,6 +13,7 @@ from serve.errors import ClientLeftError, InvalidRequestError
 from serve.http.body import bounded_body, parse_body, parse_fields
 from serve.http.field_names import IMAGE_NAMES, MASK_NAMES
 from serve.http.form import is_form, opened_form
+from serve.http.form_lists import gathered_loras, is_lora_part
 from serve.http.limits import MAX_UPLOAD_BYTES
 from serve.http.openai.edit_schema import EditsBody, edit_of
 from serve.http.picture_sources import PictureSources
@@ -60,6 +61,7 @@ class EditBodies:
         """The text fields and the files of a form."""
         fields: dict[str, str] = {}
         files: dict[str, list[bytes]] = {}
+        loras: list[tuple[str, str]] = []
         for name, value in form.multi_items():
             if isinstance(value, UploadFile):
                 if name not in (*IMAGE_NAMES, *MASK_NAMES):
@@ -70,10 +72,15 @@ class EditBodies:
                     files.setdefault(name, []).append(await value.read())
                 except ValueError as error:  # the form is closed
                     raise ClientLeftError("The client left before its picture was read.") from error
+            elif is_lora_part(name):
+                loras.append((name, value))
             elif name in fields:
-                raise InvalidRequestError(f"{shown(name)}: was given twice.", name[:64])
+                raise _given_twice(name)
             elif value or name in _MAY_BE_EMPTY:  # browsers send every field of a form
                 fields[name] = value
+        for name, value in gathered_loras(loras).items():
+            if fields.setdefault(name, value) != value:
+                raise _given_twice(name)
         return fields, files
 
     async def _picture(
@@ -90,3 +97,7 @@ class EditBodies:
         if given:
             return name, given[0][1]
         return name, await self._sources.read(urls[0], name) if urls else None
+
+
+def _given_twice(name: str) -> InvalidRequestError:
+    return InvalidRequestError(f"{shown(name)}: was given twice.", name[:64])

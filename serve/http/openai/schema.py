@@ -18,7 +18,7 @@ from serve.http.field_names import (
     PICTURE_FIELDS,
 )
 from serve.http.hires import HiresBody, hires_of
-from serve.http.loras import LORAS, Loras, loras_of
+from serve.http.loras import LORAS, Loras, lora_warnings, loras_of
 from serve.parameters import MAX_SEED
 from serve.wanted import LongPrompts, Wanted, shown
 
@@ -156,7 +156,8 @@ def hint_warnings(body: CommonBody) -> list[str]:
         sentences.append(
             "response_format: 'url' changes nothing in a stream, which has the images themselves."
         )
-    return sentences
+    loras = [one.model_dump() for one in body.loras or ()]
+    return sentences + lora_warnings(loras, body.written("loras"))
 
 
 def _one(name: str, given: int | None, in_size: int | None, size: str | None) -> int | None:

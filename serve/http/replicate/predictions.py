@@ -109,7 +109,7 @@ class PredictionsRoutes:
             wanted = wanted_of(body, *model_named(request, body, self._desk.models.names))
             key = await asyncio.to_thread(_idempotency_key, request, raw)
             new_job = self._new_job(request, body, key)
-            job = await self._earlier(request, body, wanted, key)
+            job = await self._earlier(request, key)
             if job is None:
                 self._desk.check(wanted)
                 wanted = await self._with_pictures(wanted, body)
@@ -191,12 +191,10 @@ class PredictionsRoutes:
             idempotency_key=key,
         )
 
-    async def _earlier(
-        self, request: Request, body: PredictionBody, wanted: Wanted, key: IdempotencyKey | None
-    ) -> Job | None:
-        """The job that a repeated submission has already made. Its picture and its adapters may no longer be
-        where they were."""
-        if key is None or (body.input.image is None and not wanted.loras):
+    async def _earlier(self, request: Request, key: IdempotencyKey | None) -> Job | None:
+        """The job that a repeated submission has already made. Its picture and its adapters, which the prompt
+        may name too, may no longer be where they were."""
+        if key is None:
             return None
         return await self._store.with_key(client_of(request).name, key)
 

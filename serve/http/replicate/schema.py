@@ -3,6 +3,7 @@
 import re
 from collections.abc import Mapping
 from dataclasses import fields
+from itertools import chain
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import AliasChoices, Field
@@ -19,7 +20,7 @@ from serve.http.field_names import (
     NUM_INFERENCE_STEPS,
 )
 from serve.http.hires import HiresBody, hires_of
-from serve.http.loras import LORAS, Loras, Scale, loras_of
+from serve.http.loras import LORAS, Loras, Scale, lora_warnings, loras_of
 from serve.jobs.job import WebhookEvent
 from serve.parameters import MAX_SEED
 from serve.wanted import LongPrompts, Wanted, WantedAdapter
@@ -185,7 +186,8 @@ def input_warnings(given: Mapping[str, Any]) -> list[str]:
     for scale, names in _LORA_NAMES.items():
         if scale in given and not any(name in given for name in names):
             idle.append(f"{scale}: changes nothing; it is the scale of {names[0]}.")
-    return idle
+    lists = [name for name in map(str, LORAS.choices) if isinstance(given.get(name), list)]
+    return [*idle, *chain.from_iterable(lora_warnings(given[name], name) for name in lists)]
 
 
 def wait_s(prefer: str | None) -> float | None:
