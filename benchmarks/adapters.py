@@ -3,8 +3,8 @@
     OMP_NUM_THREADS=1 python -m benchmarks.adapters --output FILE
 
 A mixed forward has rows of several adapters and rows without, against a forward of as many rows without a
-bank. The other way to serve them is a forward for each adapter's rows, and one for those without. The bank is
-for all layers of the model, as in the engine, or for transformers alone.
+bank. The other way to serve them is a forward for each adapter's rows, and one for those without. The
+adapters change all layers of the U-Net, or its transformers alone, as most do.
 """
 
 import argparse
@@ -19,7 +19,7 @@ import torch
 
 from cluster.bench.results import new_results
 from deployments.engine.adapters import LowRank, targets_of
-from deployments.engine.bank import AdapterBank, Block, Layout, RowAdapters
+from deployments.engine.bank import AdapterBank, Block, Layout, RowAdapters, Scales
 from deployments.engine.conditions import MAX_TOKENS
 from deployments.engine.model_source import ModelSource
 from deployments.engine.models import load_unet_module
@@ -28,18 +28,17 @@ ROWS, SHAPE = 16, (16, 16)
 # (different adapters, rank of each): with the default of adapters.max_rank no more are in one forward
 ADAPTERS = ((1, 16), (2, 16), (2, 32), (2, 64), (8, 16))
 MAX_RANK = 128
-# (layers that adapters change, layers that the bank is for): the engine's is for all
-CASES = (("all", "all"), ("transformers", "transformers"), ("transformers", "all"))
+CHANGED = ("all", "transformers")  # layers
 PLAIN = "plain"
 
 
 class Forwards:
     """The embedded model's U-Net without a bank, and with one for some of its layers; inputs of ROWS rows.
 
-    layers: those that the adapters change, and those that the bank is for
+    changed: the layers that the adapters change
     """
 
-    def __init__(self, path: str, layers: Mapping[str, str]) -> None:
+    def __init__(self, path: str, changed: str) -> None:
         torch.manual_seed(0)
         torch.set_num_threads(1)
         self.plain, self.banked = (
@@ -48,18 +47,17 @@ class Forwards:
         )
         all_layers = targets_of(self.banked)
         transformers = {name: target for name, target in all_layers.items() if ".attentions." in name}
-        chosen = {"transformers": transformers, "all": all_layers}
-        self._changed = chosen[layers["changed"]]
-        self._layout = Layout.of(chosen[layers["bank"]])
+        self._changed = {"transformers": transformers, "all": all_layers}[changed]
+        self._layout = Layout.of(all_layers)
         self._bank = AdapterBank(self._layout, MAX_RANK, torch.device("cpu"), torch.float32)
         self._bank.attach(self.banked)
         config = self.plain.config
         self._latents = torch.randn(ROWS, config.in_channels, *SHAPE)
         self._embeds = torch.randn(ROWS, MAX_TOKENS, config.cross_attention_dim)
 
-    def run(self, module: torch.nn.Module, rows: int, scales: torch.Tensor) -> None:
+    def run(self, module: torch.nn.Module, rows: int, scales: Scales) -> None:
         timesteps = torch.full((rows,), 500)
-        with torch.inference_mode(), self._bank.scaled(scales):
+        with torch.inference_mode(), self._bank.scaled(scales.transformers, scales.others):
             module(self._latents[:rows], timesteps, encoder_hidden_states=self._embeds[:rows])
 
     def ways(self, distinct: int, rank: int) -> dict[str, Callable[[], None]]:
@@ -71,12 +69,13 @@ class Forwards:
         blocks = [self._block(f"adapter {number}", rank) for number in range(distinct)]
         rows = [RowAdapters(1, [(block, 1.0)]) for block in blocks]
         scales = self._bank.load([*rows, RowAdapters(ROWS - distinct)], distinct * len(blocks[0].rows))
-        alone, without = torch.ones(1, len(blocks[0].rows)), torch.zeros(ROWS, 0)
+        alone = self._bank.load(rows[:1], len(blocks[0].rows))
+        without = Scales(torch.zeros(ROWS, 0), torch.zeros(ROWS, 0))
 
         def grouped() -> None:
             for _ in blocks:
                 self.run(self.banked, 1, alone)
-            self.run(self.banked, ROWS - distinct, without[distinct:])
+            self.run(self.banked, ROWS - distinct, without)
 
         return {
             PLAIN: lambda: self.run(self.plain, ROWS, without),
@@ -126,10 +125,10 @@ def ratios(found: Mapping[str, Sequence[float]]) -> dict[str, dict[str, float]]:
 
 def measure(path: str, rounds: int) -> list[dict[str, Any]]:
     found = []
-    for changed, bank in CASES:
-        forwards = Forwards(path, {"changed": changed, "bank": bank})
+    for changed in CHANGED:
+        forwards = Forwards(path, changed)
         for distinct, rank in ADAPTERS:
-            case = {"changed": changed, "bank": bank, "adapters": distinct, "rank": rank}
+            case = {"changed": changed, "adapters": distinct, "rank": rank}
             case |= ratios(seconds(forwards.ways(distinct, rank), rounds))
             found.append(case)
             print(json.dumps(case), flush=True)

@@ -5,8 +5,9 @@ is a block of consecutive rows, so one copy loads it into all layers. A forward 
 weight each of its rows gives each of the bank's first k rows. Several adapters of a row, of any weights, are
 several ranges of scales that are not zero.
 
-A row's bits do not depend on the adapters of other rows: what a row does not use is zero or another adapter's,
-always finite, as zero times infinity is NaN. They do depend on the order of the row's own adapters in the bank.
+A row's bits do not depend on the adapters of other rows: what a row does not use is zero or another
+adapter's, always finite, as zero times infinity is NaN. They do depend on the order of the row's own adapters
+in the bank.
 """
 
 from __future__ import annotations
@@ -30,10 +31,12 @@ class Layout:
     """Where each layer's factors lie in a bank's columns.
 
     columns: by layer, the first column of A, the first of B, and the end; A may end earlier
+    others: the layers outside of a U-Net's transformers, which most adapters leave alone
     """
 
     columns: Mapping[str, tuple[int, int, int]]
     width: int
+    others: frozenset[str] = frozenset()
 
     @classmethod
     def of(cls, targets: Mapping[str, Target]) -> Layout:
@@ -43,7 +46,8 @@ class Layout:
             end = middle + target.num_outputs
             columns[name] = (begin, middle, end)
             begin = _aligned(end)
-        return cls(columns, begin)
+        transformers = {name for name in targets if ".attentions." in name}
+        return cls(columns, begin, frozenset(targets.keys() - transformers if transformers else ()))
 
     def pack(self, digest: str, rank: int, weights: Weights, dtype: torch.dtype) -> Block:
         """An adapter's weights as the bank takes them. rank: the highest of its layers
@@ -58,15 +62,20 @@ class Layout:
             own[:, middle:end] = factors.b.T
         if not rows.isfinite().all():
             raise OverflowError(f"a value is beyond what {dtype} has")
-        return Block(digest, rows)
+        return Block(digest, rows, not self.others.isdisjoint(weights))
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Block:
-    """An adapter, packed for a bank. rows: [padded rank, the bank's width] on the CPU, pinned for CUDA"""
+    """An adapter, packed for a bank.
+
+    rows: [padded rank, the bank's width] on the CPU, pinned for CUDA
+    changes_others: whether it changes any of `Layout.others`
+    """
 
     digest: str
     rows: torch.Tensor
+    changes_others: bool = False
 
 
 def _aligned(column: int) -> int:
@@ -119,11 +128,22 @@ def _in_a_row(needed: Mapping[str, int]) -> dict[str, range]:
     return places
 
 
-@dataclass
-class _Scales(threading.local):
-    """The scales of the forward that runs on this thread."""
+@dataclass(frozen=True, slots=True)
+class Scales:
+    """What weight each row of a forward gives each of the bank's first rows, [rows, rank] float32 on the CPU.
 
-    value: torch.Tensor | None = field(default=None)
+    others: the same for `Layout.others`; of rank 0 if no adapter changes them, so that nothing is computed
+    """
+
+    transformers: torch.Tensor
+    others: torch.Tensor
+
+
+@dataclass
+class _Active(threading.local):
+    """The scales of the forward that runs on this thread, by whether they are for `Layout.others`."""
+
+    scales: dict[bool, torch.Tensor | None] = field(default_factory=lambda: {False: None, True: None})
 
 
 class DevicePool:
@@ -182,7 +202,7 @@ class AdapterBank:
         self._rows = torch.zeros(max_rank, layout.width, device=device, dtype=dtype)
         self._held: dict[str, range] = {}
         self.pool = pool or DevicePool(device)
-        self._scales = _Scales()
+        self._active = _Active()
 
     def attach(self, module: nn.Module) -> None:
         """Lets a module's layers read this bank. Their names and weights stay as they are."""
@@ -191,19 +211,21 @@ class AdapterBank:
         layers = dict(module.named_modules())
         for name, (begin, middle, end) in self._layout.columns.items():
             a, b = self._rows[:, begin:middle], self._rows[:, middle:end]
-            layers[name].register_forward_hook(_Adds(self._scales, a, b))
+            is_other = name in self._layout.others
+            layers[name].register_forward_hook(_Adds(self._active, is_other, a, b))
 
     @contextmanager
-    def scaled(self, scales: torch.Tensor) -> Iterator[None]:
-        """Runs a forward with these scales [rows, k], on this thread. k = 0: without adapters"""
-        self._scales.value = scales.to(self._dtype) if scales.shape[1] else None
+    def scaled(self, transformers: torch.Tensor, others: torch.Tensor) -> Iterator[None]:
+        """Runs a forward with `Scales`, which are on its device, on this thread."""
+        for is_other, scales in ((False, transformers), (True, others)):
+            self._active.scales[is_other] = scales.to(self._dtype) if scales.shape[1] else None
         try:
             yield
         finally:
-            self._scales.value = None
+            self._active.scales |= {False: None, True: None}
 
-    def load(self, rows: Sequence[RowAdapters], rank: int, in_order: bool = False) -> torch.Tensor:
-        """Puts all adapters of a forward into the bank. Returns its scales [rows, rank] on the CPU.
+    def load(self, rows: Sequence[RowAdapters], rank: int, in_order: bool = False) -> Scales:
+        """Puts all adapters of a forward into the bank.
 
         rank: at least the rows of all different adapters
         in_order: whether they lie where they would in an empty bank, whatever is there: the order of a row's
@@ -225,7 +247,8 @@ class AdapterBank:
                 place = places[block.digest]
                 scales[done : done + one.num_rows, place.start : place.stop] += scale
             done += one.num_rows
-        return scales
+        changes_others = any(block.changes_others for block in blocks.values())
+        return Scales(scales, scales if changes_others else scales[:, :0])
 
     def _put(self, block: Block, rows: range) -> None:
         """Copies a block. What lay there is gone from the first moment on, also if there is no memory."""
@@ -242,13 +265,14 @@ class _Adds:
     a: [max rank, inputs]; b: [max rank, outputs], the layer's columns of the bank
     """
 
-    def __init__(self, scales: _Scales, a: torch.Tensor, b: torch.Tensor) -> None:
-        self._scales = scales
+    def __init__(self, active: _Active, is_other: bool, a: torch.Tensor, b: torch.Tensor) -> None:
+        self._active = active
+        self._is_other = is_other
         self._a = a
         self._b = b
 
     def __call__(self, layer: Any, inputs: tuple[torch.Tensor, ...], outputs: torch.Tensor) -> torch.Tensor:
-        scales = self._scales.value
+        scales = self._active.scales[self._is_other]
         if scales is None:
             return outputs
         rank = scales.shape[1]

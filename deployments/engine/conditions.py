@@ -109,7 +109,8 @@ class Conditions:
     pooled_prompt_embeds: torch.Tensor  # [rows, width], width 0 except for SDXL
     time_ids: torch.Tensor  # [rows, NUM_TIME_IDS], width 0 except for SDXL
     picture_channels: torch.Tensor  # [rows, C, h, w]: a mask and the masked picture, or no channels
-    adapter_scales: torch.Tensor  # [rows, rank] float32, of the bank's rows (bank); rank 0 without adapters
+    adapter_scales: torch.Tensor  # [rows, rank] float32, as in bank.Scales; rank 0 without adapters
+    other_scales: torch.Tensor  # the same of the layers outside of transformers
 
     @classmethod
     def join(cls, parts: Sequence[Conditions]) -> Conditions:
@@ -146,7 +147,7 @@ def conditions_of(request: DenoiseRequest, picture_channels: torch.Tensor, unet:
     # diffusers' default values.
     time_ids = torch.tensor([request.height, request.width, 0, 0, request.height, request.width])
     # Where adapters lie in the bank is known when a forward is launched.
-    of_both = (time_ids[: unet.time_ids_width][None], picture_channels[None], NO_ADAPTERS)
+    of_both = (time_ids[: unet.time_ids_width][None], picture_channels[None], NO_ADAPTERS, NO_ADAPTERS)
     rows = [Conditions(embeds.prompt_embeds[None], embeds.pooled_prompt_embeds[None], *of_both)]
     if embeds.negative_prompt_embeds is not None:
         assert embeds.negative_pooled_prompt_embeds is not None, "a negative prompt has both"
@@ -164,12 +165,16 @@ def _of_length(embeds: torch.Tensor, tokens: int) -> torch.Tensor:
 
 
 def random_conditions(rows: int, latent_shape: LatentShape, unet: UNetInterface, rank: int = 0) -> Conditions:
-    """Random rows with the U-Net's widths, on its device, for warming up and measuring. rank: of adapters"""
+    """Random rows with the U-Net's widths, on its device, for warming up and measuring.
+
+    rank: of adapters of the transformers, as most are
+    """
     conditions = Conditions(
         prompt_embeds=torch.randn(rows, MAX_TOKENS, unet.embeds_width),
         pooled_prompt_embeds=torch.randn(rows, unet.pooled_width),
         time_ids=torch.ones(rows, unet.time_ids_width),
         picture_channels=torch.zeros(rows, unet.picture_channels, *latent_shape),
         adapter_scales=torch.ones(rows, rank),
+        other_scales=torch.ones(rows, 0),
     )
     return conditions.map(lambda tensor: tensor.to(unet.device, unet.dtype))

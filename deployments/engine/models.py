@@ -152,7 +152,7 @@ class UNet:
         # A compiled module would compile anew for each length of texts and each rank, in mid-service.
         is_usual = conditions.prompt_embeds.shape[1] == MAX_TOKENS and not conditions.adapter_scales.shape[1]
         forward = self._module if is_usual else self._module.forward
-        with self.bank.scaled(conditions.adapter_scales):
+        with self.bank.scaled(conditions.adapter_scales, conditions.other_scales):
             prediction: torch.Tensor = forward(
                 inputs,
                 timesteps,

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from deployments.engine.bank import Scales
 from deployments.engine.conditions import Conditions
 from deployments.engine.denoising import Denoising
 
@@ -42,11 +43,11 @@ class StepInputs:
 
 
 def step_inputs(
-    batch: Sequence[Denoising], forward_rows: int, static: bool, adapter_scales: torch.Tensor | None = None
+    batch: Sequence[Denoising], forward_rows: int, static: bool, scales: Scales | None = None
 ) -> StepInputs:
     """The next model call of every request in a batch, padded to `forward_rows` rows.
 
-    adapter_scales: [forward_rows, rank]; None without adapters
+    scales: of the adapters, of forward_rows rows; None without adapters
     A request's rows lie side by side, the negative prompt's first; a call without guidance has only one.
     Padding repeats the first request's row. With static shapes the requests are padded as well, to as many as
     there are rows.
@@ -62,8 +63,8 @@ def step_inputs(
     timesteps = torch.stack([item.table.timesteps[item.call] for item in filled])
     conditions = [item.next_conditions for item in batch]
     joined = Conditions.join([*conditions, conditions[0].repeat_first(padding)])
-    if adapter_scales is not None:
-        joined = replace(joined, adapter_scales=adapter_scales)
+    if scales is not None:
+        joined = replace(joined, adapter_scales=scales.transformers, other_scales=scales.others)
     noise = [item.noise() for item in batch]
     return StepInputs(
         states=torch.stack([item.state for item in filled]),

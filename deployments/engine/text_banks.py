@@ -39,7 +39,9 @@ class TextBanks:
                     rank = next(one for one in self._buckets if one >= rows)
                     # One row of scales for all rows of the batch.
                     scales = bank.load([RowAdapters(1, blocks)], rank, in_order=True)
-                    stack.enter_context(bank.scaled(scales.to(bank.device)))
+                    stack.enter_context(
+                        bank.scaled(scales.transformers.to(bank.device), scales.others.to(bank.device))
+                    )
             yield
 
     def _bank(self, part: str) -> AdapterBank:

@@ -119,7 +119,7 @@ def test_each_row_equals_diffusers_with_peft(family: str, convolutions: bool) ->
     bank.attach(unet)
     blocks = {name: layout.pack(name, ranks[name], one, torch.float32) for name, one in weights.items()}
     scales = bank.load(row_adapters(blocks, MIXES), 160)
-    with bank.scaled(scales):
+    with bank.scaled(scales.transformers, scales.others):
         mixed = call(unet)
 
     for row, mix in enumerate(MIXES):
@@ -144,7 +144,7 @@ class Adapted:
 
     def run(self, mixes: list[dict[str, float]], rank: int = 64, in_order: bool = False) -> torch.Tensor:
         scales = self.bank.load(row_adapters(self.blocks, mixes), rank, in_order)
-        with self.bank.scaled(scales):
+        with self.bank.scaled(scales.transformers, scales.others):
             return call(self.unet)
 
 
@@ -221,7 +221,8 @@ def test_one_graph_serves_all_adapters_and_scales() -> None:
     compiled = torch.compile(module, backend=backend, fullgraph=True, dynamic=False)
 
     def run(mixes: list[dict[str, float]], rank: int) -> None:
-        with torch.inference_mode(), bank.scaled(bank.load(row_adapters(blocks, mixes), rank)):
+        scales = bank.load(row_adapters(blocks, mixes), rank)
+        with torch.inference_mode(), bank.scaled(scales.transformers, scales.others):
             assert torch.allclose(compiled(pictures), module(pictures), atol=1e-6)
 
     run([{"a": 1.0}, {}], 16)

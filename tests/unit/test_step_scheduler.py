@@ -147,7 +147,7 @@ def with_and_without(rank_factor: float) -> list[str]:
     """
     scheduler = StepScheduler(
         lambda group: 16,
-        lambda group, rows, rank: (0.04 + 0.005 * rows) * (rank_factor if rank else 1.0),
+        lambda group, rows, rank: (0.08 + 0.003 * rows) * (rank_factor if rank else 1.0),
         max_rank=128,
     )
     plain = [item(f"plain {index}", arrival=0.0) for index in range(6)]
