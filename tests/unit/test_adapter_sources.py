@@ -18,7 +18,7 @@ from aiohttp.test_utils import TestServer
 from serve.adapters import Adapters
 from serve.config.adapters import AdaptersConfig
 from serve.errors import MidstepError
-from serve.http import adapter_downloads, adapter_sources, fetched_adapters
+from serve.http import adapter_downloads, adapter_sources
 from serve.http.adapter_sources import AdapterSources
 from serve.http.fetched_adapters import Download, FetchedAdapters
 from serve.wanted import FetchedAdapter, Wanted, WantedAdapter
@@ -348,9 +348,9 @@ async def test_each_who_waits_hears_of_an_error_by_its_own_field(
     async with hub_at_work(monkeypatch) as hub, fetching(tmp_path) as (sources, _):
         hub.status = 404
 
-        async def answered_now(tasks: Any, timeout: float) -> Any:
+        async def answered_now(tasks: Any, **limit: float) -> Any:
             hub.may_answer.set()
-            return await wait(tasks, timeout=timeout)
+            return await wait(tasks, **limit)
 
         monkeypatch.setattr(adapter_sources, "_PATIENCE_S", 0.01)
         with pytest.raises(MidstepError, match=f"loras: {hub.url}/slow is still being fetched"):
@@ -421,7 +421,7 @@ async def test_a_file_that_another_process_has_deleted_makes_no_error(
     tmp_path: Path, data: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     gone = tmp_path / "cache" / "gone.safetensors"
-    monkeypatch.setattr(fetched_adapters.Path, "glob", lambda folder, pattern: [folder / gone.name])
+    monkeypatch.setattr(Path, "glob", lambda folder, pattern: [folder / gone.name])
     async with hub_at_work(monkeypatch) as hub, fetching(tmp_path) as (sources, _):
         hub.files["/x"] = data
         assert await found(sources, f"{hub.url}/x") is not None

@@ -11,8 +11,12 @@ from pydantic import TypeAdapter
 
 from deployments.engine.adapters import AdapterRef, AdapterUse
 from serve.calls.image_metadata import image_metadata
+from serve.capacity.admission import Admission
+from serve.capacity.rate_limits import RateLimits
+from serve.errors import QueueFullError
 from serve.generation import GenerationRequest
 from serve.http import adapters as adapters_route
+from serve.http.adapter_sources import AdapterSources
 from serve.http.replicate.schema import input_warnings
 from tests.adapter_folders import add
 from tests.generation_requests import generation_request
@@ -242,6 +246,24 @@ async def test_a_repeated_submission_gets_its_job_though_the_adapter_is_gone(
             JOBS, json=input_of(JOB, loras=["stripes"]), headers={"idempotency-key": "once"}
         )
         assert (other.status_code, other.json()["error_type"]) == (422, "idempotency_key_reused")
+
+
+@pytest.mark.parametrize(
+    ("owner", "check", "routes"), [(Admission, "check_room", [IMAGES]), (RateLimits, "check", [IMAGES, JOBS])]
+)
+@in_loop
+async def test_nothing_is_fetched_for_those_who_are_refused_anyway(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, owner: type, check: str, routes: list[str]
+) -> None:
+    def refuse(*given: Any) -> None:
+        raise QueueFullError("full")
+
+    monkeypatch.setattr(owner, check, refuse)
+    monkeypatch.setattr(AdapterSources, "with_files", lambda *given: pytest.fail("it was fetched"))
+    async with offering(folder) as client:
+        for path in routes:
+            body = input_of(JOB, loras=["both"]) if path == JOBS else IMAGE | {"loras": ["both"]}
+            assert (await client.post(path, json=body)).status_code == 429
 
 
 @in_loop
