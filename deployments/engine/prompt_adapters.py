@@ -34,7 +34,7 @@ def adapters_in(text: str) -> list[PromptAdapter]:
 def _read(tag: str, inside: str) -> PromptAdapter:
     name, *values = (part.strip() for part in inside.split(":"))
     if not name:
-        raise ValueError(f"{tag!r} was given, which names no adapter; write <lora:name:0.8>")
+        raise ValueError(f"{tag[:60]!r} was given, which names no adapter; write <lora:name:0.8>")
     scales: dict[str, float] = {}
     for index, value in enumerate(values):
         key, equals, number = value.partition("=")
