@@ -94,7 +94,8 @@ def _asking(command: Command) -> Command:
 
 
 def _with_input(command: Command) -> Command:
-    """Adds the prompt and the options of an image. Passes the given ones to `command` as `asked`."""
+    """Adds the prompt and the options of an image. Passes the given ones to `command` as `asked`, and the
+    model, by default the server's first."""
 
     @wraps(command)
     def with_input(predictions: "Predictions", **given: Any) -> int:
@@ -107,7 +108,8 @@ def _with_input(command: Command) -> Command:
         is_in_body = given.get("idempotency_key") is not None
         for name, picture in _popped(given, {name: name for name in _PICTURES}).items():
             asked[name] = input_of(picture, predictions, is_in_body=is_in_body)
-        return command(predictions, asked=asked, **given)
+        model = given.pop("model") or predictions.model()
+        return command(predictions, model=model, asked=asked, **given)
 
     for option in reversed(_input_options()):
         option(with_input)
@@ -119,6 +121,7 @@ def _input_options() -> list[Callable[[Command], Command]]:
         return click.option(f"--{name.replace('_', '-')}", *short, name, help=text, **of)
 
     return [
+        click.option("--model", metavar="ID", help="One of the server's models; by default its first."),
         *(option(name, text, *_SHORT.get(name, ()), type=kind) for name, (kind, text) in _INPUT.items()),
         *(option(name, text, type=PICTURE) for name, text in _PICTURES.items()),
         *(option(name, text, type=kind) for name, (_, kind, text) in _HIRES.items()),
@@ -157,13 +160,15 @@ def _popped(given: dict[str, Any], fields: Mapping[str, str]) -> dict[str, Any]:
 @_asking
 @_with_input
 @_OUTPUT
-def generate(predictions: "Predictions", asked: dict[str, Any], output: Path | None, as_json: bool) -> int:
+def generate(
+    predictions: "Predictions", model: str, asked: dict[str, Any], output: Path | None, as_json: bool
+) -> int:
     """Make an image from PROMPT and wait for it.
 
     Without --output the image is saved under a new name in the working folder, made from the prompt and the
     seed, if one is given. With --json alone it stays on the server.
     """
-    created = predictions.create(predictions.model(), asked)
+    created = predictions.create(model, asked)
     is_saved = output is not None or not as_json
     try:
         return _finish(predictions, created["id"], output, as_json, is_saved=is_saved)
@@ -186,13 +191,14 @@ def jobs() -> None:
 )
 def submit(
     predictions: "Predictions",
+    model: str,
     asked: dict[str, Any],
     webhook: str | None,
     idempotency_key: str | None,
     as_json: bool,
 ) -> int:
     """Submit a job and print its id."""
-    created = predictions.create(predictions.model(), asked, webhook, idempotency_key)
+    created = predictions.create(model, asked, webhook, idempotency_key)
     print(json.dumps(created) if as_json else created["id"])
     return 0
 

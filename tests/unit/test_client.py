@@ -384,6 +384,12 @@ def test_a_second_pass_is_asked_for_by_its_scale(server: Server) -> None:
     assert sent_input(server)["hires"] == {"scale": 1.5}
 
 
+def test_the_model_is_the_named_one_or_the_servers_first(server: Server) -> None:
+    for words, model in (((), "shapes"), (("--model", "outlines"), "outlines")):
+        assert generate(server, "--json", *words) == 0
+        assert json.loads(server.bodies["/v1/predictions"])["version"] == model
+
+
 def test_adapters_are_named_with_their_scales(server: Server) -> None:
     url = "https://example.com:8/x"
     words = ("--lora", "stripes:0.8", "--lora", "styles/zebra", "--lora", url, "--lora", f"{url}:-1")
