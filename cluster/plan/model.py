@@ -103,7 +103,7 @@ class Model:
             request = replace(request, adapters=self._adapters(planned.loras))
         if planned.strength is not None:
             request = self._shortened(request, planned.strength)
-        return replace(request, work_s=self.served.work_s(request))
+        return replace(request, work_s=self.served.work_s(replace(request, work_s=None)))
 
     def _adapters(self, names: Sequence[str]) -> tuple[AdapterUse, ...]:
         """Raises InvalidRequestError, where the server would."""

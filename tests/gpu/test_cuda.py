@@ -108,7 +108,7 @@ def test_the_engine_thread_gives_what_the_engine_gives(model: RandomModel) -> No
     thread = EngineThread(lambda: model.engine(8, run_step), deliver, pytest.fail)
     thread.start()
     for request in requests:
-        thread.add([request])
+        thread.add([(request, ())])
     for _ in requests:
         event = events.get(timeout=60)
         assert isinstance(event, DenoisedLatents)

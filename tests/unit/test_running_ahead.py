@@ -108,7 +108,7 @@ def test_one_step_is_launched_behind_the_one_under_way_and_no_more(
 
     thread = EngineThread(lambda: model.engine(steps), deliver, pytest.fail)
     thread.start()
-    thread.add([model.request("a", num_inference_steps=4)])
+    thread.add([(model.request("a", num_inference_steps=4), ())])
     launched = []
     for _ in range(4):
         steps.waited_for.get(timeout=60)
@@ -180,9 +180,9 @@ def test_newcomers_are_taken_in_until_the_next_step_is_due(model: LoadedModel, s
     engine = model.engine(steps, cost=StageCost((((16, 16), Curve(3600.0, 2, 0.0)),)))
     thread = EngineThread(lambda: engine, lambda _: None, pytest.fail)
     thread.start()
-    thread.add([model.request("first")])
+    thread.add([(model.request("first"), ())])
     assert steps.launched.get(timeout=60) == 1
-    thread.add([model.request("second")])
+    thread.add([(model.request("second"), ())])
     steps.done.release(1000)
     steps.says_done = True
     assert steps.launched.get(timeout=60) == 2
@@ -205,7 +205,7 @@ def test_a_device_that_hangs_is_told_though_nobody_waits_for_it(model: LoadedMod
     engine = model.engine(steps, cost=StageCost((((16, 16), Curve(3600.0, 2, 0.0)),)))
     thread = EngineThread(lambda: engine, lambda _: None, pytest.fail)
     thread.start()
-    thread.add([model.request("a")])
+    thread.add([(model.request("a"), ())])
     steps.launched.get(timeout=60)
     thread.abort("a")
     while engine.num_requests:
@@ -271,7 +271,7 @@ def test_a_step_that_fails_after_its_launch_is_the_end_of_the_device(
 ) -> None:
     free.faults[3] = RuntimeError("an illegal memory access was encountered")
     told = Told(model.engine(free))
-    told.thread.add([model.request("a", num_inference_steps=8), model.request("b", num_inference_steps=8)])
+    told.thread.add([(model.request(name, num_inference_steps=8), ()) for name in "ab"])
     fault = "RuntimeError: an illegal memory access was encountered"
     assert told.lost.get(timeout=60) == f"DeviceFaultError: {fault}"
     told.thread.stop()
@@ -313,6 +313,6 @@ def test_a_step_that_cannot_be_launched_does_not_harm_the_one_under_way(
 
     monkeypatch.setattr(free, "launch", breaks_on_one)
     told = Told(model.engine(free))
-    told.thread.add([model.request("short", num_inference_steps=3), model.request("long")])
+    told.thread.add([(model.request("short", num_inference_steps=3), ()), (model.request("long"), ())])
     assert told.last_events(2) == {"short": DenoisedLatents, "long": DenoiseFailed}
     told.thread.stop()
