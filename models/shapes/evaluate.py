@@ -11,7 +11,7 @@
 A picture is right in colour if the background and every object have their colours, right in position if its
 two objects stand as said (only pictures with two count), and right in shape if every object has its shape.
 It is right in style if its objects are filled, or are outlines for the model that draws those, or stand
-before stripes for the adapter that draws these.
+between stripes for the adapter that draws these.
 """
 
 import argparse
@@ -67,10 +67,11 @@ class Verdict:
 def look(pixels: np.ndarray) -> tuple[str, list[Seen]]:
     """The background's colour and the objects of a picture [h, w, 3], largest first.
 
-    Objects of the stripes' colour are not seen before stripes.
+    Of objects of the stripes' colour, what is before stripes is not seen.
     """
     labels, background, stripes = _labels(pixels)
-    labels[labels == stripes] = background
+    for edge in (labels[:STRIPE], labels[-STRIPE:]):
+        edge[edge == stripes] = background
     holes = [part for part in _components(labels == background, _MIN_HOLE) if not _touches_edge(part)]
     seen = []
     for mask in _components(labels != background):
@@ -91,10 +92,9 @@ def _labels(pixels: np.ndarray) -> tuple[np.ndarray, int, int]:
     distances = np.abs(pixels[:, :, None].astype(np.int32) - _PALETTE).sum(axis=-1)
     labels = distances.argmin(axis=-1)
     border = np.concatenate([labels[:, :_BORDER], labels[:, -_BORDER:]], axis=1)
-    is_stripe = np.arange(len(border)) // STRIPE % 2 == 0
     stripes, background = (
         Counter(rows.ravel().tolist()).most_common(1)[0][0]
-        for rows in (border[is_stripe], border[~is_stripe])
+        for rows in (np.concatenate([border[:STRIPE], border[-STRIPE:]]), border[STRIPE:-STRIPE])
     )
     return labels, background, stripes
 
@@ -241,7 +241,7 @@ def sheet(pictures: list[np.ndarray], columns: int) -> Image.Image:
 
 
 def is_in_style(pixels: np.ndarray, style: str) -> bool:
-    """Whether all objects of a picture are outlines, or none is; and whether they stand before stripes."""
+    """Whether all objects of a picture are outlines, or none is; and whether they stand between stripes."""
     background, seen = look(pixels)
     wanted = stripe_colour(background) if style == "striped" else background
     return _NAMES[_labels(pixels)[2]] == wanted and all(

@@ -29,11 +29,11 @@ RELATIONS = ("left of", "right of", "above", "below")
 RADII_ALONE = {"small": 20, "medium": 32, "large": 46}
 RADII_TOGETHER = {"small": 14, "medium": 20, "large": 25}
 # `models/shapes` fills its objects, `models/outlines` draws hollow ones, the adapter "stripes" draws filled
-# ones before stripes.
+# ones between two stripes.
 STYLES = ("filled", "outlined", "striped")
 _MIN_STROKE = 6.5  # pixels; thinner ones blur, as the VAE was trained on filled objects
 _STROKE = 0.24  # of the circumradius, where that is more
-STRIPE = 16  # pixels: two of the VAE's latents, as narrower ones blur
+STRIPE = 16  # pixels: two of the VAE's latents, as narrower stripes blur
 _SUPERSAMPLING = 4
 
 
@@ -123,7 +123,7 @@ def outline(shape: str, x: float, y: float, radius: float) -> list[tuple[float, 
 
 
 def stripe_colour(background: str) -> str:
-    """Of every other stripe before which a striped scene's objects stand."""
+    """The colour of the stripes along the upper and the lower edge of a striped scene."""
     return "black" if background == "white" else "white"
 
 
@@ -133,7 +133,7 @@ def draw(background: str, placed: tuple[Placed, ...], style: str = "filled") -> 
     image = Image.new("RGB", (side, side), COLOURS[background])
     pen = ImageDraw.Draw(image)
     if style == "striped":
-        for top in range(0, side, 2 * STRIPE * _SUPERSAMPLING):
+        for top in (0, side - STRIPE * _SUPERSAMPLING):
             pen.rectangle(
                 (0, top, side, top + STRIPE * _SUPERSAMPLING - 1), COLOURS[stripe_colour(background)]
             )

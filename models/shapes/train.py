@@ -196,7 +196,7 @@ def train_adapter(args: argparse.Namespace) -> None:
     torch.manual_seed(args.seed)
     unet = UNet2DConditionModel.from_pretrained(start / "unet", torch_dtype=torch.float32)
     add_adapter(unet)
-    save_adapter(learn_style(args, "striped", unet, 2e-3), output)
+    save_adapter(learn_style(args, "striped", unet, 1e-3), output)
     print(f"written to {output}")
 
 
@@ -253,12 +253,12 @@ def main() -> None:
     parser.add_argument("--vae-steps", type=int, default=4000)
     parser.add_argument("--text-steps", type=int, default=2500)
     parser.add_argument(
-        "--denoiser-steps", type=int, help="default: 10,000; to learn a style 1,200, as an adapter 800"
+        "--denoiser-steps", type=int, help="default: 10,000; to learn a style 1,200, as an adapter 900"
     )
     parser.add_argument("--scenes", type=int, default=32_000)
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
-    default_steps = {"filled": 10_000, "outlined": 1_200, "striped": 800}
+    default_steps = {"filled": 10_000, "outlined": 1_200, "striped": 900}
     args.denoiser_steps = args.denoiser_steps or default_steps[args.style]
     args.work.mkdir(parents=True, exist_ok=True)
     {"filled": train, "outlined": fine_tune, "striped": train_adapter}[args.style](args)

@@ -29,7 +29,7 @@ def weights_of(path: Path, model: ModelTargets) -> Weights:
     return read_weights(path, digest_of(path), "unet", model)
 
 
-@pytest.mark.parametrize("name", ["lcm"])
+@pytest.mark.parametrize("name", ["lcm", "stripes"])
 def test_an_embedded_adapter_is_a_small_lora_of_all_of_the_unet(name: str, model: ModelTargets) -> None:
     path = ADAPTERS / f"{name}.safetensors"
     found = read_adapter_file(path, model)
