@@ -11,6 +11,7 @@ cores.
 """
 
 import argparse
+import json
 import random
 import shutil
 from pathlib import Path
@@ -186,6 +187,9 @@ def fine_tune(args: argparse.Namespace) -> None:
     shutil.copy(start / "model_index.json", output)
     # Half the bits of a float16's fraction are noise to git's compression, and eight are enough.
     unet.to(torch.bfloat16).save_pretrained(output / "unet")
+    config = output / "unet" / "config.json"
+    said = {name: value for name, value in json.loads(config.read_text()).items() if name != "_name_or_path"}
+    config.write_text(json.dumps(said, indent=2) + "\n")  # without a path of this machine
     print(f"written to {output}")
 
 
