@@ -65,9 +65,10 @@ def test_every_item_that_is_in_order_is_told(tmp_path: Path, capsys: pytest.Capt
     assert main(["check", str(path)]) == 0
     lines = [line.removeprefix(f"{path}: ") for line in capsys.readouterr().out.splitlines()]
     assert lines[0] == "keys: ok"
-    assert lines[1].startswith("model shapes: ok, all its files are in ")
-    assert lines[2] == "proxy_location: ok, HeadOnly: HTTP is answered on the head node"
-    assert lines[3] == f"http_options.port: ok, {port} is free on 127.0.0.1"
+    assert lines[1] == "catalog: ok, its 1 files can be read"
+    assert lines[2].startswith("model shapes: ok, all its files are in ")
+    assert lines[3] == "proxy_location: ok, HeadOnly: HTTP is answered on the head node"
+    assert lines[4] == f"http_options.port: ok, {port} is free on 127.0.0.1"
 
 
 def test_nothing_would_answer_without_a_proxy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
