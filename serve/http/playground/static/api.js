@@ -1,0 +1,113 @@
+// Calls of the server's API. Owns the API key, which is kept in this browser and goes to this server only.
+
+const KEY = "midstep.key";
+const BASE = new URL("..", import.meta.url); // right below any prefix
+const UNREACHABLE = "The server cannot be reached.";
+
+export class ApiError extends Error {
+  /** status: 0 if there was no answer; field: the name of the field at fault, such as "input.width", or null */
+  constructor(message, { status = 0, field = null, requestId = null, retryAfterS = null } = {}) {
+    super(message);
+    this.name = "ApiError";
+    Object.assign(this, { status, field, requestId, retryAfterS });
+  }
+
+  /** Whether the same call may succeed later: the server restarts, is not ready, or is busy. */
+  get isPassing() {
+    return this.status === 0 || this.status === 429 || this.status >= 500;
+  }
+}
+
+/** The kept API key; null if there is none. */
+export function getKey() {
+  return localStorage.getItem(KEY);
+}
+
+/** Keeps an API key; an empty text or null forgets it. */
+export function setKey(text) {
+  if (text) localStorage.setItem(KEY, text);
+  else localStorage.removeItem(KEY);
+}
+
+/** The URL of a path such as "v1/models". */
+export function url(path) {
+  return new URL(path, BASE).href;
+}
+
+/** The parsed JSON of the answer; null if it has none. A plain object as `body` is sent as JSON. */
+export async function request(path, options = {}) {
+  const response = await answer(path, options);
+  const text = await response.text().catch(() => {
+    throw new ApiError(UNREACHABLE);
+  });
+  return text ? JSON.parse(text) : null;
+}
+
+/** Yields {event, data} of a stream of server-sent events until it ends. A broken connection is an ApiError. */
+export async function* events(path, signal) {
+  const response = await answer(path, { headers: { accept: "text/event-stream" }, signal });
+  const reader = response.body.pipeThrough(new TextDecoderStream()).getReader();
+  let rest = "";
+  try {
+    for (;;) {
+      const { value, done } = await reader.read().catch((error) => {
+        throw isAborted(error) ? error : new ApiError("The connection to the server broke.");
+      });
+      if (done) return;
+      const blocks = (rest + value).replace(/\r\n/g, "\n").split("\n\n");
+      rest = blocks.pop();
+      for (const block of blocks) {
+        const event = parsedEvent(block);
+        if (event) yield event;
+      }
+    }
+  } finally {
+    reader.cancel().catch(() => {});
+  }
+}
+
+export function isAborted(error) {
+  return error?.name === "AbortError";
+}
+
+async function answer(path, { method = "GET", body, headers = {}, signal } = {}) {
+  const sent = new Headers(headers);
+  const key = getKey();
+  if (key) sent.set("authorization", `Bearer ${key}`);
+  let payload = body;
+  if (body && Object.getPrototypeOf(body) === Object.prototype) {
+    payload = JSON.stringify(body);
+    sent.set("content-type", "application/json");
+  }
+  let response;
+  try {
+    response = await fetch(url(path), { method, body: payload, headers: sent, signal, cache: "no-store" });
+  } catch (error) {
+    throw isAborted(error) ? error : new ApiError(UNREACHABLE);
+  }
+  if (!response.ok) throw await problem(response);
+  return response;
+}
+
+async function problem(response) {
+  const told = await response.json().catch(() => ({}));
+  const sentence = typeof told.detail === "string" ? told.detail : `The server answered ${response.status}.`;
+  return new ApiError(sentence, {
+    status: response.status,
+    field: told.error?.param ?? null,
+    requestId: response.headers.get("x-request-id"),
+    retryAfterS: Number(response.headers.get("retry-after")) || null,
+  });
+}
+
+/** A block of lines as an event; null for comments, which keep the connection open. */
+function parsedEvent(block) {
+  let event = "message";
+  const data = [];
+  for (const line of block.split("\n")) {
+    const [, name, value] = line.match(/^([^:]*):? ?(.*)$/);
+    if (name === "event") event = value;
+    if (name === "data") data.push(value);
+  }
+  return data.length ? { event, data: JSON.parse(data.join("\n")) } : null;
+}
