@@ -44,7 +44,7 @@ for (const previews of [0, 2]) {
 test("models", async () => {
   const ids = [];
   for await (const model of client.models.list()) ids.push(model.id);
-  assert.deepEqual(ids, ["shapes"]);
+  assert.deepEqual(ids, ["shapes", "outlines"]);
   assert.equal((await client.models.retrieve("shapes")).id, "shapes");
 });
 

@@ -160,7 +160,7 @@ def test_a_stream(client: openai.OpenAI, previews: int) -> None:
 
 
 def test_models(client: openai.OpenAI) -> None:
-    assert [model.id for model in client.models.list()] == ["shapes"]
+    assert [model.id for model in client.models.list()] == ["shapes", "outlines"]
     assert client.models.retrieve("shapes").object == "model"
     assert client.models.retrieve("gpt-image-1").id == "shapes"
     with pytest.raises(openai.NotFoundError, match="is not served here; 'shapes' is"):
@@ -219,7 +219,7 @@ def test_an_edit_of_several_pictures_is_refused_by_name(client: openai.OpenAI) -
 def test_the_base_url_may_lack_v1(url: str) -> None:
     with openai.OpenAI(base_url=url, api_key="any", max_retries=0) as client:
         assert size_of(decoded(generate(client).data[0].b64_json)) == SIZE
-        assert [model.id for model in client.models.list()] == ["shapes"]
+        assert [model.id for model in client.models.list()] == ["shapes", "outlines"]
 
 
 def test_it_is_configured_by_the_environment(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -248,7 +248,7 @@ def test_asynchronously(url: str) -> None:
                 prompt=PROMPT, stream=True, partial_images=1, extra_body={"num_inference_steps": 6}
             )
             assert [event.type async for event in stream] == [PARTIAL, COMPLETED]
-            assert [model.id async for model in client.models.list()] == ["shapes"]
+            assert [model.id async for model in client.models.list()] == ["shapes", "outlines"]
 
     asyncio.run(run())
 

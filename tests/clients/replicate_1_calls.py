@@ -109,7 +109,8 @@ def test_cancel(client: replicate.Client) -> None:
 
 
 def test_models(client: replicate.Client) -> None:
-    assert [(model.owner, model.name) for model in client.models.list()] == [("midstep", "shapes")]
+    listed = [(model.owner, model.name) for model in client.models.list()]
+    assert listed == [("midstep", "shapes"), ("midstep", "outlines")]
     model = client.models.get(MODEL)
     assert model.latest_version is not None
     assert [version.id for version in model.versions.list()] == ["shapes"]

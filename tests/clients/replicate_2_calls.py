@@ -89,7 +89,8 @@ def test_cancel(client: replicate.Replicate) -> None:
 
 
 def test_models(client: replicate.Replicate) -> None:
-    assert [(model.owner, model.name) for model in client.models.list()] == [("midstep", "shapes")]
+    listed = [(model.owner, model.name) for model in client.models.list()]
+    assert listed == [("midstep", "shapes"), ("midstep", "outlines")]
     model = client.models.get(model_owner="midstep", model_name="shapes")
     assert model.latest_version is not None
     names = {"model_owner": "midstep", "model_name": "shapes"}

@@ -63,7 +63,7 @@ test("cancel", async () => {
 });
 
 test("models", async () => {
-  assert.deepEqual((await client.models.list()).results.map((one) => one.name), ["shapes"]);
+  assert.deepEqual((await client.models.list()).results.map((one) => one.name), ["shapes", "outlines"]);
   assert.equal((await client.models.get("midstep", "shapes")).owner, "midstep");
   const versions = await client.models.versions.list("midstep", "shapes");
   assert.deepEqual(versions.results.map((version) => version.id), ["shapes"]);

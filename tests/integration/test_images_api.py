@@ -401,7 +401,7 @@ def test_every_response_carries_one_request_id(client: httpx.Client) -> None:
 
 def test_the_openai_client_works(base_url: str) -> None:
     client = openai.OpenAI(base_url=f"{base_url}/v1", api_key="none", max_retries=0)
-    assert [model.id for model in client.models.list()] == ["shapes"]
+    assert [model.id for model in client.models.list()] == ["shapes", "outlines"]
     prompt = "a large purple circle on a white background"
     answer = client.images.generate(
         model="shapes", prompt=prompt, n=2, size="128x128", extra_body={"seed": 3, "num_inference_steps": 10}
