@@ -27,6 +27,7 @@ class HttpConfig(Section):
     cors_origins: tuple[Annotated[str, AfterValidator(_checked)], ...] = Field(
         (), description='origins whose pages may call the server from a browser; `["*"]`: all'
     )
+    playground: bool = Field(True, description="`/` is a page for browsers, where people make pictures")
     metrics: bool = Field(
         True, description="`/metrics` has what Ray exports; turn it off where Ray's own ports are scraped"
     )

@@ -42,6 +42,7 @@ from serve.http.openai.images import ImagesRoute
 from serve.http.openai.models import ModelsRoutes
 from serve.http.openapi import openapi_document
 from serve.http.picture_sources import PictureSources
+from serve.http.playground.routes import PlaygroundRoutes
 from serve.http.problems import EXCEPTION_HANDLERS
 from serve.http.replicate.account import AccountRoutes
 from serve.http.replicate.files import ReplicateFilesRoutes
@@ -159,6 +160,7 @@ def _routes(
             *files.open_routes,
             *FilesRoute(objects, _PRESIGNED_S if config.jobs.presigned_urls else None).routes,
             *HealthRoutes(readiness).routes,
+            *PlaygroundRoutes(config.http.playground, config.jobs.presigned_urls).routes,
             *DocsRoutes(lambda: openapi_document(routes, open_routes, bool(config.api_keys))).routes,
         ]
     )
