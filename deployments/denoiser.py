@@ -37,11 +37,12 @@ from deployments.engine.model_pool import ModelPool
 from deployments.engine.model_source import ModelLoadError, ModelRef, Placement
 from deployments.engine.reports import StepReport
 from deployments.engine.stage_errors import unloadable
-from deployments.engine.step_scheduler import group_of
+from deployments.engine.step_scheduler import Group, group_of
 from deployments.engine.unet_loader import loading_thread
 from deployments.health import MAX_SILENCE_S, Health
 from deployments.isolation import Turn, Turns
 from deployments.packed_adapters import UNET, PackedAdapters
+from deployments.running_batch import DenoiserStatus
 from deployments.work import Work
 
 logger = logging.getLogger("ray.serve")
@@ -84,6 +85,8 @@ class Denoiser:
                 # From here on nothing is compiled, so that no request waits for a compiler.
                 torch.compiler.set_stance("eager_on_recompile")
             self._config = found.config
+            usual = Group(found.config.latent_shape, deterministic=False)
+            self._max_rows = found.config.row_cap(usual, found.cost)
             self._models = ModelPool(
                 found.loader,
                 ForwardCosts(found.cost, model).of,
@@ -96,6 +99,7 @@ class Denoiser:
             self._models.know(model)
             return Engine(self._models, found.config, halved=self._health.halved)
 
+        self._device = "simulated" if placement.is_simulated else placement.torch_device().type
         self._streams: dict[str, _Stream] = {}
         self._turns = Turns()
         self._health = Health()
@@ -117,7 +121,7 @@ class Denoiser:
         """
         self._loop = asyncio.get_running_loop()
         async with AsyncExitStack() as held, AsyncExitStack() as isolation:
-            tell = held.enter_context(self._telemetry.image(request))
+            tell = held.enter_context(self._telemetry.image(request, model))
             held.enter_context(self._work.of(await self._work_s(request, model)))
             adapters = of_unet(request.adapters)
             packed = await held.enter_async_context(self._adapters.of(adapters, model))
@@ -143,6 +147,10 @@ class Denoiser:
         """The cost of a model's forwards by rows, and the seconds that a model takes to load."""
         await self._know(model)
         return self._models.known(model.unet).cost, self._models.usual_load_s
+
+    def status(self) -> DenoiserStatus:
+        """This denoiser's part of the live status. Called on another thread (serve.ray_internals)."""
+        return DenoiserStatus(self._device, self._models.resident, self._max_rows, self._telemetry.status())
 
     def record_routing_stats(self) -> dict[str, Any]:
         """Called by Serve for routers (serve.calls.routing)."""

@@ -1,4 +1,4 @@
-"""A denoiser's telemetry: metrics of its steps and images, and a log line for each image."""
+"""A denoiser's telemetry: metrics of its steps and images, its live view, and a log line for each image."""
 
 import logging
 from collections.abc import Callable, Iterator
@@ -7,12 +7,14 @@ from contextlib import contextmanager
 from ray.serve import metrics
 
 from deployments.engine.messages import DenoisedLatents, DenoiseEvent, DenoiseFailed, DenoiseRequest
+from deployments.engine.model_source import ModelRef
 from deployments.engine.reports import ForwardReport
 from deployments.forwards import Forwards
+from deployments.running_batch import BatchStatus, Outcome, RunningBatch
 
 logger = logging.getLogger("ray.serve")
 
-_OUTCOMES: dict[type, str] = {DenoisedLatents: "denoised", DenoiseFailed: "failed"}
+_OUTCOMES: dict[type, Outcome] = {DenoisedLatents: "denoised", DenoiseFailed: "failed"}
 
 
 class DenoisingTelemetry:
@@ -20,6 +22,7 @@ class DenoisingTelemetry:
 
     def __init__(self) -> None:
         self._forwards = Forwards()
+        self._batch = RunningBatch()
         self._requests = metrics.Histogram(
             "midstep_forward_requests",
             "Requests that shared a U-Net forward.",
@@ -42,17 +45,23 @@ class DenoisingTelemetry:
         self._forwards.record(report.forward_rows, report.seconds, report.predicted_s)
         self._requests.observe(report.num_requests)
         self._steps.inc(report.num_requests)
+        self._batch.forward(report.steps, report.seconds)
 
     def set_running(self, num_requests: int) -> None:
         self._running.set(num_requests)
 
+    def status(self) -> BatchStatus:
+        """The live view, on any thread."""
+        return self._batch.status()
+
     @contextmanager
-    def image(self, request: DenoiseRequest) -> Iterator[Callable[[DenoiseEvent], None]]:
+    def image(self, request: DenoiseRequest, model: ModelRef) -> Iterator[Callable[[DenoiseEvent], None]]:
         """Counts an image from start to end. Call the yielded function with each of its events. An image that
         is left before its last event counts as canceled."""
         if request.resume_from:
             self._resumed.inc()
-        outcome = "canceled"
+        outcome: Outcome = "canceled"
+        self._batch.come(request, model.digest)
 
         def tell(event: DenoiseEvent) -> None:
             nonlocal outcome
@@ -64,6 +73,7 @@ class DenoisingTelemetry:
             outcome = "failed"
             raise
         finally:
+            self._batch.leave(request.request_id, outcome)
             self._images.inc(tags={"outcome": outcome})
             logger.info(
                 "image %s %s", request.request_id, outcome, extra={"stage": "denoise", "outcome": outcome}

@@ -12,6 +12,7 @@ from deployments.engine.bank import Block, RowAdapters
 from deployments.engine.beginnings import Kept, beginning_of, draw_noise
 from deployments.engine.conditions import Conditions, UNetInterface, conditions_of
 from deployments.engine.messages import DenoiseRequest
+from deployments.engine.reports import ForwardStep
 from deployments.engine.sampler_table import STATE_SLOTS, SamplerTable
 from deployments.engine.step_scheduler import Group
 from deployments.engine.transfers import receive, send
@@ -58,6 +59,11 @@ class Denoising:
     def next_conditions(self) -> Conditions:
         """The inputs of the next call's rows; without guidance, only the prompt's."""
         return self.conditions.last(self.rows)
+
+    @property
+    def next_step(self) -> ForwardStep:
+        """What the next call does."""
+        return ForwardStep(self.request.request_id, self.steps_done(self.call + 1), self.rows)
 
     @property
     def calls_left(self) -> int:

@@ -270,8 +270,9 @@ class Engine:
 
     @torch.inference_mode()
     def _launched(self, batch: Sequence[Denoising], outputs: torch.Tensor, started: float) -> LaunchedForward:
-        rows, forward_rows = num_rows(batch), self._forward_rows(batch)  # of this call, not of the next
-        rank = rank_of(batch)
+        # Of this call, not of the next.
+        steps, forward_rows = [item.next_step for item in batch], self._forward_rows(batch)
+        rows, rank = sum(step.rows for step in steps), rank_of(batch)
         for item, state in zip(batch, outputs[:, :STATE_SLOTS], strict=False):  # padding comes last
             item.advance(state)
         events = forward_events(
@@ -279,11 +280,11 @@ class Engine:
         )
         return LaunchedForward(
             batch=batch,
+            steps=steps,
             events=events,
             completion=self._runner(batch).completion(),
             started=started,
             launch_s=time.perf_counter() - started,
-            rows=rows,
             forward_rows=forward_rows,
             predicted_s=self._seconds(batch[0].group, rows, rank),
         )
@@ -303,8 +304,7 @@ class Engine:
             if self._is_here(item)
         ]
         report = ForwardReport(
-            num_requests=len(forward.batch),
-            rows=forward.rows,
+            steps=forward.steps,
             forward_rows=forward.forward_rows,
             latent_shape=forward.batch[0].group.latent_shape,
             seconds=self._done_at - started,

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from deployments.engine.denoising import Denoising
 from deployments.engine.device_step import Completion
 from deployments.engine.messages import DenoiseEvent
+from deployments.engine.reports import ForwardStep
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,10 +21,10 @@ class LaunchedForward:
     """
 
     batch: Sequence[Denoising]
+    steps: Sequence[ForwardStep]
     events: list[tuple[Denoising, DenoiseEvent]]
     completion: Completion
     started: float
     launch_s: float
-    rows: int
     forward_rows: int
     predicted_s: float

@@ -208,6 +208,23 @@ def test_without_guidance_a_request_is_one_row(load_model: Load) -> None:
     assert engine.step().forward.rows == 1
 
 
+def test_a_forward_tells_what_it_did_for_each_request(load_model: Load) -> None:
+    """Heun calls the model twice for each step but the last. Guidance ends before the last step."""
+    model = load_model("sd1")
+    engine = model.engine()
+    engine.add(model.request("heun", sampler="Heun", num_inference_steps=3, guidance_scale=1.0))
+    engine.step()
+    engine.add(model.request("euler", sampler="Euler", num_inference_steps=3, guidance_end=0.6))
+    forwards = [engine.step().forward for _ in range(4)]
+    assert [{(one.request_id, one.step, one.rows) for one in forward.steps} for forward in forwards] == [
+        {("heun", 2, 1), ("euler", 1, 2)},
+        {("heun", 2, 1), ("euler", 2, 2)},
+        {("heun", 3, 1), ("euler", 3, 1)},
+        {("heun", 3, 1)},
+    ]
+    assert [forward.rows for forward in forwards] == [3, 3, 2, 1]
+
+
 def test_previews_come_at_the_steps_asked_for_and_near_the_result(load_model: Load) -> None:
     model = load_model("shapes")
     engine = model.engine()
