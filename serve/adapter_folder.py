@@ -10,7 +10,7 @@ from difflib import get_close_matches
 from itertools import chain, islice
 from pathlib import Path
 
-from deployments.ingestion.headers import PICKLE_SUFFIXES
+from deployments.tensor_files.headers import PICKLE_SUFFIXES
 
 logger = logging.getLogger("ray.serve")
 

@@ -8,7 +8,7 @@ import torch
 from diffusers import DiffusionPipeline
 from safetensors.torch import save_file
 
-from deployments.ingestion.tensor_names import UNetNames, open_clip, vae_ldm
+from deployments.tensor_files.tensor_names import UNetNames, open_clip, vae_ldm
 
 UNET = "model.diffusion_model."
 VAE = "first_stage_model."

@@ -18,7 +18,7 @@ from deployments.adapters.factors import (
 )
 from deployments.adapters.metadata import Scales
 from deployments.adapters.targets import ModelTargets
-from deployments.ingestion.headers import Header
+from deployments.tensor_files.headers import Header
 
 _LOHA = frozenset({"hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b"})
 # What a layer's roles are together, without those of _EXTRAS.

@@ -8,7 +8,7 @@ from math import sqrt
 from typing import Any
 
 from deployments.adapters.errors import AdapterFileError, shown
-from deployments.ingestion.headers import Header
+from deployments.tensor_files.headers import Header
 
 _MAX_ALPHA = 1e6
 _KEY = "lora_adapter_metadata"  # PEFT's LoraConfig of each part, with the part's name before each key

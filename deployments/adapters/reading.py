@@ -18,8 +18,8 @@ from deployments.adapters.layers import Layer
 from deployments.adapters.resolving import MAX_BYTES, open_adapter
 from deployments.adapters.targets import ModelTargets
 from deployments.engine.adapters import LowRank, Weights
-from deployments.ingestion.headers import Header
-from deployments.ingestion.weights import DTYPES, byte_view
+from deployments.tensor_files.headers import Header
+from deployments.tensor_files.weights import DTYPES, byte_view
 
 __all__ = ["AdapterChangedError", "AdapterFileError", "digest_of", "read_parts", "read_weights"]
 

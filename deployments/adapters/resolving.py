@@ -11,8 +11,8 @@ from deployments.adapters.metadata import Scales
 from deployments.adapters.storage import check_storage
 from deployments.adapters.strangers import refuse_strangers
 from deployments.adapters.targets import ModelTargets
-from deployments.ingestion.headers import Header, read_header
-from deployments.ingestion.model_entry import IngestionError
+from deployments.tensor_files.errors import TensorFileError
+from deployments.tensor_files.headers import Header, read_header
 
 MAX_BYTES = 2 << 30
 MAX_HEADER_BYTES = 8 << 20  # as JSON in Python, a header takes up to twenty times its size
@@ -36,7 +36,7 @@ def _header(path: Path, max_bytes: int) -> Header:
         raise AdapterFileError(f"{path.name} has {num_bytes:,} bytes; up to {max_bytes:,} are allowed")
     try:
         header = read_header(path, MAX_HEADER_BYTES)
-    except IngestionError as error:
+    except TensorFileError as error:
         raise AdapterFileError(str(error).replace(str(path), path.name)) from error
     if not header.tensors:
         raise AdapterFileError(f"{path.name} is empty: it has no tensors")

@@ -11,7 +11,7 @@ import re
 from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Any
 
-from deployments.ingestion.tensor_names import UNetNames, open_clip
+from deployments.tensor_files.tensor_names import UNetNames, open_clip
 
 # Before a layer's name, by part. The empty one is PEFT's `get_peft_model_state_dict` of a U-Net.
 PREFIXES: Mapping[str, tuple[str, ...]] = {

@@ -6,7 +6,7 @@ from collections.abc import Collection
 from math import prod
 
 from deployments.adapters.errors import AdapterFileError, shown
-from deployments.ingestion.headers import Header
+from deployments.tensor_files.headers import Header
 
 _FLOATS = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "F8_E4M3": 1, "F8_E5M2": 1}  # bytes
 _INTEGERS = {"I64": 8, "I32": 4, "I16": 2, "I8": 1, "U8": 1}  # an alpha may be one

@@ -8,8 +8,8 @@ from collections.abc import Mapping
 from deployments.adapters.errors import AdapterFileError, listed
 from deployments.adapters.keys import divide
 from deployments.adapters.targets import ModelTargets
-from deployments.ingestion.headers import Header
-from deployments.ingestion.recognition import what_it_is
+from deployments.tensor_files.headers import Header
+from deployments.tensor_files.kinds import what_it_is
 
 _FAMILIES: Mapping[int, str] = {768: "SD 1", 1024: "SD 2", 2048: "SDXL"}
 _OTHER_KINDS = re.compile(

@@ -65,7 +65,7 @@ def targets_of_configs(configs: Mapping[str, Mapping[str, Any]]) -> ModelTargets
 @lru_cache(_MAX_KEPT)
 def _targets(configs: str) -> ModelTargets:
     # Whoever only names the types needs no torch.
-    from deployments.ingestion.parts import build_module  # noqa: PLC0415
+    from deployments.tensor_files.architectures import build_module  # noqa: PLC0415
 
     parts: dict[str, Mapping[str, Target]] = {}
     shapes: dict[str, Mapping[str, Shape]] = {}

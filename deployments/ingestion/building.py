@@ -25,12 +25,12 @@ from deployments.engine.model_files import (
 from deployments.ingestion.adapters import with_adapters
 from deployments.ingestion.cache import Cache, Staging, write_json
 from deployments.ingestion.folder import plan_folder
-from deployments.ingestion.headers import FILE_SUFFIXES
 from deployments.ingestion.hub import fetch_model, named_by_hub_id
 from deployments.ingestion.model_entry import IngestionError, ModelToIngest
 from deployments.ingestion.parts import Part, Plan, read_tensors
 from deployments.ingestion.single_file import plan_single_file
-from deployments.ingestion.weights import byte_view
+from deployments.tensor_files.headers import FILE_SUFFIXES
+from deployments.tensor_files.weights import byte_view
 
 Progress = Callable[[str, float], None]
 _MAX_FLOAT16 = torch.finfo(torch.float16).max

@@ -22,8 +22,8 @@ from pathlib import Path
 from typing import Any
 
 from deployments.engine.fingerprint import MANIFEST
-from deployments.ingestion.headers import read_header
-from deployments.ingestion.model_entry import IngestionError
+from deployments.tensor_files.errors import TensorFileError
+from deployments.tensor_files.headers import read_header
 
 # A model that was used within this time is not deleted: it may be served by another replica, or be wanted by
 # a job that was accepted before its file left the catalog. Servers mark what they serve as used all the time.
@@ -58,7 +58,7 @@ class Staging:
                 os.link(path, folder / path.name)
             if {path.suffix for path in folder.iterdir()} >= {".json", ".safetensors"}:
                 return True
-        except (OSError, IngestionError):  # not there, damaged, or a file system without links
+        except (OSError, TensorFileError):  # not there, damaged, or a file system without links
             pass
         shutil.rmtree(folder)
         return False

@@ -15,13 +15,15 @@ from deployments.engine.model_files import (
     read_config,
     tokenizer_problems,
 )
+from deployments.engine.model_source import ModelLoadError
 from deployments.ingestion.model_entry import IngestionError, ModelToIngest
-from deployments.ingestion.parts import Part, Plan, architecture, find_tensors
+from deployments.ingestion.parts import Part, Plan, find_tensors
 from deployments.ingestion.prediction import scheduler_config
 from deployments.ingestion.recognition import CONFIGS
-from deployments.ingestion.tensor_names import Origin, clip_names
 from deployments.ingestion.vae import other_vae, vae_in_folder
 from deployments.ingestion.weight_files import open_weights, tokenizer_files
+from deployments.tensor_files.architectures import architecture
+from deployments.tensor_files.tensor_names import Origin, clip_names
 
 _TEXT_ENCODERS = {"CLIPTextModel": "text_encoder", "CLIPTextModelWithProjection": "text_encoder_2"}
 
@@ -39,7 +41,7 @@ def plan_folder(model: ModelToIngest, folder: Path) -> Plan:
     for part in ("unet", *PIPELINES[pipeline], "vae"):
         try:
             parts.append(_part(model, folder, part, index))
-        except IngestionError as error:
+        except ModelLoadError as error:
             problems.append(str(error))
     tokenizers = [part.replace("text_encoder", "tokenizer") for part in PIPELINES[pipeline]]
     for tokenizer in tokenizers:

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path, PurePath
 
+from deployments.engine.model_source import ModelLoadError
 from deployments.ingestion.model_entry import IngestionError, ModelToIngest
 
 _PARTS = ("unet", "text_encoder", "text_encoder_2", "vae")
@@ -49,7 +50,7 @@ def named_by_hub_id(hub_id: str, folder: Path, revision: str | None = None) -> I
     """Names the hub id in errors, and not its folder in the hub's own cache. Says where only pickles are."""
     try:
         yield
-    except IngestionError as error:
+    except ModelLoadError as error:
         lines = str(error).replace(str(folder), hub_id).splitlines()
         raise IngestionError("\n".join(_with_pickles(lines, hub_id, revision))) from error
 

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from deployments.ingestion.cache import Cache, read_manifest
 from deployments.ingestion.model_entry import IngestionError, ModelToIngest
+from deployments.tensor_files.errors import TensorFileError
 
 __all__ = ["Cache", "IngestionError", "ModelToIngest", "ingest", "known", "source_key", "sources_of"]
 
@@ -49,6 +50,8 @@ def ingest(
                 folder = _build(model, store, key, dtype, progress)
             elif dtype == "float16":
                 _refuse_beyond_float16(folder, model)
+    except TensorFileError as error:
+        raise IngestionError(str(error)) from error
     except OSError as error:
         raise IngestionError(f"{model.source} cannot be ingested into {cache}: {error}") from error
     progress("done", 1.0)

@@ -2,46 +2,21 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from math import prod
 from pathlib import Path
 from typing import Any
 
-import diffusers
 import torch
-import transformers
 
 from deployments.ingestion.model_entry import IngestionError
-from deployments.ingestion.tensor_names import Origin
-from deployments.ingestion.weights import TensorFiles
+from deployments.tensor_files.architectures import Architecture, Shape
+from deployments.tensor_files.tensor_names import Origin
+from deployments.tensor_files.weights import TensorFiles
 
-Shape = tuple[int, ...]
 Candidates = Callable[[str], Iterable[Origin]]
 
-_CLASSES = {
-    "unet": "UNet2DConditionModel",
-    "vae": "AutoencoderKL",
-    "text_encoder": "CLIPTextModel",
-    "text_encoder_2": "CLIPTextModelWithProjection",
-}
 _MANY_MISSING = 0.1  # the share from which the configuration may be the wrong one
-# What says nothing about the pictures, and differs among files with equal weights.
-_VOLATILE = frozenset({"torch_dtype", "dtype", "transformers_version", "architectures"})
-
-
-@dataclass(frozen=True, slots=True)
-class Architecture:
-    """A part's complete configuration, and the shapes of its tensors by their names."""
-
-    part: str
-    config: Mapping[str, Any]
-    shapes: Mapping[str, Shape]
-
-    @property
-    def num_parameters(self) -> int:
-        return sum(prod(shape) for shape in self.shapes.values())
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,41 +49,6 @@ class Plan:
     tokenizers: Mapping[str, Mapping[str, Path]]
     scheduler: Mapping[str, Any]
     source: str
-
-
-def architecture(part: str, config: Mapping[str, Any], where: str) -> Architecture:
-    """The part as its library builds it, without weights.
-
-    where: the configuration's file. Raises IngestionError.
-    """
-    module = build_module(part, config, where)
-    if part.startswith("text_encoder"):
-        known = _text_keys()
-        full = {key: value for key, value in module.config.to_dict().items() if key in known}
-        full["architectures"] = [_CLASSES[part]]
-    else:
-        full = dict(module.config) | {"_class_name": _CLASSES[part]}
-    kept = {key: value for key, value in full.items() if not key.startswith("_") or key == "_class_name"}
-    shapes = {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()}
-    return Architecture(part, json.loads(json.dumps(kept, sort_keys=True)), shapes)
-
-
-def build_module(part: str, config: Mapping[str, Any], where: str) -> Any:
-    """The part's module on torch's meta device, which has shapes only. Raises IngestionError."""
-    try:
-        with torch.device("meta"):
-            if part.startswith("text_encoder"):
-                known = _text_keys()
-                given = {key: value for key, value in config.items() if key in known}
-                return getattr(transformers, _CLASSES[part])(transformers.CLIPTextConfig(**given))
-            return getattr(diffusers, _CLASSES[part]).from_config(dict(config))
-    except (ValueError, TypeError, KeyError, AttributeError, RuntimeError) as error:
-        raise IngestionError(f"{where}: no {_CLASSES[part]} can be built of it: {error}") from error
-
-
-def _text_keys() -> frozenset[str]:
-    """The keys of a text encoder's configuration that say something about its pictures."""
-    return frozenset(transformers.CLIPTextConfig().to_dict()) - _VOLATILE
 
 
 def find_tensors(built: Architecture, files: TensorFiles, candidates: Candidates) -> Part:

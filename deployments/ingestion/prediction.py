@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from typing import Any
 
-from deployments.ingestion.headers import Header
 from deployments.ingestion.model_entry import IngestionError, ModelToIngest
+from deployments.tensor_files.headers import Header
 
 # diffusers' schedulers that can rescale their betas to zero terminal SNR. Another is replaced by DDIM's,
 # whose schedule of betas is the same.

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from deployments.ingestion.headers import Header
 from deployments.ingestion.model_entry import IngestionError
+from deployments.tensor_files.headers import Header
+from deployments.tensor_files.kinds import EMA_PREFIX, UNET_PREFIX, lone_part, other_model
 
 CONFIGS = Path(__file__).parent / "configs"
-UNET_PREFIX = "model.diffusion_model."
-EMA_PREFIX = "model_ema."
 CLIP_PREFIXES = ("cond_stage_model.transformer.", "conditioner.embedders.0.transformer.")
 OPEN_CLIP_PREFIXES = ("cond_stage_model.model.", "conditioner.embedders.0.model.")
 OPEN_CLIP_2_PREFIX = "conditioner.embedders.1.model."
@@ -26,26 +24,6 @@ _OTHER_INPUTS: Mapping[int, str] = {
     5: "a model for depth maps",
     7: "an upscaler",
     8: "an instruct-pix2pix model",
-}
-
-# The first pattern that a name of the file has tells what it is.
-_OTHER_MODELS: Mapping[str, str] = {
-    r"(^|\.)double_(blocks|layers)\.\d": "a Flux model or one of its kind",
-    r"(^|\.)joint_(blocks|transformer_blocks)\.\d|(^|\.)x_embedder\.proj\.": "a Stable Diffusion 3 model",
-    r"(^|\.)single_transformer_blocks\.\d": "a Flux model or one of its kind",
-    r"^control_model\.|(^|\.)input_hint_block\.|^controlnet_": "a ControlNet",
-    r"lora[._](up|down|A|B)\b|^lora_|\.(hada_w1_a|lokr_w[12]|oft_(blocks|diag)|dora_scale)\b": "a LoRA or "
-    "another adapter",
-    r"motion_modules\.": "a motion module for videos",
-    r"^(clip_txt_mapper|image_proj|ip_adapter)\.": "an IP-adapter or a part of another model",
-    r"^(emb_params|string_to_param|clip_[lg]$)": "a textual inversion",
-}
-_ALONE: Mapping[str, str] = {
-    r"^((first_stage_model|vae)\.)?(encoder|decoder)\.(conv_in|conv_out|mid)": "a VAE alone: give it as the "
-    "model's `vae`",
-    r"(^|\.)(text_model|transformer\.resblocks|encoder\.block)\.": "a text encoder alone",
-    r"^(model\.diffusion_model\.)?(down_blocks|input_blocks)\.": "a U-Net alone, or of a "
-    "layout that is not known",
 }
 
 
@@ -71,7 +49,7 @@ def layout(header: Header) -> Layout:
     is_ema = not has_unet and any(
         name.startswith(EMA_PREFIX + "diffusion_modelinput_blocks") for name in names
     )
-    if not (has_unet or is_ema) or _first_match(header, _OTHER_MODELS):
+    if not (has_unet or is_ema) or other_model(header):
         raise _refusal(header)
     _refuse_quantised(header)
     text = _text_layout(header)
@@ -143,15 +121,8 @@ def _refuse_quantised(header: Header) -> None:
             )
 
 
-def what_it_is(header: Header) -> str | None:
-    """What a file is that is no adapter, as words behind "is". None if it is not known."""
-    if any(name.startswith((UNET_PREFIX, EMA_PREFIX)) for name in header.tensors):
-        return "a whole checkpoint"
-    return _first_match(header, _OTHER_MODELS) or _first_match(header, _ALONE)
-
-
 def _refusal(header: Header) -> IngestionError:
-    what = _first_match(header, _OTHER_MODELS) or _first_match(header, _ALONE)
+    what = other_model(header) or lone_part(header)
     if what is None:
         some = ", ".join(sorted(header.tensors)[:3]) or "none"
         return IngestionError(
@@ -159,11 +130,3 @@ def _refusal(header: Header) -> IngestionError:
             f"{UNET_PREFIX}, but {some}"
         )
     return IngestionError(f"{header.path} is {what}. A whole Stable Diffusion checkpoint is needed here")
-
-
-def _first_match(header: Header, kinds: Mapping[str, str]) -> str | None:
-    for pattern, what in kinds.items():
-        found = re.compile(pattern)
-        if any(found.search(name) for name in header.tensors):
-            return what
-    return None

@@ -7,16 +7,17 @@ from pathlib import Path
 from typing import Any
 
 from deployments.engine.model_files import SCHEDULER_FILE, ConfigFileError, read_config
-from deployments.ingestion.headers import Header, read_header
 from deployments.ingestion.model_entry import IngestionError, ModelToIngest
-from deployments.ingestion.parts import Architecture, Candidates, Part, Plan, architecture, find_tensors
+from deployments.ingestion.parts import Candidates, Part, Plan, find_tensors
 from deployments.ingestion.prediction import marked_prediction, refuse_edm, scheduler_config
 from deployments.ingestion.recognition import CONFIGS, VAE_PREFIXES, Layout, layout
 from deployments.ingestion.recognition import architecture as architecture_name
-from deployments.ingestion.tensor_names import Origin, UNetNames, clip_names, open_clip, vae_ldm
 from deployments.ingestion.vae import other_vae
 from deployments.ingestion.weight_files import tokenizer_files
-from deployments.ingestion.weights import SafetensorsFiles, read_one
+from deployments.tensor_files.architectures import Architecture, architecture
+from deployments.tensor_files.headers import Header, read_header
+from deployments.tensor_files.tensor_names import Origin, UNetNames, clip_names, open_clip, vae_ldm
+from deployments.tensor_files.weights import SafetensorsFiles, read_one
 
 _VOCABULARY = CONFIGS / "clip_vocabulary"
 # Stable Diffusion 2 at 768 pixels predicts v and at 512 epsilon, and no header tells them apart. ComfyUI's

@@ -7,14 +7,15 @@ from pathlib import Path
 from typing import Any
 
 from deployments.engine.model_files import ConfigFileError, read_config
-from deployments.ingestion.headers import FILE_SUFFIXES, read_header
 from deployments.ingestion.hub import fetch_vae, named_by_hub_id
 from deployments.ingestion.model_entry import IngestionError, ModelToIngest
-from deployments.ingestion.parts import Part, architecture, find_tensors
+from deployments.ingestion.parts import Part, find_tensors
 from deployments.ingestion.recognition import VAE_PREFIXES
-from deployments.ingestion.tensor_names import Origin, vae_ldm, vae_old
 from deployments.ingestion.weight_files import open_weights
-from deployments.ingestion.weights import SafetensorsFiles, TensorFiles
+from deployments.tensor_files.architectures import architecture
+from deployments.tensor_files.headers import FILE_SUFFIXES, read_header
+from deployments.tensor_files.tensor_names import Origin, vae_ldm, vae_old
+from deployments.tensor_files.weights import SafetensorsFiles, TensorFiles
 
 
 def other_vae(model: ModelToIngest, config: Mapping[str, Any]) -> Part:

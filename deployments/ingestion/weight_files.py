@@ -6,9 +6,9 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from deployments.ingestion.headers import read_header
 from deployments.ingestion.model_entry import IngestionError
-from deployments.ingestion.weights import PickledFiles, SafetensorsFiles, TensorFiles
+from deployments.tensor_files.headers import read_header
+from deployments.tensor_files.weights import PickledFiles, SafetensorsFiles, TensorFiles
 
 # What CLIP's tokenizer reads; anything else in its folder is not copied.
 _TOKENIZER_FILES = (

@@ -12,8 +12,8 @@ from aiohttp import ClientConnectorError, ClientError, ClientResponse, ClientSes
 from yarl import URL
 
 from deployments.adapters.files import MAX_HEADER_BYTES
-from deployments.ingestion.headers import LENGTH_BYTES, header_length, read_header
-from deployments.ingestion.model_entry import IngestionError
+from deployments.tensor_files.errors import TensorFileError
+from deployments.tensor_files.headers import LENGTH_BYTES, header_length, read_header
 from serve.addresses import PrivateAddressError
 from serve.config.adapters import AdaptersConfig
 from serve.errors import (
@@ -124,7 +124,7 @@ class AdapterDownloads:
                 await _on_disk(download.write, chunk)
             await asyncio.to_thread(read_header, download.path, MAX_HEADER_BYTES)
             return await _on_disk(self._kept.keep, place.given, name, download)
-        except IngestionError as error:
+        except TensorFileError as error:
             sentence = str(error).replace(str(download.path), name).removesuffix(".")
             raise InvalidRequestError(f"{place.field}: {sentence}.", place.field) from error
         finally:

@@ -21,12 +21,12 @@ from diffusers.loaders.single_file_utils import (
 from deployments.engine.model_files import read_config, scheduler_problems, unet_problems, vae_problems
 from deployments.ingestion.building import _build_tokenizer
 from deployments.ingestion.cache import Staging
-from deployments.ingestion.headers import read_header
 from deployments.ingestion.model_entry import IngestionError, ModelToIngest
-from deployments.ingestion.parts import architecture
 from deployments.ingestion.recognition import CONFIGS, layout
 from deployments.ingestion.recognition import architecture as architecture_name
 from deployments.ingestion.single_file import plan_single_file
+from deployments.tensor_files.architectures import architecture
+from deployments.tensor_files.headers import read_header
 from tests import ldm_files
 
 ARCHITECTURES = ("sd15", "sd15-inpainting", "sd21", "sd21-inpainting", "sdxl", "sdxl-inpainting")

@@ -9,8 +9,9 @@ import pytest
 import torch
 
 from deployments.engine.model_source import ModelLoadError
-from deployments.ingestion import headers, weights
 from deployments.ingestion.ingest import IngestionError, ModelToIngest, ingest
+from deployments.tensor_files import headers, weights
+from deployments.tensor_files.errors import TensorFileError
 from tests import ldm_files, tiny_models
 
 Folder = Callable[[str], Path]
@@ -175,7 +176,7 @@ def test_a_shape_beyond_all_memory_is_not_allocated(tmp_path: Path) -> None:
     path = tmp_path / "m.safetensors"
     header = headers.Header(path, {"a": headers.StoredTensor("F32", (1 << 60,), 0, 4)}, {})
     path.write_bytes(bytes(8))
-    with pytest.raises(IngestionError, match="a has not as many bytes as its shape says"):
+    with pytest.raises(TensorFileError, match="a has not as many bytes as its shape says"):
         weights.read_one(header, "a")
 
 

@@ -9,8 +9,8 @@ from typing import Any, Protocol
 
 import torch
 
-from deployments.ingestion.headers import Header, StoredTensor
-from deployments.ingestion.model_entry import IngestionError
+from deployments.tensor_files.errors import TensorFileError
+from deployments.tensor_files.headers import Header, StoredTensor
 
 DTYPES: Mapping[str, torch.dtype] = {
     "F64": torch.float64,
@@ -73,7 +73,7 @@ class PickledFiles:
                 self._tensors |= torch.load(path, map_location="cpu", weights_only=True)
             except Exception as error:  # whatever unpickling raises
                 reason = str(error).strip().partition("\n")[0][:200]
-                raise IngestionError(f"{path} cannot be read as a pickle of tensors: {reason}") from error
+                raise TensorFileError(f"{path} cannot be read as a pickle of tensors: {reason}") from error
 
     def shapes(self) -> Mapping[str, tuple[int, ...]]:
         return {name: tuple(tensor.shape) for name, tensor in self._tensors.items()}
@@ -98,25 +98,25 @@ def _read(path: Path, stored: Mapping[str, StoredTensor], on_bytes: OnBytes) -> 
                 while done < len(buffer):
                     count = file.readinto(buffer[done:])
                     if not count:
-                        raise IngestionError(f"{path} is truncated: it ends within {name}. Download it anew")
+                        raise TensorFileError(f"{path} is truncated: it ends within {name}. Download it anew")
                     done += count
                     on_bytes(count)
                 tensors[name] = tensor.reshape(place.shape)
     except OSError as error:
-        raise IngestionError(f"{path} cannot be read: {error.strerror}") from error
+        raise TensorFileError(f"{path} cannot be read: {error.strerror}") from error
     return tensors
 
 
 def _empty(path: Path, name: str, place: StoredTensor) -> torch.Tensor:
     if place.dtype not in DTYPES:
-        raise IngestionError(
+        raise TensorFileError(
             f"{path}: {name} is stored as {place.dtype}, a quantised form, which is not served: take the "
             "model's float16 file"
         )
     dtype = DTYPES[place.dtype]
     # A wrong shape may ask for more than all memory.
     if prod(place.shape) * dtype.itemsize != place.end - place.start:
-        raise IngestionError(f"{path} is damaged: {name} has not as many bytes as its shape says")
+        raise TensorFileError(f"{path} is damaged: {name} has not as many bytes as its shape says")
     return torch.empty(place.shape or (1,), dtype=dtype)
 
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from deployments.ingestion.model_entry import IngestionError
+from deployments.tensor_files.errors import TensorFileError
 
 PICKLE_SUFFIXES = frozenset({".ckpt", ".pt", ".pth", ".bin", ".pkl"})
 # What has another suffix may be a hub id, as in owner/name-v1.5.
@@ -44,7 +44,7 @@ class Header:
 
 
 def read_header(path: Path, max_header_bytes: int = _MAX_HEADER_BYTES) -> Header:
-    """Raises IngestionError if the file is not a complete safetensors file, or its header is larger."""
+    """Raises TensorFileError if the file is not a complete safetensors file, or its header is larger."""
     if path.suffix.lower() in PICKLE_SUFFIXES:
         raise _is_pickle(path)
     try:
@@ -53,7 +53,7 @@ def read_header(path: Path, max_header_bytes: int = _MAX_HEADER_BYTES) -> Header
             length = header_length(path, file.read(LENGTH_BYTES), max_header_bytes)
             text = file.read(length)
     except OSError as error:
-        raise IngestionError(f"{path} cannot be read: {error.strerror}") from error
+        raise TensorFileError(f"{path} cannot be read: {error.strerror}") from error
     if len(text) < length:
         raise _is_truncated(path, size_bytes, "its header is not whole")
     return _parse(path, text, size_bytes)
@@ -62,7 +62,7 @@ def read_header(path: Path, max_header_bytes: int = _MAX_HEADER_BYTES) -> Header
 def header_length(path: Path, start: bytes, max_header_bytes: int = _MAX_HEADER_BYTES) -> int:
     """Bytes of the header, which follow the first LENGTH_BYTES. start: those; path: for errors
 
-    Raises IngestionError if the file is not a safetensors file, or its header is larger.
+    Raises TensorFileError if the file is not a safetensors file, or its header is larger.
     """
     _refuse_other_formats(path, start)
     length: int = struct.unpack("<Q", start)[0] if len(start) == LENGTH_BYTES else 0
@@ -97,14 +97,14 @@ def _stored(entry: Mapping[str, Any], begin: int) -> StoredTensor:
 
 def _refuse_other_formats(path: Path, start: bytes) -> None:
     if start.startswith(b"GGUF"):
-        raise IngestionError(
+        raise TensorFileError(
             f"{path} is a GGUF file, whose weights are quantised, which is not served: take its "
             "safetensors file"
         )
     if start.startswith((b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04")) and not _may_be_length(start):
         raise _is_pickle(path)
     if start.startswith(b"version "):
-        raise IngestionError(
+        raise TensorFileError(
             f"{path} is a pointer of Git LFS and not the file itself: fetch it by `git lfs pull`"
         )
 
@@ -114,18 +114,20 @@ def _may_be_length(start: bytes) -> bool:
     return len(start) == LENGTH_BYTES and start[4:] == bytes(4)
 
 
-def _is_pickle(path: Path) -> IngestionError:
-    return IngestionError(
+def _is_pickle(path: Path) -> TensorFileError:
+    return TensorFileError(
         f"{path} is a pickle, which can run any code when it is loaded, and is not read: take its "
         ".safetensors file, or convert it where nothing can be harmed"
     )
 
 
-def _is_no_safetensors(path: Path) -> IngestionError:
-    return IngestionError(
+def _is_no_safetensors(path: Path) -> TensorFileError:
+    return TensorFileError(
         f"{path} is not a safetensors file: its beginning is not a header. Download it anew"
     )
 
 
-def _is_truncated(path: Path, size_bytes: int, reason: str) -> IngestionError:
-    return IngestionError(f"{path} is truncated: it has {size_bytes:,} bytes, and {reason}. Download it anew")
+def _is_truncated(path: Path, size_bytes: int, reason: str) -> TensorFileError:
+    return TensorFileError(
+        f"{path} is truncated: it has {size_bytes:,} bytes, and {reason}. Download it anew"
+    )
