@@ -1,4 +1,4 @@
-"""`midstep generate PROMPT` and `midstep jobs submit|get|wait|cancel|list`.
+"""`midstep generate PROMPT` and `midstep jobs submit|get|wait|cancel|delete|list`.
 
 httpx and rich are imported only when a server is asked, so that help appears at once.
 """
@@ -228,6 +228,16 @@ def cancel(predictions: "Predictions", prediction_id: str, as_json: bool) -> int
     canceled = predictions.cancel(prediction_id)
     status = _show(canceled, as_json)
     return 0 if canceled["status"] == "canceled" else status
+
+
+@jobs.command(epilog=KEY_HELP)
+@_asking
+@click.argument("prediction_id", metavar="ID")
+def delete(predictions: "Predictions", prediction_id: str, as_json: bool) -> int:
+    """Cancel a job if it is not finished, and delete it with its images."""
+    predictions.delete(prediction_id)
+    print(json.dumps({"id": prediction_id, "deleted": True}) if as_json else f"{prediction_id}: deleted")
+    return 0
 
 
 @jobs.command("list", epilog=KEY_HELP)

@@ -58,6 +58,9 @@ class Predictions:
     def cancel(self, prediction_id: str) -> dict[str, Any]:
         return self._prediction("POST", f"/v1/predictions/{prediction_id}/cancel")
 
+    def delete(self, prediction_id: str) -> None:
+        self._send("DELETE", f"{self._url}/v1/predictions/{prediction_id}", headers=self._headers)
+
     def newest(self) -> list[dict[str, Any]]:
         results: list[dict[str, Any]] = self._answer("GET", "/v1/predictions", "results")
         return results

@@ -60,7 +60,7 @@ class Transaction:
         if to is not JobState.PROCESSING:
             values["lease_until"] = None
         if to.is_final:
-            values["completed_at"] = now_s()
+            values |= {"completed_at": now_s(), "previews": {}}
         statement = (
             update(jobs).where(where, jobs.c.state.in_(origins)).values(state=to, **values).returning(jobs)
         )

@@ -1,6 +1,7 @@
 """Time's effects on jobs: deadlines, dead runners, old keys and old data."""
 
 from collections.abc import Collection, Mapping
+from typing import Any
 
 from sqlalchemy import ColumnElement, and_, delete, func, or_, select, update
 
@@ -62,20 +63,19 @@ class Housekeeping:
             rows = (await connection.execute(statement)).all()
         return {model: Waiting(number, age_s) for model, number, age_s in rows}
 
-    @uninterrupted
     async def expired(self, age_s: float, limit: int) -> list[Job]:
         """Jobs that ended longer ago than this and still have their data, oldest first.
 
         Delete their objects and then call remove_data. In this order a crash leaves nothing behind.
         """
-        statement = (
-            select(jobs)
-            .where(_c.data_removed.is_(False), _c.completed_at < now_s() - age_s)
-            .order_by(_c.completed_at)
-            .limit(limit)
-        )
-        async with self.database.read() as connection:
-            return [read_job(row) for row in (await connection.execute(statement)).all()]
+        is_expired = and_(_c.data_removed.is_(False), _ended_before(age_s))
+        return await self._some(is_expired, _c.completed_at, limit)
+
+    async def deleted(self, limit: int) -> list[Job]:
+        """Jobs that their clients have deleted and that still have their data, to be treated as expired."""
+        # Written as the index has it, or SQLite would not use the index.
+        has_data_to_delete = and_(_c.is_deleted.is_(True), _c.data_removed.is_(False))
+        return await self._some(has_data_to_delete, _c.seq, limit)
 
     @uninterrupted
     async def remove_data(self, expired: Collection[Job]) -> None:
@@ -87,14 +87,23 @@ class Housekeeping:
                     update(jobs).where(_c.id == job.id).values(columns_without_data(job))
                 )
 
+    async def old(self, age_s: float, limit: int) -> list[Job]:
+        """Jobs that ended longer ago than this and have no data left, oldest first, to be forgotten."""
+        is_old = and_(_c.data_removed.is_(True), _ended_before(age_s))
+        return await self._some(is_old, _c.completed_at, limit)
+
     @uninterrupted
-    async def forget(self, age_s: float, limit: int) -> int:
-        """Deletes jobs that ended longer ago than this and have no data left. Returns their number."""
-        old = and_(_c.data_removed.is_(True), _c.completed_at < now_s() - age_s)
-        picked = pick(old, limit, _c.completed_at)
-        statement = delete(jobs).where(_c.seq.in_(select(picked.c.seq))).returning(_c.id)
+    async def forget(self, old: Collection[Job]) -> None:
+        """Deletes the jobs' rows."""
+        picked = pick(_c.id.in_([job.id for job in old]), len(old), _c.seq)
         async with self.database.write() as connection:
-            return len((await connection.execute(statement)).all())
+            await connection.execute(delete(jobs).where(_c.seq.in_(select(picked.c.seq))))
+
+    @uninterrupted
+    async def _some(self, where: ColumnElement[bool], order: ColumnElement[Any], limit: int) -> list[Job]:
+        statement = select(jobs).where(where).order_by(order).limit(limit)
+        async with self.database.read() as connection:
+            return [read_job(row) for row in (await connection.execute(statement)).all()]
 
     async def _fail_lost(self, transaction: Transaction, running: Collection[str]) -> list[Job]:
         picked = pick(lost(self._max_attempts, running), MAX_SWEPT, _c.lease_until)
@@ -106,3 +115,7 @@ class Housekeeping:
 
 def _has_old_key(age_s: float) -> ColumnElement[bool]:
     return and_(_c.idempotency_key.is_not(None), _c.created_at < now_s() - age_s)
+
+
+def _ended_before(age_s: float) -> ColumnElement[bool]:
+    return _c.completed_at < now_s() - age_s

@@ -79,13 +79,28 @@ class NewJob:
 
 
 @dataclass(frozen=True, slots=True)
+class StoredPreview:
+    """The latest preview of an unfinished image.
+
+    index: from 0, over all attempts; step: made after this many of the image's steps
+    key: in the object store
+    """
+
+    index: int
+    step: int
+    key: str
+
+
+@dataclass(frozen=True, slots=True)
 class Job:
     """A job as it is on disk. Times are in seconds since the epoch, on the database's clock.
 
     attempt: the number of attempts, and the fencing token of the current one
     steps_done: denoising steps of all its images together, of num_steps
     output: the object store's keys of finished images, by image index
-    data_removed: input and output were deleted after the retention time
+    previews: the latest ones of unfinished images, by image index; empty once the job is over
+    data_removed: input and output were deleted, at the client's wish or after the retention time
+    is_deleted: the client has deleted it, so no client sees it any more; it is over
     """
 
     id: str
@@ -103,8 +118,10 @@ class Job:
     completed_at: float | None
     steps_done: int
     output: Mapping[int, str]
+    previews: Mapping[int, StoredPreview]
     error: str | None
     data_removed: bool
+    is_deleted: bool
 
     @property
     def num_steps(self) -> int:

@@ -14,14 +14,23 @@ from functools import partial
 
 from deployments.engine.messages import Checkpoint, Picture
 from serve.errors import GenerationFailedError, MidstepError, ObjectNotFoundError
-from serve.generation import GenerationEvent, GenerationRequest, ImageDone, ImageProgress, Resume
+from serve.generation import (
+    GenerationEvent,
+    GenerationRequest,
+    ImageDone,
+    ImagePreview,
+    ImageProgress,
+    Resume,
+)
 from serve.jobs.checkpoints import UnusableCheckpointError, checkpoint_key, from_bytes, to_bytes
+from serve.jobs.cleaning import Cleaning
 from serve.jobs.deliveries import Deliveries
 from serve.jobs.inputs import JobInputs
 from serve.jobs.job import Job
 from serve.jobs.metrics import JobMetrics
 from serve.jobs.objects import ANSWERS_FOLDER, ObjectStore, image_key
-from serve.jobs.records import Claim
+from serve.jobs.previews import Previews
+from serve.jobs.records import Claim, Progress
 from serve.jobs.rounds import AWAY, attempt, every, on_news, until_it_is_done
 from serve.jobs.store import JobStore
 from serve.jobs.uploads import Uploads
@@ -35,7 +44,7 @@ _PROGRESS_INTERVAL_S = 0.5
 _SWEEP_INTERVAL_S = 3.0  # only used if looks are further apart
 _WAITING_INTERVAL_S = 5.0
 _EXPIRY_INTERVAL_S = 60.0
-_EXPIRED_AT_ONCE = 100
+_DELETION_INTERVAL_S = 15.0  # clients are promised a minute
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +72,11 @@ class _Running:
     task: "asyncio.Task[None]"
     is_begun: bool = False
 
+    def leave(self) -> None:
+        """Stops the work, but only once: a second cancellation would interrupt the clean-up."""
+        if not self.task.cancelling():
+            self.task.cancel()
+
 
 class JobRunner:
     """Runs the jobs of one process. Any number of processes may do so."""
@@ -80,10 +94,11 @@ class JobRunner:
         self._objects = objects
         self._uploads = Uploads(store.database, objects)
         self._inputs = JobInputs(store.database, objects)
+        self._cleaning = Cleaning(store, objects, self._inputs, settings.retention_s, settings.forget_after_s)
         self._generate = generate
         self._settings = settings
         self._running: dict[str, _Running] = {}
-        self._steps_done: dict[Claim, int] = {}  # progress that is not recorded yet
+        self._progress: dict[Claim, Progress] = {}  # progress that is not recorded yet
         self._metrics = JobMetrics(store.models)
         self._looked_at = 0.0  # time of the last look, on the monotonic clock
         self._has_room = asyncio.Event()  # room for another job or webhook
@@ -102,7 +117,8 @@ class JobRunner:
                 loops.create_task(every(_PROGRESS_INTERVAL_S, self._record_progress))
                 loops.create_task(every(_SWEEP_INTERVAL_S, self._sweep))
                 loops.create_task(every(_WAITING_INTERVAL_S, self._count_waiting))
-                loops.create_task(every(_EXPIRY_INTERVAL_S, self._expire))
+                loops.create_task(every(_DELETION_INTERVAL_S, self._cleaning.remove_deleted))
+                loops.create_task(every(_EXPIRY_INTERVAL_S, self._cleaning.remove_old))
                 loops.create_task(every(_EXPIRY_INTERVAL_S, self._expire_answers))
                 loops.create_task(every(_EXPIRY_INTERVAL_S, self._uploads.remove_expired))
                 loops.create_task(every(_EXPIRY_INTERVAL_S, self._inputs.remove_abandoned))
@@ -156,9 +172,8 @@ class JobRunner:
         running = list(self._running.values())
         held = await self._queue.held([Claim.of(one.job) for one in running])
         for one in running:
-            # Only once: a second cancellation would interrupt the clean-up.
-            if one.job.id not in held and not one.task.cancelling():
-                one.task.cancel()
+            if one.job.id not in held:
+                one.leave()
 
     async def _work(self, job: Job) -> None:
         claim = Claim.of(job)
@@ -172,8 +187,11 @@ class JobRunner:
             reason = "An internal error; the log has details under the job's id."
             await until_it_is_done(partial(self._queue.retry, claim, reason))
         finally:
-            del self._running[job.id]
-            self._has_room.set()
+            try:
+                await self._store.database.finish(attempt(partial(self._cleaning.after_work, job)))
+            finally:
+                del self._running[job.id]
+                self._has_room.set()
 
     async def _make_images(self, job: Job, claim: Claim) -> None:
         steps_done = dict.fromkeys(job.output, job.request.steps_per_image)
@@ -182,7 +200,7 @@ class JobRunner:
             index: job.request.steps_before(checkpoint.in_pass) + checkpoint.step
             for index, checkpoint in resume.checkpoints.items()
         }
-        picture = await self._picture(job)
+        picture, previews = await self._picture(job), Previews(job, self._objects)
         num_left = job.request.num_images - len(job.output)
         unrecorded: dict[int, str] = {}
         async with aclosing(self._generate(job.request, picture, resume)) as events:
@@ -191,7 +209,11 @@ class JobRunner:
                     case ImageProgress(index, checkpoint, steps):
                         steps_done[index] = steps
                         await self._keep_checkpoint(job, index, checkpoint)
-                        self._steps_done[claim] = sum(steps_done.values())
+                        self._progress[claim] = Progress(sum(steps_done.values()), previews.latest)
+                    case ImagePreview(index, _, step):
+                        steps_done[index] = max(steps_done.get(index, 0), step)
+                        await previews.keep(event)
+                        self._progress[claim] = Progress(sum(steps_done.values()), previews.latest)
                     case ImageDone(index, _, image):
                         steps_done[index] = job.request.steps_per_image
                         key = image_key(job.id, index, image.media_type)
@@ -206,7 +228,6 @@ class JobRunner:
                         else:
                             unrecorded = {index: key}  # in one transaction with the job's success
         await until_it_is_done(partial(self._queue.succeed, claim, unrecorded))
-        await self._objects.delete_folder(f"checkpoints/{job.id}")
 
     async def _picture(self, job: Job) -> Picture | None:
         """What the job starts from. Without it the job fails, as it then cannot be made."""
@@ -254,24 +275,13 @@ class JobRunner:
 
     async def _record_progress(self) -> None:
         """Records all jobs in one transaction, because SQLite has one writer and clients wait to add jobs."""
-        steps_done, self._steps_done = self._steps_done, {}
-        for job_id in await self._queue.record_progress(steps_done):
+        progress, self._progress = self._progress, {}
+        for job_id in await self._queue.record_progress(progress):
             if running := self._running.get(job_id):
                 running.is_begun = True
 
     async def _count_waiting(self) -> None:
         self._metrics.set_waiting(await self._store.housekeeping.waiting())
-
-    async def _expire(self) -> None:
-        """Deletes old data: first the images, then the references to them, and at last the rows."""
-        while expired := await self._store.housekeeping.expired(self._settings.retention_s, _EXPIRED_AT_ONCE):
-            for job in expired:
-                for folder in (f"images/{job.id}", f"checkpoints/{job.id}"):
-                    await self._objects.delete_folder(folder)
-                await self._inputs.delete(job.id)
-            await self._store.housekeeping.remove_data(expired)
-        while await self._store.housekeeping.forget(self._settings.forget_after_s, _EXPIRED_AT_ONCE):
-            pass
 
     async def _expire_answers(self) -> None:
         await self._objects.delete_older(ANSWERS_FOLDER, self._settings.answer_retention_s)
@@ -279,8 +289,8 @@ class JobRunner:
     async def _give_back(self) -> None:
         tasks = [running.task for running in self._running.values()]
         jobs = [running.job for running in self._running.values()]
-        for task in tasks:
-            task.cancel()
+        for running in self._running.values():
+            running.leave()
         await asyncio.gather(*tasks, self._deliveries.stop(), return_exceptions=True)
         await self._give_back_claimed(jobs)
 

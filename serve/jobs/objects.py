@@ -4,7 +4,7 @@ import asyncio
 import logging
 import re
 import shutil
-from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Coroutine, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -33,6 +33,7 @@ _NAME = r"[A-Za-z0-9_-][A-Za-z0-9._-]*"  # no leading dot: no path upwards and n
 _KEY = re.compile(rf"{_NAME}(/{_NAME})*")
 _IMAGE_KEY = re.compile(r"(images/[A-Za-z0-9_-]+/[0-9]+-|answers/)[A-Za-z0-9_-]{22}\.(png|webp|jpg)")
 _CHUNK_BYTES = 256 * 1024
+_LAST_WAIT_S = 10.0
 
 ANSWERS_FOLDER = "answers"  # images without a job, deleted by age
 IMAGE_CACHE_CONTROL = "private, max-age=31536000, immutable"
@@ -119,9 +120,15 @@ class ObjectStore:
     ) -> None:
         """Stores an object and replaces an earlier one with the key. Raises StorageFullError.
 
+        A canceled caller waits until the object is stored or refused, so that it may then delete it: what
+        comes later would stay for ever.
+
         is_durable: whether a local folder keeps it through a loss of power
         """
         _check_key(key)
+        await _to_its_end(self._put(key, data, media_type, is_durable))
+
+    async def _put(self, key: str, data: bytes, media_type: str, is_durable: bool) -> None:
         if self._folder is not None:
             with disk_errors():
                 await asyncio.to_thread(write_whole, self._folder, key, data, is_durable)
@@ -143,8 +150,7 @@ class ObjectStore:
             meta = await obstore.head_async(self._backend, key)
         modified, size_bytes = meta["last_modified"], meta["size"]
         etag = meta["e_tag"] or f'"{modified.timestamp():.6f}-{size_bytes}"'
-        media_type = _MEDIA_TYPES.get(Path(key).suffix, "application/octet-stream")
-        return StoredObject(key, size_bytes, modified, etag, media_type)
+        return StoredObject(key, size_bytes, modified, etag, media_type_of(key))
 
     async def read(self, key: str) -> bytes:
         """The object's bytes. Raises ObjectNotFoundError."""
@@ -203,6 +209,10 @@ def image_key(job_id: str, index: int, media_type: str) -> str:
     return f"images/{job_id}/{index}-{token_urlsafe(16)}{_SUFFIXES[media_type]}"
 
 
+def preview_key(job_id: str, image_index: int, preview_index: int, media_type: str) -> str:
+    return f"previews/{job_id}/{image_index}-{preview_index}{_SUFFIXES[media_type]}"
+
+
 def answer_key(media_type: str) -> str:
     """A new key for an image of an answer. Nobody can guess it."""
     return f"{ANSWERS_FOLDER}/{token_urlsafe(16)}{_SUFFIXES[media_type]}"
@@ -210,6 +220,27 @@ def answer_key(media_type: str) -> str:
 
 def is_image_key(key: str) -> bool:
     return _IMAGE_KEY.fullmatch(key) is not None
+
+
+def media_type_of(key: str) -> str:
+    return _MEDIA_TYPES.get(Path(key).suffix, "application/octet-stream")
+
+
+async def _to_its_end(storing: Coroutine[Any, Any, None]) -> None:
+    """Waits for the work even if the caller is canceled, but then not for an unreachable store."""
+    task = asyncio.create_task(storing)
+    try:
+        await asyncio.shield(task)
+    except asyncio.CancelledError:
+        await asyncio.wait([task], timeout=_LAST_WAIT_S)
+        task.add_done_callback(_forget_outcome)
+        raise
+
+
+def _forget_outcome(task: "asyncio.Task[None]") -> None:
+    """Nobody waits for it any more, so asyncio would report an error that nobody has seen."""
+    if not task.cancelled():
+        task.exception()
 
 
 def _check_key(key: str) -> None:

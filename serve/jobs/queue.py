@@ -11,12 +11,13 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from serve.jobs.changes import Changes, Transaction
 from serve.jobs.conditions import deadline_passed, died, exhausted, held, lease_ran_out, of, pick, unfinished
 from serve.jobs.database import Database, uninterrupted
-from serve.jobs.job import Job, JobState, WebhookEvent
+from serve.jobs.job import Job, JobState, StoredPreview, WebhookEvent
 from serve.jobs.news import Audience
-from serve.jobs.records import Claim, output_column, read_job
+from serve.jobs.records import Claim, Progress, output_column, previews_column, read_job
 from serve.jobs.tables import jobs, now_s
 
-_NOTHING: Mapping[int, str] = MappingProxyType({})
+_NO_OUTPUT: Mapping[int, str] = MappingProxyType({})
+_NO_PREVIEWS: Mapping[int, StoredPreview] = MappingProxyType({})
 
 _c = jobs.c
 
@@ -121,16 +122,19 @@ class JobQueue:
             return bool((await connection.execute(statement)).all())
 
     @uninterrupted
-    async def record_progress(self, steps_done: Mapping[Claim, int]) -> set[str]:
+    async def record_progress(self, progress: Mapping[Claim, Progress]) -> set[str]:
         """Records any number of jobs in one transaction. Returns the ids of the jobs that are still held.
 
         The record never falls: steps that another attempt repeats are not counted again.
         """
-        if not steps_done:
+        if not progress:
             return set()
         async with self._changes.begin() as transaction:
-            rows = await _lock(transaction.connection, steps_done)
-            changed = [(row, _advanced(row, steps_done[Claim(row.id, row.attempt)])) for row in rows]
+            rows = await _lock(transaction.connection, progress)
+            changed = []
+            for row in rows:
+                of_job = progress[Claim(row.id, row.attempt)]
+                changed.append((row, _advanced(row, of_job.steps_done, previews=of_job.previews)))
             await _keep(transaction, changed)
             await self._notify(transaction, WebhookEvent.LOGS, changed)
         return {row.id for row in rows}
@@ -145,7 +149,7 @@ class JobQueue:
             return await self._record_output(transaction, claim, {index: key}, steps_done)
 
     @uninterrupted
-    async def succeed(self, claim: Claim, output: Mapping[int, str] = _NOTHING) -> bool:
+    async def succeed(self, claim: Claim, output: Mapping[int, str] = _NO_OUTPUT) -> bool:
         """output: keys of images, by index, that are in the object store but not recorded yet"""
         async with self._changes.begin() as transaction:
             if output:
@@ -215,10 +219,21 @@ class JobQueue:
             await transaction.tell(event, [job for _, job in due])
 
 
-def _advanced(row: Row[Any], steps_done: int, output: Mapping[int, str] = _NOTHING) -> Job:
+def _advanced(
+    row: Row[Any],
+    steps_done: int,
+    output: Mapping[int, str] = _NO_OUTPUT,
+    previews: Mapping[int, StoredPreview] = _NO_PREVIEWS,
+) -> Job:
     """The row's job with this progress."""
     job = read_job(row)
-    return replace(job, steps_done=max(job.steps_done, steps_done), output={**job.output, **output})
+    output = {**job.output, **output}
+    return replace(
+        job,
+        steps_done=max(job.steps_done, steps_done),
+        output=output,
+        previews={i: one for i, one in {**job.previews, **previews}.items() if i not in output},
+    )
 
 
 async def _keep(transaction: Transaction, changed: list[tuple[Row[Any], Job]]) -> None:
@@ -232,6 +247,7 @@ async def _keep(transaction: Transaction, changed: list[tuple[Row[Any], Job]]) -
                 "of_seq": row.seq,
                 "steps_done": job.steps_done,
                 "output": output_column(job.output),
+                "previews": previews_column(job.previews),
                 "is_begun": True,
                 "failures": 0 if is_further else row.failures,
                 "deaths": 0 if is_further else row.deaths,

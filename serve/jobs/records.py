@@ -1,14 +1,14 @@
 """Converts jobs to and from table rows, and defines the job store's other results."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from pydantic import TypeAdapter
 from sqlalchemy import Row
 
 from serve.generation import GenerationRequest
-from serve.jobs.job import IdempotencyKey, Job, JobState, NewJob, Webhook, WebhookEvent
+from serve.jobs.job import IdempotencyKey, Job, JobState, NewJob, StoredPreview, Webhook, WebhookEvent
 
 _REQUEST = TypeAdapter(GenerationRequest)
 
@@ -24,6 +24,17 @@ class Claim:
     def of(cls, job: Job) -> "Claim":
         """The claim of a job that was just claimed."""
         return cls(job.id, job.attempt)
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """What a runner records of a job under way.
+
+    steps_done: of all its images; previews: the latest ones of unfinished images, by image index
+    """
+
+    steps_done: int
+    previews: Mapping[int, StoredPreview] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +89,9 @@ def new_row(new: NewJob) -> dict[str, Any]:
         "is_begun": False,
         "steps_done": 0,
         "output": {},
+        "previews": {},
         "data_removed": False,
+        "is_deleted": False,
     }
 
 
@@ -99,8 +112,10 @@ def read_job(row: Row[Any]) -> Job:
         completed_at=row.completed_at,
         steps_done=row.steps_done,
         output={int(index): key for index, key in row.output.items()},
+        previews={int(index): StoredPreview(**preview) for index, preview in row.previews.items()},
         error=row.error,
         data_removed=row.data_removed,
+        is_deleted=row.is_deleted,
     )
 
 
@@ -120,8 +135,12 @@ def output_column(output: Mapping[int, str]) -> dict[str, str]:
     return {str(index): key for index, key in sorted(output.items())}
 
 
+def previews_column(previews: Mapping[int, StoredPreview]) -> dict[str, Any]:
+    return {str(index): asdict(preview) for index, preview in sorted(previews.items())}
+
+
 def columns_without_data(job: Job) -> dict[str, Any]:
-    """The remains of an expired job: nothing that its client wrote or that was made from it."""
+    """The remains of an expired or deleted job: nothing that its client wrote or that was made from it."""
     request = replace(job.request, prompt="", negative_prompt=None, start=None, adapters=(), text_adapters=())
     return {
         "request": _REQUEST.dump_python(request, mode="json"),

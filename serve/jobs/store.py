@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import AsyncGenerator, Callable, Collection, Mapping
 from typing import Any
 
-from sqlalchemy import and_, func, or_, select
+from sqlalchemy import ColumnElement, and_, func, or_, select, update
 
 from serve.jobs.changes import Changes
 from serve.jobs.conditions import lease_ran_out, unfinished, waiting
@@ -86,19 +86,29 @@ class JobStore:
     @uninterrupted
     async def get(self, job_id: str, owner: str = "") -> Job | None:
         """The job; None if the owner has no such job."""
-        statement = select(jobs).where(_c.id == job_id, _c.owner == owner)
+        statement = select(jobs).where(_c.id == job_id, _seen_by(owner))
         async with self.database.read() as connection:
             row = (await connection.execute(statement)).one_or_none()
         return None if row is None else read_job(row)
 
+    @uninterrupted
+    async def find(self, job: Job) -> Job | None:
+        """The job as it is now, even if its client has deleted it; None if it is forgotten."""
+        async with self.database.read() as connection:
+            row = (await connection.execute(select(jobs).where(_c.id == job.id))).one_or_none()
+        return None if row is None else read_job(row)
+
     async def follow(self, job: Job) -> AsyncGenerator[Job, None]:
-        """The job as it is now, and again whenever it may have changed, until it is over."""
+        """The job as it is now, and again whenever it may have changed, until it is over.
+
+        A job that is deleted meanwhile is over: it was finished, or deleting it has canceled it.
+        """
         changed = asyncio.Event()
         with self.news.listening(Audience.CLIENTS, changed):
             yield job
             while not job.state.is_final:
                 await news_or_timeout(changed, _FOLLOW_INTERVAL_S)
-                job = await self.get(job.id, job.owner) or job
+                job = await self.find(job) or job
                 yield job
 
     @uninterrupted
@@ -108,7 +118,7 @@ class JobStore:
         Raises InvalidRequestError if it is not a cursor.
         """
         async with self.database.read() as connection:
-            return await read_page(connection, jobs, _c.owner == owner, read_job, limit, cursor)
+            return await read_page(connection, jobs, _seen_by(owner), read_job, limit, cursor)
 
     @uninterrupted
     async def queue_position(self, job: Job) -> int | None:
@@ -150,10 +160,31 @@ class JobStore:
     @uninterrupted
     async def cancel(self, job_id: str, owner: str = "") -> Job | None:
         """Cancels at once, begun or not. A finished job stays as it is. None if the owner has no such job."""
-        is_it = and_(_c.id == job_id, _c.owner == owner)
+        is_it = and_(_c.id == job_id, _seen_by(owner))
         async with self._changes.begin() as transaction:
             canceled = await transaction.transition(JobState.CANCELED, is_it)
             if canceled:
                 return canceled[0]
             row = (await transaction.connection.execute(select(jobs).where(is_it))).one_or_none()
         return None if row is None else read_job(row)
+
+    @uninterrupted
+    async def delete(self, job_id: str, owner: str = "") -> bool:
+        """Deletes a job for its owner; it is canceled if it is not finished. False if there is no such job.
+
+        Its idempotency key is free again. Housekeeping deletes its data soon.
+        """
+        is_it = and_(_c.id == job_id, _seen_by(owner))
+        deletion = (
+            update(jobs)
+            .where(is_it)
+            .values(is_deleted=True, idempotency_key=None, fingerprint=None)
+            .returning(_c.id)
+        )
+        async with self._changes.begin() as transaction:
+            await transaction.transition(JobState.CANCELED, is_it, reason="Its client has deleted it.")
+            return bool((await transaction.connection.execute(deletion)).all())
+
+
+def _seen_by(owner: str) -> ColumnElement[bool]:
+    return and_(_c.owner == owner, _c.is_deleted.is_(False))

@@ -17,6 +17,7 @@ from sqlalchemy import (
     Table,
     Text,
     TypeDecorator,
+    and_,
     false,
 )
 from sqlalchemy.ext.compiler import compiles
@@ -67,6 +68,8 @@ _Sequence = BigInteger().with_variant(Integer, "sqlite")
 # deaths: deaths of its runners since its last progress, begun or not
 # lease_until: after this time a processing job may be taken over
 # notified_at, output_notified_at: when its webhook was last told of logs and of output
+# previews: the latest ones of unfinished images
+# is_deleted: its client has deleted it; its data follows, and its row when jobs are forgotten
 jobs = Table(
     "jobs",
     metadata,
@@ -96,10 +99,12 @@ jobs = Table(
     Column("completed_at", Double),
     Column("steps_done", Integer, nullable=False),
     Column("output", JsonText, nullable=False),
+    Column("previews", JsonText, nullable=False, server_default="{}"),
     Column("error", Text),
     Column("notified_at", Double),
     Column("output_notified_at", Double),
     Column("data_removed", Boolean, nullable=False),
+    Column("is_deleted", Boolean, nullable=False, server_default=false()),
 )
 
 # Most jobs are finished. A search for work must not walk through them.
@@ -119,6 +124,8 @@ _finished = jobs.c.completed_at.is_not(None)
 Index("ix_jobs_finished", jobs.c.state, sqlite_where=_finished, postgresql_where=_finished)
 Index("ix_jobs_owner", jobs.c.owner, jobs.c.seq)
 Index("ix_jobs_retention", jobs.c.data_removed, jobs.c.completed_at)
+_has_data_to_delete = and_(jobs.c.is_deleted.is_(True), jobs.c.data_removed.is_(False))
+Index("ix_jobs_deleted", jobs.c.seq, sqlite_where=_has_data_to_delete, postgresql_where=_has_data_to_delete)
 _has_key = jobs.c.idempotency_key.is_not(None)
 Index("ix_jobs_key_age", jobs.c.created_at, sqlite_where=_has_key, postgresql_where=_has_key)
 

@@ -80,6 +80,11 @@ def server() -> Iterator[Server]:
                 self.end_headers()
                 self.wfile.write(shown.anything or answers.get(self.path) or shown.prediction())
 
+        def do_DELETE(self) -> None:
+            shown.seen.append((f"{self.command} {self.path}", self.headers["authorization"]))
+            self.send_response(204)
+            self.end_headers()
+
         do_POST = do_GET
 
         def handle(self) -> None:
@@ -242,6 +247,17 @@ def test_what_is_shown_of_a_job_and_how_it_ends(
     assert shown in (output.err if status == "failed" else output.out)
     method, path = ("POST", "/cancel") if command == "cancel" else ("GET", "")
     assert server.seen == [(f"{method} /v1/predictions/x{path}", None)]
+
+
+@pytest.mark.parametrize(
+    ("options", "shown"), [([], "x: deleted\n"), (["--json"], '{"id": "x", "deleted": true}\n')]
+)
+def test_a_job_is_deleted(
+    options: list[str], shown: str, server: Server, capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert midstep("jobs", "delete", "x", "--url", server.url, *options) == 0
+    assert capfd.readouterr().out == shown
+    assert server.seen == [("DELETE /v1/predictions/x", None)]
 
 
 @pytest.fixture

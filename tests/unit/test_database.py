@@ -20,8 +20,9 @@ from sqlalchemy import Connection, event, make_url, text
 
 from serve.errors import InvalidRequestError, JobStoreUnavailableError, StorageFullError
 from serve.jobs.database import MIGRATIONS_FOLDER, parse_database_url
-from serve.jobs.job import IdempotencyKey, JobState
+from serve.jobs.job import IdempotencyKey, JobState, StoredPreview
 from serve.jobs.objects import ObjectStore
+from serve.jobs.records import Claim, Progress
 from serve.jobs.store import JobStore
 from serve.jobs.tables import metadata
 from serve.jobs.uploads import NewFile, Uploads
@@ -99,6 +100,26 @@ async def test_jobs_from_before_they_were_claimed_by_images_are_claimed_so(url: 
 
 
 @in_loop
+async def test_jobs_from_before_there_were_previews_go_on_and_deleted_ones_expire_there(url: str) -> None:
+    async with opened(url) as store:
+        for job_id in "ab":
+            await store.create(new_job(job_id))
+        assert await store.delete("b")
+        async with store.database.write() as connection:
+            await connection.run_sync(downgrade, "0007")
+            completed = await connection.execute(text("SELECT id, completed_at FROM jobs"))
+            assert dict(map(tuple, completed)) == {"a": None, "b": 0.0}
+    async with opened(url) as store:
+        [job] = await store.queue.claim(1, LONG)
+        assert (job.id, job.previews, job.is_deleted) == ("a", {}, False)
+        preview = StoredPreview(0, 2, "previews/a/0-0.jpg")
+        await store.queue.record_progress({Claim.of(job): Progress(2, {0: preview})})
+        changed = await store.get("a")
+        assert changed is not None
+        assert changed.previews == {0: preview}
+
+
+@in_loop
 async def test_several_that_open_a_new_database_at_once_agree(url: str) -> None:
     stores = [JobStore(url, describe, [MODEL]) for _ in range(4)]
     try:
@@ -161,14 +182,17 @@ async def test_sqlite_walks_through_no_jobs_that_it_is_not_asked_for(sqlite_url:
         await store.housekeeping.waiting()
         claim = await claim_one(store)
         await store.queue.renew([claim], LONG)
-        await store.queue.record_progress({claim: 1})
+        await store.queue.record_progress({claim: Progress(1)})
         await store.queue.record_image(claim, 0, "key", 5)
         await store.queue.retry(claim, "error")
         await store.queue.succeed(await claim_one(store))
         await told(store)
         await store.housekeeping.sweep(key_age_s=-60)
         await store.housekeeping.remove_data(await store.housekeeping.expired(-60, 10))
-        await store.housekeeping.forget(-60, 10)
+        await store.housekeeping.forget(await store.housekeeping.old(-60, 10))
+        await store.create(new_job("c"))
+        await store.delete("c")
+        await store.housekeeping.remove_data(await store.housekeeping.deleted(10))
         uploads = Uploads(store.database, ObjectStore(str(tmp_path / "objects")))
         file = await uploads.keep(NewFile("alice", "a", "image/png", {}, b"bytes"))
         await uploads.get(file.id, "alice")

@@ -12,7 +12,7 @@ from sqlalchemy import event, update
 from serve.errors import IdempotencyKeyReusedError, InvalidRequestError
 from serve.jobs.conditions import MAX_DEATHS
 from serve.jobs.job import TRANSITIONS, IdempotencyKey, Job, JobState, WebhookEvent
-from serve.jobs.records import Claim, UnderWay, Waiting
+from serve.jobs.records import Claim, Progress, UnderWay, Waiting
 from serve.jobs.store import JobStore
 from serve.jobs.tables import jobs
 from tests.job_stores import (
@@ -332,7 +332,7 @@ async def test_a_job_from_creation_to_success(url: str, history: History) -> Non
         assert (job.state, job.attempt) == (PROCESSING, 1)
         assert job.started_at is not None
         assert job.started_at >= job.created_at
-        assert await store.queue.record_progress({claim: 12}) == {"a"}
+        assert await store.queue.record_progress({claim: Progress(12)}) == {"a"}
         assert await store.queue.record_image(claim, 1, "a/1.webp", 14)
         now = await store.get("a")
         assert now is not None
@@ -358,7 +358,7 @@ async def test_what_an_old_token_writes_is_refused(url: str, history: History) -
         old = await claim_one(store, DEAD)
         # Nobody has taken over yet, so a slow runner may go on.
         assert await store.queue.renew([old], DEAD) == {"a"}
-        assert await store.queue.record_progress({old: 3}) == {"a"}
+        assert await store.queue.record_progress({old: Progress(3)}) == {"a"}
         new = await claim_one(other)
         assert new.attempt == old.attempt + 1
         before = await store.get("a")
@@ -382,7 +382,7 @@ async def refused(store: JobStore, claim: Claim) -> bool:
         [
             await store.queue.renew([claim], LONG),
             await store.queue.begin(claim),
-            await store.queue.record_progress({claim: 20}),
+            await store.queue.record_progress({claim: Progress(20)}),
             await store.queue.record_image(claim, 0, "key", 5),
             await store.queue.succeed(claim),
             await store.queue.succeed(claim, {0: "key"}),
@@ -403,7 +403,10 @@ async def test_several_are_renewed_and_recorded_at_once(url: str) -> None:
         assert await store.queue.renew([a, b, c], DEAD) == {"a", "c"}
         assert await store.queue.held([a, b, c]) == {"a", "c"}
         assert await store.queue.renew([], LONG) == await store.queue.held([]) == set()
-        assert await store.queue.record_progress({a: 1, b: 2, c: 3}) == {"a", "c"}
+        assert await store.queue.record_progress({a: Progress(1), b: Progress(2), c: Progress(3)}) == {
+            "a",
+            "c",
+        }
         assert await store.queue.record_progress({}) == set()
         done = [job.steps_done for job_id in "abc" if (job := await store.get(job_id))]
         assert done == [1, 0, 3]
@@ -520,9 +523,9 @@ async def test_attempts_count_only_while_the_job_comes_no_further(url: str, hist
     async with opened(url) as store:
         await store.create(new_job("a"))
         for steps in range(1, 6):  # more often than allowed without progress, each time one step further
-            assert await store.queue.record_progress({await claim_one(store, DEAD): steps}) == {"a"}
+            assert await store.queue.record_progress({await claim_one(store, DEAD): Progress(steps)}) == {"a"}
         for steps in (3, 4):  # it only reaches its earlier progress again
-            await store.queue.record_progress({await claim_one(store, DEAD): steps})
+            await store.queue.record_progress({await claim_one(store, DEAD): Progress(steps)})
         assert await store.queue.claim(1, LONG) == []
         [job] = await store.housekeeping.sweep()
         assert job.steps_done == 5
@@ -534,7 +537,7 @@ async def test_attempts_count_only_while_the_job_comes_no_further(url: str, hist
 async def test_another_image_is_further_however_few_its_steps(url: str) -> None:
     async with opened(url) as store:
         await store.create(new_job("a"))
-        await store.queue.record_progress({await claim_one(store, DEAD): 15})
+        await store.queue.record_progress({await claim_one(store, DEAD): Progress(15)})
         for index in range(5):
             assert await store.queue.record_image(await claim_one(store, DEAD), index, "key", 4 * index)
         assert await claim_one(store)
@@ -643,7 +646,7 @@ async def test_whatever_runners_do_at_once_each_job_ends_once(url: str, history:
         while (counts := await counted(store))[STARTING] + counts[PROCESSING] > 0:
             lease_s = chance.choice([DEAD, LONG])
             late += [Claim.of(job) for job in await store.queue.claim(chance.randint(1, 5), lease_s)]
-            await store.queue.record_progress({claim: chance.randint(0, 20) for claim in late})
+            await store.queue.record_progress({claim: Progress(chance.randint(0, 20)) for claim in late})
             await store.queue.renew(chance.sample(late, len(late) // 2), chance.choice([DEAD, LONG]))
             for claim in chance.sample(late, min(3, len(late))):
                 match chance.randint(0, 4):
@@ -700,8 +703,10 @@ async def test_what_is_over_for_long_loses_its_data_and_then_goes(url: str, hist
         assert job is not None
         assert (job.state, job.data_removed, job.input, job.output) == (SUCCEEDED, True, {}, {})
         assert (job.request.prompt, job.request.negative_prompt) == ("", None)
-        assert await store.housekeeping.forget(LONG, 10) == 0
-        assert await store.housekeeping.forget(-60, 10) == 1
+        assert await store.housekeeping.old(LONG, 10) == []
+        old = await store.housekeeping.old(-60, 10)
+        assert [job.id for job in old] == ["a"]
+        await store.housekeeping.forget(old)
         assert await store.get("a") is None
         assert {job_id for job_id, _, _ in await told(store)} == {"b"}
         assert await state_of(store, "c") is STARTING

@@ -8,7 +8,7 @@ import pytest
 from sqlalchemy import make_url
 
 from serve.jobs.news import Audience
-from serve.jobs.records import Claim
+from serve.jobs.records import Claim, Progress
 from tests.job_stores import LONG, in_loop, new_job, opened
 from tests.postgresql import disconnect_all, execute
 
@@ -54,7 +54,7 @@ async def test_on_postgresql_each_hears_of_what_is_for_it(postgresql_url: str) -
             await until_only(runner, client)
             [job] = await other.queue.claim(1, LONG)
             await until_only(client, runner)
-            await other.queue.record_progress({Claim.of(job): 3})
+            await other.queue.record_progress({Claim.of(job): Progress(3)})
             await until_only(client, runner)
             await other.cancel("a")
             async with asyncio.timeout(TIMEOUT_S):

@@ -52,6 +52,21 @@ def test_what_was_put_is_there(store: ObjectStore) -> None:
     asyncio.run(main())
 
 
+def test_what_a_canceled_caller_was_storing_is_there_when_it_goes_on(store: ObjectStore) -> None:
+    """So it can delete that. What came later would stay."""
+
+    async def main() -> None:
+        storing = asyncio.create_task(store.put("checkpoints/job/0", DATA))
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)  # it has begun
+        storing.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await storing
+        assert await store.read("checkpoints/job/0") == DATA
+
+    asyncio.run(main())
+
+
 def test_a_large_object_comes_in_parts(store: ObjectStore) -> None:
     async def main() -> None:
         large = os.urandom(1_000_000)

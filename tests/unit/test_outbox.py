@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from serve.jobs.job import Job, JobState, Webhook, WebhookEvent
-from serve.jobs.records import Claim
+from serve.jobs.records import Claim, Progress
 from serve.jobs.store import JobStore
 from tests.job_stores import (
     DEAD,
@@ -32,7 +32,7 @@ async def test_webhooks_are_told_of_what_they_asked_for(url: str) -> None:
         assert await told(store) == []
         claims = [Claim.of(job) for job in await store.queue.claim(6, LONG)]
         assert [(job_id, event) for job_id, event, _ in await told(store)] == [("all", WebhookEvent.START)]
-        await store.queue.record_progress(dict.fromkeys(claims, 5))
+        await store.queue.record_progress(dict.fromkeys(claims, Progress(5)))
         for claim in claims:
             await store.queue.record_image(claim, 0, "a key", 5)
         assert await told(store) == [
@@ -73,7 +73,7 @@ async def test_what_comes_often_is_told_of_once_in_an_interval(url: str) -> None
         await store.create(new_job("a", webhook=webhook()))
         claim = await claim_one(store)
         for steps in (1, 2, 3):
-            await store.queue.record_progress({claim: steps})
+            await store.queue.record_progress({claim: Progress(steps)})
             await store.queue.record_image(claim, 0, "key", 5)
         await store.queue.succeed(claim)
         events = [event for _, event, _ in await told(store)]

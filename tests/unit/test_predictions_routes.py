@@ -11,7 +11,7 @@ import httpx
 import pytest
 
 from serve.jobs.job import Job
-from serve.jobs.records import Claim
+from serve.jobs.records import Claim, Progress
 from serve.jobs.store import JobStore
 from tests.job_stores import LONG, claim_one, in_loop, opened
 from tests.postgresql import Way
@@ -157,7 +157,7 @@ async def test_a_job_that_waits_has_a_place_in_the_queue_and_a_time(tmp_path: Pa
         assert shown[0]["eta_s"] == pytest.approx(2.0, rel=0.2)
         assert shown[0]["eta_s"] < shown[1]["eta_s"] < shown[2]["eta_s"]
         claim = await claim_one(store)
-        await store.queue.record_progress({claim: 10})
+        await store.queue.record_progress({claim: Progress(10)})
         begun = (await client.get(f"{JOBS}/{ids[0]}")).json()
         assert (begun["status"], begun["progress"], begun["queue_position"]) == ("processing", 0.5, None)
         assert begun["eta_s"] == pytest.approx(shown[0]["eta_s"] / 2, abs=0.01)

@@ -202,8 +202,10 @@ def job(state: JobState, output: dict[int, str], steps_done: int) -> Job:
         completed_at=1e9 + 3 if state.is_final else None,
         steps_done=steps_done,
         output=output,
+        previews={},
         error=None,
         data_removed=False,
+        is_deleted=False,
     )
 
 

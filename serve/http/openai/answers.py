@@ -82,6 +82,30 @@ class CompletedImage(Description):
     usage: Usage
 
 
+class ModelDefaults(TypedDict):
+    """What holds for requests that do not say otherwise."""
+
+    sampler: str
+    num_inference_steps: int
+    guidance_scale: float
+    width: int
+    height: int
+    negative_prompt: str | None
+
+
+class ModelLimits(TypedDict):
+    """The limits of a request. Sizes are in pixels."""
+
+    min_size: Annotated[int, Field(description="Of width and height.")]
+    max_width: int
+    max_height: int
+    max_pixels: Annotated[int, Field(description="Of width times height.")]
+    size_multiple: Annotated[int, Field(description="Width and height are multiples of it.")]
+    max_num_inference_steps: int
+    max_num_images: int
+    max_prompt_length: Annotated[int, Field(description="Characters of either prompt.")]
+
+
 class Model(TypedDict):
     """A served model."""
 
@@ -97,6 +121,9 @@ class Model(TypedDict):
     needs_mask: Annotated[bool, Field(description="Whether it only repaints pictures where a mask says so.")]
     default_width: Annotated[int, Field(description="Width of its images in pixels, if none is asked for.")]
     default_height: Annotated[int, Field(description="Height of its images in pixels, likewise.")]
+    samplers: Annotated[list[str], Field(description="The samplers that requests can name.")]
+    defaults: ModelDefaults
+    limits: ModelLimits
 
 
 class Models(TypedDict):

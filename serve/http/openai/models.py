@@ -4,10 +4,11 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
+from deployments.engine.samplers import SAMPLERS, canonical_sampler
 from serve.http.addresses import base_url
 from serve.http.front_desk import FrontDesk
 from serve.http.openai import operations
-from serve.http.openai.answers import Model, Models
+from serve.http.openai.answers import Model, ModelDefaults, ModelLimits, Models
 from serve.http.operations import described
 from serve.http.replicate.answers import ReplicateModel
 from serve.http.replicate.models import MODELS_PATH, describe_model, owner_and_name
@@ -60,4 +61,33 @@ class ModelsRoutes:
             "needs_mask": model.info.needs_mask,
             "default_width": model.default_size[1],
             "default_height": model.default_size[0],
+            "samplers": list(SAMPLERS),
+            "defaults": _defaults(model),
+            "limits": _limits(model),
         }
+
+
+def _defaults(model: ServedModel) -> ModelDefaults:
+    height, width = model.default_size
+    return {
+        "sampler": canonical_sampler(model.defaults.sampler),
+        "num_inference_steps": model.defaults.num_inference_steps,
+        "guidance_scale": model.defaults.guidance_scale,
+        "width": width,
+        "height": height,
+        "negative_prompt": model.defaults.negative_prompt,
+    }
+
+
+def _limits(model: ServedModel) -> ModelLimits:
+    limits = model.limits
+    return {
+        "min_size": limits.min_size,
+        "max_width": limits.max_width,
+        "max_height": limits.max_height,
+        "max_pixels": limits.max_pixels,
+        "size_multiple": model.info.scale_factor,
+        "max_num_inference_steps": limits.max_num_inference_steps,
+        "max_num_images": limits.max_num_images,
+        "max_prompt_length": limits.max_prompt_length,
+    }

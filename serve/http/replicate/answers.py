@@ -29,6 +29,7 @@ class KnownPrediction(TypedDict):
     """The fields of a prediction that its job alone determines."""
 
     id: str
+    live_id: Annotated[str, Field(description="Its id in `GET /v1/status`, which every client sees.")]
     model: str
     version: str
     status: Annotated[str, Field(json_schema_extra={"enum": [state.value for state in JobState]})]
@@ -65,6 +66,16 @@ class Predictions(TypedDict):
     next: Annotated[Url | None, Field(description="The page of older predictions.")]
     previous: Annotated[Url | None, Field(description="The page of newer predictions.")]
     results: list[KnownPrediction]
+
+
+class PredictionPreview(TypedDict):
+    """A preview of an unfinished image."""
+
+    image_index: int
+    preview_index: Annotated[int, Field(description="From 0 for each image.")]
+    step: Annotated[int, Field(description="Denoising steps of the image that are done.")]
+    media_type: Annotated[str, Field(examples=["image/jpeg"])]
+    b64_json: Annotated[str, Field(description="The image file, in base64.")]
 
 
 class ModelVersion(TypedDict):

@@ -27,6 +27,7 @@ from serve.http.replicate.answers import (
     ModelVersion,
     ModelVersions,
     Prediction,
+    PredictionPreview,
     Predictions,
     ReplicateModel,
     WebhookSecret,
@@ -124,6 +125,31 @@ CANCEL = Operation(
     description="What is finished stays as it is.",
     parameters=(_JOB,),
     answers=(Answer(description="The prediction as it is now.", type=Prediction),),
+    errors=_OF_A_JOB,
+)
+DELETE = Operation(
+    tag=_PREDICTIONS,
+    summary="Delete a prediction",
+    description="What is not finished is canceled. Nobody sees it any more, its `Idempotency-Key` is free "
+    "again, and its input and images are deleted within a minute.",
+    parameters=(_JOB,),
+    answers=(Answer(status=204, description="It is deleted.", media_types=()),),
+    errors=_OF_A_JOB,
+)
+EVENTS = Operation(
+    tag=_PREDICTIONS,
+    summary="Watch a prediction",
+    description="The prediction now and after every change, and previews of unfinished images if its input "
+    "has `num_previews`, until it is finished. A new connection begins anew.",
+    parameters=(_JOB,),
+    answers=(
+        Answer(
+            description="`prediction`: as it is now; `preview`: the newest one of an image. The last event "
+            "is a finished prediction.",
+            media_types=(EVENT_STREAM,),
+            events={"prediction": Prediction, "preview": PredictionPreview},
+        ),
+    ),
     errors=_OF_A_JOB,
 )
 STREAM = Operation(

@@ -7,6 +7,7 @@ from serve.http.replicate.answers import KnownPrediction, PredictionMetrics
 from serve.http.replicate.schema import input_warnings
 from serve.http.warnings import request_warnings
 from serve.jobs.job import Job
+from serve.live_ids import live_id
 
 PREDICTIONS_PATH = "/v1/predictions"
 _BAR_LENGTH = 10
@@ -17,6 +18,7 @@ def describe(job: Job) -> KnownPrediction:
     url = f"{job.base_url}{PREDICTIONS_PATH}/{job.id}"
     return {
         "id": job.id,
+        "live_id": live_id(job.id),
         "model": job.request.model,
         "version": job.request.model,
         "status": job.state.value,

@@ -1,4 +1,4 @@
-"""Replicate's dialect: create, get, follow and cancel jobs."""
+"""Replicate's dialect: create, get, follow, cancel and delete jobs."""
 
 import asyncio
 import hashlib
@@ -88,6 +88,7 @@ class PredictionsRoutes:
             Route(PREDICTIONS_PATH, self._create, methods=["POST"]),
             Route(PREDICTIONS_PATH, self._page),
             Route(one, self._get),
+            Route(one, self._delete, methods=["DELETE"]),
             Route(f"{one}/cancel", self._cancel, methods=["POST"]),
             Route(f"{one}/stream", self._stream),
         ]
@@ -96,6 +97,17 @@ class PredictionsRoutes:
     def open_routes(self) -> list[Route]:
         """Routes without an API key, because the signature in a stream's URL is enough."""
         return [Route(_SIGNED_STREAM, self._signed_stream, include_in_schema=False)]
+
+    async def job(self, request: Request) -> Job:
+        """The client's job in the path. Raises JobNotFoundError."""
+        return _found(await self._store.get(_job_id(request), client_of(request).name), request)
+
+    async def with_forecast(self, job: Job) -> Prediction:
+        """The prediction with its place in the queue and its remaining time."""
+        if job.state.is_final:
+            return {**self._shown(job), **_UNKNOWN}
+        position = await self._store.queue_position(job)
+        return {**self._shown(job), "queue_position": position, "eta_s": self._eta_s(job, position or 0)}
 
     @described(operations.CREATE)
     async def _create(self, request: Request) -> Response:
@@ -127,7 +139,7 @@ class PredictionsRoutes:
 
     @described(operations.GET)
     async def _get(self, request: Request) -> Response:
-        return JSONResponse(await self._described(await self._job(request)))
+        return JSONResponse(await self.with_forecast(await self.job(request)))
 
     @described(operations.PAGE)
     async def _page(self, request: Request) -> Response:
@@ -143,11 +155,17 @@ class PredictionsRoutes:
     async def _cancel(self, request: Request) -> Response:
         """Cancels a job. A finished job stays as it is."""
         job = await self._store.cancel(_job_id(request), client_of(request).name)
-        return JSONResponse(await self._described(_found(job, request)))
+        return JSONResponse(await self.with_forecast(_found(job, request)))
+
+    @described(operations.DELETE)
+    async def _delete(self, request: Request) -> Response:
+        if not await self._store.delete(_job_id(request), client_of(request).name):
+            raise _not_found(request)
+        return Response(status_code=204)
 
     @described(operations.STREAM)
     async def _stream(self, request: Request) -> Response:
-        return self._event_stream(await self._job(request), request)
+        return self._event_stream(await self.job(request), request)
 
     async def _signed_stream(self, request: Request) -> Response:
         """The stream at the URL in a prediction. Replicate's npm client sends no key there."""
@@ -214,9 +232,6 @@ class PredictionsRoutes:
     def _base_url(self, request: Request) -> str:
         return base_url(request, self._config.jobs.public_url)
 
-    async def _job(self, request: Request) -> Job:
-        return _found(await self._store.get(_job_id(request), client_of(request).name), request)
-
     async def _waited_for(self, job: Job, until: float) -> Prediction:
         """The prediction when it is finished, or at the given time. until: on the monotonic clock"""
         try:
@@ -226,15 +241,8 @@ class PredictionsRoutes:
         except TimeoutError:
             job = await self._store.get(job.id, job.owner) or job
         # As at Replicate: its client takes any status except "starting" for the end.
-        shown = await self._described(job)
+        shown = await self.with_forecast(job)
         return shown if job.state.is_final else {**shown, "status": JobState.STARTING.value}
-
-    async def _described(self, job: Job) -> Prediction:
-        """The prediction with its place in the queue and its remaining time."""
-        if job.state.is_final:
-            return {**self._shown(job), **_UNKNOWN}
-        position = await self._store.queue_position(job)
-        return {**self._shown(job), "queue_position": position, "eta_s": self._eta_s(job, position or 0)}
 
     def _shown(self, job: Job) -> KnownPrediction:
         """The prediction with a stream URL that needs no key."""

@@ -83,6 +83,7 @@ class PredictionInput(Body):
     seed: Annotated[int, Field(ge=-1, le=MAX_SEED), Whole] | None = None
     output_format: Literal["png", "webp", "jpeg", "jpg"] | None = None
     output_quality: Annotated[int, Field(ge=0, le=100), Whole] | None = None
+    num_previews: Annotated[int, Field(ge=0, le=8), Whole] | None = None
 
     deterministic: bool | None = None
     priority: Annotated[int, Field(ge=-2, le=2), Whole] | None = None
@@ -146,6 +147,7 @@ def wanted_of(body: PredictionBody, model: str, model_field: str) -> Wanted:
         deterministic=given.deterministic,
         output_format=given.output_format,
         output_quality=given.output_quality,
+        num_previews=given.num_previews,
         priority=given.priority,
         strength=given.prompt_strength,
         padding_mask_crop=given.padding_mask_crop,
