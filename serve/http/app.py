@@ -48,6 +48,7 @@ from serve.http.replicate.account import AccountRoutes
 from serve.http.replicate.files import ReplicateFilesRoutes
 from serve.http.replicate.models import ReplicateModelsRoutes
 from serve.http.replicate.prediction import describe
+from serve.http.replicate.prediction_events import PredictionEventsRoute
 from serve.http.replicate.predictions import PredictionsRoutes
 from serve.http.versionless import with_versionless
 from serve.jobs.inputs import JobInputs
@@ -174,6 +175,7 @@ def _routes(
                 *AdaptersRoutes(desk.models.configured.adapters, desk.models, config.jobs.public_url).routes,
                 *ReplicateModelsRoutes(desk, config.jobs.public_url).routes,
                 *predictions.routes,
+                *PredictionEventsRoute(predictions, stores.jobs, objects).routes,
                 *files.routes,
                 *AccountRoutes(config).routes,
                 *MetricsRoute(config.http.metrics).routes,
