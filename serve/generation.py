@@ -27,6 +27,7 @@ class StartPicture:
     height, width: of the picture in pixels
     crop: the part that is denoised, and the padding that was asked for; None for all of it
     preserve_unmasked: the pixels that the mask keeps are the picture's own
+    black_is_repainted, mask_blur, fills_mask: as in Wanted
     """
 
     sha256: str
@@ -37,6 +38,9 @@ class StartPicture:
     crop: Box | None = None
     padding_mask_crop: int | None = None
     preserve_unmasked: bool = False
+    black_is_repainted: bool = False
+    mask_blur: int = 0
+    fills_mask: bool = False
 
     @property
     def is_laid_around(self) -> bool:

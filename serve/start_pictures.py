@@ -13,13 +13,14 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, ImageFilter, ImageOps
 
 from deployments.engine.fit_picture import REPAINTED, fit_picture, join_mask, on_white
 from deployments.engine.messages import Box, Picture
 from serve.config.limits import Limits
 from serve.errors import ImageTooLargeError, UnsupportedImageError
 from serve.generation import StartPicture
+from serve.mask_fill import filled
 from serve.wanted import Wanted
 
 logger = logging.getLogger("ray.serve")
@@ -64,6 +65,8 @@ class OpenedPicture:
                 "mask" if wanted.mask else "image",
                 f"what is to be repainted is too small; at {width}x{height} pixels nothing of it is left",
             )
+        if wanted.fills_mask and picture.has_mask:
+            picture = filled(picture)
         start = StartPicture(
             sha256=self.sha256,
             mask_sha256=self.mask_sha256,
@@ -73,6 +76,9 @@ class OpenedPicture:
             crop=crop,
             padding_mask_crop=wanted.padding_mask_crop,
             preserve_unmasked=bool(wanted.preserve_unmasked),
+            black_is_repainted=wanted.black_is_repainted,
+            mask_blur=wanted.mask_blur,
+            fills_mask=wanted.fills_mask,
         )
         return start, picture
 
@@ -84,6 +90,8 @@ def open_picture(wanted: Wanted, limits: Limits) -> OpenedPicture:
     image, mask, mask_sha256 = on_white(given), None, None
     if wanted.mask is not None:
         mask = _mask(_decoded(wanted, "mask", wanted.mask, limits), wanted.transparent_is_repainted)
+        if wanted.black_is_repainted:
+            mask = ImageOps.invert(mask)
         mask_sha256 = _sha256(wanted.mask)
         if mask.size != image.size:
             raise wanted.refusal(
@@ -92,7 +100,10 @@ def open_picture(wanted: Wanted, limits: Limits) -> OpenedPicture:
             )
         if not _is_any_repainted(mask):
             what = "transparent or white" if wanted.transparent_is_repainted else "white"
+            what = "black" if wanted.black_is_repainted else what
             raise wanted.refusal("mask", f"nothing of it is {what}, so nothing would be repainted")
+        if wanted.mask_blur:
+            mask = mask.filter(ImageFilter.GaussianBlur(wanted.mask_blur))
     elif wanted.transparent_is_repainted and _is_partly_transparent(given):
         own = _mask(given, transparent_is_repainted=True)
         mask = own if _is_any_repainted(own) else None  # a shadow is no mask
@@ -119,9 +130,9 @@ def crop_of(wanted: Wanted, opened: OpenedPicture, height: int, width: int) -> B
 
     # Its own idea of a mask is whatever is not black.
     cut = opened.mask.point([0] * REPAINTED + [255] * (256 - REPAINTED))
-    left, top, right, bottom = VaeImageProcessor.get_crop_region(
-        cut, width, height, pad=wanted.padding_mask_crop
-    )
+    # A soft edge reaches as far as A1111's, which is a Gaussian's 2.5 standard deviations.
+    padding = wanted.padding_mask_crop + int(2.5 * wanted.mask_blur + 0.5)
+    left, top, right, bottom = VaeImageProcessor.get_crop_region(cut, width, height, pad=padding)
     return left, top, right, bottom
 
 

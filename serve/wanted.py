@@ -60,6 +60,8 @@ class Wanted:
 
     loras: besides those that the prompt names
     image, mask: files; transparent_is_repainted: in them, as OpenAI does it, and not what is white
+    black_is_repainted: in the mask, and not what is white; mask_blur: standard deviation in pixels, by which
+        the mask's edges are softened; fills_mask: what is repainted starts from the colours around it
     came_at: in seconds since the epoch; deadlines count from then on
     names: the dialect's names of fields that it calls differently, for answers
     """
@@ -93,6 +95,9 @@ class Wanted:
     padding_mask_crop: int | None = None
     preserve_unmasked: bool | None = None
     transparent_is_repainted: bool = False
+    black_is_repainted: bool = False
+    mask_blur: int = 0
+    fills_mask: bool = False
     hires: WantedHires | None = None
     loras: tuple[WantedAdapter, ...] = ()
     needs_prompt: bool = True

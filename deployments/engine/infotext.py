@@ -16,6 +16,11 @@ _SAMPLERS: dict[str, tuple[str, dict[str, str]]] = {
 }
 
 
+def a1111_sampler(sampler: str) -> tuple[str, dict[str, str]]:
+    """A sampler by A1111's name, or by its own where A1111 has none, with the settings that go with it."""
+    return _SAMPLERS.get(sampler, (sampler, {}))
+
+
 def infotext(
     image: ImageParameters,
     prompt: str,
@@ -27,7 +32,7 @@ def infotext(
 
     image: with the seed of this picture; more: further settings by A1111's names
     """
-    sampler, settings = _SAMPLERS.get(image.sampler, (image.sampler, {}))
+    sampler, settings = a1111_sampler(image.sampler)
     if image.eta is not None:
         settings = settings | {"Eta DDIM" if sampler == "DDIM" else "Eta": str(image.eta)}
     parameters = {
@@ -40,7 +45,7 @@ def infotext(
         "RNG": "CPU",  # makes A1111 draw the same noise
         **settings,
         **(more or {}),
-        "Version": f"midstep {_version()}",
+        "Version": program_version(),
     }
     last_line = ", ".join(f"{name}: {_quoted(value)}" for name, value in parameters.items())
     negative = f"\nNegative prompt: {negative_prompt}" if negative_prompt else ""
@@ -52,8 +57,9 @@ def _quoted(value: str) -> str:
 
 
 @cache
-def _version() -> str:
+def program_version() -> str:
+    """Midstep's name and version, as texts in pictures have it."""
     try:
-        return version("midstep")
+        return f"midstep {version('midstep')}"
     except PackageNotFoundError:  # run from a source folder
-        return "unknown"
+        return "midstep unknown"

@@ -48,7 +48,7 @@ def image_metadata(request: GenerationRequest, seed: int) -> dict[str, str]:
             " ".join([prompt.strip(), *(one.tag for one in loras)]),
             request.negative_prompt,
             request.model,
-            _denoising_settings(request) | _adapter_hashes(loras),
+            _denoising_settings(request) | _mask_settings(request.start) | _adapter_hashes(loras),
         ),
     }
 
@@ -71,6 +71,9 @@ def _of_start(start: StartPicture | None) -> dict[str, str]:
         "mask_sha256": start.mask_sha256,
         "padding_mask_crop": start.padding_mask_crop,
         "preserve_unmasked": start.preserve_unmasked or None,
+        "black_is_repainted": start.black_is_repainted or None,
+        "mask_blur": start.mask_blur or None,
+        "fills_mask": start.fills_mask or None,
     }
     return {name: str(value) for name, value in given.items() if value is not None}
 
@@ -146,3 +149,17 @@ def _denoising_settings(request: GenerationRequest) -> dict[str, str]:
             "Hires upscaler": _UPSCALERS[request.hires.upscaler],
         }
     return {} if request.strength is None else {"Denoising strength": str(request.strength)}
+
+
+def _mask_settings(start: StartPicture | None) -> dict[str, str]:
+    """By A1111's names; what is left out means what A1111 does by default."""
+    if start is None or not start.has_mask:
+        return {}
+    given = {
+        "Mask mode": "Inpaint not masked" if start.black_is_repainted else None,
+        "Mask blur": start.mask_blur or None,
+        "Masked content": "fill" if start.fills_mask else None,
+        "Inpaint area": None if start.crop is None else "Only masked",
+        "Masked area padding": start.padding_mask_crop,
+    }
+    return {name: str(value) for name, value in given.items() if value is not None}
