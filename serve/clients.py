@@ -1,5 +1,6 @@
 """The clients whose API keys are in the configuration."""
 
+import base64
 import hmac
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -32,12 +33,17 @@ class Clients:
             for one in api_keys
         ]
 
-    def of(self, authorization: str | None) -> Client:
-        """The client of a request. authorization: the header of that name. Raises InvalidApiKeyError."""
+    def of(self, authorization: str | None, is_basic_allowed: bool = False) -> Client:
+        """The client of a request. authorization: the header of that name. Raises InvalidApiKeyError.
+
+        is_basic_allowed: whether the key may come as the password of HTTP Basic, beside any user's name
+        """
         if not self._clients:
             return EVERYBODY
         scheme, _, key = (authorization or "").strip().partition(" ")
-        if scheme.lower() not in _SCHEMES:
+        if is_basic_allowed and scheme.lower() == "basic":
+            key = _password(key)
+        elif scheme.lower() not in _SCHEMES:
             raise InvalidApiKeyError("An API key is required, as in `Authorization: Bearer mst_...`.")
         given = sha256(key.strip().encode()).digest()
         found = None
@@ -63,6 +69,14 @@ class Clients:
         if not self._clients:
             return [b""] if name == EVERYBODY.name else []
         return [known for known, client in self._clients if client.name == name]
+
+
+def _password(credentials: str) -> str:
+    """The password of HTTP Basic; empty if there is none."""
+    try:
+        return base64.b64decode(credentials.strip(), validate=True).decode().partition(":")[2]
+    except ValueError:
+        return ""
 
 
 def _signature(key: bytes, text: str) -> str:

@@ -10,6 +10,9 @@ from serve.clients import Client, Clients
 from serve.errors import InvalidApiKeyError
 from serve.http.problems import problem_response
 
+# Clients of A1111 send what its option --api-auth asks for.
+_BASIC_ALLOWED_BELOW = "/sdapi/"
+
 
 class Authentication:
     """ASGI middleware. open_routes: the only routes that need no key"""
@@ -23,7 +26,9 @@ class Authentication:
         if scope["type"] == "http" and not self._is_open(scope):
             request = Request(scope)
             try:
-                request.state.client = self._clients.of(request.headers.get("authorization"))
+                request.state.client = self._clients.of(
+                    request.headers.get("authorization"), _BASIC_ALLOWED_BELOW in scope["path"]
+                )
             except InvalidApiKeyError as error:
                 response = problem_response(error, request)
                 response.headers["www-authenticate"] = "Bearer"

@@ -32,7 +32,8 @@ from serve.wanted import shown
 _GZIP_MAGIC = b"\x1f\x8b"
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"  # RFC 8259 forbids sending it and allows ignoring it
 _NEAR = 0.75  # of difflib's 0 to 1: one extra letter, or two swapped ones
-_DATA_URL = re.compile(rb'"data:[^"]*"')
+# A data URL, or a file in bare base64 as A1111's clients send it; JSON may escape its slashes.
+_DATA_URL = re.compile(rb'"(?:data:|[A-Za-z0-9+/\\]{1024})[^"]*"')
 _MAX_DATA_URLS = 4  # a picture and a mask, and some to be refused in a sentence
 MAX_PROBLEMS = 5  # in one answer; a body may have a hundred thousand
 

@@ -6,7 +6,14 @@ BODY_TIMEOUT_S = 60.0  # for the whole body
 _UPLOAD_TIMES = 10  # a file may take this many times as long
 HEADERS_TIMEOUT_S = 30.0
 # Files, as they are or in data URLs.
-_TAKING_FILES = ("/files", "/images/edits", "/images/variations", "/predictions")
+_TAKING_FILES = (
+    "/files",
+    "/images/edits",
+    "/images/variations",
+    "/predictions",
+    "/sdapi/v1/img2img",
+    "/sdapi/v1/png-info",
+)
 
 
 def max_body_bytes(path: str) -> int:
