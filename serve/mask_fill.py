@@ -64,4 +64,4 @@ def _resized(values: Floats, size: tuple[int, int]) -> Floats:
 
 
 def _floats(image: Image.Image) -> Floats:
-    return np.asarray(image, dtype=np.float32) / 255
+    return np.asarray(image, dtype=np.float32) / np.float32(255)

@@ -177,3 +177,12 @@ job_inputs = Table(
     Column("created_at", Double, nullable=False),
 )
 Index("ix_job_inputs_created_at", job_inputs.c.created_at)
+
+# Options that clients keep on the server. owner: as of a job; value: any JSON
+client_options = Table(
+    "client_options",
+    metadata,
+    Column("owner", Text, primary_key=True),
+    Column("name", Text, primary_key=True),
+    Column("value", JsonText, nullable=False),
+)
