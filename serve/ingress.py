@@ -24,14 +24,15 @@ class Ingress:
         decoder: DeploymentHandle,
         runner: DeploymentHandle,
     ) -> None:
-        """config: with section `jobs` resolved; runner: never called, but Serve deploys only bound nodes"""
+        """config: with section `jobs` resolved; runner: never called, only counted, but bound, as Serve
+        deploys nothing else"""
         self._config = config
         self._info = info
         self._pipeline = Pipeline(encoder, denoiser, decoder, model, Telemetry())
         here = serve.get_replica_context()
-        stages = {"encoder": encoder, "denoiser": denoiser, "decoder": decoder}
+        stages = {"encoder": encoder, "denoiser": denoiser, "decoder": decoder, "runner": runner}
         names = {stage: handle.deployment_name for stage, handle in stages.items()}
-        self._fleet = Fleet(here.app_name, names, here.deployment)
+        self._fleet = Fleet(here.app_name, names, here.deployment, here.replica_id.unique_id)
 
     def __serve_build_asgi_app__(self) -> Starlette:
         """Called by Serve once the replica is constructed."""

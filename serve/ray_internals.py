@@ -13,6 +13,7 @@ from ray._private import worker
 from ray._private.node import Node
 from ray._private.ray_logging import global_worker_stdstream_dispatcher
 from ray._raylet import GcsClient  # type: ignore[attr-defined]
+from ray.actor import ActorHandle
 from ray.core.generated.autoscaler_pb2 import DrainNodeReason
 from ray.serve import Deployment
 from ray.serve.context import _get_global_client, _set_request_context
@@ -21,11 +22,13 @@ from ray.serve.schema import ServeDeploySchema
 
 __all__ = [
     "Node",
+    "ask_replica",
     "default_temp_folder",
     "deploy",
     "deployment_of",
     "drain_node",
     "num_ongoing_requests",
+    "replica_actor",
     "routing_stats",
     "serve_details",
     "set_request_id",
@@ -65,10 +68,33 @@ def routing_stats(handle: DeploymentHandle) -> list[Mapping[str, Any]]:
     return [one.routing_stats for one in list(router.curr_replicas.values())] if router else []
 
 
+def replica_actor(name: str) -> ActorHandle:
+    """The actor of a replica, by the `actor_name` in Serve's details. Raises ValueError if there is none.
+
+    It asks Ray's head, so call it in a thread.
+    """
+    return ray.get_actor(name, namespace="serve")
+
+
+async def ask_replica(actor: ActorHandle, method: str) -> Any:
+    """What a method of a replica's object returns. It is called on Serve's thread, not on the object's.
+
+    A call through a handle would wait for a place at the replica, and a full one has none. What a replica
+    says by `record_routing_stats` needs no call, but Serve's controller would tell every handle of every
+    change. Raises RayError.
+    """
+    return await actor.__ray_call__.remote(_ask, method)
+
+
+def _ask(actor: Any, method: str) -> Any:
+    """Runs in the replica. actor: Serve's ReplicaActor, which holds the deployment's object"""
+    return getattr(actor._replica_impl._user_callable_wrapper.user_callable, method)()
+
+
 def num_ongoing_requests(application: str, deployment: str) -> int:
     """The number of requests that a deployment's replicas have at the moment. Raises RayActorError."""
     replicas = serve_details()["applications"][application]["deployments"][deployment]["replicas"]
-    actors = [ray.get_actor(replica["actor_name"], namespace="serve") for replica in replicas]
+    actors = [replica_actor(replica["actor_name"]) for replica in replicas]
     # Serve's own routers make the same call.
     return sum(ray.get([actor.get_num_ongoing_requests.remote() for actor in actors]))
 

@@ -4,6 +4,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import replace
 from difflib import get_close_matches
 
+from deployments.engine.model_source import ModelRef
 from serve.calls.pipeline import Pipeline
 from serve.catalog import Catalog, EntryState
 from serve.catalog_model import CatalogModel
@@ -40,6 +41,11 @@ class ServedModels:
         """The models by all their names, ids first."""
         by_id = self._by_id()
         return {alias: one for one in by_id.values() for alias in one.aliases} | dict(by_id)
+
+    @property
+    def refs(self) -> Mapping[str, ModelRef]:
+        """Where each model is, by its id."""
+        return {one.id: one.ref or self._pipeline.model for one in self.all}
 
     def named(self, name: str | None, field: str) -> ServedModel:
         """The model with that id or alias; without one, the configured model.

@@ -2,6 +2,7 @@
 
 import math
 import uuid
+from dataclasses import dataclass
 
 from deployments.engine.messages import (
     Checkpoint,
@@ -11,6 +12,24 @@ from deployments.engine.messages import (
     PromptEmbeds,
 )
 from serve.generation import GenerationRequest
+
+
+@dataclass(frozen=True, slots=True)
+class ImagePass:
+    """One pass of one image of a request, which the id of a DenoiseRequest names."""
+
+    request_id: str
+    index: int
+    in_pass: int
+
+    def new_id(self) -> str:
+        """A new id. Clients choose request ids and may use one twice at once; the engine's must differ."""
+        return f"{self.request_id}/{self.index}/{self.in_pass}/{uuid.uuid4().hex[:8]}"
+
+    @classmethod
+    def of_id(cls, denoise_id: str) -> "ImagePass":
+        request_id, index, in_pass, _ = denoise_id.rsplit("/", 3)
+        return cls(request_id, int(index), int(in_pass))
 
 
 def denoise_request(
@@ -27,8 +46,7 @@ def denoise_request(
     before = request.steps_before(in_pass)
     previews = preview_steps(request.steps_per_image, request.num_previews)
     return DenoiseRequest(
-        # Clients choose request ids and may use one twice at once; the engine's ids must differ.
-        request_id=f"{request.request_id}/{index}/{uuid.uuid4().hex[:8]}",
+        request_id=ImagePass(request.request_id, index, in_pass).new_id(),
         embeds=embeds,
         model=model,
         picture=picture,

@@ -1,8 +1,11 @@
-"""The current number of replicas, from Serve's controller."""
+"""The replicas of an application, from Serve's controller."""
 
 import asyncio
 import logging
+from collections import Counter
 from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
 
 from serve.ray_internals import serve_details
 
@@ -11,43 +14,71 @@ logger = logging.getLogger("ray.serve")
 _LOOK_INTERVAL_S = 2.0
 # Replicas that take requests, also after the controller restarted or while a replacement is awaited.
 _SERVING = ("RUNNING", "UPDATING", "RECOVERING", "PENDING_MIGRATION")
+_STOPPING = "STOPPING"
+
+
+@dataclass(frozen=True, slots=True)
+class Replicas:
+    """The replicas of a deployment by state. actors: the running ones' actor names by replica id"""
+
+    running: int
+    starting: int = 0
+    stopping: int = 0
+    actors: Mapping[str, str] = field(default_factory=dict)
 
 
 class Fleet:
-    """The running replicas of an application. Before the first look it assumes one of each."""
+    """The replicas of an application. Before the first look it assumes that one of each is running.
 
-    def __init__(self, application: str, stages: Mapping[str, str], ingress: str) -> None:
-        """stages: deployment names by encoder, denoiser and decoder; ingress: the ingress deployment"""
+    replicas: by stage, and those of `ingress`
+    is_leaving: this ingress replica is being stopped, or its application gets no more requests
+    """
+
+    def __init__(self, application: str, stages: Mapping[str, str], ingress: str, replica: str) -> None:
+        """stages: names of deployments by stage; ingress: the ingress deployment; replica: this one's id"""
         self._application = application
-        self._deployments = {**stages, "ingress": ingress}
-        self._running = dict.fromkeys(self._deployments, 1)
+        self._deployments = {"ingress": ingress, **stages}
+        self._replica = replica
+        self.replicas: Mapping[str, Replicas] = dict.fromkeys(self._deployments, Replicas(running=1))
+        self.is_leaving = False
 
     def denoisers_per_ingress(self) -> float:
         """An ingress replica's share of the denoisers. None counts as one, because a request starts one."""
-        return max(1, self._running["denoiser"]) / self.num_ingresses()
+        return max(1, self.replicas["denoiser"].running) / self.num_ingresses()
 
     def num_ingresses(self) -> int:
-        """The number of ingress replicas, at least one."""
-        return max(1, self._running["ingress"])
+        """The number of running ingress replicas, at least one."""
+        return max(1, self.replicas["ingress"].running)
 
     def has_replica(self, stage: str) -> bool:
-        return self._running[stage] > 0
+        return self.replicas[stage].running > 0
 
     async def watch(self) -> None:
         """Keeps the numbers up to date until cancelled."""
         while True:
             try:
-                self._running = await asyncio.to_thread(self._look)
+                self.see(await asyncio.to_thread(serve_details))
             except Exception:  # the boundary of a loop that must outlive a controller's restart
                 logger.exception("the number of replicas could not be read; keeping the last known number")
             await asyncio.sleep(_LOOK_INTERVAL_S)
 
-    def _look(self) -> dict[str, int]:
-        application = serve_details()["applications"].get(self._application, {})
+    def see(self, details: Mapping[str, Any]) -> None:
+        """Takes in what `serve_details` says."""
+        application = details["applications"].get(self._application, {})
         # Serve forgets deployments before the ingress has ended. They keep the last known number.
         known = application.get("deployments", {})
-        return self._running | {
-            stage: sum(replica["state"] in _SERVING for replica in known[name]["replicas"])
+        self.replicas = dict(self.replicas) | {
+            stage: _replicas(known[name]["replicas"])
             for stage, name in self._deployments.items()
             if name in known
         }
+        ingresses = known.get(self._deployments["ingress"], {"replicas": []})["replicas"]
+        stays = any(one["replica_id"] == self._replica and one["state"] != _STOPPING for one in ingresses)
+        # `midstep run` takes the route away before it waits for the requests under way.
+        self.is_leaving = not stays or application["route_prefix"] is None
+
+
+def _replicas(details: list[Mapping[str, Any]]) -> Replicas:
+    states = Counter(one["state"] for one in details)
+    actors = {one["replica_id"]: one["actor_name"] for one in details if one["state"] in _SERVING}
+    return Replicas(len(actors), states["STARTING"], states[_STOPPING], actors)

@@ -64,7 +64,7 @@ class Pipeline:
         self._encoder = encoder
         self._denoiser = denoiser
         self._decoder = decoder
-        self._model = model
+        self.model = model
         self._telemetry = telemetry
         self.costs = StageCosts(encoder, denoiser, decoder, model)
 
@@ -80,7 +80,7 @@ class Pipeline:
         Leaving the iterator cancels the work. Raises DeadlineExceededError and GenerationFailedError.
         """
         with self._telemetry.request(request) as context:
-            model = request.ref or self._model
+            model = request.ref or self.model
             if request.ref is not None:
                 self.costs.learn_soon(request.ref)
             encoding = self._encode_both(request, model, picture, context)

@@ -16,7 +16,9 @@ from starlette.types import ASGIApp
 from deployments.engine.cost import CostModel
 from deployments.engine.model_source import ModelInfo
 from serve.adapters import Adapters
+from serve.calls.denoiser_statuses import DenoiserStatuses
 from serve.calls.fleet import Fleet
+from serve.calls.live_status import StatusBoard
 from serve.calls.pipeline import Pipeline
 from serve.calls.readiness import Readiness
 from serve.capacity.admission import Admission
@@ -50,6 +52,7 @@ from serve.http.replicate.models import ReplicateModelsRoutes
 from serve.http.replicate.prediction import describe
 from serve.http.replicate.prediction_events import PredictionEventsRoute
 from serve.http.replicate.predictions import PredictionsRoutes
+from serve.http.status import StatusRoutes
 from serve.http.versionless import with_versionless
 from serve.jobs.inputs import JobInputs
 from serve.jobs.load import JobLoad
@@ -111,7 +114,8 @@ def build_http_app(
     limits, inputs = RateLimits(fleet.num_ingresses), JobInputs(stores.jobs.database, stores.objects)
     adapter_sources = AdapterSources(adapters)
     desk = FrontDesk(models, pipeline, admission, limits, stores.jobs, inputs, adapter_sources)
-    routes, open_routes = _routes(config, info, desk, stores, readiness)
+    board = StatusBoard(fleet, config.model.device, lambda: models.refs, DenoiserStatuses())
+    routes, open_routes = _routes(config, info, desk, stores, readiness, StatusRoutes(board))
 
     async def warn_of_problems() -> None:
         _warn_of_problems(config, info, await learned_cost(pipeline, readiness))
@@ -146,7 +150,12 @@ def build_http_app(
 
 
 def _routes(
-    config: AppConfig, info: ModelInfo, desk: FrontDesk, stores: _Stores, readiness: Readiness
+    config: AppConfig,
+    info: ModelInfo,
+    desk: FrontDesk,
+    stores: _Stores,
+    readiness: Readiness,
+    status: StatusRoutes,
 ) -> tuple[list[Route], list[Route]]:
     """All routes, and those of them that need no keys: browsers and Replicate's client fetch images by URLs
     that nobody can guess."""
@@ -178,6 +187,7 @@ def _routes(
                 *PredictionEventsRoute(predictions, stores.jobs, objects).routes,
                 *files.routes,
                 *AccountRoutes(config).routes,
+                *status.routes,
                 *MetricsRoute(config.http.metrics).routes,
             ]
         ),

@@ -128,7 +128,8 @@ async def serving(
     config = config.model_copy(update={"jobs": resolve(config.jobs)})
     pipeline = InstantPipeline([] if seen is None else seen)
     info = load_model_info(config.model.source())
-    app = build_http_app(config, info, pipeline, LoneFleet("app", {"denoiser": "Denoiser"}, "Ingress"))
+    stages = {stage: stage.title() for stage in ("encoder", "denoiser", "decoder", "runner")}
+    app = build_http_app(config, info, pipeline, LoneFleet("app", stages, "Ingress", "a replica"))
     if refused is not None:
         app.state.refused = refused
     transport = httpx.ASGITransport(app, raise_app_exceptions=False)
@@ -163,6 +164,8 @@ async def test_without_a_known_key_nothing_but_files_and_health_is_there(
             ("GET", "/v1/account"),
             ("GET", "/v1/webhooks/default/secret"),
             ("GET", "/v1/hardware"),
+            ("GET", "/v1/status"),
+            ("GET", "/v1/status/stream"),
             ("GET", "/nothing"),
             ("GET", "/livez/x"),
             ("GET", "//livez"),

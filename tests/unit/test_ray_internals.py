@@ -2,10 +2,12 @@
 
 import ast
 import importlib
+import inspect
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from ray.serve._private import replica
 
 from serve import app
 
@@ -58,6 +60,13 @@ def test_one_module_touches_private_parts_of_ray(folder: str) -> None:
 def test_the_installed_ray_has_them(name: str) -> None:
     module, _, attribute = name.rpartition(".")
     assert hasattr(importlib.import_module(module), attribute)
+
+
+def test_a_replica_still_holds_its_object_where_it_is_looked_for() -> None:
+    """By `ask_replica`, in an instance, where the imports above do not show it."""
+    assert "self._replica_impl:" in inspect.getsource(replica.ReplicaActor.__init__)
+    assert "self._user_callable_wrapper =" in inspect.getsource(replica.Replica.__init__)
+    assert isinstance(replica.UserCallableWrapper.user_callable, property)
 
 
 @pytest.mark.parametrize("path", [app.PROMPT_ENCODER, app.DENOISER, app.VAE_DECODER, app.RUNNER])

@@ -58,7 +58,7 @@ class StillFleet(Fleet):
     """A fleet without a Serve to watch. gone: stages without replicas"""
 
     def __init__(self, *gone: str) -> None:
-        super().__init__("app", dict(zip(STAGES, STAGES, strict=True)), "ingress")
+        super().__init__("app", dict(zip(STAGES, STAGES, strict=True)), "ingress", "a replica")
         self.gone = set(gone)
 
     def has_replica(self, stage: str) -> bool:
