@@ -3,18 +3,22 @@
 const KEY = "midstep.key";
 const BASE = new URL("..", import.meta.url); // right below any prefix
 const UNREACHABLE = "The server cannot be reached.";
+const BROKE = "The connection to the server broke.";
 
 export class ApiError extends Error {
-  /** status: 0 if there was no answer; field: the name of the field at fault, such as "input.width", or null */
-  constructor(message, { status = 0, field = null, requestId = null, retryAfterS = null } = {}) {
+  /**
+   * status: 0 if there was no answer; code: of the server's errors, such as "job_not_found", or null
+   * field: the name of the field at fault, such as "input.width", or null
+   */
+  constructor(message, { status = 0, code = null, field = null, requestId = null } = {}) {
     super(message);
     this.name = "ApiError";
-    Object.assign(this, { status, field, requestId, retryAfterS });
+    Object.assign(this, { status, code, field, requestId });
   }
 
-  /** Whether the same call may succeed later: the server restarts, is not ready, or is busy. */
-  get isPassing() {
-    return this.status === 0 || this.status === 429 || this.status >= 500;
+  /** Whether the server is not there at the moment: it restarts, or what is before it has nothing to ask. */
+  get isAbsence() {
+    return [0, 502, 503, 504].includes(this.status) || (this.status === 404 && this.code === null);
   }
 }
 
@@ -34,13 +38,13 @@ export function url(path) {
   return new URL(path, BASE).href;
 }
 
-/** The parsed JSON of the answer; null if it has none. A plain object as `body` is sent as JSON. */
+/** The parsed JSON of the answer; null if it is not JSON. A plain object as `body` is sent as JSON. */
 export async function request(path, options = {}) {
   const response = await answer(path, options);
-  const text = await response.text().catch(() => {
-    throw new ApiError(UNREACHABLE);
+  if (response.status === 204 || !response.headers.get("content-type")?.includes("json")) return null;
+  return response.json().catch((error) => {
+    throw isAborted(error) ? error : new ApiError(BROKE);
   });
-  return text ? JSON.parse(text) : null;
 }
 
 /** Yields {event, data} of a stream of server-sent events until it ends. A broken connection is an ApiError. */
@@ -51,7 +55,7 @@ export async function* events(path, signal) {
   try {
     for (;;) {
       const { value, done } = await reader.read().catch((error) => {
-        throw isAborted(error) ? error : new ApiError("The connection to the server broke.");
+        throw isAborted(error) ? error : new ApiError(BROKE);
       });
       if (done) return;
       const blocks = (rest + value).replace(/\r\n/g, "\n").split("\n\n");
@@ -94,9 +98,9 @@ async function problem(response) {
   const sentence = typeof told.detail === "string" ? told.detail : `The server answered ${response.status}.`;
   return new ApiError(sentence, {
     status: response.status,
+    code: told.error_type ?? null,
     field: told.error?.param ?? null,
     requestId: response.headers.get("x-request-id"),
-    retryAfterS: Number(response.headers.get("retry-after")) || null,
   });
 }
 

@@ -1,0 +1,5 @@
+// Runs before anything is drawn, so that the page never shows in the other theme first.
+{
+  const chosen = localStorage.getItem("midstep.theme");
+  if (chosen === "dark" || chosen === "light") document.documentElement.dataset.theme = chosen;
+}
