@@ -61,10 +61,12 @@ def test_the_application_does_what_its_document_says(base_url: str, tmp_path: Pa
 def test_events_of_streams_are_what_the_document_says(client: httpx.Client) -> None:
     document = client.get("/openapi.json").json()
     job = create(client, num_inference_steps=2)
+    watched = create(client, num_inference_steps=100, num_outputs=4, num_previews=8)
     streamed = {"num_inference_steps": 4, "stream": True, "partial_images": 1}
     for method, path, url, given in (
         ("post", "/v1/images/generations", None, {"prompt": PROMPT, **streamed}),
         ("get", "/v1/predictions/{job_id}/stream", job["urls"]["stream"], None),
+        ("get", "/v1/predictions/{job_id}/events", f"/v1/predictions/{watched['id']}/events", None),
     ):
         content = document["paths"][path][method]["responses"]["200"]["content"]["text/event-stream"]
         kinds = {one["properties"]["event"]["const"]: one for one in content["schema"]["oneOf"]}

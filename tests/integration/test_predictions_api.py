@@ -24,7 +24,7 @@ from standardwebhooks import Webhook
 
 from serve.http.limits import MAX_UPLOAD_BYTES
 from tests.integration.conftest import MIDSTEP, Metric, settled, wait_for
-from tests.integration.predictions import FINISH_TIMEOUT_S, PROMPT, ROUTE, create, finished
+from tests.integration.predictions import FINISH_TIMEOUT_S, PROMPT, ROUTE, begun, create, finished
 from tests.shapes import evaluate, scenes
 
 EventType = ServerSentEvent.EventType
@@ -147,7 +147,8 @@ def test_a_file_that_is_too_large_is_refused_before_it_is_all_there(client: http
 
 
 def test_replicates_own_client_asks_who_it_is_and_what_there_is(replicates: replicate.Client) -> None:
-    [model] = replicates.models.list()
+    model, other = replicates.models.list()
+    assert (model.name, other.name) == ("shapes", "outlines")
     assert replicates.models.get(f"{model.owner}/{model.name}") == model
     assert replicates.accounts.current().username == "anonymous"
     assert [hardware.sku for hardware in replicates.hardware.list()] == ["cpu"]
@@ -194,10 +195,10 @@ def test_a_job_is_canceled_when_its_time_is_over(client: httpx.Client) -> None:
 
 
 def events(
-    client: httpx.Client, prediction_id: str, last_event_id: str | None = None
+    client: httpx.Client, prediction_id: str, last_event_id: str | None = None, route: str = "stream"
 ) -> list[dict[str, str]]:
     headers = {} if last_event_id is None else {"last-event-id": last_event_id}
-    with client.stream("GET", f"{ROUTE}/{prediction_id}/stream", headers=headers) as response:
+    with client.stream("GET", f"{ROUTE}/{prediction_id}/{route}", headers=headers) as response:
         assert response.headers["content-type"].startswith("text/event-stream")
         text = "".join(response.iter_text()).replace("\r\n", "\n")
     blocks = [block.splitlines() for block in text.split("\n\n") if block and not block.startswith(":")]
@@ -215,6 +216,41 @@ def test_the_stream_of_a_job_and_where_it_goes_on(client: httpx.Client) -> None:
     second = [event["id"] for event in seen if event["event"] == "output"][1]
     rest = events(client, created["id"], second)
     assert [event["data"] for event in rest if event["event"] == "output"] == urls[2:]
+
+
+def test_a_job_is_watched_with_previews_and_then_deleted(client: httpx.Client, data_folder: Path) -> None:
+    created = create(client, num_outputs=4, num_inference_steps=100, num_previews=8)
+    seen = events(client, created["id"], route="events")
+    shown = [json.loads(event["data"]) for event in seen if event["event"] == "prediction"]
+    assert seen[0]["event"] == seen[-1]["event"] == "prediction"
+    assert shown[-1] == finished(client, created["id"])
+    assert (shown[-1]["status"], shown[-1]["live_id"]) == ("succeeded", created["live_id"])
+    previews = [json.loads(event["data"]) for event in seen if event["event"] == "preview"]
+    assert previews
+    for preview in previews:
+        with Image.open(io.BytesIO(base64.b64decode(preview["b64_json"]))) as image:
+            assert (image.size, image.get_format_mimetype()) == ((128, 128), preview["media_type"])
+        assert preview["step"] == round(100 * (preview["preview_index"] + 1) / 9)
+    of_first = [preview["preview_index"] for preview in previews if preview["image_index"] == 0]
+    assert of_first == sorted(set(of_first))
+    wait_for(lambda: not list((data_folder / "objects" / "previews").glob("*/*")))
+
+    urls = shown[-1]["output"]
+    assert [client.get(url).status_code for url in urls] == [200] * 4
+    path = f"{ROUTE}/{created['id']}"
+    assert client.delete(path).status_code == 204
+    assert client.get(path).json()["error_type"] == "prediction_not_found"
+    assert client.delete(path).status_code == 404
+    assert created["id"] not in [job["id"] for job in client.get(ROUTE).json()["results"]]
+    wait_for(lambda: [client.get(url).status_code for url in urls] == [404] * 4, timeout_s=60)
+
+
+def test_a_running_job_is_deleted_with_all_that_it_has_made(client: httpx.Client, data_folder: Path) -> None:
+    created = create(client, num_outputs=10, num_inference_steps=100, num_previews=8)
+    begun(client, created["id"])
+    assert client.delete(f"{ROUTE}/{created['id']}").status_code == 204
+    objects = data_folder / "objects"
+    wait_for(lambda: not list(objects.glob(f"*/{created['id']}/*")), timeout_s=60)
 
 
 def test_pages_of_jobs(client: httpx.Client) -> None:

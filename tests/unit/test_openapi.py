@@ -173,6 +173,8 @@ CLIENT_ERRORS: list[tuple[int, str, str, Mapping[str, Any]]] = [
     (429, "POST", JOBS, {"json": JOB, "headers": by(POOR)}),
     (400, "GET", JOBS, {"params": {"cursor": "x"}}),
     (404, "GET", ONE, {}),
+    (404, "DELETE", ONE, {}),
+    (404, "GET", f"{ONE}/events", {}),
     (404, "POST", f"{ONE}/cancel", {}),
     (404, "GET", f"{ONE}/stream", {}),
     (404, "GET", "/v1/models/{id}", {}),

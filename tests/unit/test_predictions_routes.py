@@ -187,6 +187,25 @@ async def test_the_model_as_openais_clients_ask_for_it(tmp_path: Path) -> None:
         assert page["object"] == "list"
         assert (model["id"], model["object"], model["owned_by"]) == ("shapes", "model", "midstep")
         assert isinstance(model["created"], int)
+        assert {"DDIM", "DPM++ 2M", "UniPC 3"} <= set(model["samplers"])
+        assert model["defaults"] == {
+            "sampler": "DPM++ 2M",
+            "num_inference_steps": 20,
+            "guidance_scale": 5.0,
+            "width": 128,
+            "height": 128,
+            "negative_prompt": None,
+        }
+        assert model["limits"] == {
+            "min_size": 64,
+            "max_width": 256,
+            "max_height": 256,
+            "max_pixels": 1024 * 1024,
+            "size_multiple": 8,
+            "max_num_inference_steps": 100,
+            "max_num_images": 10,
+            "max_prompt_length": 4000,
+        }
         assert (await client.get("/v1/models/shapes")).json() == model
         [as_at_replicate] = page["results"]
         assert (page["next"], page["previous"]) == (None, None)
