@@ -163,12 +163,12 @@ def test_models(client: openai.OpenAI) -> None:
     assert [model.id for model in client.models.list()] == ["shapes", "outlines"]
     assert client.models.retrieve("shapes").object == "model"
     assert client.models.retrieve("gpt-image-1").id == "shapes"
-    with pytest.raises(openai.NotFoundError, match="is not served here; 'shapes' is"):
+    with pytest.raises(openai.NotFoundError, match="is not served here; 'shapes', 'outlines' are"):
         client.models.retrieve("sdxl")
 
 
 def test_a_model_that_is_not_served(client: openai.OpenAI) -> None:
-    with pytest.raises(openai.NotFoundError, match="is not served here; 'shapes' is") as refusal:
+    with pytest.raises(openai.NotFoundError, match="is not served here; 'shapes', 'outlines' are") as refusal:
         generate(client, model="sdxl")
     assert (refusal.value.param, refusal.value.code) == ("model", "model_not_found")
 

@@ -16,6 +16,7 @@ from ray.serve.handle import DeploymentHandle
 from deployments.batching import Batching
 from deployments.cost_measurement import CostMeasurement
 from deployments.denoiser import Denoiser
+from deployments.engine.adapters import AdapterMemory
 from deployments.engine.cost import CostModel, Curve
 from deployments.engine.engine_config import EngineConfig
 from deployments.engine.fingerprint import model_ref
@@ -89,7 +90,7 @@ def encoder(base_url: str) -> Iterator[DeploymentHandle]:
     measurement = CostMeasurement(((16, 16),), COST)
     batching = Batching(8, 0.1)
     application = serve.deployment(MortalEncoder, **OPTIONS).bind(
-        MODEL, Placement("cpu"), batching, 1, 1, 1, measurement
+        MODEL, Placement("cpu"), batching, 1, 1, 1, 0, AdapterMemory(), measurement
     )
     yield serve.run(application, name="mortal encoder", route_prefix=None)
     serve.delete("mortal encoder")
@@ -116,6 +117,7 @@ def denoiser(base_url: str) -> Iterator[DeploymentHandle]:
         2,
         1,
         0.0,
+        AdapterMemory(),
         CostMeasurement(((16, 16),), COST),
     )
     yield serve.run(application, name="mortal denoiser", route_prefix=None)
