@@ -16,11 +16,6 @@ _SAMPLERS: dict[str, tuple[str, dict[str, str]]] = {
 }
 
 
-def a1111_sampler(sampler: str) -> tuple[str, dict[str, str]]:
-    """A sampler by A1111's name, or by its own where A1111 has none, with the settings that go with it."""
-    return _SAMPLERS.get(sampler, (sampler, {}))
-
-
 def infotext(
     image: ImageParameters,
     prompt: str,
@@ -32,7 +27,7 @@ def infotext(
 
     image: with the seed of this picture; more: further settings by A1111's names
     """
-    sampler, settings = a1111_sampler(image.sampler)
+    sampler, settings = _SAMPLERS.get(image.sampler, (image.sampler, {}))
     if image.eta is not None:
         settings = settings | {"Eta DDIM" if sampler == "DDIM" else "Eta": str(image.eta)}
     parameters = {

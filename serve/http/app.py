@@ -27,6 +27,7 @@ from serve.capacity.rate_limits import RateLimits
 from serve.catalog import Catalog
 from serve.clients import Clients
 from serve.config.app import AppConfig
+from serve.http.a1111.routes import a1111_routes
 from serve.http.adapter_sources import AdapterSources
 from serve.http.adapters import AdaptersRoutes
 from serve.http.authentication import Authentication
@@ -191,6 +192,7 @@ def _routes(
                 *MetricsRoute(config.http.metrics).routes,
             ]
         ),
+        *a1111_routes(desk, pictures, stores.jobs.database),
         *open_routes,
     ]
     return routes, open_routes

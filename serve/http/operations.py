@@ -27,6 +27,11 @@ FORM = "multipart/form-data"
 ANYWHERE: Errors = (MidstepError, NotReadyError, DeadlineExceededError)
 OF_A_BODY: Errors = (RequestTimeoutError, BodyTooLargeError, UnsupportedEncodingError)
 _ATTRIBUTE = "described_operation"
+# All red, 64x64 pixels.
+EXAMPLE_PICTURE = (
+    "data:image/png;base64,iVBORw0KGgoAAAANSUhEUgAAAEAAAABACAIAAAAlC+aJAAAAX0lEQVR4nO3PQQ0AIBDAMMC/50MEj4ZkVbDtWX87OuBV"
+    "A1oDWgNaA1oDWgNaA1oDWgNaA1oDWgNaA1oDWgNaA1oDWgNaA1oDWgNaA1oDWgNaA1oDWgNaA1oDWgNaA9oFUoUBf3Xr7AgAAAAASUVORK5CYII="
+)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,8 +1,22 @@
 """Warnings to a client about parts of its request that it may have meant otherwise."""
 
+from collections.abc import Sequence
+
 from deployments.engine.prompt_text import literal_syntax
-from serve.generation import GenerationRequest
+from serve.generation import GenerationRequest, PromptEncoded
 from serve.wanted import shown
+
+
+def answer_warnings(request: GenerationRequest, encoded: PromptEncoded, hints: Sequence[str]) -> list[str]:
+    """Says what was done otherwise than asked. hints: those that change nothing"""
+    texts = {"prompt": encoded.tokens, "negative_prompt": encoded.negative_tokens}
+    sentences = [
+        f"{field}: has {tokens.given} tokens, of which the model reads the first {tokens.read}; "
+        "the end was cut off."
+        for field, tokens in texts.items()
+        if tokens.given > tokens.read
+    ]
+    return [*sentences, *request_warnings(request), *hints]
 
 
 def request_warnings(request: GenerationRequest) -> list[str]:

@@ -50,7 +50,7 @@ async def test_where_there_is_nothing_the_nearest_route_is_named(tmp_path: Path)
         assert answer.json()["detail"] == (
             "There is nothing at /v1/predictions/; /v1/predictions is there, and an id may be missing."
         )
-        for path in ("/nothing", "/favicon.ico", "/sdapi/v1/txt2img", "/" + "v1/models" * 1000):
+        for path in ("/nothing", "/favicon.ico", "/comfy/prompt", "/" + "v1/models" * 1000):
             detail = (await client.get(path)).json()["detail"]
             assert "nearest" not in detail
             assert len(detail) < 300

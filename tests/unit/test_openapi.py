@@ -14,8 +14,7 @@ from starlette.applications import Starlette
 from starlette.routing import Route
 
 from serve.http.limits import MAX_UPLOAD_BYTES
-from serve.http.openai.operations import EXAMPLE_PICTURE
-from serve.http.operations import operation_of
+from serve.http.operations import EXAMPLE_PICTURE, operation_of
 from tests.job_stores import in_loop
 from tests.unit.test_authentication import ALICE, API_KEYS, IMAGE, IMAGES, JOB, JOBS, POOR, by, serving
 

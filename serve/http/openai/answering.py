@@ -24,7 +24,7 @@ from serve.http.openai.answers import (
     Usage,
 )
 from serve.http.problems import ErrorEvent, error_event
-from serve.http.warnings import request_warnings
+from serve.http.warnings import answer_warnings
 from serve.parameters import MEDIA_TYPES
 
 logger = logging.getLogger("ray.serve")
@@ -124,7 +124,7 @@ def _completed(
         **described(request),
         "usage": usage(encoded),
     }
-    if sentences := warnings(request, encoded, hints):
+    if sentences := answer_warnings(request, encoded, hints):
         completed["warnings"] = sentences
     return completed
 
@@ -159,15 +159,3 @@ def usage(encoded: PromptEncoded) -> Usage:
         "total_tokens": tokens,
         "input_tokens_details": {"text_tokens": tokens, "image_tokens": 0},
     }
-
-
-def warnings(request: GenerationRequest, encoded: PromptEncoded, hints: Sequence[str]) -> list[str]:
-    """Says what was done otherwise than asked. hints: those that change nothing"""
-    texts = {"prompt": encoded.tokens, "negative_prompt": encoded.negative_tokens}
-    sentences = [
-        f"{field}: has {tokens.given} tokens, of which the model reads the first {tokens.read}; "
-        "the end was cut off."
-        for field, tokens in texts.items()
-        if tokens.given > tokens.read
-    ]
-    return [*sentences, *request_warnings(request), *hints]

@@ -26,7 +26,6 @@ from serve.http.openai.answering import (
     described,
     streamed,
     usage,
-    warnings,
 )
 from serve.http.openai.answers import Images
 from serve.http.openai.edit_bodies import EditBodies
@@ -34,6 +33,7 @@ from serve.http.openai.edit_schema import EditsBody, VariationsBody
 from serve.http.openai.schema import CommonBody, hint_warnings, read_body, wanted_of
 from serve.http.operations import described as described_by
 from serve.http.problems import request_id
+from serve.http.warnings import answer_warnings
 from serve.wanted import Wanted
 
 _PATH = "/v1/images"
@@ -90,7 +90,7 @@ class ImagesRoute:
             **described(generation.request),
             "usage": usage(made.encoded),
         }
-        if sentences := warnings(generation.request, made.encoded, hints):
+        if sentences := answer_warnings(generation.request, made.encoded, hints):
             answer["warnings"] = sentences
         return JSONResponse(answer)
 

@@ -26,7 +26,7 @@ from serve.http.openai.answering import Kind
 from serve.http.openai.answers import CompletedImage, Images, Model, Models, PartialImage
 from serve.http.openai.edit_schema import EditForm, EditsBody, VariationsBody
 from serve.http.openai.schema import ImagesBody
-from serve.http.operations import EVENT_STREAM, Answer, Operation
+from serve.http.operations import EVENT_STREAM, EXAMPLE_PICTURE, Answer, Operation
 from serve.http.problems import ErrorEvent
 
 _MODELS = "Models (OpenAI)"
@@ -51,11 +51,6 @@ _ERRORS = (
     StorageFullError,
 )
 _OF_PICTURES = (UnsupportedImageError, ImageTooLargeError)
-# All red, 64x64 pixels.
-EXAMPLE_PICTURE = (
-    "data:image/png;base64,iVBORw0KGgoAAAANSUhEUgAAAEAAAABACAIAAAAlC+aJAAAAX0lEQVR4nO3PQQ0AIBDAMMC/50MEj4ZkVbDtWX87OuBV"
-    "A1oDWgNaA1oDWgNaA1oDWgNaA1oDWgNaA1oDWgNaA1oDWgNaA1oDWgNaA1oDWgNaA1oDWgNaA1oDWgNaA9oFUoUBf3Xr7AgAAAAASUVORK5CYII="
-)
 
 
 def _answers(kind: Kind) -> tuple[Answer, ...]:
