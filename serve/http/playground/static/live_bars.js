@@ -55,15 +55,19 @@ function Bar({ bar, mine, isOver, waitPx, leftPx, widthPx, roomPx }) {
   return html`
     <div ...${looks(bar, isOver ? bar.state : "open", mine)} class="live-request" title=${describe(bar, mine)}>
       ${waitPx >= MIN_WAIT_PX && html`<div class="live-wait" style=${box(leftPx - waitPx, waitPx)}></div>`}
-      ${widthPx > 0 &&
-      html`
+      ${
+        widthPx > 0 &&
+        html`
         <div class="live-bar" style=${box(leftPx, widthPx)}>
           ${hasName && html`<span class="live-name">${name}</span>`}
           ${end?.place === "inside" && html`<span class="live-end">${endNode}</span>`}
         </div>
-      `}
-      ${end?.place === "beside" &&
-      html`<span class="live-end live-beside" style=${{ left: `${leftPx + widthPx}px` }}>${endNode}</span>`}
+      `
+      }
+      ${
+        end?.place === "beside" &&
+        html`<span class="live-end live-beside" style=${{ left: `${leftPx + widthPx}px` }}>${endNode}</span>`
+      }
     </div>
   `;
 }

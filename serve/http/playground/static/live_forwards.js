@@ -11,8 +11,7 @@ export const STRIPE_PX = 18;
 export function forwardsPerStripe(forwardsPerS, pixelsPerS, current) {
   if (!forwardsPerS) return current;
   const wide = (count) => (count / forwardsPerS) * pixelsPerS;
-  if (current && wide(current) >= STRIPE_PX / MAX_RATIO && wide(current) <= STRIPE_PX * MAX_RATIO)
-    return current;
+  if (current && wide(current) >= STRIPE_PX / MAX_RATIO && wide(current) <= STRIPE_PX * MAX_RATIO) return current;
   return COUNTS.find((count) => wide(count) >= STRIPE_PX) ?? COUNTS.at(-1);
 }
 

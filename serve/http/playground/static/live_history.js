@@ -126,8 +126,7 @@ function newBar(key, request, lanes) {
 
 function update(bar, request, now, lanes) {
   if (bar.leftAt !== null) return;
-  if (bar.joinedAt === null && request.joined_at !== null)
-    bar.points.push({ at: request.joined_at, step: 0 });
+  if (bar.joinedAt === null && request.joined_at !== null) bar.points.push({ at: request.joined_at, step: 0 });
   bar.joinedAt = request.joined_at;
   bar.step = request.step;
   bar.state = request.state;

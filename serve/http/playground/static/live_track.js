@@ -14,9 +14,9 @@ const BEFORE_S = 2; // bars are kept beyond the left edge, where the texts besid
 const SHARES = [1, 0.75, 0.5, 0.25]; // of the window: where its axis has a text
 
 /**
- * denoiser: of the history; moment: {at, pageMs}, what is at the right edge, and the page's time for it; windowS, widthPx:
- * what the width shows, and its pixels; heightPx: of the lanes; isGliding: whether the layer moves between reports;
- * mine: Map from live id to {label}
+ * denoiser: of the history; moment: {at, pageMs}, what is at the right edge, and the page's time for it; windowS,
+ * widthPx: what the width shows, and its pixels; heightPx: of the lanes; isGliding: whether the layer moves between
+ * reports; mine: Map from live id to {label}
  */
 export function Track({ denoiser, moment, windowS, widthPx, heightPx, isGliding, mine }) {
   const [isTall, setIsTall] = useState(false);
@@ -56,15 +56,19 @@ function Heading({ denoiser, canGrow, isTall, onTall }) {
     <header>
       <h3>Denoiser <code>${denoiser.id}</code></h3>
       <p class="small muted">${goneAt === null ? [...report.models, rates].join(" · ") : "stopped"}</p>
-      ${goneAt === null &&
-      html`
+      ${
+        goneAt === null &&
+        html`
         <p class="live-fill small">
           <meter min="0" max=${most} value=${rows} aria-label="Rows per forward"></meter>
           ${rounded(rows)} of ${most} rows
         </p>
-      `}
-      ${canGrow &&
-      html`<button class="quiet live-grow" aria-pressed=${isTall} onClick=${() => onTall(!isTall)}>Taller lanes</button>`}
+      `
+      }
+      ${
+        canGrow &&
+        html`<button class="quiet live-grow" aria-pressed=${isTall} onClick=${() => onTall(!isTall)}>Taller lanes</button>`
+      }
     </header>
   `;
 }
@@ -105,9 +109,7 @@ function Axis({ windowS, perStripe }) {
   return html`
     <div aria-hidden="true">
       <div class="live-axis">
-        ${SHARES.map(
-          (share) => html`<span key=${share}>${windowS * share} s<span class="live-ago"> ago</span></span>`,
-        )}
+        ${SHARES.map((share) => html`<span key=${share}>${windowS * share} s<span class="live-ago"> ago</span></span>`)}
         <span class="live-now">now</span>
       </div>
       <p class="live-legend small muted">${perStripe ? `A stripe is ${forwards}.` : ""}</p>
