@@ -14,8 +14,8 @@ export function drawChange(context, change, { width, height }) {
 }
 
 /**
- * Draws a stroke from its point number `first` on, joined to what was drawn before. Each piece is drawn by itself, so it
- * does not matter for the result how many come at once.
+ * Draws a stroke from its point number `first` on, joined to what was drawn before. Each piece is drawn by itself, so
+ * the result is the same however many come at once.
  */
 export function drawStroke(context, { isErasing, size, points }, first) {
   context.lineWidth = size;
