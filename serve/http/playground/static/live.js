@@ -32,7 +32,7 @@ export function LiveView({ mine }) {
   const isBusy = status !== null && history.isBusy(moment.at, windowS);
   const isGliding = isSeen && isBusy && !isPaused && connection.phase === "live" && !STILL.matches;
   return html`
-    <div class="live" ref=${root}>
+    <div class="live" ref=${root} data-live=${connection.phase === "live"}>
       <header class="live-head">
         <h2>Live</h2>
         <${Connection} connection=${connection} isPaused=${isPaused} />

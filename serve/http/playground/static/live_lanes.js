@@ -5,7 +5,13 @@ export const READABLE_LANE_PX = 20;
 const MIN_LANE_PX = 7;
 const MAX_LANE_PX = 26;
 const ROOMY_LANES = 10; // up to here a short bar keeps the room of its text for itself
-const CAPACITIES = [6, 8, 10, 12, 16, 20, 24, 32, 40, 48, 64, 80, 96, 128];
+const CAPACITIES = [8, 12, 16, 20, 24, 28, 34, 42, 52, 64, 80, 100, 128];
+const PANE_HEIGHTS = [
+  [1, 442], // number of denoisers up to which, and pixels
+  [2, 364],
+  [4, 234],
+  [Infinity, 169],
+];
 const CHARACTER_PX = 6.6;
 const MARK_PX = 16;
 const PADDING_PX = 10;
@@ -25,12 +31,12 @@ export function freeLane(lanes, from) {
 /** Height of a lane in pixels. `wanted`: number of lanes; they go up in steps, so that the height seldom changes. */
 export function laneHeight(wanted, height) {
   const capacity = CAPACITIES.find((count) => count >= wanted) ?? wanted;
-  return Math.max(MIN_LANE_PX, Math.min(MAX_LANE_PX, Math.floor((height / capacity) * 2) / 2));
+  return Math.max(MIN_LANE_PX, Math.min(MAX_LANE_PX, Math.floor(height / capacity)));
 }
 
 /** Height of a denoiser's lanes in pixels, by the number of denoisers on the page. */
 export function paneHeight(numDenoisers, isNarrow) {
-  const height = numDenoisers <= 1 ? 420 : numDenoisers === 2 ? 320 : numDenoisers <= 4 ? 210 : 168;
+  const [, height] = PANE_HEIGHTS.find(([most]) => numDenoisers <= most);
   return isNarrow ? Math.min(height, 260) : height;
 }
 

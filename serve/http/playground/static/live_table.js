@@ -3,6 +3,7 @@
 import { html } from "./vendor/preact.js";
 
 const MAX_ROWS = 200;
+const COLUMNS = ["Request", "Image", "Denoiser", "State", "Step", "Size", "Rows", "Model"];
 
 /** The rows of the table as it is now. mine: Map from live id to {label} */
 export function rowsOf(history, mine) {
@@ -23,38 +24,48 @@ export function rowsOf(history, mine) {
 export function Table({ rows, isShown }) {
   const shown = rows.slice(0, MAX_ROWS);
   const left = rows.length - shown.length;
-  return html`<div
-    id="live-table"
-    class=${isShown ? "live-table" : "unseen"}
-    tabindex=${isShown ? 0 : undefined}
-    role="region"
-    aria-label="Requests in the denoisers"
-    aria-live="off"
-  >
+  return html`
+    <div
+      id="live-table"
+      class=${isShown ? "live-table" : "unseen"}
+      tabindex=${isShown ? 0 : undefined}
+      role="region"
+      aria-label="Requests in the denoisers"
+      aria-live="off"
+    >
+      ${shown.length ? html`<${Rows} rows=${shown} />` : html`<p>No request is in a denoiser.</p>`}
+      ${left > 0 && html`<p>and ${left} more</p>`}
+    </div>
+  `;
+}
+
+function Rows({ rows }) {
+  return html`
     <table>
-      <caption>${shown.length ? "Requests in the denoisers" : "No requests are in the denoisers."}</caption>
+      <caption>
+        Requests in the denoisers
+      </caption>
       <thead>
         <tr>
-          ${["Request", "Image", "Denoiser", "State", "Step", "Size", "Rows", "Model"].map(
-            (name) => html`<th key=${name} scope="col">${name}</th>`,
-          )}
+          ${COLUMNS.map((name) => html`<th key=${name} scope="col">${name}</th>`)}
         </tr>
       </thead>
       <tbody>
-        ${shown.map(
-          (row) => html`<tr key=${`${row.denoiser}/${row.id}/${row.image}/${row.pass}`}>
-            <th scope="row">${row.isMine ? "Yours: " : ""}${row.name}</th>
-            <td>${row.image + 1}</td>
-            <td>${row.denoiser}</td>
-            <td>${row.state}</td>
-            <td>${row.step} of ${row.steps}</td>
-            <td>${row.width}×${row.height}</td>
-            <td>${row.rows}</td>
-            <td>${row.model ?? "–"}</td>
-          </tr>`,
+        ${rows.map(
+          (row) => html`
+            <tr key=${`${row.denoiser}/${row.id}/${row.image}/${row.pass}`}>
+              <th scope="row">${row.isMine ? "Yours: " : ""}${row.name}</th>
+              <td>${row.image + 1}</td>
+              <td>${row.denoiser}</td>
+              <td>${row.state}</td>
+              <td>${row.step} of ${row.steps}</td>
+              <td>${row.width}×${row.height}</td>
+              <td>${row.rows}</td>
+              <td>${row.model ?? "–"}</td>
+            </tr>
+          `,
         )}
       </tbody>
     </table>
-    ${left > 0 && html`<p>and ${left} more</p>`}
-  </div>`;
+  `;
 }
