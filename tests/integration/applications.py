@@ -34,12 +34,14 @@ def whole_application(
     command: Sequence[str | Path] = (),
     api_keys: Sequence[Mapping[str, Any]] = (),
     environment: Mapping[str, str] = {},
+    port: int | None = None,
 ) -> Iterator[WholeApplication]:
     """Starts an application. At the end all of its processes are killed at once.
 
     cost_model: None to measure at its start; command: the program that runs it, if any
+    port: None for a free one
     """
-    port = free_port()
+    port = port or free_port()
     inherited = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
     module = [sys.executable, "-m", "tests.integration.whole_application"]
     given = {"jobs": jobs, "api_keys": api_keys, "cost_model": cost_model and str(cost_model)}
