@@ -68,9 +68,9 @@ class MortalDenoiser(Denoiser):
 class MortalEncoder(PromptEncoder):
     """Its process ends when it encodes POISONOUS_PROMPT. Every batch waits for later requests."""
 
-    async def _run(self, texts: Sequence[tuple[Any, ReadText]]) -> list[EncodedText]:
+    async def _run(self, texts: Sequence[tuple[Any, ReadText, Any]]) -> list[EncodedText]:
         await asyncio.sleep(0.2)
-        if any(text.text == POISONOUS_PROMPT for _, text in texts):
+        if any(text.text == POISONOUS_PROMPT for _, text, _ in texts):
             os._exit(1)
         return await super()._run(texts)
 
