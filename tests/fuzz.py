@@ -23,6 +23,7 @@ _MAYBE_UNFINISHED_S = 1.0
 _LEAVES_AFTER_S = 0.05
 
 IMAGES, JOBS, FILES = "/v1/images/generations", "/v1/predictions", "/v1/files"
+TXT2IMG = "/sdapi/v1/txt2img"
 # Requests that are accepted in spite of their mutations take one step.
 _IMAGE = {"prompt": "a star", "num_inference_steps": 1, "size": "128x128", "n": 1, "seed": 1}
 _JOB = {"version": "shapes", "input": {"prompt": "a star", "num_inference_steps": 1, "seed": 1}}
@@ -34,6 +35,10 @@ _BODIES: list[tuple[str, dict[str, Any]]] = [
     (JOBS, _JOB),
     ("/v1/models/midstep/shapes/predictions", {"input": _JOB["input"]}),
     (JOBS, {"version": "shapes", "input": {"prompt": "a", "lora_weights": "owner/name", "lora_scale": 1}}),
+    (
+        TXT2IMG,
+        {"prompt": "a (star:1.2)", "steps": 1, "width": 128, "height": 128, "seed": 1, "tiling": False},
+    ),
     (JOBS, _JOB | {"webhook": "http://127.0.0.1:9/", "webhook_events_filter": ["completed"]}),
 ]
 _PATHS = [
@@ -46,6 +51,8 @@ _PATHS = [
     "/v1/models",
     "/v1/models/shapes",
     "/v1/models/midstep/shapes/versions/1",
+    "/sdapi/v1/options",
+    "/sdapi/v1/progress?skip_current_image=x",
     "/v1/adapters",
     "/v1/adapters/styles/stripes",
     "/v1/adapters?cursor=abc",

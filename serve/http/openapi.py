@@ -15,9 +15,9 @@ from serve.http.problems import PROBLEM_MEDIA_TYPE, Problem
 _VERSION = "3.1.0"
 _KEY = "apiKey"
 _REF_TEMPLATE = "#/components/schemas/{model}"
-_ABOUT = """Images from text, by one diffusion model, in the dialects of OpenAI and of Replicate.
+_ABOUT = """Images from text by diffusion models, in the dialects of OpenAI, Replicate and AUTOMATIC1111.
 
-Every path also works without `/v1`. `HEAD` is answered wherever `GET` is; `OPTIONS` lists a path's methods.
+Every path that begins with `/v1` also works without it. `HEAD` is answered wherever `GET` is; `OPTIONS` lists a path's methods.
 Every answer has an `x-request-id`: the request's own, or a new one. Errors have one form in all dialects:
 `error_type` is stable, `detail` is a sentence for people, and `x-should-retry: false` says that the same
 request would fail again.

@@ -12,10 +12,12 @@ def before_call(context: schemathesis.HookContext, case: schemathesis.Case, kwar
     if not isinstance(body, dict):
         return
     wanted = body["input"] if isinstance(body.get("input"), dict) else body
-    for name in ("num_inference_steps", "n", "num_outputs"):
+    for name in ("num_inference_steps", "n", "num_outputs", "steps", "batch_size", "n_iter"):
         if isinstance(given := wanted.get(name), int) and given > 1:
             wanted[name] = 1
     if isinstance(given := wanted.get("deadline_s"), float) and 0 < given <= 3600:
         wanted["deadline_s"] = 600.0  # that a slow machine is late is no fault of its answer, which is 504
-    if isinstance(wanted.get("prompt"), str):
+    if case.path.endswith(("/txt2img", "/img2img")):
+        wanted.setdefault("steps", 1)
+    elif isinstance(wanted.get("prompt"), str):
         wanted.setdefault("num_inference_steps", 1)

@@ -194,6 +194,27 @@ CLIENT_ERRORS: list[tuple[int, str, str, Mapping[str, Any]]] = [
     (415, "POST", FILES, {"files": {"content": b"x"}, "headers": COMPRESSED["headers"] | by(ALICE)}),
     (404, "GET", f"{FILES}/{{file_id}}", {}),
     (404, "DELETE", f"{FILES}/{{file_id}}", {}),
+    *(
+        entry
+        for path, body, too_large in (
+            ("/sdapi/v1/txt2img", IMAGE, TOO_LARGE),
+            ("/sdapi/v1/img2img", IMAGE | {"init_images": [EXAMPLE_PICTURE]}, LARGER_THAN_A_FILE),
+        )
+        for entry in (
+            (404, "POST", path, {"json": body | {"override_settings": {"sd_model_checkpoint": "x"}}}),
+            (413, "POST", path, too_large),
+            (415, "POST", path, COMPRESSED),
+            (422, "POST", path, {"json": body | {"tiling": True}}),
+            (429, "POST", path, {"json": body, "headers": by(POOR)}),
+        )
+    ),
+    (404, "POST", "/sdapi/v1/options", {"json": {"sd_model_checkpoint": "x"}}),
+    (413, "POST", "/sdapi/v1/options", TOO_LARGE),
+    (415, "POST", "/sdapi/v1/options", COMPRESSED),
+    (422, "POST", "/sdapi/v1/options", {"json": {"sd_vae": "x"}}),
+    (413, "POST", "/sdapi/v1/png-info", LARGER_THAN_A_FILE),
+    (415, "POST", "/sdapi/v1/png-info", COMPRESSED),
+    (422, "POST", "/sdapi/v1/png-info", {"json": {"image": "x"}}),
 ]
 
 

@@ -1,6 +1,7 @@
 """`POST /sdapi/v1/txt2img` and `/sdapi/v1/img2img`."""
 
 import asyncio
+import json
 import time
 from collections.abc import Sequence
 from contextlib import aclosing
@@ -112,7 +113,10 @@ def _answer(body: Body, run: Run, model: ServedModel, hints: Sequence[str]) -> I
 
 def _parameters(body: Body, run: Run) -> dict[str, Any]:
     """The fields of a request, with those that it left to the model as they were."""
-    fields, request = body.model_dump(), run.request
+    has_pictures = isinstance(body, Img2ImgBody) and body.include_init_images
+    # By way of JSON, which has no NaN: fields that are not known may have any value.
+    dumped = body.model_dump_json(exclude=None if has_pictures else {"init_images", "mask"})
+    fields, request = json.loads(dumped), run.request
     used = {
         "sampler_name": sampler_name(request.sampler),
         "steps": request.num_inference_steps,
@@ -121,11 +125,13 @@ def _parameters(body: Body, run: Run) -> dict[str, Any]:
         "height": request.height,
     }
     fields |= {name: value for name, value in used.items() if fields[name] is None}
-    overridden = body.override_settings
-    fields["override_settings"] = overridden.model_dump(exclude_none=True) if overridden else {}
-    if not fields.get("include_init_images"):
-        fields |= dict.fromkeys({"init_images", "mask"} & fields.keys())
-    return fields
+    overridden = fields["override_settings"] or {}
+    fields["override_settings"] = {name: one for name, one in overridden.items() if one is not None}
+    return (
+        fields
+        if has_pictures or isinstance(body, Txt2ImgBody)
+        else fields | {"init_images": None, "mask": None}
+    )
 
 
 def _url(picture: str) -> str:

@@ -18,7 +18,7 @@ from serve.served_model import ServedModel
 _MAX_CLIP_STOP = 12  # A1111's
 _NO_TRICKS = "pictures are made as diffusers makes them"
 # Options that would change pictures: what they are here.
-FIXED: Mapping[str, Neutral] = {
+_FIXED: Mapping[str, Neutral] = {
     "sd_vae": Neutral(("Automatic", "None", ""), "a model comes with its VAE"),
     "sd_hypernetwork": Neutral(("None", ""), "hypernetworks are not offered"),
     "randn_source": Neutral(("CPU",), "noise is drawn on the CPU, so that it is the same on all devices"),
@@ -37,6 +37,9 @@ FIXED: Mapping[str, Neutral] = {
     "img2img_color_correction": Neutral((False,), "colours are not corrected"),
     "initial_noise_multiplier": Neutral((1,), _NO_TRICKS),
     "inpainting_mask_weight": Neutral((1,), _NO_TRICKS),
+}
+# Options that change no picture, and what of them is not done.
+_WARNED: Mapping[str, Neutral] = {
     "samples_save": Neutral((False,), "pictures are only in the answer"),
     "grid_save": Neutral((False,), "pictures are only in the answer"),
     "return_grid": Neutral((False,), "there are no grids"),
@@ -132,7 +135,7 @@ def check_overrides(given: SettingsBody | None) -> list[str]:
     if given is None:
         return []
     known = (*_OF_ITS_PAGE, _ONLY_SHOWN, *SettingsBody.model_fields)
-    return check_neutral(given.others(), FIXED, known, prefix="override_settings.")
+    return check_neutral(given.others(), _FIXED, known, _WARNED, "override_settings.")
 
 
 def shown_options(kept: Mapping[str, Any], model: ServedModel) -> dict[str, Any]:
@@ -142,7 +145,7 @@ def shown_options(kept: Mapping[str, Any], model: ServedModel) -> dict[str, Any]
         _ONLY_SHOWN: "",
         "CLIP_stop_at_last_layers": clip_stop_of(model.defaults.clip_skip, model),
     }
-    fixed = {name: neutral.values[0] for name, neutral in FIXED.items()}
+    fixed = {name: neutral.values[0] for name, neutral in {**_FIXED, **_WARNED}.items()}
     return {**own, **_DEFAULTS, **_OF_ITS_PAGE, **fixed, **kept}
 
 
@@ -156,7 +159,7 @@ def changes_of(given: SettingsBody, shown: Mapping[str, Any]) -> tuple[dict[str,
     for name, value in kept.items():
         if not isinstance(value, bool):
             raise InvalidRequestError(f"{name}: must be true or false.", name)
-    warnings = check_neutral(others, FIXED, (_ONLY_SHOWN, *SettingsBody.model_fields))
+    warnings = check_neutral(others, _FIXED, (_ONLY_SHOWN, *SettingsBody.model_fields), _WARNED)
     # Clients send back all that they got: what a model has by default stays what the model has.
     changed = {name: value for name, value in (given.offered() | kept).items() if value != shown.get(name)}
     return changed, warnings
