@@ -116,7 +116,8 @@ def _parameters(body: Body, run: Run) -> dict[str, Any]:
     has_pictures = isinstance(body, Img2ImgBody) and body.include_init_images
     # By way of JSON, which has no NaN: fields that are not known may have any value.
     dumped = body.model_dump_json(exclude=None if has_pictures else {"init_images", "mask"})
-    fields, request = json.loads(dumped), run.request
+    fields: dict[str, Any] = json.loads(dumped)
+    request = run.request
     used = {
         "sampler_name": sampler_name(request.sampler),
         "steps": request.num_inference_steps,
