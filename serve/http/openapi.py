@@ -17,10 +17,10 @@ _KEY = "apiKey"
 _REF_TEMPLATE = "#/components/schemas/{model}"
 _ABOUT = """Images from text by diffusion models, in the dialects of OpenAI, Replicate and AUTOMATIC1111.
 
-Every path that begins with `/v1` also works without it. `HEAD` is answered wherever `GET` is; `OPTIONS` lists
-a path's methods. Every answer has an `x-request-id`: the request's own, or a new one. Errors have one form in all dialects:
-`error_type` is stable, `detail` is a sentence for people, and `x-should-retry: false` says that the same
-request would fail again.
+Paths that begin with `/v1` also work without it. `HEAD` is answered wherever `GET` is; `OPTIONS` lists a
+path's methods. Every answer has an `x-request-id`: the request's own, or a new one. Errors have one form in
+all dialects: `error_type` is stable, `detail` is a sentence for people, and `x-should-retry: false` says that
+the same request would fail again.
 """
 _RETRY_AFTER = {"description": "Seconds after which to try again.", "schema": {"type": "string"}}
 Json = dict[str, Any]

@@ -53,6 +53,8 @@ PYTHON_CLIENTS = (
     Client("replicate_1", ("replicate==1.0.7", PILLOW, PYTEST), in_ci=True),
     Client("replicate_2", ("replicate==2.0.0b4", PILLOW, PYTEST), in_ci=True),
     Client("langchain", ("langchain-community==0.4.2", _OPENAI, PILLOW, PYTEST), in_ci=True),
+    Client("webuiapi", ("webuiapi==0.9.17", "requests==2.34.2", PILLOW, PYTEST), in_ci=True),
+    Client("open_webui", ("requests==2.34.2", PILLOW, PYTEST), in_ci=True),
     Client("litellm", ("litellm==1.110.0", PILLOW, PYTEST)),
     Client("aiperf", ("aiperf==0.13.0", PYTEST)),
     Client("vllm_omni", _BENCHMARK, sdist="vllm-omni==0.20.0"),

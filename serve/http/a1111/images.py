@@ -128,11 +128,9 @@ def _parameters(body: Body, run: Run) -> dict[str, Any]:
     fields |= {name: value for name, value in used.items() if fields[name] is None}
     overridden = fields["override_settings"] or {}
     fields["override_settings"] = {name: one for name, one in overridden.items() if one is not None}
-    return (
-        fields
-        if has_pictures or isinstance(body, Txt2ImgBody)
-        else fields | {"init_images": None, "mask": None}
-    )
+    if isinstance(body, Img2ImgBody) and not has_pictures:
+        fields |= {"init_images": None, "mask": None}
+    return fields
 
 
 def _url(picture: str) -> str:
