@@ -1,4 +1,4 @@
-"""Open WebUI's calls with its engine `automatic1111`, as its backend sends them: it is too large to install."""
+"""Open WebUI's calls with its engine `automatic1111`, as it sends them: itself it is too large to install."""
 
 from typing import Any
 

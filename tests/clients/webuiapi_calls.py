@@ -5,8 +5,8 @@ import time
 from typing import Any
 
 import pytest
-from PIL import Image, ImageDraw
 from pictures import PROMPT, SIZE
+from PIL import Image, ImageDraw
 from webuiapi import ControlNetUnit, HiResUpscaler, WebUIApi
 
 _FAST = {"prompt": PROMPT, "width": 128, "height": 128, "steps": 4, "seed": 5}

@@ -14,8 +14,9 @@ from serve.http.a1111.strengths import strength_of
 from serve.served_model import ServedModel
 from serve.wanted import Wanted, shown
 
-_PREVIEWS = 8  # of all images together, for `progress` and for what `interrupt` leaves
-_LEAST_PREVIEWS = 2  # of an image
+# Of all images together, for `progress` and for what `interrupt` leaves. Each takes the decoding stage's CPU
+# half as long as writing a PNG (57 ms and 125 ms at 1024x1024 pixels).
+_PREVIEWS = 8
 _MASK_BLUR = 4  # A1111's
 _FILL = 0
 _NOT_OFFERED_FILLS = {2: "latent noise", 3: "latent nothing"}
@@ -73,7 +74,7 @@ def asked_of(body: Txt2ImgBody | Img2ImgBody, settings: Settings, model: ServedM
         deterministic=body.deterministic,
         output_format=settings.samples_format,
         output_quality=settings.jpeg_quality if is_lossy else None,
-        num_previews=max(_LEAST_PREVIEWS, _PREVIEWS // num_images) if settings.has_live_previews else 0,
+        num_previews=max(1, _PREVIEWS // num_images) if settings.has_live_previews else 0,
         prompt_syntax="a1111",
         long_prompts="chunk",
         clip_skip=settings.clip_skip(model),
