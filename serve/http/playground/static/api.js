@@ -3,6 +3,7 @@
 const KEY = "midstep.key";
 const BASE = new URL("..", import.meta.url); // right below any prefix
 const UNREACHABLE = "The server cannot be reached.";
+const SILENCE_MS = 45_000; // the server pings every 15 s
 const BROKE = "The connection to the server broke.";
 
 export class ApiError extends Error {
@@ -47,14 +48,17 @@ export async function request(path, options = {}) {
   });
 }
 
-/** Yields {event, data} of a stream of server-sent events until it ends. A broken connection is an ApiError. */
+/**
+ * Yields {event, data} of a stream of server-sent events until it ends. A connection that breaks, or on which not
+ * even the server's pings come any more, is an ApiError.
+ */
 export async function* events(path, signal) {
   const response = await answer(path, { headers: { accept: "text/event-stream" }, signal });
   const reader = response.body.pipeThrough(new TextDecoderStream()).getReader();
   let rest = "";
   try {
     for (;;) {
-      const { value, done } = await reader.read().catch((error) => {
+      const { value, done } = await inTime(reader.read()).catch((error) => {
         throw isAborted(error) ? error : new ApiError(BROKE);
       });
       if (done) return;
@@ -67,6 +71,19 @@ export async function* events(path, signal) {
     }
   } finally {
     reader.cancel().catch(() => {});
+  }
+}
+
+/** What is promised, or an error if it does not come while the connection is alive. */
+async function inTime(promise) {
+  let timer;
+  const late = new Promise((_, reject) => {
+    timer = setTimeout(() => reject(new ApiError(BROKE)), SILENCE_MS);
+  });
+  try {
+    return await Promise.race([promise, late]);
+  } finally {
+    clearTimeout(timer);
   }
 }
 

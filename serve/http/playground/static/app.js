@@ -68,7 +68,7 @@ const ACTIONS = {
   },
   startFrom: (record, index) =>
     told(async () => {
-      await startFromOutput(record.outputs[index]);
+      await startFromOutput(record, index);
       opened.now = null;
       showForm("The next picture starts from this one.");
     }),

@@ -72,7 +72,11 @@ function Cell({ index, count, record, progress, actions }) {
       </button>
     `;
   }
-  return html`<div class="cell">${preview && html`<img class="preview" src=${preview} alt="" />`}</div>`;
+  return html`
+    <div class="cell">
+      ${preview ? html`<img class="preview" src=${preview} alt="" />` : html`<${Glyph} name="spark" />`}
+    </div>
+  `;
 }
 
 function UnderWay({ text, fraction, onCancel }) {

@@ -34,6 +34,8 @@ export function CodeBox({ asked, server }) {
         )}
       </div>
       <pre tabindex="0" role="group" aria-label="Code"><code>${code}</code></pre>
+      ${asked.start &&
+      html`<p class="small muted">${asked.start.mask ? "Save the pictures above as start.png and mask.png first." : "Save the picture above as start.png first."}</p>`}
       <button type="button" onClick=${copy}>${hasCopied ? "Copied" : "Copy"}</button>
     </div>
   `;

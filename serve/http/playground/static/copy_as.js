@@ -65,7 +65,7 @@ for index, url in enumerate(urls):
 `;
 }
 
-// What stands for a file's content until the text around it is escaped. No prompt can have it: it is of private use.
+// Stands for a file until the text around it is escaped, by a letter of private use that prompts do not have.
 const MARKER = /\ue000([a-z.]+)\ue000/g;
 const QUOTED_MARKER = /"\ue000([a-z.]+)\ue000"/g;
 

@@ -30,17 +30,18 @@ export function useAgain(record) {
 }
 
 /** Makes a file the picture to start from. Throws if it is none. */
-export async function startFromFile(file) {
+export async function startFromFile(file, name = file.name || "A pasted picture") {
   const { blob, width, height } = await readPicture(file);
   const picture = await keepPicture(blob);
-  const start = { picture, mask: null, name: file.name || "A pasted picture", width, height };
+  const start = { picture, mask: null, name, width, height };
   edit({ start, width: null, height: null, isOwnSize: false });
 }
 
-/** Makes a picture of the server the one to start from. path: as in a record's outputs */
-export async function startFromOutput(path) {
+/** Makes a record's picture the one to start from. */
+export async function startFromOutput({ input, outputs }, index) {
+  const path = outputs[index];
   const response = await fetch(url(path));
   if (!response.ok) throw new Error("The picture is no longer kept.");
   const blob = await response.blob();
-  await startFromFile(new File([blob], path.split("/").at(-1), { type: blob.type }));
+  await startFromFile(blob, input.prompt);
 }

@@ -49,13 +49,12 @@ export function SelectField({ name, label, value, options, hint, error, onChange
   return html`<${Field} ...${{ name, label, hint, error }}>${control}<//>`;
 }
 
-export function TextField({ name, label, value, placeholder, rows, error, hint, maxLength, onChange }) {
+export function TextField({ name, label, value, placeholder, rows, error, hint, onChange }) {
   const control = (attributes) => html`
     <textarea
       ...${attributes}
       rows=${rows}
       placeholder=${placeholder}
-      maxlength=${maxLength}
       value=${value}
       onInput=${({ target }) => onChange(target.value)}
     ></textarea>

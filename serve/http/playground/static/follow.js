@@ -1,5 +1,5 @@
 // Follows what is unfinished, and writes into its record what becomes of it.
-// Browsers open six connections to a server, so only a few are streams, and the others are asked for in turn.
+// Browsers open six connections to a server, so only a few are followed all the time. The others are looked at in turn.
 
 import { events, getKey, isAborted } from "./api.js";
 import { isUnknown, shownOf } from "./jobs.js";
@@ -10,8 +10,9 @@ import { isFinished, made, updateRecord } from "./store.js";
 import { Value } from "./values.js";
 
 const MAX_STREAMS = 2;
-const ASK_S = 1;
-const ASK_HIDDEN_S = 5;
+const LOOK_S = 0.7;
+const LOOK_HIDDEN_S = 5;
+const GLIMPSE_MS = 250; // the newest previews come right after the prediction
 
 /** By the id of an unfinished prediction: {fraction, position, etaS, previews: Map from image index to data URL} */
 export const progress = new Value(new Map());
@@ -23,7 +24,7 @@ export function follow() {
   openStreams();
   made.watch(openStreams);
   addEventListener("visibilitychange", openStreams);
-  askInTurn();
+  lookInTurn();
 }
 
 function unfinished() {
@@ -55,10 +56,9 @@ async function stream(id, signal) {
   for (let attempt = 0; !signal.aborted; attempt++) {
     const key = getKey();
     try {
-      for await (const { event, data } of events(`v1/predictions/${id}/events`, signal)) {
+      for await (const one of events(`v1/predictions/${id}/events`, signal)) {
         attempt = 0;
-        if (event === "prediction") take(id, data);
-        if (event === "preview") takePreview(id, data);
+        takeEvent(id, one);
       }
     } catch (error) {
       if (isAborted(error)) return;
@@ -70,20 +70,35 @@ async function stream(id, signal) {
   }
 }
 
-/** Asks for those that have no stream, one after the other. */
-async function askInTurn() {
+/** Looks at those that have no stream, one after the other. */
+async function lookInTurn() {
   for (;;) {
-    await pause(document.hidden ? ASK_HIDDEN_S : ASK_S);
-    for (const { id } of unfinished()) {
+    await pause(document.hidden ? LOOK_HIDDEN_S : LOOK_S);
+    for (const { id, status } of unfinished()) {
       if (streams.has(id)) continue;
       try {
-        take(id, await call(`v1/predictions/${id}`));
+        if (status === "processing" && !document.hidden) await glimpse(id);
+        else take(id, await call(`v1/predictions/${id}`));
       } catch (error) {
         if (isUnknown(error)) forget(id);
-        else look();
+        else if (!isAborted(error)) look();
       }
     }
   }
+}
+
+/** The prediction as it is now, with its newest previews. */
+async function glimpse(id) {
+  const stopping = new AbortController();
+  for await (const one of events(`v1/predictions/${id}/events`, stopping.signal)) {
+    takeEvent(id, one);
+    setTimeout(() => stopping.abort(), GLIMPSE_MS);
+  }
+}
+
+function takeEvent(id, { event, data }) {
+  if (event === "prediction") take(id, data);
+  if (event === "preview") takePreview(id, data);
 }
 
 function take(id, prediction) {

@@ -6,8 +6,11 @@ import { html, useState } from "./vendor/preact.js";
 const SMALL_PX = 256;
 const AGAIN_MS = 3000;
 
-/** path: as in a record's outputs; onGone: called if the server has it no more */
-export function Picture({ path, alt, onGone, isLarge = false }) {
+/**
+ * path: as in a record's outputs; onGone: called if the server has it no more
+ * onSize: called with its {width, height} in pixels
+ */
+export function Picture({ path, alt, onGone, onSize, isLarge = false }) {
   const [size, setSize] = useState(null);
   const [attempt, setAttempt] = useState(0);
   const onError = async () => {
@@ -16,18 +19,22 @@ export function Picture({ path, alt, onGone, isLarge = false }) {
       () => 0,
     );
     if (status === 404) onGone?.();
-    else setTimeout(() => setAttempt(attempt + 1), AGAIN_MS);
+    else setTimeout(() => setAttempt(attempt + 1), AGAIN_MS * (attempt + 1));
+  };
+  const onLoad = ({ target: { naturalWidth: width, naturalHeight: height } }) => {
+    setSize({ width, height });
+    onSize?.({ width, height });
   };
   const isSmall = size && Math.max(size.width, size.height) < SMALL_PX;
   return html`
     <img
-      class=${`picture ${isSmall ? "is-small" : ""}`}
+      class=${`picture ${isSmall ? "is-small" : ""} ${size ? "" : "is-coming"}`}
       style=${isSmall ? { "--width": `${size.width}px`, "--height": `${size.height}px` } : null}
       src=${url(path) + (attempt ? `?attempt=${attempt}` : "")}
       alt=${alt}
       loading=${isLarge ? "eager" : "lazy"}
       decoding="async"
-      onLoad=${({ target }) => setSize({ width: target.naturalWidth, height: target.naturalHeight })}
+      onLoad=${onLoad}
       onError=${onError}
     />
   `;

@@ -3,11 +3,12 @@
 import { Dialog } from "./dialogs.js";
 import { CheckField, NumberField } from "./fields.js";
 import { Glyph } from "./glyphs.js";
+import { MaskPainter } from "./mask.js";
 import { blobOf, dataUrlOf, keepPicture, pictureOf, usePictureUrl } from "./pictures.js";
 import { defaultStrength } from "./settings.js";
 import { html, useEffect, useState } from "./vendor/preact.js";
 
-/** onFile: called with what was dropped or chosen */
+/** onFile: called with the chosen file */
 export function StartField({ draft, needsMask, errors, onChange, onFile }) {
   const { start } = draft;
   const [isPainting, setIsPainting] = useState(false);
@@ -31,23 +32,8 @@ export function StartField({ draft, needsMask, errors, onChange, onFile }) {
 }
 
 function Drop({ isNeeded, onFile }) {
-  const [isOver, setIsOver] = useState(false);
-  const drop = (event) => {
-    event.preventDefault();
-    setIsOver(false);
-    if (event.dataTransfer.files.length) onFile(event.dataTransfer.files[0]);
-  };
-  const over = (event) => {
-    event.preventDefault();
-    setIsOver(true);
-  };
   return html`
-    <label
-      class=${`drop ${isOver ? "is-over" : ""}`}
-      onDragOver=${over}
-      onDragLeave=${() => setIsOver(false)}
-      onDrop=${drop}
-    >
+    <label class="drop">
       <input
         id="field-image"
         type="file"
@@ -72,18 +58,25 @@ function Start({ draft, errors, onChange, onPaint }) {
     <div class="start">
       <div class="start-picture">
         ${picture && html`<img src=${picture} alt="The picture to start from" />`}
-        ${mask && html`<img class="start-mask" src=${mask} alt="The mask: white is repainted" />`}
+        ${mask &&
+        html`<div class="start-mask" role="img" aria-label="What is to change" style=${{ maskImage: `url(${mask})` }}></div>`}
       </div>
       <div class="start-about">
         <p class="start-name" title=${start.name}>${start.name}</p>
         <p class="small muted">${start.width}×${start.height}</p>
-        <div class="start-actions">
-          <button id="field-mask" type="button" onClick=${onPaint} disabled=${!picture}>
-            <${Glyph} name="brush" />${start.mask ? "Edit the mask" : "Paint a mask"}
-          </button>
-          <button type="button" class="quiet" onClick=${() => onChange({ start: null, strength: null })}>Remove</button>
-        </div>
+        <button id="field-mask" type="button" onClick=${onPaint} disabled=${!picture}>
+          <${Glyph} name="brush" />${start.mask ? "Edit the mask" : "Paint a mask"}
+        </button>
       </div>
+      <button
+        type="button"
+        class="quiet icon"
+        aria-label="Remove the picture"
+        title="Remove the picture"
+        onClick=${() => onChange({ start: null, strength: null })}
+      >
+        <${Glyph} name="close" />
+      </button>
     </div>
     <${NumberField}
       name="prompt_strength"
@@ -114,10 +107,6 @@ function MaskDialog({ start, onMask, onClose }) {
   const picture = usePictureUrl(start.picture);
   const before = useMask(start.mask);
   const [painted, setPainted] = useState(undefined); // undefined: not touched
-  const [MaskPainter, setPainter] = useState(null);
-  useEffect(() => {
-    import("./mask.js").then((module) => setPainter(() => module.MaskPainter));
-  }, []);
   const finish = async () => {
     if (painted !== undefined) onMask(painted && (await keepPicture(blobOf(painted))));
     onClose();
@@ -127,7 +116,6 @@ function MaskDialog({ start, onMask, onClose }) {
       <h2>Paint what is to change</h2>
       <p class="small muted">Only what you paint is made anew; the rest of the picture stays.</p>
       ${picture &&
-      MaskPainter &&
       before !== undefined &&
       html`<${MaskPainter} src=${picture} value=${painted === undefined ? before : painted} onChange=${setPainted} />`}
       <div class="dialog-actions"><button type="button" class="primary" onClick=${finish}>Done</button></div>

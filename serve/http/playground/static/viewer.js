@@ -6,7 +6,7 @@ import { Dialog } from "./dialogs.js";
 import { Glyph } from "./glyphs.js";
 import { Picture } from "./picture.js";
 import { usePictureUrl } from "./pictures.js";
-import { html } from "./vendor/preact.js";
+import { html, useState } from "./vendor/preact.js";
 import { duration, when } from "./wording.js";
 
 /**
@@ -15,8 +15,9 @@ import { duration, when } from "./wording.js";
  */
 export function Viewer({ record, index, before, after, actions }) {
   const path = record.outputs[index];
+  const [size, setSize] = useState(null);
   const onKeyDown = (event) => {
-    if (event.target.matches("input, select, textarea")) return;
+    if (event.target.matches("input, select, textarea, pre")) return;
     const place = { ArrowLeft: before, ArrowRight: after }[event.key];
     if (!place) return;
     event.preventDefault();
@@ -25,7 +26,14 @@ export function Viewer({ record, index, before, after, actions }) {
   return html`
     <${Dialog} label="Picture" kind="viewer" onClose=${actions.close} onKeyDown=${onKeyDown}>
       <div class="viewer-picture">
-        <${Picture} key=${path} path=${path} alt=${record.input.prompt} isLarge=${true} onGone=${() => actions.gone(record)} />
+        <${Picture}
+          key=${path}
+          path=${path}
+          alt=${record.input.prompt}
+          isLarge=${true}
+          onSize=${setSize}
+          onGone=${() => actions.gone(record)}
+        />
         <${Turn} name="left" label="Newer picture" place=${before} actions=${actions} />
         <${Turn} name="right" label="Older picture" place=${after} actions=${actions} />
       </div>
@@ -39,7 +47,7 @@ export function Viewer({ record, index, before, after, actions }) {
             <${Glyph} name="picture" />Start from this picture
           </button>
         </div>
-        <${Facts} record=${record} index=${index} />
+        <${Facts} ...${{ record, index, size }} />
         <details class="viewer-code">
           <summary>Copy as code</summary>
           <${CodeBox} asked=${record} server=${{ base: url("."), needsKey: getKey() !== null }} />
@@ -66,12 +74,12 @@ function Turn({ name, label, place, actions }) {
   `;
 }
 
-function Facts({ record, index }) {
+function Facts({ record, index, size }) {
   const { input, start } = record;
   const facts = [
     ["Model", record.model],
     ["Negative prompt", input.negative_prompt],
-    ["Size", input.width && `${input.width}×${input.height}`],
+    ["Size", size && `${size.width}×${size.height}`],
     ["Steps", input.num_inference_steps],
     ["Guidance", guidance(input)],
     ["Sampler", input.scheduler],
@@ -96,9 +104,11 @@ function Facts({ record, index }) {
 
 function StartPictures({ start }) {
   const [picture, mask] = [usePictureUrl(start.picture), usePictureUrl(start.mask)];
+  if (!picture) return null;
   return html`
-    <div class="start-pictures">
-      ${picture && html`<a href=${picture} download="start.png"><img src=${picture} alt="Download the picture it started from" /></a>`}
+    <div class="start-pictures small">
+      <span class="muted">Started from</span>
+      <a href=${picture} download="start.png"><img src=${picture} alt="Download the picture it started from" /></a>
       ${mask && html`<a href=${mask} download="mask.png"><img src=${mask} alt="Download the mask" /></a>`}
     </div>
   `;

@@ -35,7 +35,7 @@ export function stage(progress) {
   const { fraction, position, etaS } = progress;
   const left = etaS === null ? "" : ` · ${duration(etaS)} left`;
   if (position === null) return `${Math.floor(fraction * 100)} %${left}`;
-  return position > 0 ? `Waiting, ${position} before it${left}` : `Waiting${left}`;
+  return position > 0 ? `${position} before it${left}` : `Waiting${left}`;
 }
 
 export function when(milliseconds) {
