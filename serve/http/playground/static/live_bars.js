@@ -55,19 +55,15 @@ function Bar({ bar, mine, isOver, waitPx, leftPx, widthPx, roomPx }) {
   return html`
     <div ...${looks(bar, isOver ? bar.state : "open", mine)} class="live-request" title=${describe(bar, mine)}>
       ${waitPx >= MIN_WAIT_PX && html`<div class="live-wait" style=${box(leftPx - waitPx, waitPx)}></div>`}
-      ${
-        widthPx > 0 &&
-        html`
+      ${widthPx > 0 &&
+      html`
         <div class="live-bar" style=${box(leftPx, widthPx)}>
           ${hasName && html`<span class="live-name">${name}</span>`}
           ${end?.place === "inside" && html`<span class="live-end">${endNode}</span>`}
         </div>
-      `
-      }
-      ${
-        end?.place === "beside" &&
-        html`<span class="live-end live-beside" style=${{ left: `${leftPx + widthPx}px` }}>${endNode}</span>`
-      }
+      `}
+      ${end?.place === "beside" &&
+      html`<span class="live-end live-beside" style=${{ left: `${leftPx + widthPx}px` }}>${endNode}</span>`}
     </div>
   `;
 }
@@ -87,9 +83,9 @@ export function stripeNodes(knots, scale, windowS, count) {
   return count ? knots.slice(first).map((to, index) => stripeNode(knots[first + index - 1], to, scale, count)) : [];
 }
 
-/** The lines between two reports; they stay as they are. */
+/** The lines between two knots; they stay as they are. */
 function stripeNode(from, to, { base, pixelsPerS }, count) {
-  const version = `${base}/${pixelsPerS}/${count}`;
+  const version = `${base}/${pixelsPerS}/${count}/${from.at}/${from.forwards}`;
   if (to.node?.version === version) return to.node.value;
   const width = (to.at - from.at) * pixelsPerS;
   const lines = stripes(from.forwards, to.forwards, width, count);
@@ -100,7 +96,9 @@ function stripeNode(from, to, { base, pixelsPerS }, count) {
     "--gap": `${lines.gapPx}px`,
     "--offset": `${lines.offsetPx}px`,
   };
-  const value = isVisible ? html`<div key=${`f${from.at}`} class="live-forwards" style=${style}></div>` : null;
+  const value = isVisible
+    ? html`<div key=${`f${from.at}/${from.forwards}`} class="live-forwards" style=${style}></div>`
+    : null;
   to.node = { version, value };
   return value;
 }

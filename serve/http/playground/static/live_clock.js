@@ -1,7 +1,7 @@
 // The server's clock as this page sees it. What is shown lies a little in the past, so that everything up to
 // that moment is known already and nothing has to be taken back.
 
-const DELAY_S = 0.9; // the server reports every 0.5 s; the rest is for the network
+const DELAY_S = 1.2; // the server reports forwards when they are done, every 0.5 s; the rest is for the network
 const MAX_SAMPLES = 60;
 
 export class ServerClock {

@@ -35,8 +35,8 @@ export function Explanation() {
   return html`
     <div class="live-explained muted">
       <p>
-        Each bar is one image, in a lane of its own. In one step the model works on all of them together, in one
-        forward: so a short request gets in beside long ones at any step, and leaves first.
+        Each bar is one image, in a lane of its own. A step is one forward of the model for all of them: short requests
+        get in beside long ones, and leave first.
       </p>
       <ul class="live-key small">
         ${key("waiting", "live-swatch live-hatched")} ${key("in the batch", "live-swatch")}

@@ -1,6 +1,7 @@
 // What the live view remembers: the bars of the last minute, by denoiser, and the figures of the last minutes.
 // It is fed with the reports of `GET /v1/status` and owns what it is made of. Times are the server's, in seconds.
 
+import { withReport } from "./live_forwards.js";
 import { freeLane, textWidth } from "./live_lanes.js";
 
 export const KEEP_S = 62; // the longest window that the page offers, and a little
@@ -11,7 +12,7 @@ const ASSUMED_PIXELS_PER_S = 40; // for the room that a text takes in its lane
 
 export class History {
   status = null;
-  denoisers = new Map(); // id -> {id, report, goneAt, bars: Map key -> bar, lanes, knots: [{at, forwards}]}
+  denoisers = new Map(); // id -> {id, report, goneAt, bars: Map key -> bar, lanes, knots: of live_forwards.js}
   samples = []; // the figures, one a second
 
   /** Takes in a report. `shown`: the moment on the page; what ended KEEP_S before it is forgotten. */
@@ -55,7 +56,7 @@ export class History {
     this.denoisers.set(report.id, denoiser);
     denoiser.report = report;
     denoiser.goneAt = null;
-    denoiser.knots.push({ at: now, forwards: report.forwards });
+    denoiser.knots = withReport(denoiser.knots, report, now);
     const seen = new Set();
     for (const request of [...report.requests].sort((a, b) => a.came_at - b.came_at)) {
       const key = keyOf(request);

@@ -4,6 +4,7 @@ import { html } from "./vendor/preact.js";
 
 const MAX_DOTS = 16;
 const STATES = ["running", "starting", "stopping"];
+const DEVICES = { cpu: "on CPUs", cuda: "on GPUs", simulated: "on simulated devices" };
 const NAMES = {
   ingress: "Ingress",
   encoder: "Text encoder",
@@ -15,7 +16,7 @@ const NAMES = {
 /** stages: of a report; device: of its denoisers */
 export function Stages({ stages, device }) {
   return html`<section class="live-stages" aria-labelledby="live-stages-name">
-    <h3 id="live-stages-name">Replicas <span class="muted">on ${DEVICES[device] ?? device}</span></h3>
+    <h3 id="live-stages-name">Replicas <span class="muted">${DEVICES[device] ?? ""}</span></h3>
     <ul>
       ${Object.entries(stages).map(
         ([stage, counts]) => html`<li key=${stage}>
@@ -27,8 +28,6 @@ export function Stages({ stages, device }) {
     </ul>
   </section>`;
 }
-
-const DEVICES = { cpu: "CPU", cuda: "CUDA", simulated: "a simulated device" };
 
 /** The counts of a stage in words: "2 running, 1 starting". */
 export function inWords(counts) {

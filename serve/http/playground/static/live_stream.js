@@ -1,10 +1,12 @@
 // The stream of reports, for as long as the view can be seen.
 
-import { events, isAborted } from "./api.js";
+import { ApiError, events, isAborted } from "./api.js";
 import { useEffect, useState } from "./vendor/preact.js";
 
 const FIRST_WAIT_S = 1;
 const MAX_WAIT_S = 15;
+const USUAL_MS = 5000; // a stream that lasted longer ended as usual
+const ENDED = "The connection to the server ended.";
 const REFUSALS = [401, 403, 404];
 
 /**
@@ -18,9 +20,7 @@ export function useStatusStream(isActive, onStatus) {
   useEffect(() => {
     if (!isActive) return undefined;
     const stop = new AbortController();
-    follow(onStatus, setConnection, stop.signal).catch((error) => {
-      if (!isAborted(error)) throw error;
-    });
+    follow(onStatus, setConnection, stop.signal);
     return () => stop.abort();
   }, [isActive, attempt]);
   return { ...connection, retry: () => setAttempt(attempt + 1) };
@@ -28,24 +28,34 @@ export function useStatusStream(isActive, onStatus) {
 
 async function follow(onStatus, setConnection, signal) {
   let waitS = FIRST_WAIT_S;
+  const hear = (status) => {
+    waitS = FIRST_WAIT_S;
+    setConnection((now) => (now.phase === "live" ? now : { phase: "live", message: "" }));
+    onStatus(status);
+  };
   while (!signal.aborted) {
-    let phase = "lost";
-    let message = "The connection to the server ended.";
-    try {
-      for await (const { event, data } of events("v1/status/stream", signal)) {
-        if (event !== "status") continue;
-        waitS = FIRST_WAIT_S;
-        setConnection((now) => (now.phase === "live" ? now : { phase: "live", message: "" }));
-        onStatus(data);
-      }
-    } catch (error) {
-      if (isAborted(error) || signal.aborted) return;
-      message = error.message;
-      if (REFUSALS.includes(error.status)) [phase, waitS] = ["refused", MAX_WAIT_S];
-    }
-    setConnection({ phase, message });
+    const begunMs = performance.now();
+    const problem = await listen(hear, signal);
+    if (signal.aborted) return;
+    if (!problem && performance.now() - begunMs > USUAL_MS) continue; // the server ends long streams
+    const isRefused = REFUSALS.includes(problem?.status);
+    if (isRefused) waitS = MAX_WAIT_S;
+    setConnection({ phase: isRefused ? "refused" : "lost", message: problem?.message ?? ENDED });
     await pause(waitS, signal);
     waitS = Math.min(MAX_WAIT_S, waitS * 2);
+  }
+}
+
+/** Calls hear with each report of one connection; returns the ApiError that ended it, or null. */
+async function listen(hear, signal) {
+  try {
+    for await (const { event, data } of events("v1/status/stream", signal)) {
+      if (event === "status") hear(data);
+    }
+    return null;
+  } catch (error) {
+    if (error instanceof ApiError || isAborted(error)) return error;
+    throw error;
   }
 }
 

@@ -56,19 +56,17 @@ function Heading({ denoiser, canGrow, isTall, onTall }) {
     <header>
       <h3>Denoiser <code>${denoiser.id}</code></h3>
       <p class="small muted">${goneAt === null ? [...report.models, rates].join(" · ") : "stopped"}</p>
-      ${
-        goneAt === null &&
-        html`
+      ${goneAt === null &&
+      html`
         <p class="live-fill small">
           <meter min="0" max=${most} value=${rows} aria-label="Rows per forward"></meter>
           ${rounded(rows)} of ${most} rows
         </p>
-      `
-      }
-      ${
-        canGrow &&
-        html`<button class="quiet live-grow" aria-pressed=${isTall} onClick=${() => onTall(!isTall)}>Taller lanes</button>`
-      }
+      `}
+      ${canGrow &&
+      html`
+        <button class="quiet live-grow" aria-pressed=${isTall} onClick=${() => onTall(!isTall)}>Taller lanes</button>
+      `}
     </header>
   `;
 }
