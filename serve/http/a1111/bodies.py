@@ -8,16 +8,16 @@ from typing import Annotated, Any
 
 from pydantic import ConfigDict, Field
 
-from serve.http.a1111.fields import Flag, Integer, Number
+from serve.http.a1111.fields import ALSO_AS_TEXT, Flag
 from serve.http.a1111.settings import SettingsBody
 from serve.http.body import Body, Text
 from serve.parameters import MAX_SEED
 
 MAX_MASK_BLUR = 256  # pixels
 
-_Side = Annotated[Integer, Field(ge=1)]
-_Pixels = Annotated[Integer, Field(ge=0, le=4096)]
-_Count = Annotated[Integer, Field(ge=1)]
+_Side = Annotated[int, Field(ge=1), ALSO_AS_TEXT]
+_Pixels = Annotated[int, Field(ge=0, le=4096), ALSO_AS_TEXT]
+_Count = Annotated[int, Field(ge=1), ALSO_AS_TEXT]
 
 
 class CommonBody(Body):
@@ -31,18 +31,18 @@ class CommonBody(Body):
 
     prompt: Text = ""
     negative_prompt: Text = ""
-    seed: Annotated[Integer, Field(ge=-1, le=MAX_SEED)] = -1
+    seed: Annotated[int, Field(ge=-1, le=MAX_SEED), ALSO_AS_TEXT] = -1
     sampler_name: Text | None = None
     sampler_index: Text | None = Field(None, description="The old name of `sampler_name`.")
     scheduler: Text | None = None
-    eta: Annotated[Number, Field(ge=0, le=1)] | None = None
+    eta: Annotated[float, Field(ge=0, le=1), ALSO_AS_TEXT] | None = None
     batch_size: _Count = 1
     n_iter: _Count = 1
     steps: _Count | None = None
-    cfg_scale: Annotated[Number, Field(ge=0, le=100)] | None = None
+    cfg_scale: Annotated[float, Field(ge=0, le=100), ALSO_AS_TEXT] | None = None
     width: _Side | None = None
     height: _Side | None = None
-    denoising_strength: Annotated[Number, Field(ge=0, le=1)] = 0.75
+    denoising_strength: Annotated[float, Field(ge=0, le=1), ALSO_AS_TEXT] = 0.75
     override_settings: SettingsBody | None = None
     alwayson_scripts: dict[str, Any] | None = None
     send_images: Flag = True
@@ -53,11 +53,11 @@ class Txt2ImgBody(CommonBody):
     """A well-formed body of txt2img. The other fields of the second pass only count with `enable_hr`."""
 
     enable_hr: Flag = False
-    hr_scale: Number | None = None
+    hr_scale: Annotated[float, ALSO_AS_TEXT] | None = None
     hr_upscaler: Text | None = None
-    hr_second_pass_steps: Annotated[Integer, Field(ge=0)] = 0
-    hr_resize_x: Annotated[Integer, Field(ge=0)] = 0
-    hr_resize_y: Annotated[Integer, Field(ge=0)] = 0
+    hr_second_pass_steps: Annotated[int, Field(ge=0), ALSO_AS_TEXT] = 0
+    hr_resize_x: Annotated[int, Field(ge=0), ALSO_AS_TEXT] = 0
+    hr_resize_y: Annotated[int, Field(ge=0), ALSO_AS_TEXT] = 0
     hr_checkpoint_name: Text | None = None
     hr_sampler_name: Text | None = None
     hr_scheduler: Text | None = None
@@ -73,10 +73,10 @@ class Img2ImgBody(CommonBody):
 
     init_images: list[str] | None = None
     mask: str | None = None
-    mask_blur: Annotated[Integer, Field(ge=0, le=MAX_MASK_BLUR)] | None = None
-    mask_blur_x: Annotated[Integer, Field(ge=0, le=MAX_MASK_BLUR)] | None = None
-    mask_blur_y: Annotated[Integer, Field(ge=0, le=MAX_MASK_BLUR)] | None = None
-    inpainting_fill: Annotated[Integer, Field(ge=0, le=3)] = 0
+    mask_blur: Annotated[int, Field(ge=0, le=MAX_MASK_BLUR), ALSO_AS_TEXT] | None = None
+    mask_blur_x: Annotated[int, Field(ge=0, le=MAX_MASK_BLUR), ALSO_AS_TEXT] | None = None
+    mask_blur_y: Annotated[int, Field(ge=0, le=MAX_MASK_BLUR), ALSO_AS_TEXT] | None = None
+    inpainting_fill: Annotated[int, Field(ge=0, le=3), ALSO_AS_TEXT] = 0
     inpaint_full_res: Flag = True
     inpaint_full_res_padding: _Pixels = 0
     inpainting_mask_invert: Flag = False

@@ -3,10 +3,22 @@
 import re
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field
+from pydantic import BeforeValidator, GetCoreSchemaHandler, GetJsonSchemaHandler
+from pydantic_core import CoreSchema, core_schema
 
 _NUMERAL = r"^-?[0-9]{1,17}(\.[0-9]{1,17})?$"
-_Numeral = Annotated[str, Field(pattern=_NUMERAL)]
+
+
+class _AlsoAsText:
+    """An annotation of numbers, which may be text; of integers, 7.0 is one too."""
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+        return core_schema.no_info_before_validator_function(_number, handler(source))
+
+    def __get_pydantic_json_schema__(
+        self, schema: CoreSchema, handler: GetJsonSchemaHandler
+    ) -> dict[str, Any]:
+        return {"anyOf": [handler(schema), {"type": "string", "pattern": _NUMERAL}]}
 
 
 def _number(value: Any) -> Any:
@@ -19,6 +31,6 @@ def _flag(value: Any) -> Any:
     return bool(value) if type(value) is int and value in (0, 1) else value
 
 
-Integer = Annotated[int, BeforeValidator(_number, json_schema_input_type=float | _Numeral)]
-Number = Annotated[float, BeforeValidator(_number, json_schema_input_type=float | _Numeral)]
+# Put it last in an annotation.
+ALSO_AS_TEXT = _AlsoAsText()
 Flag = Annotated[bool, BeforeValidator(_flag, json_schema_input_type=bool | Literal[0, 1])]

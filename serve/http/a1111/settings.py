@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import ConfigDict, Field
 
 from serve.errors import InvalidRequestError
-from serve.http.a1111.fields import Flag, Integer
+from serve.http.a1111.fields import ALSO_AS_TEXT, Flag
 from serve.http.a1111.neutral import Neutral, check_neutral
 from serve.http.body import Body, Text
 from serve.served_model import ServedModel
@@ -56,9 +56,9 @@ class SettingsBody(Body):
     model_config = ConfigDict(extra="allow")
 
     sd_model_checkpoint: Text | None = None
-    CLIP_stop_at_last_layers: Annotated[Integer, Field(ge=1, le=_MAX_CLIP_STOP)] | None = None
+    CLIP_stop_at_last_layers: Annotated[int, Field(ge=1, le=_MAX_CLIP_STOP), ALSO_AS_TEXT] | None = None
     samples_format: Literal["png", "jpg", "jpeg", "webp"] | None = None
-    jpeg_quality: Annotated[Integer, Field(ge=1, le=100)] | None = None
+    jpeg_quality: Annotated[int, Field(ge=1, le=100), ALSO_AS_TEXT] | None = None
     live_previews_enable: Flag | None = None
 
     def offered(self) -> dict[str, Any]:
