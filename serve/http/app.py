@@ -115,8 +115,7 @@ def build_http_app(
     limits, inputs = RateLimits(fleet.num_ingresses), JobInputs(stores.jobs.database, stores.objects)
     adapter_sources = AdapterSources(adapters)
     desk = FrontDesk(models, pipeline, admission, limits, stores.jobs, inputs, adapter_sources)
-    board = StatusBoard(fleet, config.model.device, lambda: models.refs, DenoiserStatuses())
-    routes, open_routes = _routes(config, info, desk, stores, readiness, StatusRoutes(board))
+    routes, open_routes = _routes(config, info, desk, stores, readiness, _status(config, fleet, models))
 
     async def warn_of_problems() -> None:
         _warn_of_problems(config, info, await learned_cost(pipeline, readiness))
@@ -196,6 +195,11 @@ def _routes(
         *open_routes,
     ]
     return routes, open_routes
+
+
+def _status(config: AppConfig, fleet: Fleet, models: ServedModels) -> StatusRoutes:
+    board = StatusBoard(fleet, config.model.device, lambda: models.refs, DenoiserStatuses())
+    return StatusRoutes(board)
 
 
 def _warn_of_problems(config: AppConfig, info: ModelInfo, cost: CostModel) -> None:
