@@ -214,6 +214,37 @@ async def test_what_is_not_known_is_told(tmp_path: Path) -> None:
 
 
 @in_loop
+async def test_what_a1111s_own_tests_ask_for_is_made(tmp_path: Path) -> None:
+    """As far as it is offered: not tiles, restored faces, alternating words and scripts."""
+    small = WHOLE | {"width": 64, "height": 64, "steps": 3, "seed": -1, "eta": 0, "sampler_name": None}
+    seen: Seen = []
+    async with serving(tmp_path, [], seen=seen) as client:
+        for changes, num_images in (
+            ({}, 1),
+            ({"negative_prompt": "something else"}, 1),
+            ({"prompt": "((more)), (more:1.1), [less], [to:x]"}, 1),
+            ({"height": 128}, 1),
+            ({"enable_hr": True, "hr_upscaler": None, "denoising_strength": 0}, 1),
+            ({"sampler_index": "PLMS"}, 1),
+            ({"sampler_index": "DDIM"}, 1),
+            ({"sampler_index": "UniPC"}, 1),
+            ({"n_iter": 2}, 2),
+            ({"batch_size": 2}, 2),
+        ):
+            answer = await made(client, **(small | changes))
+            assert len(answer["images"]) == num_images, changes
+        image = {"init_images": [data_url(START)], "inpaint_full_res": False, "inpainting_mask_invert": False}
+        for changes in (
+            {},
+            {"mask": data_url(MASK)},
+            {"mask": data_url(MASK), "inpainting_mask_invert": True},
+        ):
+            assert len((await made(client, IMG2IMG, **(small | OF_IMG2IMG | image | changes)))["images"]) == 1
+    assert [request.sampler for request, _ in seen[5:8]] == ["PLMS", "DDIM", "UniPC"]
+    assert seen[0][0].sampler == "Euler", "which is Euler a without fresh noise"
+
+
+@in_loop
 async def test_values_that_json_does_not_have_are_not_sent_back(tmp_path: Path) -> None:
     async with serving(tmp_path, []) as client:
         body = (
