@@ -150,7 +150,7 @@ def _stages(replicas: Mapping[str, Replicas]) -> LiveStages:
 
 def _queue(requests: list[RequestStatus], num_denoisers: int) -> LiveQueue:
     here = [one for one in requests if one.left_at is None]
-    work_s = sum(one.work_s for one in here)
+    work_s = sum((one.work_s for one in here), start=0.0)
     return {
         "images": len(here),
         "waiting": sum(one.state == "waiting" for one in here),
