@@ -35,7 +35,7 @@ function App() {
     <main class=${`main is-${tab}`} id="main">
       ${tab === "make" && html`<${Composer} /><${Newest} model=${model} actions=${ACTIONS} />`}
       ${tab === "gallery" && html`<${Gallery} actions=${ACTIONS} />`}
-      ${tab === "live" && html`<h2 class="unseen">Live</h2><${LiveView} mine=${mine} />`}
+      ${tab === "live" && html`<${LiveView} mine=${mine} />`}
     </main>
     <${Open} records=${records} />
     <${Leaving} records=${records} />

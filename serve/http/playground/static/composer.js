@@ -13,6 +13,7 @@ import { html, useEffect, useRef, useState } from "./vendor/preact.js";
 import { useValue } from "./values.js";
 import { exampleOf } from "./wording.js";
 
+const PICTURES = ["image", "mask"];
 const IS_WIDE = matchMedia("(min-width: 60rem)");
 
 export function Composer() {
@@ -35,10 +36,7 @@ export function Composer() {
   };
   useFocusOnError(form, errors);
   const onKeyDown = (event) => {
-    if (event.key !== "Enter" || !(event.ctrlKey || event.metaKey)) return;
-    event.target.blur(); // a number that is being typed counts from here on
-    event.target.focus();
-    send(event);
+    if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) send(event);
   };
   return html`
     <form
@@ -101,7 +99,9 @@ function useFocusOnError(form, errors) {
 /** The form's name of the field at fault; "form" if it has none. */
 function fieldOf({ field }) {
   const name = field?.replace(/^input\./, "").replace(/[.[].*/, "");
-  return name && document.getElementById(`field-${name}`) ? name : "form";
+  // Of these two the form has one at a time, and shows the errors of both there.
+  const names = PICTURES.includes(name) ? PICTURES : [name];
+  return names.find((one) => document.getElementById(`field-${one}`)) ?? "form";
 }
 
 /** Beside its field a sentence need not name it. */

@@ -1,6 +1,6 @@
 // The form's fields. Each has the name of the server's field, by which errors find it.
 
-import { html } from "./vendor/preact.js";
+import { html, useState } from "./vendor/preact.js";
 
 /** A label, a control, a hint and the error. children: makes the control from its attributes */
 export function Field({ name, label, hint, error, aside, children }) {
@@ -16,12 +16,25 @@ export function Field({ name, label, hint, error, aside, children }) {
   `;
 }
 
+/**
+ * A number as it is typed: each number counts at once, and what is shown is the text until the field is left.
+ * value: null shows an empty field; onChange: called with a number, or with null for an empty field
+ */
+export function NumberInput({ value, onChange, ...attributes }) {
+  const [text, setText] = useState(null);
+  const change = ({ target }) => {
+    setText(target.value);
+    const number = target.value === "" ? null : Number(target.value);
+    if (!target.validity.badInput && !Number.isNaN(number)) onChange(number);
+  };
+  return html`
+    <input ...${attributes} type="number" value=${text ?? value ?? ""} onInput=${change} onBlur=${() => setText(null)} />
+  `;
+}
+
 /** A number with a slider beside it, which is for the mouse: the number has the keyboard's arrows. */
 export function NumberField({ name, label, value, usual, min, max, step = 1, slidesTo = max, hint, error, onChange }) {
-  const change = ({ target }) => {
-    const number = target.value === "" ? null : Number(target.value);
-    if (!Number.isNaN(number)) onChange(number === usual ? null : number);
-  };
+  const change = (number) => onChange(number === usual ? null : number);
   const control = (attributes) => html`
     <div class="slider">
       <input
@@ -32,9 +45,9 @@ export function NumberField({ name, label, value, usual, min, max, step = 1, sli
         max=${slidesTo}
         step=${step}
         value=${value ?? usual}
-        onInput=${change}
+        onInput=${({ target }) => change(Number(target.value))}
       />
-      <input ...${attributes} type="number" min=${min} max=${max} step=${step} value=${value ?? usual} onChange=${change} />
+      <${NumberInput} ...${{ ...attributes, min, max, step }} value=${value ?? usual} onChange=${change} />
     </div>
   `;
   return html`<${Field} ...${{ name, label, hint, error }}>${control}<//>`;

@@ -1,5 +1,6 @@
 // Adapters (LoRAs) with their weights, and the words that their authors want in the prompt.
 
+import { NumberInput } from "./fields.js";
 import { Glyph } from "./glyphs.js";
 import { html } from "./vendor/preact.js";
 
@@ -42,7 +43,6 @@ export function LoraField({ loras, adapters, prompt, error, onChange, onWord }) 
 
 function Lora({ lora: { id, scale }, adapter, prompt, onScale, onRemove, onWord }) {
   const words = (adapter?.trigger_words ?? []).filter((word) => !prompt.includes(word));
-  const change = ({ target }) => target.value !== "" && onScale(Number(target.value));
   return html`
     <div class="lora" role="group" aria-label=${id}>
       <span class="lora-name" title=${id}>${id}</span>
@@ -54,9 +54,16 @@ function Lora({ lora: { id, scale }, adapter, prompt, onScale, onRemove, onWord 
         max="2"
         step="0.05"
         value=${scale}
-        onInput=${change}
+        onInput=${({ target }) => onScale(Number(target.value))}
       />
-      <input type="number" aria-label=${`Weight of ${id}`} min="-100" max="100" step="0.05" value=${scale} onChange=${change} />
+      <${NumberInput}
+        aria-label=${`Weight of ${id}`}
+        min="-100"
+        max="100"
+        step="0.05"
+        value=${scale}
+        onChange=${(number) => number !== null && onScale(number)}
+      />
       <button type="button" class="quiet icon" aria-label=${`Remove ${id}`} onClick=${onRemove}>
         <${Glyph} name="close" />
       </button>

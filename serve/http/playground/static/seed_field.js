@@ -1,27 +1,22 @@
 // The seed: a random one each time, one that is given, or one that is kept.
 
 import { Glyph } from "./glyphs.js";
-import { Field } from "./fields.js";
+import { Field, NumberInput } from "./fields.js";
 import { html } from "./vendor/preact.js";
 
 const MAX_SEED = Number.MAX_SAFE_INTEGER; // the server's too
 
 /** last: the seed of the newest picture, or null */
 export function SeedField({ seed, isKept, last, error, onChange }) {
-  const change = ({ target }) => {
-    const number = target.value === "" ? null : Number(target.value);
-    if (!Number.isNaN(number)) onChange({ seed: number });
-  };
   const control = (attributes) => html`
     <div class="joined">
-      <input
+      <${NumberInput}
         ...${attributes}
-        type="number"
         min="0"
         max=${MAX_SEED}
         placeholder="Random"
-        value=${seed ?? ""}
-        onInput=${change}
+        value=${seed}
+        onChange=${(number) => onChange({ seed: number })}
       />
       <button
         type="button"

@@ -1,13 +1,14 @@
 // All settings of a picture but its prompt.
 
 import { AdvancedFields } from "./advanced_fields.js";
-import { edit } from "./draft.js";
+import { edit, modelOf } from "./draft.js";
 import { NumberField, SelectField, TextField } from "./fields.js";
 import { takeFile } from "./given_pictures.js";
 import { LoraField } from "./lora_field.js";
 import { SeedField } from "./seed_field.js";
 import { server } from "./server.js";
 import { SizeField } from "./size_field.js";
+import { carriedSize } from "./sizes.js";
 import { StartField } from "./start_field.js";
 import { made } from "./store.js";
 import { html } from "./vendor/preact.js";
@@ -28,7 +29,7 @@ export function SettingsFields({ draft: now, model, errors, setErrors }) {
         error=${errors.negative_prompt}
         onChange=${(text) => edit({ negative: text === (defaults.negative_prompt ?? "") ? null : text })}
       />
-      <${ModelField} model=${model} error=${errors.version} />
+      <${ModelField} draft=${now} model=${model} error=${errors.version} />
       <${StartField}
         draft=${now}
         needsMask=${model.needs_mask}
@@ -101,8 +102,12 @@ export function SettingsFields({ draft: now, model, errors, setErrors }) {
   `;
 }
 
-function ModelField({ model, error }) {
+function ModelField({ draft: now, model, error }) {
   const { models } = useValue(server);
+  const choose = (id) => {
+    const hasOwnSize = now.isOwnSize || (now.start && now.width === null);
+    edit({ model: id, ...(!hasOwnSize && carriedSize(now, model, modelOf(id))) });
+  };
   if (models.length === 1) return null;
   return html`
     <${SelectField}
@@ -111,7 +116,7 @@ function ModelField({ model, error }) {
       options=${models.map(({ id }) => [id, id])}
       value=${model.id}
       error=${error}
-      onChange=${(id) => edit({ model: id })}
+      onChange=${choose}
     />
   `;
 }

@@ -1,5 +1,6 @@
 // The size: as many pixels as the model's own in a few shapes, or any that it can make.
 
+import { NumberInput } from "./fields.js";
 import { html } from "./vendor/preact.js";
 import { presets } from "./sizes.js";
 
@@ -50,16 +51,15 @@ function OwnSize({ draft, model: { limits }, errors, onChange }) {
   const side = (name, label, max) => html`
     <label class="side">
       <span class="small">${label}</span>
-      <input
+      <${NumberInput}
         id=${`field-${name}`}
-        type="number"
         min=${limits.min_size}
         max=${max}
         step=${limits.size_multiple}
         value=${draft[name]}
         aria-invalid=${errors[name] ? "true" : undefined}
         aria-describedby="size-notes"
-        onChange=${({ target }) => onChange({ [name]: Number(target.value) || null })}
+        onChange=${(pixels) => onChange({ [name]: pixels })}
       />
     </label>
   `;

@@ -7,29 +7,44 @@ const SHAPES = [
   ["Tall", 9, 16],
   ["Wide", 16, 9],
 ];
+const LARGE_PX = 512;
+const LARGE_MULTIPLE = 64; // large models were trained on such sizes
 
 /** [{name, width, height}] with about as many pixels as the model's own size, all within its limits. */
 export function presets({ defaults, limits }) {
-  const pixels = defaults.width * defaults.height;
+  const { width: usualWidth, height: usualHeight } = defaults;
+  const isLarge = Math.min(usualWidth, usualHeight) >= LARGE_PX && LARGE_MULTIPLE % limits.size_multiple === 0;
+  const factor = isLarge ? LARGE_MULTIPLE : limits.size_multiple;
   const sizes = SHAPES.map(([name, across, down]) => {
-    const width = Math.sqrt((pixels * across) / down);
-    return { name, ...fitted(width, (width * down) / across, limits) };
+    const width = Math.sqrt((usualWidth * usualHeight * across) / down);
+    return { name, ...fitted(width, (width * down) / across, factor, limits) };
   });
-  return sizes.filter(({ width, height }, at) => {
-    const isNew = sizes.findIndex((one) => one.width === width && one.height === height) === at;
-    return isNew && width * height <= limits.max_pixels;
-  });
+  return sizes.filter(
+    ({ width, height }, at) => sizes.findIndex((one) => one.width === width && one.height === height) === at,
+  );
 }
 
-function fitted(width, height, limits) {
-  return {
-    width: multiple(width, limits.max_width, limits),
-    height: multiple(height, limits.max_height, limits),
-  };
+/** The width and height of a draft after a change of the model: the same shape, or the new model's own. */
+export function carriedSize({ width, height }, from, to) {
+  const name = presets(from).find((one) => one.width === width && one.height === height)?.name;
+  const size = presets(to).find((one) => one.name === name);
+  const isUsual = !size || (size.width === to.defaults.width && size.height === to.defaults.height);
+  return isUsual ? { width: null, height: null } : { width: size.width, height: size.height };
 }
 
-function multiple(pixels, most, { min_size: least, size_multiple: factor }) {
+function fitted(width, height, factor, limits) {
+  let [across, down] = [
+    multiple(width, factor, limits.min_size, limits.max_width),
+    multiple(height, factor, limits.min_size, limits.max_height),
+  ];
+  while (across * down > limits.max_pixels) {
+    if (across > down) across -= factor;
+    else down -= factor;
+  }
+  return { width: across, height: down };
+}
+
+function multiple(pixels, factor, least, most) {
   const rounded = Math.round(pixels / factor) * factor;
-  const [low, high] = [Math.ceil(least / factor) * factor, Math.floor(most / factor) * factor];
-  return Math.min(Math.max(rounded, low), high);
+  return Math.min(Math.max(rounded, Math.ceil(least / factor) * factor), Math.floor(most / factor) * factor);
 }
