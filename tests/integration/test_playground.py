@@ -50,7 +50,7 @@ def records(page: Page) -> list[dict[str, Any]]:
 
 def file_of(page: Page, base_url: str) -> bytes:
     [record] = records(page)[:1]
-    return httpx.get(base_url + httpx.URL(record["outputs"][0]).path).content
+    return httpx.get(f"{base_url}/{record['outputs'][0]}").content
 
 
 def png(color: tuple[int, int, int]) -> bytes:
@@ -210,5 +210,6 @@ def test_a_server_that_restarts_loses_no_picture(browser: Browser, cost_model: P
             expect(card(page, RED).locator("img.preview").first).to_be_visible()
         expect(page.get_by_role("status", name="Server")).to_contain_text("not lost")
         with whole_application(jobs, tmp_path / "second.log", cost_model, api_keys=keys, port=port):
-            expect(page.get_by_role("button", name="Open: ").first).to_be_visible()
+            expect(page.get_by_role("button", name=f"Open: {RED}")).to_have_count(8)
+            expect(page.get_by_role("progressbar")).to_have_count(0)
             assert records(page)[0]["status"] == "succeeded"
