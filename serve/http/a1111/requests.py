@@ -45,16 +45,16 @@ def asked_of(body: Txt2ImgBody | Img2ImgBody, settings: Settings, model: ServedM
     warnings = [*_checked(body), *check_overrides(body.override_settings)]
     name_field = "sampler_index" if body.sampler_name is None and body.sampler_index else "sampler_name"
     named = body.sampler_name or body.sampler_index or model.defaults.sampler
-    sampler = sampler_of(named, body.scheduler, name_field)
-    warnings += automatic_warning(sampler, body.scheduler)
-    sampler, eta = with_eta(sampler, body.eta)
+    meant = sampler_of(named, body.scheduler, name_field)
+    warnings += automatic_warning(meant, body.scheduler)
+    sampler, eta = with_eta(meant, body.eta)
     steps = body.steps or model.defaults.num_inference_steps
     num_images = body.batch_size * body.n_iter
     own: dict[str, Any]
     if isinstance(body, Img2ImgBody):
         own = _img2img(body, steps)
     else:
-        hires, more = hires_of(body, model, sampler, steps)
+        hires, more = hires_of(body, model, meant, steps)
         own, warnings = {"hires": hires}, warnings + more
     names = {**_NAMES, **_option_names(settings), "sampler": name_field, "num_images": _counts(body)}
     is_lossy = settings.samples_format != "png"
