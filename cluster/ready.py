@@ -13,7 +13,7 @@ from ray.serve.schema import HTTPOptionsSchema
 _ANSWER_TIMEOUT_S = 5.0
 _ANY_ADDRESS = ("0.0.0.0", "::")
 # Pages that are left out if they are not at their paths.
-_PAGES = {"API docs": "/docs"}
+_PAGES = {"Playground": "/", "API docs": "/docs"}
 
 
 def base_url(options: HTTPOptionsSchema, reached_at: str = "127.0.0.1") -> str:
