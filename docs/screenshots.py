@@ -53,6 +53,7 @@ def opened(browser: Browser, url: str, theme: str) -> Page:
     )
     page = context.new_page()
     page.goto("/")
+    page.get_by_label("Steps", exact=True).wait_for()  # the server has said what it offers
     return page
 
 
@@ -68,6 +69,7 @@ def make(page: Page) -> None:
     page.keyboard.press("Control+Enter")
     page.locator("img.preview").first.wait_for(timeout=120_000)
     page.get_by_label("Prompt", exact=True).click()
+    page.evaluate("document.querySelectorAll('*').forEach((element) => { element.scrollTop = 0; })")
 
 
 def show_load(page: Page, url: str) -> None:
