@@ -20,6 +20,15 @@ _Pixels = Annotated[int, Field(ge=0, le=4096), ALSO_AS_TEXT]
 _Count = Annotated[int, Field(ge=1), ALSO_AS_TEXT]
 
 
+def _with_nulls(schema: dict[str, Any]) -> None:
+    """Says that every field may be null, which is as if it were absent."""
+    for name, field in schema["properties"].items():
+        kinds = field.pop("anyOf", None) or [{"type": field.pop("type")}]
+        if {"type": "null"} not in kinds:
+            kinds = [*kinds, {"type": "null"}]
+        schema["properties"][name] = {**field, "anyOf": kinds}
+
+
 class CommonBody(Body):
     """The fields of txt2img and img2img. Size, steps, guidance and sampler are the model's where they are
     absent, and not A1111's.
@@ -27,7 +36,7 @@ class CommonBody(Body):
     deterministic: as in the other dialects; A1111 has no such field
     """
 
-    model_config = ConfigDict(extra="allow")
+    model_config = ConfigDict(extra="allow", json_schema_extra=_with_nulls)
 
     prompt: Text = ""
     negative_prompt: Text = ""
