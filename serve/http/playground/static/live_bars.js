@@ -27,11 +27,8 @@ export function barNodes(bars, scale, mine) {
     .toReversed();
 }
 
-/** What has ended stays as it is, so its node is kept: the same node costs nothing to render. */
 function barNode(bar, nextAt, { base, pixelsPerS, shown }, mine) {
   const isOver = endOf(bar) <= shown; // what ends a little later is known already, and is not told yet
-  const version = `${base}/${pixelsPerS}/${nextAt}/${mine?.label}`;
-  if (isOver && bar.node?.version === version) return bar.node.value;
   const at = (moment) => (moment - base) * pixelsPerS;
   const end = Math.min(endOf(bar), shown + AHEAD_S);
   const begin = bar.joinedAt ?? end;
@@ -41,12 +38,11 @@ function barNode(bar, nextAt, { base, pixelsPerS, shown }, mine) {
     widthPx: bar.joinedAt === null ? 0 : Math.max(MIN_BAR_PX, at(end) - at(begin)),
     roomPx: at(nextAt) - at(end) - GAP_PX,
   };
-  const value = html`<${Bar} key=${bar.key} ...${{ bar, mine, isOver, ...place }} />`;
-  if (isOver) bar.node = { version, value };
-  return value;
+  return html`<${Bar} key=${bar.key} ...${{ bar, mine, isOver, ...place }} />`;
 }
 
 function Bar({ bar, mine, isOver, waitPx, leftPx, widthPx, roomPx }) {
+  this.shouldComponentUpdate = hasChanged; // most bars have ended and stay as they are
   const end = isOver ? endText(textsOf(bar), widthPx, roomPx) : null;
   const endNode = end && html`${end.text}<i class="live-mark"></i>`;
   const hasName = !isOver || widthPx >= NAME_PX;
@@ -83,24 +79,24 @@ export function stripeNodes(knots, scale, windowS, count) {
   return count ? knots.slice(first).map((to, index) => stripeNode(knots[first + index - 1], to, scale, count)) : [];
 }
 
-/** The lines between two knots; they stay as they are. */
+/** The lines between two knots. */
 function stripeNode(from, to, { base, pixelsPerS }, count) {
-  const version = `${base}/${pixelsPerS}/${count}/${from.at}/${from.forwards}`;
-  if (to.node?.version === version) return to.node.value;
-  const width = (to.at - from.at) * pixelsPerS;
-  const lines = stripes(from.forwards, to.forwards, width, count);
-  const isVisible = lines !== null && lines.gapPx >= STRIPE_PX / 4;
-  const style = isVisible && {
-    left: `${(from.at - base) * pixelsPerS}px`,
-    width: `${width}px`,
-    "--gap": `${lines.gapPx}px`,
-    "--offset": `${lines.offsetPx}px`,
-  };
-  const value = isVisible
-    ? html`<div key=${`f${from.at}/${from.forwards}`} class="live-forwards" style=${style}></div>`
-    : null;
-  to.node = { version, value };
-  return value;
+  const widthPx = (to.at - from.at) * pixelsPerS;
+  const lines = stripes(from.forwards, to.forwards, widthPx, count);
+  if (!lines || lines.gapPx < STRIPE_PX / 4) return null;
+  const props = { leftPx: (from.at - base) * pixelsPerS, widthPx, ...lines };
+  return html`<${Stripes} key=${`${from.at}/${from.forwards}`} ...${props} />`;
+}
+
+function Stripes({ leftPx, widthPx, gapPx, offsetPx }) {
+  this.shouldComponentUpdate = hasChanged;
+  const style = { left: `${leftPx}px`, width: `${widthPx}px`, "--gap": `${gapPx}px`, "--offset": `${offsetPx}px` };
+  return html`<div class="live-forwards" style=${style}></div>`;
+}
+
+/** Whether a component has other props than before. (A node that is kept instead would keep all nodes before it.) */
+function hasChanged(next) {
+  return Object.keys(next).some((name) => next[name] !== this.props[name]);
 }
 
 /** The attributes by which live.css draws a bar. */
