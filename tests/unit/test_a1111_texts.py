@@ -154,3 +154,15 @@ async def test_other_files(tmp_path: Path) -> None:
             answer = await client.post(PNG_INFO, json={"image": wrong})
             assert (answer.status_code, answer.json()["error"]["param"]) == (422, "image")
         assert (await client.post(PNG_INFO, json={})).status_code == 422
+
+
+@in_loop
+async def test_a_small_file_with_endless_text_is_refused(tmp_path: Path) -> None:
+    texts = PngImagePlugin.PngInfo()
+    for name in ("parameters", "other"):
+        texts.add_text(name, 600_000 * "\x01", zip=True)
+    data = file_of(picture(), pnginfo=texts)
+    async with serving(tmp_path, []) as client:
+        answer = await client.post(PNG_INFO, json={"image": data_url(data)})
+    assert (answer.status_code, answer.json()["error"]["param"]) == (422, "image")
+    assert answer.json()["detail"] == "image: has 1200000 characters of text; at most 1048576 are read."

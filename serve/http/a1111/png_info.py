@@ -22,6 +22,8 @@ from serve.start_pictures import FORMATS
 _PARAMETERS = "parameters"
 _CODE_LENGTH = 8  # of a comment's encoding, which is before it
 _UTF_16 = b"UNICODE\0"
+# Characters of all texts. In the file, compressed ones take a thousandth of it.
+_MOST_READ = 1 << 20
 
 
 class PngInfoRoute:
@@ -53,6 +55,10 @@ def _read(picture: str) -> PngInfo:
         raise InvalidRequestError("image: is no PNG, JPEG or WebP file in base64.", "image") from error
     texts: dict[str, Any] = {str(key): text for key, text in image.info.items() if isinstance(text, str)}
     info = texts.pop(_PARAMETERS, "") or _comment(comment)
+    if (length := len(info) + sum(map(len, texts.values()))) > _MOST_READ:
+        raise InvalidRequestError(
+            f"image: has {length} characters of text; at most {_MOST_READ} are read.", "image"
+        )
     return {"info": info, "items": texts, "parameters": parameters_of(info)}
 
 
