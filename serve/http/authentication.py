@@ -26,8 +26,10 @@ class Authentication:
         if scope["type"] == "http" and not self._is_open(scope):
             request = Request(scope)
             try:
+                # Other routes have names of models in their paths, which may be anything.
+                path = scope["path"].removeprefix(scope.get("root_path", ""))
                 request.state.client = self._clients.of(
-                    request.headers.get("authorization"), _BASIC_ALLOWED_BELOW in scope["path"]
+                    request.headers.get("authorization"), path.startswith(_BASIC_ALLOWED_BELOW)
                 )
             except InvalidApiKeyError as error:
                 response = problem_response(error, request)

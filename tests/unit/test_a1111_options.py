@@ -98,6 +98,8 @@ async def test_each_client_has_its_own_by_bearer_or_basic(tmp_path: Path) -> Non
         ):
             assert (await client.get(OPTIONS, headers=wrong)).status_code == 401
         assert (await client.post(IMAGES, json=IMAGE, headers=basic(ALICE))).status_code == 401
+        named_so = "/v1/models/sdapi/shapes/predictions"
+        assert (await client.post(named_so, json={}, headers=basic(ALICE))).status_code == 401
 
 
 @in_loop
