@@ -297,6 +297,7 @@ REFUSED: list[tuple[str, dict[str, Any], str, str]] = [
     (TXT2IMG, {"enable_hr": True, "hr_resize_x": 256, "hr_resize_y": 128}, "hr_resize_x", "grow alike"),
     (TXT2IMG, {"enable_hr": True, "hr_prompt": "else"}, "hr_prompt", "of the first"),
     (TXT2IMG, {"enable_hr": True, "hr_sampler_name": "Heun"}, "hr_sampler_name", "of the first"),
+    (TXT2IMG, {"enable_hr": True, "hr_scheduler": "Exponential"}, "hr_scheduler", "is not offered"),
     (TXT2IMG, {"enable_hr": True, "hr_scale": 3}, "enable_hr", "multiples of 8 from 64 to 256"),
     (IMG2IMG, {"init_images": None}, "init_images", "0 pictures"),
     (IMG2IMG, {"init_images": 2 * [data_url(START)]}, "init_images", "2 pictures"),
@@ -330,6 +331,16 @@ async def test_what_would_change_the_picture_and_is_not_offered_is_refused(tmp_p
             status, param, detail = await refused(client, TXT2IMG, body)
             assert (status, param) == (404, "override_settings.sd_model_checkpoint")
             assert detail.endswith("is not served here; 'shapes' is.")
+
+
+@in_loop
+async def test_a_second_pass_has_the_noise_levels_of_the_first(tmp_path: Path) -> None:
+    seen: Seen = []
+    of_both = {"sampler_name": "DPM++ 2M", "scheduler": "Karras", "hr_sampler_name": "DPM++ 2M"}
+    async with serving(tmp_path, [], seen=seen) as client:
+        for name in (None, "Use same scheduler", "karras"):
+            await made(client, width=64, height=64, enable_hr=True, hr_scheduler=name, **of_both)
+    assert {request.sampler for request, _ in seen} == {"DPM++ 2M Karras"}
 
 
 @in_loop

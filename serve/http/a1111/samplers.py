@@ -20,8 +20,13 @@ _ANCESTRAL = {"Euler a": "Euler"}
 _ALWAYS_FRESH = {"DPM++ 2M SDE", "DPM++ 2M SDE Karras"}
 
 
-def sampler_of(name: str, scheduler: str | None, field: str = "sampler_name") -> str:
-    """The sampler of a request. field: that names it, for errors. Raises InvalidRequestError."""
+def sampler_of(
+    name: str, scheduler: str | None, field: str = "sampler_name", levels_field: str = "scheduler"
+) -> str:
+    """The sampler of a request. field, levels_field: those of the two, for errors
+
+    Raises InvalidRequestError.
+    """
     try:
         sampler = canonical_sampler(name)
     except UnsupportedSamplerError as error:
@@ -29,21 +34,23 @@ def sampler_of(name: str, scheduler: str | None, field: str = "sampler_name") ->
     levels = (scheduler or "automatic").strip().lower()
     if levels not in _LEVELS:
         raise InvalidRequestError(
-            f"scheduler: {shown(scheduler)} is not offered; {', '.join(SCHEDULERS)} are.", "scheduler"
+            f"{levels_field}: {shown(scheduler)} is not offered; {', '.join(SCHEDULERS)} are.", levels_field
         )
     is_karras, is_named_so = _LEVELS[levels], sampler.endswith(_KARRAS)
     if is_karras is None or is_karras == is_named_so:
         return sampler
     if is_named_so:
         raise InvalidRequestError(
-            f"scheduler: {shown(scheduler)} was given, and {sampler!r} as {field}; leave one of them out.",
-            "scheduler",
+            f"{levels_field}: {shown(scheduler)} was given, and {sampler!r} as {field}; leave one of them "
+            "out.",
+            levels_field,
         )
     if sampler + _KARRAS in SAMPLERS:
         return sampler + _KARRAS
     having = [one.removesuffix(_KARRAS) for one in SAMPLERS if one.endswith(_KARRAS)]
     raise InvalidRequestError(
-        f"scheduler: 'Karras' is not offered with {sampler!r}; it is with {', '.join(having)}.", "scheduler"
+        f"{levels_field}: 'Karras' is not offered with {sampler!r}; it is with {', '.join(having)}.",
+        levels_field,
     )
 
 
