@@ -5,6 +5,7 @@ import base64
 import io
 import json
 from collections.abc import AsyncGenerator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,9 @@ from serve.generation import (
     PromptEncoded,
     Resume,
 )
+from serve.http.a1111.running import Run
+from serve.http.front_desk import Generation
+from tests.generation_requests import generation_request
 from tests.job_stores import in_loop
 from tests.picture_files import file_of, picture
 from tests.unit.test_authentication import ALICE, API_KEYS, BOB, InstantPipeline, by, serving
@@ -206,3 +210,14 @@ async def test_without_previews_there_is_less_to_tell(
         (await client.post("/sdapi/v1/interrupt")).raise_for_status()
         answer = await task
         assert (answer.status_code, answer.json()["images"]) == (200, [])
+
+
+@in_loop
+async def test_a_generation_that_is_canceled_by_others_is_no_answer() -> None:
+    async def canceled() -> AsyncGenerator[GenerationEvent, None]:
+        yield ImagePreview(0, 0, 2, PREVIEW)
+        raise asyncio.CancelledError
+
+    request = generation_request()
+    with pytest.raises(asyncio.CancelledError):
+        await Run(request, "scripts_txt2img").follow(Generation(request, canceled(), ExitStack()))

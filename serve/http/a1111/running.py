@@ -38,7 +38,8 @@ class Run:
         finally:
             self._reading.cancel()
             await asyncio.gather(self._reading, return_exceptions=True)
-        if not self._reading.cancelled():
+        is_stopped = self.is_interrupted or self.is_skipped
+        if not (is_stopped and self._reading.cancelled()):
             self._reading.result()
 
     def interrupt(self) -> None:
