@@ -154,7 +154,7 @@ def test_an_error_is_the_servers_own_sentence_at_its_field(page: Page) -> None:
 
 
 def test_the_live_view_shows_who_joins_and_leaves_whom(page: Page, base_url: str) -> None:
-    """Only by its table: the rest is drawn on a canvas."""
+    """As its table tells it; tests/integration/test_playground_parts.py looks at the bars."""
     ask(page, RED, Steps=LONG, Number_of_pictures=4)
     page.goto("/#live")
     rows = page.get_by_role("region", name="Requests in the denoisers").get_by_role("row")
