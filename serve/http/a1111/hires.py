@@ -53,15 +53,13 @@ def hires_of(
 def _check_as_first(body: Txt2ImgBody, model: ServedModel, sampler: str) -> None:
     """Raises InvalidRequestError if the second pass is to have anything of its own."""
     has_scheduler = body.hr_scheduler not in (None, *_SAME)
-    scheduler, levels_field = (
-        (body.hr_scheduler, "hr_scheduler") if has_scheduler else (body.scheduler, "scheduler")
-    )
+    scheduler = body.hr_scheduler if has_scheduler else body.scheduler
     own = {
         "hr_checkpoint_name": body.hr_checkpoint_name not in (None, *_SAME, model.id),
         "hr_sampler_name": body.hr_sampler_name not in (None, *_SAME)
-        and sampler_of(str(body.hr_sampler_name), scheduler, "hr_sampler_name", levels_field) != sampler,
+        and sampler_of(str(body.hr_sampler_name), scheduler, "hr_sampler_name", "hr_scheduler") != sampler,
         "hr_scheduler": has_scheduler
-        and sampler_of(sampler, scheduler, levels_field=levels_field) != sampler,
+        and sampler_of(sampler, scheduler, levels_field="hr_scheduler") != sampler,
         "hr_prompt": body.hr_prompt not in ("", body.prompt),
         "hr_negative_prompt": body.hr_negative_prompt not in ("", body.negative_prompt),
     }
