@@ -99,7 +99,9 @@ class LiveStatus(TypedDict):
 
     object: Literal["status"]
     now: Time
-    device: Annotated[str, Field(description="`cpu`, `cuda` or `simulated`.")]
+    device: Annotated[
+        str, Field(description="`cpu`, `cuda` or `simulated`; maybe `auto` until a denoiser has answered.")
+    ]
     stages: LiveStages
     queue: LiveQueue
     throughput: LiveThroughput
