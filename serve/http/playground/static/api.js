@@ -1,9 +1,14 @@
 // Calls of the server's API. Owns the API key, which is kept in this browser and goes to this server only.
 
-const KEY = "midstep.key";
+import { dropText, keepText, keptText } from "./storage.js";
+
+export const KEY = "midstep.key";
 const BASE = new URL("..", import.meta.url); // right below any prefix
 const UNREACHABLE = "The server cannot be reached.";
 const SILENCE_MS = 45_000; // the server pings every 15 s
+const NOT_THE_SERVER = "Something on the way to the server answered in its place.";
+const NO_KEY = "Keys have only letters from A to Z, digits and signs.";
+const IN_HEADERS = /^[\x21-\x7e]+$/;
 const BROKE = "The connection to the server broke.";
 
 export class ApiError extends Error {
@@ -25,13 +30,13 @@ export class ApiError extends Error {
 
 /** The kept API key; null if there is none. */
 export function getKey() {
-  return localStorage.getItem(KEY);
+  return keptText(KEY);
 }
 
 /** Keeps an API key; an empty text or null forgets it. */
 export function setKey(text) {
-  if (text) localStorage.setItem(KEY, text);
-  else localStorage.removeItem(KEY);
+  if (text) keepText(KEY, text);
+  else dropText(KEY);
 }
 
 /** The URL of a path such as "v1/models". */
@@ -94,6 +99,7 @@ export function isAborted(error) {
 async function answer(path, { method = "GET", body, headers = {}, signal } = {}) {
   const sent = new Headers(headers);
   const key = getKey();
+  if (key && !IN_HEADERS.test(key)) throw new ApiError(NO_KEY, { status: 401 });
   if (key) sent.set("authorization", `Bearer ${key}`);
   let payload = body;
   if (body && Object.getPrototypeOf(body) === Object.prototype) {
@@ -107,11 +113,12 @@ async function answer(path, { method = "GET", body, headers = {}, signal } = {})
     throw isAborted(error) ? error : new ApiError(UNREACHABLE);
   }
   if (!response.ok) throw await problem(response);
+  if (response.headers.get("content-type")?.includes("html")) throw new ApiError(NOT_THE_SERVER); // such as a login
   return response;
 }
 
 async function problem(response) {
-  const told = await response.json().catch(() => ({}));
+  const told = (await response.json().catch(() => null)) ?? {};
   const sentence = typeof told.detail === "string" ? told.detail : `The server answered ${response.status}.`;
   return new ApiError(sentence, {
     status: response.status,
@@ -126,9 +133,14 @@ function parsedEvent(block) {
   let event = "message";
   const data = [];
   for (const line of block.split("\n")) {
-    const [, name, value] = line.match(/^([^:]*):? ?(.*)$/);
+    const [, name, value] = line.match(/^([^:]*):? ?(.*)$/s);
     if (name === "event") event = value;
     if (name === "data") data.push(value);
   }
-  return data.length ? { event, data: JSON.parse(data.join("\n")) } : null;
+  if (!data.length) return null;
+  try {
+    return { event, data: JSON.parse(data.join("\n")) };
+  } catch {
+    throw new ApiError(BROKE);
+  }
 }

@@ -3,11 +3,11 @@
 import { url } from "./api.js";
 import { keepPicture, readPicture } from "./pictures.js";
 import { server } from "./server.js";
-import { draftOf, EMPTY } from "./settings.js";
+import { draftOf, mendedDraft } from "./settings.js";
 import { keepDraft, keptDraft } from "./store.js";
 import { Value } from "./values.js";
 
-export const draft = new Value({ ...EMPTY, ...keptDraft() });
+export const draft = new Value(mendedDraft(keptDraft()));
 
 export function edit(changes) {
   draft.now = { ...draft.now, ...changes };
@@ -40,7 +40,10 @@ export async function startFromFile(file, name = file.name || "A pasted picture"
 /** Makes a record's picture the one to start from. */
 export async function startFromOutput({ input, outputs }, index) {
   const path = outputs[index];
-  const response = await fetch(url(path));
+  const response = await fetch(url(path)).catch(() => {
+    // It is away for a moment, or its pictures are on another host, which the page may show but not read.
+    throw new Error("The picture could not be read. Download it, and choose the file to start from.");
+  });
   if (!response.ok) throw new Error("The picture is no longer kept.");
   const blob = await response.blob();
   await startFromFile(blob, input.prompt);

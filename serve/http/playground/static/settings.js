@@ -27,6 +27,23 @@ export const EMPTY = {
   isDeterministic: false,
 };
 
+const FITS = {
+  loras: (value) => Array.isArray(value) && value.every((one) => typeof one?.id === "string"),
+  start: (value) => typeof value?.picture === "string",
+};
+
+/** The draft that was kept, without what does not fit: it may be of another version, or damaged. */
+export function mendedDraft(kept) {
+  const isKept = ([name]) => (FITS[name] ?? ((value) => isLike(value, EMPTY[name])))(kept?.[name]);
+  const names = Object.entries(EMPTY).filter(isKept);
+  return { ...EMPTY, ...Object.fromEntries(names.map(([name]) => [name, kept[name]])) };
+}
+
+/** Whether a value may stand in a draft where an empty one has the other. */
+function isLike(value, empty) {
+  return empty === null ? ["string", "number"].includes(typeof value) : typeof value === typeof empty;
+}
+
 export function randomSeed() {
   return crypto.getRandomValues(new Uint32Array(1))[0] % MAX_RANDOM_SEED;
 }
@@ -90,7 +107,7 @@ export function draftOf({ input, model: id, start }, model) {
   };
 }
 
-export function sizeOf(draft, model) {
+function sizeOf(draft, model) {
   return [draft.width ?? model.defaults.width, draft.height ?? model.defaults.height];
 }
 

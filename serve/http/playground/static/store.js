@@ -1,7 +1,9 @@
 // What this browser keeps: the pictures that it made, the settings that are being written, the theme.
 // Tabs share it: each record has a key of its own, so that two of them never write over each other.
 
+import { KEY } from "./api.js";
 import { dropAllBut, dropPictures } from "./pictures.js";
+import { dropText, keepText, keptKeys, keptText } from "./storage.js";
 import { Value } from "./values.js";
 
 const MADE = "midstep.made.";
@@ -22,7 +24,7 @@ export function isFinished(record) {
 }
 
 export function addRecord(record) {
-  write(MADE + record.id, record);
+  writeRecord(record);
   showMade([record, ...made.now.filter((one) => one.id !== record.id)]);
   for (const old of made.now.slice(MAX_MADE).filter(isFinished)) removeRecord(old.id);
 }
@@ -32,13 +34,13 @@ export function updateRecord(id, changes) {
   const record = made.now.find((one) => one.id === id);
   if (!record || Object.entries(changes).every(([name, value]) => same(record[name], value))) return;
   const changed = { ...record, ...changes };
-  write(MADE + id, changed);
+  writeRecord(changed);
   showMade(made.now.map((one) => (one.id === id ? changed : one)));
 }
 
 export function removeRecord(id) {
   const record = made.now.find((one) => one.id === id);
-  localStorage.removeItem(MADE + id);
+  dropText(MADE + id);
   showMade(made.now.filter((one) => one.id !== id));
   if (record?.start) dropUnused([record.start.picture, record.start.mask]);
 }
@@ -49,12 +51,12 @@ export function keptDraft() {
 }
 
 export function keepDraft(draft) {
-  write(DRAFT, draft);
+  keepText(DRAFT, JSON.stringify(draft));
 }
 
 export function chooseTheme(name) {
-  if (name === "auto") localStorage.removeItem(THEME);
-  else localStorage.setItem(THEME, name);
+  if (name === "auto") dropText(THEME);
+  else keepText(THEME, name);
   showTheme();
 }
 
@@ -66,13 +68,24 @@ export function openStore(onKey) {
   addEventListener("storage", ({ key }) => {
     if (key === null || key.startsWith(MADE)) readMade();
     if (key === null || key === THEME) showTheme();
-    if (key === null || key === "midstep.key") onKey();
+    if (key === null || key === KEY) onKey();
   });
 }
 
 function readMade() {
-  const keys = Object.keys(localStorage).filter((key) => key.startsWith(MADE));
-  showMade(keys.map(read).filter((record) => record?.id && record.input));
+  const keys = keptKeys().filter((key) => key.startsWith(MADE));
+  showMade(keys.map(read).filter(isRecord));
+}
+
+/** Whether it is a record that this page can show: it may be of another version, or damaged. */
+function isRecord(one) {
+  return (
+    typeof one?.id === "string" &&
+    typeof one.status === "string" &&
+    typeof one.input?.prompt === "string" &&
+    Array.isArray(one.outputs) &&
+    one.outputs.every((path) => typeof path === "string")
+  );
 }
 
 function showMade(records) {
@@ -80,7 +93,7 @@ function showMade(records) {
 }
 
 function showTheme() {
-  const chosen = localStorage.getItem(THEME);
+  const chosen = keptText(THEME);
   theme.now = chosen === "dark" || chosen === "light" ? chosen : "auto";
   if (theme.now === "auto") delete document.documentElement.dataset.theme;
   else document.documentElement.dataset.theme = theme.now;
@@ -97,24 +110,19 @@ function usedPictures() {
 
 function read(key) {
   try {
-    return JSON.parse(localStorage.getItem(key));
+    return JSON.parse(keptText(key));
   } catch {
     return null; // written by something else
   }
 }
 
 /** Where there is no more room, the oldest records make way. */
-function write(key, value) {
-  const text = JSON.stringify(value);
-  for (;;) {
-    try {
-      localStorage.setItem(key, text);
-      return;
-    } catch (error) {
-      const oldest = made.now.filter((one) => isFinished(one) && MADE + one.id !== key).at(-1);
-      if (!oldest) throw error;
-      removeRecord(oldest.id);
-    }
+function writeRecord(record) {
+  const text = JSON.stringify(record);
+  while (!keepText(MADE + record.id, text)) {
+    const oldest = made.now.filter((one) => isFinished(one) && one.id !== record.id).at(-1);
+    if (!oldest) return;
+    removeRecord(oldest.id);
   }
 }
 
