@@ -6,6 +6,8 @@ import { isFinished } from "./store.js";
 import { html, useMemo } from "./vendor/preact.js";
 import { stage } from "./wording.js";
 
+const MAX_CELLS = 64; // what somebody mistyped is refused a moment later
+
 /**
  * record: as in store.js; progress: as in follow.js, while it is under way
  * actions: {open(record, index), again(record), cancel(record), remove(record), gone(record)}; the same at each drawing
@@ -52,7 +54,8 @@ function drawn(record, progress, actions) {
   `;
 }
 
-function Cells({ count, record, progress, actions }) {
+function Cells({ count: asked, record, progress, actions }) {
+  const count = Math.min(asked, MAX_CELLS);
   const columns = Math.ceil(Math.sqrt(count));
   return html`
     <div class="cells" style=${{ "--columns": columns }}>

@@ -6,6 +6,7 @@ import { TextField } from "./fields.js";
 import { useGivenPictures } from "./given_pictures.js";
 import { Glyph } from "./glyphs.js";
 import { make } from "./jobs.js";
+import { announce } from "./notices.js";
 import { server } from "./server.js";
 import { inputOf } from "./settings.js";
 import { SettingsFields } from "./settings_fields.js";
@@ -21,22 +22,31 @@ export function Composer() {
   useValue(server);
   const model = chosenModel(now);
   const [errors, setErrors] = useState({});
+  const [isWaiting, setIsWaiting] = useState(false); // for the models; then it sends
   const [hasSettings, setHasSettings] = useState(IS_WIDE.matches);
   const form = useRef(null);
   const isDropping = useGivenPictures(setErrors);
 
   const send = async (event) => {
     event.preventDefault();
-    if (!model) return;
+    if (isWaiting) return;
     setErrors({});
-    const found = await ask(model);
+    if (!model) {
+      setIsWaiting(true);
+      announce("It is sent as soon as the server is there.");
+      await server.when(({ models }) => models.length > 0);
+      setIsWaiting(false);
+    }
+    const found = await ask(chosenModel(draft.now));
     if (!found) return;
     setErrors(found);
     setHasSettings(true);
   };
   useFocusOnError(form, errors);
   const onKeyDown = (event) => {
-    if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) send(event);
+    if (event.key !== "Enter" || !(event.ctrlKey || event.metaKey)) return;
+    if (event.repeat || event.target.closest("dialog")) event.preventDefault();
+    else send(event);
   };
   return html`
     <form
@@ -57,8 +67,8 @@ export function Composer() {
         onChange=${(prompt) => edit({ prompt })}
       />
       <div class="send">
-        <button type="submit" class="primary" aria-disabled=${model ? undefined : "true"}>
-          <${Glyph} name="spark" />${now.count === 1 ? "Make picture" : `Make ${now.count} pictures`}
+        <button type="submit" class="primary" aria-disabled=${isWaiting ? "true" : undefined}>
+          <${Glyph} name="spark" />${isWaiting ? "Waiting for the server" : sendText(now)}
         </button>
         <span class="small muted keys"><kbd>Ctrl</kbd> <kbd>Enter</kbd></span>
       </div>
@@ -72,6 +82,10 @@ export function Composer() {
       `}
     </form>
   `;
+}
+
+function sendText({ count }) {
+  return count === 1 ? "Make picture" : `Make ${count} pictures`;
 }
 
 /** Asks for what is in the form. Resolves to the error by the name of its field; null if there is none. */
