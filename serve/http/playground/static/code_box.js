@@ -50,9 +50,11 @@ async function copied(text) {
     const area = document.createElement("textarea");
     area.value = text;
     document.querySelector("dialog[open]").append(area);
+    const before = document.activeElement;
     area.select();
     const isDone = document.execCommand("copy");
     area.remove();
+    before?.focus();
     return isDone;
   }
 }

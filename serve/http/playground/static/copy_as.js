@@ -66,8 +66,8 @@ for index, url in enumerate(urls):
 }
 
 // Stands for a file until the text around it is escaped, by a letter of private use that prompts do not have.
-const MARKER = /\ue000([a-z.]+)\ue000/g;
-const QUOTED_MARKER = /"\ue000([a-z.]+)\ue000"/g;
+const MARKER = /\ue000(start\.png|mask\.png)\ue000/g;
+const QUOTED_MARKER = /"\ue000(start\.png|mask\.png)\ue000"/g;
 
 function markers(start) {
   const marked = (file) => `\ue000${file}\ue000`;

@@ -16,7 +16,11 @@ export function useGivenPictures(setErrors) {
       event.preventDefault(); // the browser would show the file instead of the page
       takeFile(file, setErrors, "The next picture starts from yours.");
     };
-    on("paste", (event) => take(event, event.clipboardData));
+    on("paste", (event) => {
+      // Programs for texts and tables put a picture beside what was copied; in a field people mean the text.
+      const isText = event.target.matches("input, textarea") && event.clipboardData.types.includes("text/plain");
+      if (!isText) take(event, event.clipboardData);
+    });
     on("drop", (event) => {
       setIsDropping(false);
       take(event, event.dataTransfer);
