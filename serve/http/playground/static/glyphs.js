@@ -16,7 +16,6 @@ const PATHS = {
   lock: "M6 11h12v9H6zM8.5 11V8a3.5 3.5 0 0 1 7 0v3",
   unlock: "M6 11h12v9H6zM8.5 11V8a3.5 3.5 0 0 1 6.8-1.2",
   picture: "M4 5h16v14H4zM4 16l5-5 4 4 2-2 5 5M15.5 9h.01",
-  plus: "M12 5v14M5 12h14",
   right: "M9 5l7 7-7 7",
   spark: "M12 3l2 7 7 2-7 2-2 7-2-7-7-2 7-2z",
   system: "M12 4a8 8 0 1 0 0 16 8 8 0 0 0 0-16zM12 4v16M12 8l5 .5M12 12h8M12 16l5-.5",

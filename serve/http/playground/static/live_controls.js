@@ -2,7 +2,7 @@
 
 import { html } from "./vendor/preact.js";
 
-export const WINDOWS_S = [5, 20, 60];
+const WINDOWS_S = [5, 20, 60];
 
 export function Controls({ windowS, isPaused, hasTable, onWindow, onPause, onTable }) {
   const window = (seconds) => html`

@@ -44,7 +44,7 @@ export function rounded(value) {
 }
 
 /** The paths {line, area} of a figure's samples; the right edge is `now`. Times without a sample are bridged. */
-export function sparkline(samples, key, now) {
+function sparkline(samples, key, now) {
   if (samples.length < 2) return { line: "", area: "" };
   const most = Math.max(1e-9, ...samples.map((sample) => sample[key]));
   const span = Math.max(MIN_SPAN_S, now - samples[0].at);

@@ -4,8 +4,8 @@
 import { withReport } from "./live_forwards.js";
 import { freeLane, textWidth } from "./live_lanes.js";
 
-export const KEEP_S = 62; // the longest window that the page offers, and a little
-export const SAMPLES_S = 180;
+const KEEP_S = 62; // the longest window that the page offers, and a little
+const SAMPLES_S = 180;
 const MAX_BARS = 500; // per denoiser
 const MAX_POINTS = 6;
 const ASSUMED_PIXELS_PER_S = 40; // for the room that a text takes in its lane
