@@ -94,7 +94,9 @@ function Leaving({ records }) {
   const close = () => (leaving.now = null);
   const confirm = () => {
     close();
-    told(() => remove(id));
+    const card = document.querySelector(`.card[data-id="${CSS.escape(id)}"]`);
+    const beside = card?.nextElementSibling ?? card?.previousElementSibling;
+    told(() => remove(id).then(() => giveFocus(beside)));
   };
   const what = record.outputs.length > 1 ? `these ${record.outputs.length} pictures` : "this picture";
   const text = isFinished(record)
@@ -109,9 +111,18 @@ function Key() {
 }
 
 function showForm(text) {
+  const focus = () => requestAnimationFrame(() => document.getElementById("field-prompt")?.focus());
+  if (tabOf(location.hash) === "make") focus();
+  else addEventListener("hashchange", focus, { once: true }); // only then the form is drawn
   location.hash = "make";
   say(text);
-  requestAnimationFrame(() => document.getElementById("field-prompt")?.focus());
+}
+
+/** Where the focus was on something that is gone, it goes on beside it. */
+function giveFocus(element) {
+  requestAnimationFrame(() => {
+    if (document.activeElement === document.body) element?.querySelector("button")?.focus();
+  });
 }
 
 /** Runs what may fail, and says so if it does. */

@@ -3,7 +3,7 @@
 import { Glyph } from "./glyphs.js";
 import { Picture } from "./picture.js";
 import { isFinished } from "./store.js";
-import { html, useMemo } from "./vendor/preact.js";
+import { html, useLayoutEffect, useMemo, useRef } from "./vendor/preact.js";
 import { stage } from "./wording.js";
 
 const MAX_CELLS = 64; // what somebody mistyped is refused a moment later
@@ -34,7 +34,7 @@ function drawn(record, progress, actions) {
   const isUnderWay = !isFinished(record);
   const shown = outputs.length > 0 && record.status !== "gone";
   return html`
-    <li class="card" aria-label=${input.prompt} data-status=${record.status}>
+    <li class="card" aria-label=${input.prompt} data-id=${record.id} data-status=${record.status}>
       <div class=${`frame ${isUnderWay ? "is-waiting" : ""}`}>
         ${isUnderWay || shown
           ? html`<${Cells} count=${isUnderWay ? input.num_outputs : outputs.length} ...${{ record, progress, actions }} />`
@@ -83,8 +83,14 @@ function Cell({ index, count, record, progress, actions }) {
 }
 
 function UnderWay({ text, fraction, onCancel }) {
+  const element = useRef(null);
+  useLayoutEffect(() => {
+    const { current } = element;
+    const card = current.closest(".card");
+    return () => current.contains(document.activeElement) && card.querySelector(".caption button")?.focus();
+  }, []);
   return html`
-    <div class="under-way">
+    <div class="under-way" ref=${element}>
       <div class="under-way-text">
         <span class="small">${text}</span>
         <button type="button" class="quiet" onClick=${onCancel}>Cancel</button>

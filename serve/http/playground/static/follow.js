@@ -34,6 +34,7 @@ function unfinished() {
 /** Streams for the oldest ones; none while nobody sees the page. */
 function openStreams() {
   const waiting = unfinished().map(({ id }) => id);
+  for (const id of progress.now.keys()) if (!waiting.includes(id)) setProgress(id, null);
   for (const [id, stopping] of streams) {
     if (!document.hidden && waiting.includes(id)) continue;
     stopping.abort();
@@ -102,11 +103,13 @@ function takeEvent(id, { event, data }) {
 }
 
 function take(id, prediction) {
+  const record = made.now.find((one) => one.id === id);
+  if (!record) return; // it was deleted meanwhile
   const known = progress.now.get(id);
   const shown = shownOf(prediction);
   if (isFinished(shown)) {
     setProgress(id, null);
-    if (made.now.some((record) => record.id === id && !isFinished(record))) announce(ending(shown));
+    if (!isFinished(record)) announce(ending(shown));
   } else {
     const { progress: fraction, queue_position: position, eta_s: etaS } = prediction;
     setProgress(id, { fraction, position, etaS, previews: known?.previews ?? new Map() });

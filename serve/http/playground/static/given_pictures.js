@@ -14,6 +14,7 @@ export function useGivenPictures(setErrors) {
       const file = [...files].find(({ type }) => type.startsWith("image/")) ?? files[0];
       if (!file) return;
       event.preventDefault(); // the browser would show the file instead of the page
+      if (document.querySelector("dialog[open]")) return; // such as a mask for the picture that is there
       takeFile(file, setErrors, "The next picture starts from yours.");
     };
     on("paste", (event) => {

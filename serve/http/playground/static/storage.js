@@ -1,4 +1,4 @@
-// Texts that this browser keeps. What it does not keep, because it may not or has no room, lasts until the page is closed.
+// Texts that this browser keeps. Where it may not, or has no room, they last until the page is closed.
 
 const storage = allowed();
 const instead = new Map();
