@@ -93,6 +93,7 @@ async function ask(model) {
   const { start, isSeedKept } = draft.now;
   const input = inputOf(draft.now, model);
   edit({ seed: isSeedKept ? input.seed : null });
+  requestAnimationFrame(showNewest);
   try {
     await make({ model: model.id, input, start });
   } catch (error) {
@@ -101,6 +102,11 @@ async function ask(model) {
     return { [name]: name === "form" ? error.message : withoutName(error) };
   }
   return null;
+}
+
+/** On a phone what was asked for may be far below the form. */
+function showNewest() {
+  if (!IS_WIDE.matches) document.querySelector(".newest .card")?.scrollIntoView({ block: "nearest" });
 }
 
 function useFocusOnError(form, errors) {

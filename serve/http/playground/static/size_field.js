@@ -2,11 +2,12 @@
 
 import { NumberInput } from "./fields.js";
 import { html } from "./vendor/preact.js";
-import { presets } from "./sizes.js";
+import { presets, sizeFrom } from "./sizes.js";
 
 /** errors: by the names of fields */
 export function SizeField({ draft, model, errors, onChange }) {
   const isAsPicture = draft.start !== null;
+  const own = isAsPicture && sizeFrom(draft.start, model.limits);
   const offered = presets(model);
   const now = chosen(draft, offered, model.defaults);
   const choose = (width, height) => onChange({ width, height, isOwnSize: false });
@@ -22,7 +23,7 @@ export function SizeField({ draft, model, errors, onChange }) {
     <fieldset class="field">
       <legend>Size</legend>
       <div class="sizes">
-        ${isAsPicture && option("auto", "As it is", draft.start, () => choose(null, null))}
+        ${isAsPicture && option("auto", isSame(own, draft.start) ? "As it is" : "Its shape", own, () => choose(null, null))}
         ${offered.map((one) =>
           option(one.name, one.name, one, () => {
             const isUsual = !isAsPicture && one.width === model.defaults.width && one.height === model.defaults.height;
@@ -80,6 +81,10 @@ function Shape({ width, height }) {
   `;
 }
 
+function isSame(one, other) {
+  return one.width === other.width && one.height === other.height;
+}
+
 function chosen({ start, width, height, isOwnSize }, offered, defaults) {
   if (isOwnSize) return "own";
   if (width === null && height === null && start) return "auto";
@@ -87,7 +92,7 @@ function chosen({ start, width, height, isOwnSize }, offered, defaults) {
   return offered.find((one) => one.width === across && one.height === down)?.name ?? "own";
 }
 
-function ownSize({ start, width, height }, { defaults }) {
+function ownSize({ start, width, height }, { defaults, limits }) {
   if (width !== null && height !== null) return { width, height };
-  return start ? { width: start.width, height: start.height } : { width: defaults.width, height: defaults.height };
+  return start ? sizeFrom(start, limits) : { width: defaults.width, height: defaults.height };
 }

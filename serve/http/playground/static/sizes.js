@@ -32,6 +32,19 @@ export function carriedSize({ width, height }, from, to) {
   return isUsual ? { width: null, height: null } : { width: size.width, height: size.height };
 }
 
+/** The size that a picture to start from gets, as the server has it: its own, within the limits. */
+export function sizeFrom({ width, height }, { min_size, max_width, max_height, max_pixels, size_multiple: factor }) {
+  const least = Math.ceil(min_size / factor) * factor;
+  const scale = Math.min(
+    Math.max(1, least / Math.min(width, height)),
+    max_width / width,
+    max_height / height,
+    Math.sqrt(max_pixels / (width * height)),
+  );
+  const side = (pixels) => Math.floor(Number((pixels * scale).toFixed(6)) / factor) * factor;
+  return { width: side(width), height: side(height) };
+}
+
 function fitted(width, height, factor, limits) {
   let [across, down] = [
     multiple(width, factor, limits.min_size, limits.max_width),
