@@ -21,6 +21,25 @@ from tests.integration.browsers import TIMEOUT_MS, ask, card, launched, opened, 
 RED, GREEN = "a large red star on a blue background", "a green circle on a black background"
 LONG = 100  # steps
 KEY = "mst_playground"
+STORAGE = {  # scripts that run before the page's own
+    "NOTHING": """
+        for (const name of ["localStorage", "indexedDB"]) {
+          Object.defineProperty(window, name, { get() { throw new DOMException("no", "SecurityError"); } });
+        }
+    """,
+    "DAMAGED": """
+        if (location.protocol === "http:") {  // not on the empty page before
+          localStorage.setItem("midstep.draft", '{"loras": null, "prompt": {}, "start": {}, "count": "x"}');
+          localStorage.setItem("midstep.made.older", '{"id": "older", "input": {}}');
+          localStorage.setItem("midstep.made.broken", "{");
+        }
+    """,
+    "FULL": """
+        for (let length = 2 ** 22; length; length >>= 1) {
+          try { for (;;) localStorage.setItem(`other ${Math.random()}`, "x".repeat(length)); } catch {}
+        }
+    """,
+}
 
 expect.set_options(timeout=TIMEOUT_MS)
 
@@ -164,6 +183,43 @@ def test_the_live_view_shows_who_joins_and_leaves_whom(page: Page, base_url: str
     )
     expect(rows.filter(has_text=RED)).to_have_count(4)
     expect(rows.filter(has_text=RED)).to_have_count(0)
+
+
+def test_what_is_sent_too_early_waits_for_the_server(page: Page) -> None:
+    """Something before the server answers first, and not as the server would."""
+    answers: list[dict[str, Any]] = [{"status": 502, "content_type": "text/html", "body": "Bad gateway"}]
+    answers.append({"status": 200, "content_type": "text/html", "body": "Log in"})
+    page.route("**/v1/models", lambda route: route.fulfill(**answers.pop(0)) if answers else route.fallback())
+    page.reload()
+    page.get_by_label("Prompt", exact=True).fill(RED)
+    page.keyboard.press("Control+Enter")
+    expect(picture(page, RED)).to_be_visible()
+    assert not answers
+    assert len(records(page)) == 1
+
+
+@pytest.mark.parametrize("kept", ["NOTHING", "DAMAGED", "FULL"])
+def test_it_works_whatever_the_browser_keeps(browser: Browser, base_url: str, kept: str) -> None:
+    with opened(browser, base_url) as context:
+        context.add_init_script(STORAGE[kept])
+        page = context.new_page()
+        page.goto("/")
+        ask(page, RED, Steps=4)
+        expect(picture(page, RED)).to_be_visible()
+        page.get_by_role("link", name="Gallery", exact=True).click()
+        expect(page.get_by_role("listitem")).to_have_count(1)
+
+
+def test_the_focus_stays_where_somebody_was(page: Page) -> None:
+    for prompt in (RED, GREEN):
+        ask(page, prompt, Steps=4)
+        expect(picture(page, prompt)).to_be_visible()
+    page.get_by_role("link", name="Gallery", exact=True).click()
+    card(page, GREEN).get_by_role("button", name="Delete").press("Enter")
+    page.get_by_role("dialog").get_by_role("button", name="Delete").press("Enter")
+    expect(picture(page, RED)).to_be_focused()
+    card(page, RED).get_by_role("button", name="Use these settings again").press("Enter")
+    expect(page.get_by_label("Prompt", exact=True)).to_be_focused()
 
 
 @pytest.mark.parametrize("theme", ["light", "dark"])
