@@ -3,7 +3,7 @@
 const MAX_RANDOM_SEED = 2 ** 32;
 
 /** A draft in which everything is the model's own: null stands for its default. */
-export const EMPTY = {
+const EMPTY = {
   model: null,
   prompt: "",
   negative: null,
