@@ -8,7 +8,8 @@ import { html, useEffect, useId, useRef, useState } from "./vendor/preact.js";
 
 /**
  * src: URL of the picture; value: data: URL of an earlier mask, or null; onChange: called after each change with a
- * data: URL of a PNG of the picture's own size, white where it is to be repainted and black elsewhere, or with null
+ * data: URL of a PNG of the picture's own size, white where it is to be repainted and black elsewhere, or with null; of
+ * a large picture first with a promise of it
  */
 export function MaskPainter({ src, value, onChange }) {
   const size = useSize(src);

@@ -81,7 +81,10 @@ class Mask {
     else loadMask(value).then(load, () => load(null));
   }
 
-  /** Tells the page the mask as a PNG: at once if it is small. A later change overtakes an earlier one. */
+  /**
+   * Tells the page the mask as a PNG: at once if it is small, else first a promise of it. A later change overtakes an
+   * earlier one.
+   */
   #tell({ isSilent = false } = {}) {
     this.#telling?.abort();
     this.#telling = new AbortController();
@@ -93,8 +96,11 @@ class Mask {
       this.onChange(png.url);
     };
     const made = this.#board.png(this.#telling.signal);
-    if (made instanceof Promise) made.then(tell);
-    else tell(made);
+    if (!(made instanceof Promise)) return tell(made);
+    const promised = made.then((png) => (tell(png), png?.url));
+    if (isSilent) return;
+    this.#value = promised;
+    this.onChange(promised);
   }
 
   #draw(bounds) {

@@ -108,7 +108,8 @@ function MaskDialog({ start, onMask, onClose }) {
   const before = useMask(start.mask);
   const [painted, setPainted] = useState(undefined); // undefined: not touched
   const finish = async () => {
-    if (painted !== undefined) onMask(painted && (await keepPicture(blobOf(painted))));
+    const mask = await painted; // the last stroke of a large one may still be on its way
+    if (mask !== undefined) onMask(mask && (await keepPicture(blobOf(mask))));
     onClose();
   };
   return html`
