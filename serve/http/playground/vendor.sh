@@ -1,5 +1,5 @@
 #!/bin/sh
-# Makes static/vendor/preact.js, the page's only library: Preact (MIT) and htm (Apache-2.0) in one file.
+# Makes static/vendor: the page's only library, Preact (MIT) and htm (Apache-2.0) in one file, and their licenses.
 # Needs npm, and is only run to take newer versions.
 set -eu
 cd "$(dirname "$0")"
@@ -17,3 +17,8 @@ MODULE
 "$folder/node_modules/.bin/esbuild" "$folder/preact.js" --bundle --minify --format=esm --log-level=warning \
     --banner:js="/* Preact $preact (MIT, Jason Miller) and htm $htm (Apache-2.0, Jason Miller), by vendor.sh. */" \
     --outfile=static/vendor/preact.js
+for name in preact htm; do
+    printf '%s\n\n' "$name"
+    cat "$folder/node_modules/$name/LICENSE"
+    printf '\n'
+done > static/vendor/LICENSES.txt
