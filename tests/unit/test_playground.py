@@ -13,7 +13,13 @@ from tests.job_stores import in_loop
 from tests.unit.test_authentication import API_KEYS, serving
 
 FILES = sorted(path.relative_to(FOLDER).as_posix() for path in FOLDER.rglob("*") if path.is_file())
-MEDIA_TYPES = {"html": "text/html", "css": "text/css", "js": "text/javascript", "svg": "image/svg+xml"}
+MEDIA_TYPES = {
+    "html": "text/html",
+    "css": "text/css",
+    "js": "text/javascript",
+    "svg": "image/svg+xml",
+    "txt": "text/plain",
+}
 OTHER_HOST = re.compile(rb"""(?:https?:)?//[\w.-]+\.[a-z]{2,}""")
 
 
@@ -171,4 +177,4 @@ def test_the_package_has_all_files_and_nothing_else() -> None:
     patterns = tomllib.loads((root / "pyproject.toml").read_text())["tool"]["setuptools"]["package-data"]
     packed = {path for pattern in patterns["serve"] for path in (root / "serve").glob(pattern)}
     assert sorted(path.relative_to(FOLDER).as_posix() for path in packed if path.is_file()) == FILES
-    assert {path.suffix for path in packed if path.is_file()} == {".html", ".css", ".js", ".svg"}
+    assert {path.suffix for path in packed if path.is_file()} == {".html", ".css", ".js", ".svg", ".txt"}

@@ -21,6 +21,7 @@ _MEDIA_TYPES = {  # the system's own table may lack some
     ".css": "text/css",
     ".js": "text/javascript",
     ".svg": "image/svg+xml",
+    ".txt": "text/plain",
 }
 
 
