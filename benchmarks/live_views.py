@@ -30,7 +30,7 @@ SHOWN = 5  # processes
 
 @dataclass
 class Measured:
-    """Of all runs with one number of streams. cpu_s: by process"""
+    """The sums over all runs with one number of streams. cpu_s: by process"""
 
     latencies_s: list[float] = field(default_factory=list)
     cpu_s: defaultdict[str, float] = field(default_factory=lambda: defaultdict(float))

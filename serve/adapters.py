@@ -184,7 +184,7 @@ class Adapters:
         return None
 
     def _check_ranks(self, found: Sequence[_Sum]) -> None:
-        """Those of one request are in one forward."""
+        """Refuses adapters whose ranks do not fit together into one forward, as those of one request must."""
         for part, ranks in (
             ("the U-Net", [one.adapter.unet_rank for one in found if one.unet_scale]),
             ("the text encoders", [one.adapter.text_rank for one in found if one.text_scale]),

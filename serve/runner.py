@@ -71,7 +71,7 @@ class Runner:
             await JobRunner(store, object_store(jobs), webhooks, self._generate, settings).run()
 
     def _fingerprint(self, request: GenerationRequest) -> str:
-        """Of the request's model and the engine."""
+        """The fingerprint of the request's model and of the engine."""
         engine = self._config.engine_config(self._info)
         rank = engine.max_rank if request.adapters else 0
         model, placement = request.ref or self._model, self._config.placement()

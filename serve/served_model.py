@@ -148,7 +148,7 @@ class ServedModel:
         self.adapters.check(self.named_adapters(wanted))
 
     def named_adapters(self, wanted: Wanted) -> Sequence[WantedAdapter]:
-        """Those of the prompt too. Raises InvalidRequestError."""
+        """The adapters that a request names, in its prompt too. Raises InvalidRequestError."""
         return adapters_of(wanted, syntax_of(wanted, self.defaults))
 
     def resolve(self, wanted: Wanted) -> Resolved:

@@ -102,12 +102,12 @@ def rank_buckets(max_rank: int) -> tuple[int, ...]:
 
 
 def of_unet(uses: Iterable[AdapterUse]) -> list[AdapterUse]:
-    """Those that change the U-Net."""
+    """The adapters that change the U-Net."""
     return [use for use in uses if use.adapter.unet_rank]
 
 
 def of_text(uses: Iterable[AdapterUse]) -> tuple[AdapterUse, ...]:
-    """Those that change a text encoder."""
+    """The adapters that change a text encoder."""
     return tuple(use for use in uses if use.adapter.text_rank)
 
 

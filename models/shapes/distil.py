@@ -113,7 +113,7 @@ class Distillation:
 
 
 def nearest(latents: torch.Tensor, candidates: torch.Tensor) -> torch.Tensor:
-    """Of the candidates [n, several, 8, 16, 16] the nearest to each of the latents [n, 8, 16, 16]."""
+    """The nearest of the candidates [n, several, 8, 16, 16] to each of the latents [n, 8, 16, 16]."""
     distances = (candidates - latents[:, None]).square().sum(dim=(2, 3, 4))
     return candidates[torch.arange(len(latents)), distances.argmin(dim=1)]
 

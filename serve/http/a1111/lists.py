@@ -85,7 +85,7 @@ class ListsRoutes:
 
     @described(operations.UPSCALERS)
     async def _upscalers(self, _: Request) -> Response:
-        """Those of images; A1111 lists those of latents apart."""
+        """The upscalers of images; A1111 lists those of latents apart."""
         listed: list[UpscalerItem] = [
             {"name": name, "model_name": None, "model_path": None, "model_url": None, "scale": 4.0}
             for name, what in UPSCALERS.items()

@@ -62,7 +62,7 @@ class Run:
 
     @property
     def steps_done(self) -> int:
-        """Of all images, as far as previews and finished images tell."""
+        """The steps done of all images, as far as previews and finished images tell."""
         of_unfinished = sum(one.step for one in self.unfinished.values())
         return len(self.done) * self.request.steps_per_image + of_unfinished
 

@@ -1,6 +1,7 @@
 // The stream of reports, for as long as the view can be seen.
 
 import { ApiError, events, isAborted } from "./api.js";
+import { pause } from "./server.js";
 import { useEffect, useState } from "./vendor/preact.js";
 
 const FIRST_WAIT_S = 1;
@@ -41,7 +42,7 @@ async function follow(onStatus, setConnection, signal) {
     const isRefused = REFUSALS.includes(problem?.status);
     if (isRefused) waitS = MAX_WAIT_S;
     setConnection({ phase: isRefused ? "refused" : "lost", message: problem?.message ?? ENDED });
-    await pause(waitS, signal);
+    await pause(waitS, signal).catch(() => {}); // aborted: the loop ends
     waitS = Math.min(MAX_WAIT_S, waitS * 2);
   }
 }
@@ -57,14 +58,6 @@ async function listen(hear, signal) {
     if (error instanceof ApiError || isAborted(error)) return error;
     throw error;
   }
-}
-
-/** Waits; returns early if the signal comes. */
-function pause(seconds, signal) {
-  return new Promise((resolve) => {
-    const timer = setTimeout(resolve, seconds * 1000);
-    signal.addEventListener("abort", () => (clearTimeout(timer), resolve()), { once: true });
-  });
 }
 
 /** Whether an element can be seen: the page is not hidden, and neither is the element or what it is in. */
