@@ -5,6 +5,7 @@
 
 from collections.abc import Callable, Mapping
 from typing import Any
+from uuid import uuid4
 
 import ray
 from ray import serve
@@ -27,6 +28,7 @@ __all__ = [
     "deploy",
     "deployment_of",
     "drain_node",
+    "keep_calls_from_serve",
     "num_ongoing_requests",
     "replica_actor",
     "routing_stats",
@@ -114,6 +116,16 @@ def take_worker_logs(take: Callable[[Mapping[str, Any]], None]) -> None:
 def set_request_id(request_id: str) -> None:
     """Sets the id of calls that this task makes through handles, as Serve does for HTTP requests."""
     _set_request_context(request_id=request_id)
+
+
+def keep_calls_from_serve() -> None:
+    """Calls that this task makes through handles are from now on cancelled by itself alone.
+
+    Serve files calls under the internal id of the HTTP request that makes them. When it cancels the request,
+    it also cancels those that still look for a replica, from another thread than the one that looks. Where
+    the two meet, the call is cancelled while it is given its replica, and Serve logs a traceback.
+    """
+    _set_request_context(_internal_request_id=uuid4().hex)
 
 
 def default_temp_folder() -> str:

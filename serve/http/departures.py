@@ -5,6 +5,7 @@ import logging
 from ray.exceptions import RayError
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from serve.ray_internals import keep_calls_from_serve
 from serve.wanted import shown
 
 logger = logging.getLogger("ray.serve")
@@ -16,6 +17,8 @@ class Departures:
     When a client leaves, Serve's proxy cancels the request, and with it the call by which this replica waits
     for the proxy's next message. `receive()` then raises TaskCancelledError, sometimes before the request's
     own cancellation arrives. A dying proxy takes its clients with it in the same way.
+
+    The application cancels its calls itself.
     """
 
     def __init__(self, app: ASGIApp) -> None:
@@ -25,6 +28,7 @@ class Departures:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
+        keep_calls_from_serve()
         is_answered = has_left = False
 
         async def receive_or_leave() -> Message:

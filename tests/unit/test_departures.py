@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 from ray.exceptions import TaskCancelledError
+from ray.serve.context import _get_serve_request_context, _set_request_context
 from sse_starlette import ServerSentEvent
 from starlette.applications import Starlette
 from starlette.middleware import Middleware
@@ -155,3 +156,20 @@ def test_one_that_stays_is_no_line(log: pytest.LogCaptureFixture) -> None:
     start, body = asyncio.run(run()).sent
     assert (start["status"], body["body"]) == (200, b"all")
     assert not log.records
+
+
+def test_its_calls_are_not_canceled_by_serve() -> None:
+    """Serve cancels those that it finds under the internal id of the client's request."""
+    seen = []
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        seen.append(_get_serve_request_context())
+
+    async def visit() -> None:
+        _set_request_context(request_id="mine", route="/route", _internal_request_id="of the request")
+        await Departures(app)({"type": "http"}, None, None)  # type: ignore[arg-type]
+
+    asyncio.run(visit())
+    [context] = seen
+    assert (context.request_id, context.route) == ("mine", "/route")
+    assert context._internal_request_id not in ("", "of the request")
