@@ -33,7 +33,7 @@ from serve import __path__ as serve_path
 from serve.config.schema import ConfigError
 from serve.ray_internals import deploy, num_ongoing_requests, serve_details, take_worker_logs
 
-_LOOK_INTERVAL_S = 0.5
+_LOOK_INTERVAL_S = 0.2
 _DRAIN_INTERVAL_S = 0.2
 _ERROR = re.compile(r"^[\w.]*(?:Error|Exception|Exit)\b", re.MULTILINE)  # like the end of a traceback
 # Midstep's packages that replicas import, and their folders.

@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import time
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -12,6 +13,9 @@ from serve.ray_internals import serve_details
 logger = logging.getLogger("ray.serve")
 
 _LOOK_INTERVAL_S = 2.0
+# Readiness waits for the first look that sees all stages, so the first minute has more looks.
+_STARTING_S = 60.0
+_STARTING_INTERVAL_S = 0.25
 # Replicas that take requests, also after the controller restarted or while a replacement is awaited.
 _SERVING = ("RUNNING", "UPDATING", "RECOVERING", "PENDING_MIGRATION")
 _STOPPING = "STOPPING"
@@ -55,12 +59,14 @@ class Fleet:
 
     async def watch(self) -> None:
         """Keeps the numbers up to date until cancelled."""
+        started_at = time.monotonic()
         while True:
             try:
                 self.see(await asyncio.to_thread(serve_details))
             except Exception:  # the boundary of a loop that must outlive a controller's restart
                 logger.exception("the number of replicas could not be read; keeping the last known number")
-            await asyncio.sleep(_LOOK_INTERVAL_S)
+            is_starting = time.monotonic() - started_at < _STARTING_S
+            await asyncio.sleep(_STARTING_INTERVAL_S if is_starting else _LOOK_INTERVAL_S)
 
     def see(self, details: Mapping[str, Any]) -> None:
         """Takes in what `serve_details` says."""
