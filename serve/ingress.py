@@ -10,6 +10,7 @@ from serve.calls.pipeline import Pipeline
 from serve.calls.telemetry import Telemetry
 from serve.config.app import AppConfig
 from serve.http.app import build_http_app
+from serve.large_blocks import return_large_blocks
 
 
 @serve.ingress(None)
@@ -26,6 +27,7 @@ class Ingress:
     ) -> None:
         """config: with section `jobs` resolved; runner: never called, only counted, but bound, as Serve
         deploys nothing else"""
+        return_large_blocks()
         self._config = config
         self._info = info
         self._pipeline = Pipeline(encoder, denoiser, decoder, model, Telemetry())
