@@ -6,6 +6,7 @@ import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing
+from dataclasses import replace
 from functools import partial
 from typing import TypeVar
 
@@ -109,7 +110,9 @@ class VaeDecoder:
             forwards,
         )
         batching.apply_to(self._decode_together)
-        batching.apply_to(self._encode_together)
+        # A picture is encoded before its request's first step, and few requests have one. Those that come
+        # while others are encoded make up the next batch anyway.
+        replace(batching, batch_wait_timeout_s=0.0).apply_to(self._encode_together)
 
     async def decode(
         self,
