@@ -90,6 +90,11 @@ class WeightFiles:
             stored.update(name.removeprefix(wrapper) for name in names)
         return [name for name in module.state_dict() if name.removeprefix(wrapper) not in stored]
 
+    def single_file(self, folder: Path, part: str) -> Path | None:
+        """The safetensors file that diffusers loads. None if there are several, or pickles."""
+        path = self._safetensors(folder, part)
+        return path if path is not None and path.suffix == ".safetensors" else None
+
     def _safetensors(self, folder: Path, part: str) -> Path | None:
         """The safetensors file, or index of several files, that diffusers loads."""
         for variant in self._variants(part):

@@ -7,15 +7,16 @@ start, with the reason.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib import import_module
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
 import diffusers
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from transformers.utils import logging as transformers_logging
 
 from deployments.engine.adapters import targets_of
@@ -173,6 +174,35 @@ class UNet:
         is_cuda = self.device.type == "cuda"
         for name, tensor in self._module.state_dict().items():
             tensor.copy_(pinned(other[name]) if is_cuda else other[name], non_blocking=True)
+
+    @torch.inference_mode()
+    def take_file(self, source: ModelSource) -> bool:
+        """Copies the weights from a model's file into this one's memory.
+
+        Returns whether it could. They must be in one safetensors file, with the tensors of a U-Net like this
+        one. No module is built for it, which is Python's work, and forwards on a CPU wait meanwhile.
+        Raises ModelLoadError.
+        """
+        config = load_unet_config(source)
+        path = WeightFiles(source.variant, source.allow_pickle).single_file(Path(source.path), "unet")
+        if path is None or architecture(_with_defaults(config)) != architecture(self._module.config):
+            return False
+        mine = self._module.state_dict()
+        with _loading(source, "unet"):
+            _read_through(source, "unet")
+            with safe_open(path, framework="pt") as file:
+                shapes = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+                if shapes != {name: tuple(tensor.shape) for name, tensor in mine.items()}:
+                    return False
+                for name, tensor in mine.items():
+                    tensor.copy_(file.get_tensor(name))
+        return True
+
+
+def _with_defaults(config: Mapping[str, Any]) -> Mapping[str, Any]:
+    """A file's configuration as a module has it."""
+    parameters = signature(diffusers.UNet2DConditionModel.__init__).parameters
+    return {name: config.get(name, one.default) for name, one in parameters.items() if name != "self"}
 
 
 def load_unet(source: ModelSource, placement: Placement) -> UNet:

@@ -88,6 +88,9 @@ class DeviceLoader:
         """Loads a model. Another one's memory is used again if the architecture is the same; else it is given
         back before anything is allocated."""
         if isinstance(into, EagerSteps | CapturedSteps):
+            # Where host memory keeps modules, they are copied from there.
+            if self._host is None and into.unet.take_file(model.source):
+                return into
             module = self._module(model)
             if into.unet.is_like(module):
                 with self._beside_forwards():
