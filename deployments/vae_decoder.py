@@ -6,7 +6,6 @@ import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing
-from dataclasses import replace
 from functools import partial
 from typing import TypeVar
 
@@ -110,9 +109,7 @@ class VaeDecoder:
             forwards,
         )
         batching.apply_to(self._decode_together)
-        # A picture is encoded before its request's first step, and few requests have one. Those that come
-        # while others are encoded make up the next batch anyway.
-        replace(batching, batch_wait_timeout_s=0.0).apply_to(self._encode_together)
+        batching.apply_to(self._encode_together)
 
     async def decode(
         self,
