@@ -1,7 +1,9 @@
 """An application of as many deployments as Midstep's that only answer "ok": what Ray takes for itself.
 
-midstep run benchmarks/empty_application.yaml  in one terminal, then
-python -m benchmarks.idle PID                  in another
+    midstep run benchmarks/empty_application.yaml  in one terminal, then
+    python -m benchmarks.idle PID                  in another
+
+Its figure is to be subtracted from that of the whole application, taken just before or after it.
 """
 
 from ray import serve
