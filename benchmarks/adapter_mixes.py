@@ -8,7 +8,9 @@ All get the same Poisson arrivals, at shares of what the device does without ada
 have one of 30 adapters of rank 32. Mixing is Midstep's scheduler. Grouping is the same scheduler, but a
 forward has requests of one adapter, or without any, as in servers that group by adapter. Its adapted forwards
 cost what mixed ones do ("grouped"), or nothing more than plain ones, and no time to change weights
-("merged"): the most that grouping could gain by merging weights. Ratios are those of the means of all runs.
+("merged"): the most that grouping could gain by merging weights. Servers that group by adapter do not change
+a batch between steps: "batches" have one adapter and one number of steps, cost nothing more than plain ones,
+and run to their end, the largest first. Ratios are those of the means of all runs.
 """
 
 import argparse
@@ -23,6 +25,7 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks.peers.ray_serve_batch import next_group
 from benchmarks.step_scheduling import BURST, Denoising, Device, Policy, steps_of
 from cluster.bench.adapters import by_place
 from cluster.bench.arrivals import poisson
@@ -41,7 +44,8 @@ POPULARITIES: Mapping[str, Mapping[str, float]] = {
     "zipf": by_place(NAMES),
 }
 LOADS, SHARES, RUNS = (0.5, 0.6, 0.7, 0.8, 0.9), (0.05, 0.3), 3
-MODES = ("plain", "mixed", "grouped", "merged")
+OTHERS = ("grouped", "merged", "batches")
+MODES = ("plain", "mixed", *OTHERS)
 PERCENTILES = (95, 99)
 
 
@@ -106,7 +110,11 @@ class Bench:
             return self._config.seconds(group, cost, rows, rank)
 
         scheduler = StepScheduler(lambda _: self.row_cap, seconds, MAX_RANK)
-        policy = Counted(lambda present, now: (scheduler.admit(present, now), 1))
+
+        def step_by_step(present: Sequence[Denoising], now: float) -> tuple[Sequence[Denoising], int]:
+            return scheduler.admit(present, now), 1
+
+        policy = Counted(_to_their_end if mode == "batches" else step_by_step)
         return device.run(policy, [self._item(device, mode, one) for one in load]), policy
 
     def _item(self, device: Device, mode: str, one: Arrival) -> Denoising:
@@ -131,7 +139,7 @@ class Bench:
         of_mixing = means["mixed"]
         ratios = {
             mode: {name: means[mode][name] / of_mixing[name] for name in ("mean_s", "p95_s", "p99_s")}
-            for mode in ("grouped", "merged")
+            for mode in OTHERS
         }
         return {
             "load": load,
@@ -140,6 +148,11 @@ class Bench:
             **_rounded(means),
             "to_mixing": _rounded(ratios),
         }
+
+
+def _to_their_end(present: Sequence[Denoising], now: float) -> tuple[Sequence[Denoising], int]:
+    members = next_group(present, lambda item: (item.request.adapters, item.request.num_calls))
+    return members, members[0].calls_left
 
 
 def _figures(latencies_s: Sequence[float], counted: Counted) -> dict[str, float]:
@@ -166,7 +179,7 @@ def measured(bench: Bench, requests: int, say: Callable[[str], None]) -> list[di
         one = bench.compare(load, share, popularity, requests)
         found.append(one)
         means = ", ".join(f"{mode} {one[mode]['mean_s']:.2f}" for mode in MODES)
-        ratios = " and ".join(f"{one['to_mixing'][mode]['mean_s']:.2f}" for mode in ("grouped", "merged"))
+        ratios = ", ".join(f"{one['to_mixing'][mode]['mean_s']:.2f}" for mode in OTHERS)
         say(f"  load {load:.0%}, {share:.0%} adapted, {popularity}: mean s: {means}; to mixing {ratios}")
     return found
 

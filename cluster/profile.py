@@ -31,7 +31,7 @@ def profile(config: AppConfig) -> CostModelFile:
 
     torch.set_num_threads(config.encoder.num_threads)
     encoder = text_encoder(source, placement, None)
-    encode = measurement.encode_cost(encoder.warm_up, config.batching("encoder", info).max_batch_size)
+    encode = measurement.encode_cost(encoder.warm_up, config.text_batching.max_batch_size)
 
     torch.set_num_threads(config.denoiser.num_threads)
     threads = config.denoiser.num_threads

@@ -3,17 +3,16 @@
 import asyncio
 import hashlib
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing
+from dataclasses import dataclass
 from functools import partial
-from typing import TypeVar
+from typing import Generic, TypeVar
 
 import numpy as np
 import torch
-from ray import serve
 
-from deployments.batching import Batching
 from deployments.cost_measurement import CostMeasurement
 from deployments.devices import Vae, vae
 from deployments.engine.cost import StageCost
@@ -38,6 +37,7 @@ from deployments.engine.pictures import (
 from deployments.engine.stage_errors import StageError
 from deployments.engine.unet_loader import loading_thread
 from deployments.forwards import Forwards
+from deployments.gathered import Gathered
 from deployments.health import Health
 from deployments.isolation import Turn, Turns
 from deployments.recent import Recent
@@ -56,7 +56,7 @@ class VaeDecoder:
     """Serves VAEs, in both directions.
 
     model: the one whose VAE is there from the start; num_models: how many VAEs are kept loaded
-    num_threads: torch threads of this replica
+    max_batch_size: most images, or pictures, in a call; num_threads: torch threads of this replica
     max_hold_s: longest call in seconds; larger batches are split, since others may share the device
     """
 
@@ -64,7 +64,7 @@ class VaeDecoder:
         self,
         model: ModelRef,
         placement: Placement,
-        batching: Batching,
+        max_batch_size: int,
         num_threads: int,
         num_models: int,
         max_hold_s: float,
@@ -81,18 +81,17 @@ class VaeDecoder:
         self._vaes = Shelf(load, lambda one: one.vae, num_models, loading, loaded, self._health.lost)
         self._turns = Turns()
         self._work = Work()
-        self._max_batch_size = batching.max_batch_size
+        self._max_batch_size = max_batch_size
         self._encoded: Recent[tuple[str, bytes, bool], EncodedPicture] = Recent(_KEPT_PICTURES)
         # On the thread that will decode, because torch's number of threads is set per thread.
-        most = self._max_batch_size
         self._decode_cost = self._executor.submit(
-            measurement.decode_cost, first.decoder.warm_up, most
+            measurement.decode_cost, first.decoder.warm_up, max_batch_size
         ).result()
         self._encode_cost = self._executor.submit(
-            measurement.encode_picture_cost, first.encoder.warm_up, most
+            measurement.encode_picture_cost, first.encoder.warm_up, max_batch_size
         ).result()
         forwards = Forwards()
-        self._decodings: ShapedBatches[Vae, torch.Tensor, Pixels] = ShapedBatches(
+        decodings: ShapedBatches[Vae, torch.Tensor, Pixels] = ShapedBatches(
             lambda one, latents: one.decoder.decode(latents),
             _shape_of_latents,
             self._decode_cost,
@@ -100,7 +99,7 @@ class VaeDecoder:
             Fitting("images", self._health.halved),
             forwards,
         )
-        self._encodings: ShapedBatches[Vae, PreparedPicture, EncodedPicture] = ShapedBatches(
+        encodings: ShapedBatches[Vae, PreparedPicture, EncodedPicture] = ShapedBatches(
             lambda one, pictures: one.encoder.encode(pictures),
             _shape_of_picture,
             self._encode_cost,
@@ -108,8 +107,7 @@ class VaeDecoder:
             Fitting("pictures", self._health.halved),
             forwards,
         )
-        batching.apply_to(self._decode_together)
-        batching.apply_to(self._encode_together)
+        self._decodings, self._encodings = self._direction(decodings), self._direction(encodings)
 
     async def decode(
         self,
@@ -230,47 +228,42 @@ class VaeDecoder:
         self._health.check()
 
     async def _pixels(self, one: Vae, latents: torch.Tensor, deterministic: bool) -> Pixels:
-        return await self._made(self._decodings, self._decode_together, one, latents, deterministic)
+        return await self._made(self._decodings, one, latents, deterministic)
 
     async def _encode(
         self, one: Vae, picture: Picture, height: int, width: int, deterministic: bool
     ) -> EncodedPicture:
         prepared = await asyncio.to_thread(prepare_picture, picture, height, width)
-        return await self._made(self._encodings, self._encode_together, one, prepared, deterministic)
+        return await self._made(self._encodings, one, prepared, deterministic)
 
     async def _made(
-        self,
-        batches: ShapedBatches[Vae, Item, Result],
-        together: Callable[[tuple[Vae, Item]], Awaitable[Result | StageError]],
-        one: Vae,
-        item: Item,
-        deterministic: bool,
+        self, direction: "_Direction[Item, Result]", one: Vae, item: Item, deterministic: bool
     ) -> Result:
-        with self._work.of(batches.seconds_each(one, item, self._max_batch_size)):
+        with self._work.of(direction.batches.seconds_each(one, item, self._max_batch_size)):
             if deterministic:
-                [result] = await self._run(batches, [(one, item)])
+                made = self._executor.submit(lambda: self._run(direction.batches, [(one, item)])[0])
             else:
-                result = await together((one, item))
-            return self._health.check_result(result)
+                made = direction.gathered.add((one, item))
+            return self._health.check_result(await asyncio.wrap_future(made))
 
-    @serve.batch  # type: ignore[untyped-decorator]
-    async def _decode_together(self, latents: list[tuple[Vae, torch.Tensor]]) -> list[Pixels | StageError]:
-        return await self._run(self._decodings, latents)
+    def _direction(self, batches: ShapedBatches[Vae, Item, Result]) -> "_Direction[Item, Result]":
+        run = partial(self._run, batches)
+        return _Direction(batches, Gathered(self._executor, run, self._max_batch_size))
 
-    @serve.batch  # type: ignore[untyped-decorator]
-    async def _encode_together(
-        self, pictures: list[tuple[Vae, PreparedPicture]]
-    ) -> list[EncodedPicture | StageError]:
-        return await self._run(self._encodings, pictures)
-
-    async def _run(
+    def _run(
         self, batches: ShapedBatches[Vae, Item, Result], items: Sequence[tuple[Vae, Item]]
     ) -> list[Result | StageError]:
-        def watched() -> list[Result | StageError]:
-            with self._health.watching():
-                return batches.run(items)
+        """Called on the thread."""
+        with self._health.watching():
+            return batches.run(items)
 
-        return await asyncio.get_running_loop().run_in_executor(self._executor, watched)
+
+@dataclass(frozen=True, slots=True)
+class _Direction(Generic[Item, Result]):
+    """Calls of VAEs in one direction, and what waits for them."""
+
+    batches: ShapedBatches[Vae, Item, Result]
+    gathered: Gathered[tuple[Vae, Item], Result | StageError]
 
 
 def _shape_of_picture(one: Vae, picture: PreparedPicture) -> LatentShape:

@@ -5,7 +5,6 @@ from pathlib import Path
 from ray import serve
 from ray.serve import Application, Deployment
 
-from deployments.batching import Batching
 from deployments.cost_measurement import CostMeasurement
 from deployments.engine.adapters import AdapterMemory
 from deployments.engine.fingerprint import fingerprint, model_ref
@@ -54,18 +53,20 @@ def build_app(config: AppConfig) -> Application:
     def deployment(path: str, stage: str) -> Deployment:
         return deployment_of(path, **HEALTH, **stage_options(config, stage, info))
 
-    def gathered(stage: str) -> tuple[Batching, int, int]:
+    def replica(stage: str) -> tuple[int, int]:
         section = config.stages[stage]
-        return config.batching(stage, info), section.num_threads, section.max_models
+        return section.num_threads, section.max_models
 
     of_encoder = (internal.encoder_cache_size, engine.max_rank, adapters, measurement)
-    encoder = deployment(PROMPT_ENCODER, "encoder").bind(model, placement, *gathered("encoder"), *of_encoder)
+    encoder = deployment(PROMPT_ENCODER, "encoder").bind(
+        model, placement, config.text_batching, *replica("encoder"), *of_encoder
+    )
     of_denoiser = (config.denoiser.host_gib * 2**30, adapters, measurement)
     denoiser = deployment(DENOISER, "denoiser").bind(
-        model, placement, engine, *gathered("denoiser"), *of_denoiser
+        model, placement, engine, config.admission_batching(info), *replica("denoiser"), *of_denoiser
     )
     decoder = deployment(VAE_DECODER, "decoder").bind(
-        model, placement, *gathered("decoder"), internal.max_hold_s, measurement
+        model, placement, config.decoder.max_batch_size, *replica("decoder"), internal.max_hold_s, measurement
     )
     stages = (encoder, denoiser, decoder)
     runner = deployment_of(RUNNER, **HEALTH, **config.jobs.runner_options())

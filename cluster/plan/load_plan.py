@@ -136,7 +136,7 @@ def _fewest(
         picture_s = encode_picture.curve(shape).seconds_each(most) if request.strength is not None else 0.0
         return request.num_images * cost.decode.curve(shape).seconds_each(most) + picture_s
 
-    encode_s = cost.encode.seconds_each(config.batching("encoder", model.info).max_batch_size)
+    encode_s = cost.encode.seconds_each(config.text_batching.max_batch_size)
     num_texts = len({request.prompt for request in requests})
     return Replicas(
         needed(num_texts * encode_s, config.autoscaling_of("encoder").utilization),

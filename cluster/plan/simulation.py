@@ -73,7 +73,7 @@ class Simulation:
             lambda device: DenoiserReplica(
                 env,
                 device,
-                config.batching("denoiser", info),
+                config.admission_batching(info),
                 model.denoising,
                 model.overheads,
                 model.room,
@@ -87,7 +87,7 @@ class Simulation:
             env,
             self._devices,
             lambda device: DecoderReplica(
-                env, device, config.batching("decoder", info), cost, config.internal.max_hold_s
+                env, device, config.decoder.max_batch_size, cost, config.internal.max_hold_s
             ),
             shares["decoder"],
             config.max_ongoing_requests("decoder", info),
@@ -97,7 +97,7 @@ class Simulation:
             env,
             self._devices,
             lambda device: EncoderReplica(
-                env, device, config.batching("encoder", info), cost.encode, config.internal.encoder_cache_size
+                env, device, config.text_batching, cost.encode, config.internal.encoder_cache_size
             ),
             shares["encoder"],
             config.max_ongoing_requests("encoder", info),

@@ -74,21 +74,19 @@ class Batches(Generic[Item]):
 class _BatchedCalls(Generic[Item]):
     """Batches that go to the device one after another, like those of one `@serve.batch` method.
 
-    thread: the replica's one thread, first come, first served; parts_s: seconds of each call for a batch
+    seconds: of the device for a batch
     """
 
     def __init__(
         self,
         env: Environment,
         device: Device,
-        thread: Resource,
         batching: Batching,
-        parts_s: Callable[[Sequence[Item]], Sequence[float]],
+        seconds: Callable[[Sequence[Item]], float],
     ) -> None:
         self._env = env
         self._device = device
-        self._thread = thread
-        self._parts_s = parts_s
+        self._seconds = seconds
         self._closed = Store(env)
         self._batches: Batches[tuple[Item, Event]] = Batches(env, batching, self._closed.put)
         env.process(self._work())
@@ -101,12 +99,47 @@ class _BatchedCalls(Generic[Item]):
     def _work(self) -> Process:
         while True:
             batch = yield self._closed.get()
-            with self._thread.request() as turn:
-                yield turn
-                for seconds in self._parts_s([item for item, _ in batch]):
-                    yield self._device.run(seconds)
+            yield self._device.run(self._seconds([item for item, _ in batch]))
             for _, done in batch:
                 done.succeed()
+
+
+class _GatheredCalls(Generic[Item]):
+    """Items that go to the device together if they came while the thread was busy, as in `Gathered`.
+
+    thread: the replica's one thread, first come, first served; parts_s: seconds of each call for a batch
+    """
+
+    def __init__(
+        self,
+        env: Environment,
+        device: Device,
+        thread: Resource,
+        max_batch_size: int,
+        parts_s: Callable[[Sequence[Item]], Sequence[float]],
+    ) -> None:
+        self._env = env
+        self._device = device
+        self._thread = thread
+        self._max_batch_size = max_batch_size
+        self._parts_s = parts_s
+        self._waiting: list[tuple[Item, Event]] = []
+
+    def run(self, item: Item) -> Event:
+        done = self._env.event()
+        self._waiting.append((item, done))
+        self._env.process(self._take_turn())
+        return done
+
+    def _take_turn(self) -> Process:
+        with self._thread.request() as turn:
+            yield turn
+            batch = self._waiting[: self._max_batch_size]
+            del self._waiting[: self._max_batch_size]
+            for seconds in self._parts_s([item for item, _ in batch]):
+                yield self._device.run(seconds)
+        for _, done in batch:
+            done.succeed()
 
 
 class EncoderReplica:
@@ -121,7 +154,7 @@ class EncoderReplica:
         self._kept: OrderedDict[str, None] = OrderedDict()
         self._cache_size = cache_size
         self._calls: _BatchedCalls[str] = _BatchedCalls(
-            env, device, Resource(env), batching, lambda texts: [cost.seconds(len(texts))]
+            env, device, batching, lambda texts: cost.seconds(len(texts))
         )
 
     def work_s(self, call: Sequence[str]) -> float:
@@ -159,13 +192,15 @@ class DecoderReplica:
     """A simulated VAE: both directions have batches of their own, and one thread. No picture comes twice."""
 
     def __init__(
-        self, env: Environment, device: Device, batching: Batching, cost: CostModel, max_hold_s: float
+        self, env: Environment, device: Device, max_batch_size: int, cost: CostModel, max_hold_s: float
     ) -> None:
-        self._max_batch_size = batching.max_batch_size
+        self._max_batch_size = max_batch_size
         self._costs = {False: cost.decode, True: cost.picture}  # by is_encoding
         thread = Resource(env)
-        self._calls: dict[bool, _BatchedCalls[LatentShape]] = {
-            is_encoding: _BatchedCalls(env, device, thread, batching, partial(_parts_s, known, max_hold_s))
+        self._calls: dict[bool, _GatheredCalls[LatentShape]] = {
+            is_encoding: _GatheredCalls(
+                env, device, thread, max_batch_size, partial(_parts_s, known, max_hold_s)
+            )
             for is_encoding, known in self._costs.items()
         }
 

@@ -96,16 +96,24 @@ class _Recorded:
 
 
 class EagerSteps:
-    """Launches the kernels of every step one by one. num_threads: of a CPU; None for torch's"""
+    """Launches the kernels of every step one by one. num_threads: of a CPU; None for torch's
+
+    is_running: whether a step runs on the CPU
+    """
 
     def __init__(self, unet: UNet, num_threads: int | None = None) -> None:
         self.unet = unet
         self.bank = unet.bank
+        self.is_running = False
         self._device = unet.device
         self._unet = RowParts(unet, num_threads) if unet.device.type == "cpu" else unet
 
     def launch(self, inputs: StepInputs) -> torch.Tensor:
-        return denoise_step(self._unet, inputs.map(lambda tensor: send(tensor, self._device)))
+        self.is_running = self._device.type == "cpu"
+        try:
+            return denoise_step(self._unet, inputs.map(lambda tensor: send(tensor, self._device)))
+        finally:
+            self.is_running = False
 
     def completion(self) -> Completion:
         is_cuda = self._device.type == "cuda"

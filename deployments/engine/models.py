@@ -7,7 +7,7 @@ start, with the reason.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib import import_module
 from inspect import signature
@@ -74,8 +74,10 @@ def _refuse_missing(source: ModelSource, part: str, missing: Sequence[str]) -> N
         raise refusal(source, f"the weights of {part} lack {len(missing)} tensors, such as {missing[0]}")
 
 
-def _read_through(source: ModelSource, part: str) -> None:
+def _read_through(source: ModelSource, part: str, rest: Callable[[], None] = lambda: None) -> None:
     """Reads a part's files from beginning to end, so that the system has them in memory.
+
+    rest: called again and again meanwhile
 
     The libraries map files and then read them page by page, which takes minutes instead of seconds from slow
     mounts (ComfyUI's issues 1992 and 8713).
@@ -83,7 +85,7 @@ def _read_through(source: ModelSource, part: str) -> None:
     for path in Path(source.path, part).glob("*.safetensors") if source.is_folder else ():
         with path.open("rb", buffering=0) as file:
             while file.read(_READ_BYTES):
-                pass
+                rest()
 
 
 def load_vae(source: ModelSource, placement: Placement) -> diffusers.AutoencoderKL:
@@ -176,9 +178,10 @@ class UNet:
             tensor.copy_(pinned(other[name]) if is_cuda else other[name], non_blocking=True)
 
     @torch.inference_mode()
-    def take_file(self, source: ModelSource) -> bool:
+    def take_file(self, source: ModelSource, rest: Callable[[], None]) -> bool:
         """Copies the weights from a model's file into this one's memory.
 
+        rest: called again and again meanwhile
         Returns whether it could. They must be in one safetensors file, with the tensors of a U-Net like this
         one. No module is built for it, which is Python's work, and forwards on a CPU wait meanwhile.
         Raises ModelLoadError.
@@ -189,13 +192,14 @@ class UNet:
             return False
         mine = self._module.state_dict()
         with _loading(source, "unet"):
-            _read_through(source, "unet")
+            _read_through(source, "unet", rest)
             with safe_open(path, framework="pt") as file:
                 shapes = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
                 if shapes != {name: tuple(tensor.shape) for name, tensor in mine.items()}:
                     return False
                 for name, tensor in mine.items():
                     tensor.copy_(file.get_tensor(name))
+                    rest()
         return True
 
 

@@ -9,7 +9,7 @@ from collections.abc import Callable, Collection, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from copy import deepcopy
-from weakref import WeakValueDictionary
+from weakref import WeakSet, WeakValueDictionary
 
 import diffusers
 import torch
@@ -20,6 +20,7 @@ from deployments.engine.device_step import CapturedSteps, EagerSteps, StepRunner
 from deployments.engine.messages import LatentShape
 from deployments.engine.model_source import ModelRef, Placement, load_unet_config
 from deployments.engine.models import load_unet_module, place_unet, unet_bank
+from deployments.engine.pace import Pace
 
 _LOW, _LOWEST = 10, 19  # priorities
 
@@ -79,6 +80,7 @@ class DeviceLoader:
         self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None  # type: ignore[no-untyped-call]
         self._static_shapes = static_shapes
         self._num_threads = num_threads
+        self._runners: WeakSet[EagerSteps | CapturedSteps] = WeakSet()
 
     def describe(self, model: ModelRef) -> UNetShape:
         config = load_unet_config(model.source)
@@ -89,7 +91,7 @@ class DeviceLoader:
         back before anything is allocated."""
         if isinstance(into, EagerSteps | CapturedSteps):
             # Where host memory keeps modules, they are copied from there.
-            if self._host is None and into.unet.take_file(model.source):
+            if self._host is None and into.unet.take_file(model.source, Pace(self._is_running).rest):
                 return into
             module = self._module(model)
             if into.unet.is_like(module):
@@ -100,7 +102,13 @@ class DeviceLoader:
         with self._beside_forwards():
             module = self._module(model, copy=True)
             unet = place_unet(module, self._placement, self._bank(module))
-        return step_runner(unet, self._static_shapes, self._num_threads)
+        runner = step_runner(unet, self._static_shapes, self._num_threads)
+        self._runners.add(runner)
+        return runner
+
+    def _is_running(self) -> bool:
+        """Whether a forward of its models runs on a CPU."""
+        return any(isinstance(runner, EagerSteps) and runner.is_running for runner in list(self._runners))
 
     def _bank(self, module: diffusers.UNet2DConditionModel) -> AdapterBank:
         key = architecture(module.config)

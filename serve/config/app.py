@@ -209,14 +209,14 @@ class AppConfig(Section):
             for name, stage in self.stages.items()
         }
 
-    def batching(self, stage: str, info: ModelInfo) -> Batching:
-        """How a stage collects a batch. For the denoiser this covers only admission."""
-        wait_s = self.internal.batch_wait_timeout_s
-        if stage == "encoder":
-            return Batching(self.internal.encoder_max_batch_size, wait_s)
-        if stage == "decoder":
-            return Batching(self.decoder.max_batch_size, wait_s)
-        together = min(_ADMITTED_TOGETHER, self.max_ongoing_requests(stage, info))
+    @property
+    def text_batching(self) -> Batching:
+        """How the encoder collects a batch."""
+        return Batching(self.internal.encoder_max_batch_size, self.internal.batch_wait_timeout_s)
+
+    def admission_batching(self, info: ModelInfo) -> Batching:
+        """How the denoiser collects images that it admits."""
+        together = min(_ADMITTED_TOGETHER, self.max_ongoing_requests("denoiser", info))
         return Batching(together, self.denoiser.batch_wait_timeout_s)
 
     def max_ongoing_requests(self, stage: str, info: ModelInfo) -> int:
@@ -226,7 +226,8 @@ class AppConfig(Section):
         if stage == "denoiser":
             images = self.denoiser.max_ongoing_requests
             return 2 * self.max_rows(info) if images == "auto" else images
-        return max(32, 4 * self.batching(stage, info).max_batch_size)
+        most = self.internal.encoder_max_batch_size if stage == "encoder" else self.decoder.max_batch_size
+        return max(32, 4 * most)
 
     def max_rows(self, info: ModelInfo) -> int:
         """The most U-Net rows in a forward."""

@@ -28,7 +28,7 @@ class InternalConfig(Section):
     encoder_max_batch_size: PositiveInt = Field(8, description="Most texts of a batch")
     encoder_cache_size: PositiveInt = Field(256, description="Texts whose embeddings are kept")
     batch_wait_timeout_s: NonNegativeFloat = Field(
-        0.005, description="Longest wait in seconds of a batch's first item, in encoder and decoder"
+        0.005, description="Longest wait in seconds of the first text of a batch"
     )
     max_hold_s: PositiveFloat = Field(
         0.2, description="Seconds; a batch that would hold the device for longer is decoded in parts"

@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import time
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import aclosing
 from dataclasses import replace
@@ -78,11 +79,11 @@ class MortalEncoder(PromptEncoder):
 class MortalDecoder(VaeDecoder):
     """Its process ends when it decodes latents of only POISONOUS_VALUE. It waits like the encoder."""
 
-    async def _run(self, batches: Any, latents: Sequence[tuple[Any, torch.Tensor]]) -> list[Any]:
-        await asyncio.sleep(0.2)
-        if any(torch.all(item == POISONOUS_VALUE) for _, item in latents):
+    def _run(self, batches: Any, items: Sequence[tuple[Any, Any]]) -> list[Any]:
+        time.sleep(0.2)
+        if any(torch.all(item == POISONOUS_VALUE) for _, item in items):
             os._exit(1)
-        return await super()._run(batches, latents)
+        return super()._run(batches, items)
 
 
 @pytest.fixture
@@ -100,7 +101,7 @@ def encoder(base_url: str) -> Iterator[DeploymentHandle]:
 def decoder(base_url: str) -> Iterator[DeploymentHandle]:
     measurement = CostMeasurement(((16, 16),), COST)
     application = serve.deployment(MortalDecoder, **OPTIONS).bind(
-        MODEL, Placement("cpu"), Batching(8, 0.1), 1, 1, 10.0, measurement
+        MODEL, Placement("cpu"), 8, 1, 1, 10.0, measurement
     )
     yield serve.run(application, name="mortal decoder", route_prefix=None)
     serve.delete("mortal decoder")
@@ -214,8 +215,8 @@ def test_latents_of_which_decoders_die_fail_and_take_no_others_with_them(decoder
         return image.data
 
     async def run() -> None:
-        latents = [torch.full((8, 16, 16), POISONOUS_VALUE), *harmless]
-        poisonous, *others = await asyncio.gather(*map(decode, latents), return_exceptions=True)
+        latents = [*harmless, torch.full((8, 16, 16), POISONOUS_VALUE)]
+        *others, poisonous = await asyncio.gather(*map(decode, latents), return_exceptions=True)
         assert isinstance(poisonous, PoisonousRequestError)
         for beside in others:
             assert isinstance(beside, bytes), repr(beside)

@@ -22,7 +22,7 @@ FAST = CostModel(
     decode=StageCost(((SHAPE, Curve(0.02, 8, 0.001)),)),
 )
 NUM_REPLICAS = 2
-# The images of a burst share forwards, and later batches in decoding.
+# The images of a burst share forwards, and so they come to be decoded at once. Their texts share batches.
 DENOISER = {"max_rows": 16, "max_ongoing_requests": 16}
 INTERNAL = {"batch_wait_timeout_s": 0.2}
 # A replica that fails every call must be gone within this time.

@@ -369,7 +369,7 @@ def test_batches_and_limits_suit_the_model() -> None:
         assert stage_options(config, "denoiser", info)["max_ongoing_requests"] == 2 * rows
     few = AppConfig.model_validate({"denoiser": {"max_rows": 4}, "limits": {"max_width": 640}})
     assert few.engine_config(INFO).deterministic_rows == 4
-    assert few.batching("denoiser", INFO).max_batch_size == 8
+    assert few.admission_batching(INFO).max_batch_size == 8
     assert few.limits_for(INFO).max_width == 640
     many = AppConfig.model_validate({"decoder": {"max_batch_size": 99}, "limits": {"max_queue": 9000}})
     assert stage_options(many, "decoder", INFO)["max_ongoing_requests"] == 4 * 99

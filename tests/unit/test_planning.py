@@ -45,7 +45,7 @@ COST = CostModel(
     decode=StageCost(((SHAPE, Curve(0.020, 1, 0.015)),)),
 )
 ONE_EACH = Replicas(1, 1, 1)
-WAIT_S = 0.005  # a batch's default
+WAIT_S = 0.005  # for others, in the encoder and at admission, by default
 NO_OVERHEADS = Overheads()
 
 
@@ -67,7 +67,7 @@ def ends(simulated: Simulated) -> list[float]:
     return [outcome.answer.ended_s for outcome in simulated.outcomes]
 
 
-ALONE_S = WAIT_S + 0.003 + WAIT_S + 20 * 0.010 + WAIT_S + 0.020
+ALONE_S = WAIT_S + 0.003 + WAIT_S + 20 * 0.010 + 0.020
 
 
 def test_a_request_alone_takes_exactly_what_its_parts_cost() -> None:
@@ -83,7 +83,7 @@ def test_two_requests_share_forwards_from_the_step_after_the_second_is_there() -
     first, second = ends(Simulation(model(), ONE_EACH).run([request(0.0), request(0.03)]))
     began = WAIT_S + 0.003 + WAIT_S
     both_from = began + 3 * 0.010  # the prompt is cached, so the second arrives 5 ms after it is due
-    decoded_s = WAIT_S + 0.020
+    decoded_s = 0.020
     assert first == pytest.approx(both_from + 17 * 0.018 + decoded_s, abs=1e-12)
     assert second == pytest.approx(both_from + 17 * 0.018 + 3 * 0.010 + decoded_s, abs=1e-12)
 
@@ -234,7 +234,7 @@ def test_stages_on_one_device_slow_each_other_down() -> None:
     """The first picture is decoded beside the second's steps. It takes 40 ms, and they take 20 ms more."""
     load = [request(0.0), request(0.2)]
     apart = ends(Simulation(model(Sharing.NOTHING), ONE_EACH).run(load))
-    assert apart == pytest.approx([0.213 + WAIT_S + 0.020, 0.213 + 0.200 + WAIT_S + 0.020])
+    assert apart == pytest.approx([0.213 + 0.020, 0.213 + 0.200 + 0.020])
     shared = ends(Simulation(model(Sharing.STAGES), ONE_EACH).run(load))
     assert shared == pytest.approx([ended + 0.020 for ended in apart])
 
@@ -246,8 +246,8 @@ def test_a_machine_is_busy_with_requests_as_well() -> None:
     # 3.7 steps by 0.1 s, 5 more by 0.2 s, the second arrives within the tenth, ten together, and then one
     # image is decoded beside the other's steps.
     together_until = 0.063 + 0.100 + 0.050 + 10 * 0.018
-    assert machine[0] == pytest.approx(together_until + WAIT_S + 2 * 0.020)
-    assert machine[1] == pytest.approx(together_until + 10 * 0.010 + 0.020 + WAIT_S + 0.020)
+    assert machine[0] == pytest.approx(together_until + 2 * 0.020)
+    assert machine[1] == pytest.approx(together_until + 10 * 0.010 + 0.020 + 0.020)
     stages = ends(Simulation(model(Sharing.STAGES, overheads), ONE_EACH).run(load))
     assert stages[0] < machine[0]
 
@@ -255,10 +255,10 @@ def test_a_machine_is_busy_with_requests_as_well() -> None:
 def test_large_batches_are_decoded_in_parts() -> None:
     """Five images in one batch, with 35 ms of the device per call: two calls of two images and one of one."""
     env = Environment()
-    replica = DecoderReplica(env, Device(env), Batching(8, 0.010), COST, max_hold_s=0.035)
+    replica = DecoderReplica(env, Device(env), 8, COST, max_hold_s=0.035)
     done = env.all_of([replica.run(VaeCall(SHAPE)) for _ in range(5)])
     env.run(done)
-    assert env.now == pytest.approx(0.010 + 2 * 0.035 + 0.020)
+    assert env.now == pytest.approx(2 * 0.035 + 0.020)
 
 
 def test_replicas_are_placed_where_their_share_is_free() -> None:
@@ -338,7 +338,7 @@ def test_a_tenfold_step_is_met_within_seconds_and_drained_in_time() -> None:
 def test_the_first_replica_comes_when_it_is_asked_for() -> None:
     sections = {"denoiser": {"min_replicas": 0, "autoscaling": {"cold_start_s": 5.0}}}
     [ended] = ends(Simulation(model(**sections), None).run([request(0.5)]))
-    assert ended == pytest.approx(1.0 + 5.0 + 0.200 + WAIT_S + WAIT_S + 0.020), "looked at every second"
+    assert ended == pytest.approx(1.0 + 5.0 + 0.200 + WAIT_S + 0.020), "looked at every second"
 
 
 def test_gpus_are_paid_by_the_hour() -> None:

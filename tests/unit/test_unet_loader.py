@@ -15,6 +15,10 @@ from tests import tiny_models
 CPU = Placement(device="cpu")
 
 
+def no_rest() -> None:
+    pass
+
+
 def saved(folder: Path, family: str, seed: int) -> ModelSource:
     tiny_models.build(family, seed).save_pretrained(folder)
     return ModelSource(str(folder))
@@ -39,14 +43,14 @@ def test_a_models_file_has_the_weights_that_a_module_of_it_has(
     expected = weights(load_unet(second, placement))
     places = {name: tensor.data_ptr() for name, tensor in into._module.state_dict().items()}
     assert not same(weights(into), expected)
-    assert into.take_file(second)
+    assert into.take_file(second, no_rest)
     assert same(weights(into), expected)
     assert {name: tensor.data_ptr() for name, tensor in into._module.state_dict().items()} == places
 
 
 def test_the_embedded_models_file_is_taken(model_folder: Callable[[str], Path]) -> None:
     source = ModelSource(str(model_folder("shapes")))
-    assert load_unet(source, CPU).take_file(source)
+    assert load_unet(source, CPU).take_file(source, no_rest)
 
 
 def pickled(folder: Path) -> ModelSource:
@@ -69,7 +73,7 @@ def test_other_files_are_not_taken_but_loaded(tmp_path: Path, stored: Callable[[
     second = stored(tmp_path / "second")
     loader = DeviceLoader(CPU, (), 1)
     runner = loader.load(model_ref(saved(tmp_path / "first", "sd1", 1)), None)
-    assert not runner.unet.take_file(second)
+    assert not runner.unet.take_file(second, no_rest)
     loaded = loader.load(model_ref(second), runner)
     assert loaded is runner
     assert same(weights(loaded.unet), weights(load_unet(second, CPU)))
@@ -78,7 +82,7 @@ def test_other_files_are_not_taken_but_loaded(tmp_path: Path, stored: Callable[[
 def test_another_architecture_is_not_taken(tmp_path: Path) -> None:
     into = load_unet(saved(tmp_path / "first", "sd1", 1), CPU)
     before = weights(into)
-    assert not into.take_file(saved(tmp_path / "second", "sd2", 2))
+    assert not into.take_file(saved(tmp_path / "second", "sd2", 2), no_rest)
     assert same(weights(into), before)
 
 
@@ -87,7 +91,7 @@ def test_a_file_that_lacks_a_tensor_is_refused_and_not_taken(tmp_path: Path) -> 
     tiny_models.drop_tensor(tmp_path / "second", "unet", "weight")
     loader = DeviceLoader(CPU, (), 1)
     runner = loader.load(model_ref(saved(tmp_path / "first", "sd1", 1)), None)
-    assert not runner.unet.take_file(second)
+    assert not runner.unet.take_file(second, no_rest)
     with pytest.raises(ModelLoadError, match="lack 1 tensors"):
         loader.load(model_ref(second), runner)
 
@@ -97,4 +101,4 @@ def test_a_file_that_is_cut_off_is_refused(tmp_path: Path) -> None:
     [path] = (tmp_path / "second" / "unet").glob("*.safetensors")
     path.write_bytes(path.read_bytes()[:-1000])
     with pytest.raises(ModelLoadError, match="its unet cannot be loaded"):
-        load_unet(saved(tmp_path / "first", "sd1", 1), CPU).take_file(second)
+        load_unet(saved(tmp_path / "first", "sd1", 1), CPU).take_file(second, no_rest)
