@@ -14,12 +14,16 @@ from serve.http.edge import ENVIRONMENT as _BEFORE_THE_PROXY
 # Each replica and each handle sets Serve's gauges at this interval, with or without load, and Ray exports
 # them every ten seconds. With Serve's own 100 ms they take most of an idle replica's CPU time.
 #
+# Ray's log monitor looks for new log files ten times a second while it knows fewer files than this, which
+# takes more than half of its CPU time, and else twice a second.
+#
 # Serve's controller looks at every deployment at this interval. With Serve's own 0.1 s it takes more CPU time
 # than anything else in an idle application. A replica is replaced later by at most the difference.
 ENVIRONMENT = {
     **_BEFORE_THE_PROXY,
     "OMP_WAIT_POLICY": "PASSIVE",
     "RAY_SERVE_METRICS_EXPORT_INTERVAL_MS": "2000",
+    "RAY_LOG_MONITOR_MANY_FILES_THRESHOLD": "0",
     "RAY_SERVE_CONTROL_LOOP_INTERVAL_S": "0.5",
     # Serve's proxy has 5 s to start by itself. A busy machine needs more, and would end it and begin anew.
     "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "60",
