@@ -2,7 +2,9 @@
 
 from collections.abc import MutableMapping
 
-from serve.http.edge import ENVIRONMENT as _BEFORE_THE_PROXY
+# Serve calls this when it is about to start an HTTP server. Named, because importing it takes the server's
+# libraries, and tests and benchmarks without Ray read this module too.
+EDGE = {"RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "serve.http.edge:middlewares"}
 
 # OpenMP's threads share an operation and wait for each other at its end. A spinning thread keeps a core that
 # the other thread needs as soon as a third process wants one too. Measured on two cores with two threads, for
@@ -20,7 +22,7 @@ from serve.http.edge import ENVIRONMENT as _BEFORE_THE_PROXY
 # Serve's controller looks at every deployment at this interval. With Serve's own 0.1 s it takes more CPU time
 # than anything else in an idle application. A replica is replaced later by at most the difference.
 ENVIRONMENT = {
-    **_BEFORE_THE_PROXY,
+    **EDGE,
     "OMP_WAIT_POLICY": "PASSIVE",
     "RAY_SERVE_METRICS_EXPORT_INTERVAL_MS": "2000",
     "RAY_LOG_MONITOR_MANY_FILES_THRESHOLD": "0",

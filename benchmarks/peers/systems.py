@@ -15,7 +15,7 @@ import psutil
 from benchmarks.peers.environment import ROOT, peers_python, project_python
 from benchmarks.peers.images_api import PATH
 from cluster.ports import free_port
-from serve.http.edge import ENVIRONMENT
+from cluster.ray_environment import EDGE
 
 START_TIMEOUT_S = 600.0
 STOP_TIMEOUT_S = 60.0
@@ -46,7 +46,7 @@ def on_ray(title: str, module: str, variables: Mapping[str, str]) -> System:
 
 def midstep(module: str, proxy: str = "haproxy") -> System:
     """A module's application, behind Midstep's edge before Serve's proxy. proxy: one of PROXIES"""
-    return on_ray("Midstep", module, ENVIRONMENT | PROXIES[proxy])
+    return on_ray("Midstep", module, EDGE | PROXIES[proxy])
 
 
 _LITSERVE = ("-m", "benchmarks.peers.litserve_server", "--threads", "{threads}", "--port", "{port}")

@@ -2,7 +2,7 @@
 
 Serve's proxy obeys some headers of clients as if a trusted balancer had sent them, before any key is checked,
 and its own failures are answered in plain text. We cannot change the proxy, so this middleware runs before
-it. `midstep run` and the container image set ENVIRONMENT, by which Serve finds `middlewares`. With HAProxy
+it. `midstep run` and the container image set a variable by which Serve finds `middlewares`. With HAProxy
 instead of the proxy, the same middleware runs in the ingress replicas.
 """
 
@@ -31,7 +31,6 @@ from serve.http.problems import USABLE_ID, error_object, problem
 
 logger = logging.getLogger("ray.serve")
 
-ENVIRONMENT = {"RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "serve.http.edge:middlewares"}
 _MAX_ATTEMPTS = 2
 _RETRY_AFTER_S = 1
 _SERVES_OWN_PATHS = "/-/"  # health and routes

@@ -9,8 +9,8 @@ import pytest
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.types import Message, Receive, Scope, Send
 
-from cluster.ray_environment import set_ray_environment
-from serve.http.edge import ENVIRONMENT, Edge, middlewares
+from cluster.ray_environment import EDGE, set_ray_environment
+from serve.http.edge import Edge, middlewares
 from serve.http.limits import MAX_BODY_BYTES, MAX_UPLOAD_BYTES
 
 IMAGES, JOBS, FILES = "/v1/images/generations", "/v1/predictions", "/v1/files"
@@ -306,7 +306,7 @@ def test_of_a_body_that_is_too_large_no_more_is_taken_in(path: str, limit: int) 
 
 
 def test_serve_finds_it_by_the_environment_unless_something_else_is_there() -> None:
-    [(name, path)] = ENVIRONMENT.items()
+    [(name, path)] = EDGE.items()
     module, _, function = path.partition(":")
     assert (module, function) == (middlewares.__module__, middlewares.__name__)
     [middleware] = middlewares()
