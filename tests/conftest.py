@@ -5,6 +5,7 @@ import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,12 @@ from deployments.engine.prompt_text import PromptText
 from deployments.engine.prompts import TextEncoder
 from deployments.engine.samplers import SamplerTables, UnsupportedSamplerError
 from tests import tiny_models
-from tests.postgresql import empty
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    # Not in pyproject.toml, where it would make pytest import pydantic, which tests/gpu runs without.
+    if find_spec("pydantic"):
+        config.addinivalue_line("filterwarnings", "ignore::pydantic.PydanticDeprecatedSince20")
 
 
 @pytest.fixture(autouse=True)
@@ -63,6 +69,8 @@ def postgresql() -> Iterator[str]:
 @pytest.fixture
 def postgresql_url(postgresql: str) -> str:
     """The URL of an empty database."""
+    from tests.postgresql import empty  # noqa: PLC0415 - tests/gpu runs without its libraries
+
     asyncio.run(empty(postgresql))
     return postgresql
 
