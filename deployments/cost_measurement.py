@@ -94,28 +94,30 @@ class CostMeasurement:
         cost, is_measured = self._stage_cost(stage, measured, counts, known)
         if is_measured:
             logger.info("cost of the VAE as %s\n%s", stage, cost.table("images"))
-        elif not self.known:
+        else:
             for shape in self.shapes:
-                warm_up(shape, counts[-1])
+                for count in _to_warm_up(counts):
+                    warm_up(shape, count)
         return cost
 
     def encode_cost(self, warm_up: Callable[[int], None], max_batch_size: int) -> Curve:
-        if self.known:
-            return self.known.encode
         counts = counts_to_measure(max_batch_size)
 
         def measured() -> Curve:
             logger.info(MEASURING)
             return measure(warm_up, counts)
 
-        if self.kept is None:
+        if self.known:
+            curve, is_measured = self.known.encode, False
+        elif self.kept is None:
             curve, is_measured = measured(), True
         else:
             curve, is_measured = self.kept.get_or_measure("encoder", Curve, counts, measured)
         if is_measured:
             logger.info("cost of text encoding\n%s", curve.table("texts"))
         else:
-            warm_up(max_batch_size)
+            for count in _to_warm_up(counts):
+                warm_up(count)
         return curve
 
     def _stage_cost(
@@ -136,3 +138,8 @@ class CostMeasurement:
         if self.kept is None:
             return measured_now(), True
         return self.kept.get_or_measure(stage, StageCost, counts, measured_now)
+
+
+def _to_warm_up(counts: Sequence[int]) -> list[int]:
+    """The counts of the largest call, which takes its memory first, and of the smallest, the usual one."""
+    return sorted({1, counts[-1]}, reverse=True)

@@ -35,15 +35,23 @@ def test_a_profile_is_measured_once_and_then_known(
     assert [rank for rank, _ in known.forward.adapted] == [16, 32, 64, 128], "though none are offered"
     factors = [1.0, *(factor for _, factor in known.forward.adapted)]
     assert factors == sorted(factors)
-
-    def must_not_run(*_: object) -> None:
-        raise AssertionError("measured although it is known")
-
-    measurement = CostMeasurement(((16, 16),), known)
     assert known.encode_picture is not None
-    assert measurement.decode_cost(must_not_run, 4) == known.decode
-    assert measurement.encode_picture_cost(must_not_run, 4) == known.encode_picture
-    assert measurement.encode_cost(must_not_run, 4) == known.encode
+
+
+def test_with_known_costs_the_first_request_pays_for_no_warm_up() -> None:
+    """The most items of a call and one are warmed up, once each, and nothing is timed."""
+    shapes = ((16, 16), (16, 24))
+    measurement = CostMeasurement(shapes, COST)
+    calls: list[object] = []
+    assert measurement.encode_cost(calls.append, 8) == COST.encode
+    assert calls == [8, 1]
+    for cost_of, cost in (
+        (measurement.decode_cost, COST.decode),
+        (measurement.encode_picture_cost, COST.picture),
+    ):
+        calls.clear()
+        assert cost_of(lambda *call: calls.append(call), 4) == cost
+        assert calls == [(shape, count) for shape in shapes for count in (4, 1)]
 
 
 def test_an_output_that_cannot_be_written_is_told_before_measuring(
