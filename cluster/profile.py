@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 
 from deployments.cost_measurement import CostMeasurement
-from deployments.devices import text_encoder, unets, vae
+from deployments.devices import measured_on, text_encoder, unets, vae
 from deployments.engine.cost import CostModel
 from deployments.engine.fingerprint import model_ref
 from deployments.engine.model_source import load_model_info
@@ -43,12 +43,13 @@ def profile(config: AppConfig) -> CostModelFile:
     most = config.decoder.max_batch_size
     decode = measurement.decode_cost(loaded.decoder.warm_up, most)
     encode_picture = measurement.encode_picture_cost(loaded.encoder.warm_up, most)
-    device = placement.torch_device()
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"
+    here = measured_on(placement)
     return CostModelFile(
         path=config.model.path,
-        dtype=str(placement.torch_dtype()).removeprefix("torch."),
-        device=name,
+        dtype=here.dtype,
+        attention=config.model.attention,
+        compile=config.model.compile,
+        device=here.device,
         cost_model=CostModel(encode, found.cost, decode, encode_picture, found.load_s),
     )
 

@@ -17,6 +17,7 @@ from deployments.engine.cost import (
 )
 from deployments.engine.engine_config import EngineConfig
 from deployments.engine.messages import LatentShape
+from deployments.engine.model_source import ModelLoadError
 from deployments.engine.step_scheduler import Group
 from deployments.kept_costs import KeptCosts
 from deployments.progress import MEASURING
@@ -25,16 +26,46 @@ logger = logging.getLogger("ray.serve")
 
 
 @dataclass(frozen=True, slots=True)
+class MeasuredOn:
+    """Where a known cost model comes from: the name of its device, and the dtype as torch spells it."""
+
+    device: str
+    dtype: str
+
+
+@dataclass(frozen=True, slots=True)
 class CostMeasurement:
     """How a replica learns what its work costs.
 
     shapes: the latent shapes to measure; known: a cost model that makes measuring unnecessary
     kept: measurements of earlier replicas; None to measure in any case
+    measured_on: where the known cost model comes from; None for one that fits any device
     """
 
     shapes: tuple[LatentShape, ...]
     known: CostModel | None = None
     kept: KeptCosts | None = None
+    measured_on: MeasuredOn | None = None
+
+    def check_device(self, here: MeasuredOn) -> None:
+        """Warns if the known costs are from another device than the one here.
+
+        Raises ModelLoadError if they are for another precision, as with dtype `auto` on another kind of GPU.
+        """
+        measured = self.measured_on
+        if measured is None or measured == here:
+            return
+        if measured.dtype != here.dtype:
+            raise ModelLoadError(
+                f"model.cost_model was measured in {measured.dtype} on {measured.device}, and {here.device} "
+                f"computes in {here.dtype}: measure with `midstep profile` here, or set model.dtype"
+            )
+        logger.warning(
+            "model.cost_model was measured on %s, and this is %s: deadlines, refusals and scaling go by it. "
+            "Measure with `midstep profile` here",
+            measured.device,
+            here.device,
+        )
 
     def forward_cost(
         self, warm_up: Callable[[LatentShape, int, int], None], config: EngineConfig

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from deployments.cost_measurement import CostMeasurement
+from deployments.cost_measurement import CostMeasurement, MeasuredOn
 from deployments.engine.cost import CostModel, StageCost
 from deployments.engine.device_step import StepRunner, warm_up
 from deployments.engine.engine_config import EngineConfig
@@ -34,6 +34,13 @@ from deployments.engine.simulated import (
 )
 from deployments.engine.simulated_faults import SimulatedFaults
 from deployments.engine.unet_loader import DeviceLoader
+from deployments.kept_costs import device_name
+
+
+def measured_on(placement: Placement) -> MeasuredOn:
+    """The device and the precision of a placement that is not simulated. Raises ModelLoadError."""
+    dtype = str(placement.torch_dtype()).removeprefix("torch.")
+    return MeasuredOn(device_name(placement.torch_device()), dtype)
 
 
 def text_encoder(
@@ -73,6 +80,7 @@ def unets(
     """Loads the first model and measures the cost of its forwards.
 
     host_bytes, pool_bytes: see DeviceLoader
+    Raises ModelLoadError.
     """
     if placement.is_simulated:
         known = _of_device(measurement.known)
@@ -84,6 +92,7 @@ def unets(
         first: StepRunner = SimulatedSteps(known.forward, device, engine.max_rank)
         cost = measurement.forward_cost(partial(warm_up, simulated.describe(model), first), config)
         return Unets(simulated, first, config, cost, known.load_s)
+    measurement.check_device(measured_on(placement))
     config = engine.for_device(placement.torch_device())
     static_shapes = measurement.shapes if config.row_counts else ()
     loader = DeviceLoader(placement, static_shapes, num_threads, host_bytes, config.max_rank, pool_bytes)

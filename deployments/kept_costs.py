@@ -14,11 +14,14 @@ from hashlib import sha256
 from importlib.metadata import version
 from pathlib import Path
 from secrets import token_hex
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from pydantic import TypeAdapter, ValidationError
 
 from deployments.engine.cost import Curve, StageCost
+
+if TYPE_CHECKING:
+    import torch
 
 logger = logging.getLogger("ray.serve")
 
@@ -61,8 +64,15 @@ class KeptCosts:
 def _device() -> str:
     import torch  # noqa: PLC0415 - whoever only hands the folder on needs none
 
-    if torch.cuda.is_available():
-        return torch.cuda.get_device_name()
+    return device_name(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+
+
+def device_name(device: "torch.device") -> str:
+    """The name of a GPU, or of the CPU with the number of its cores."""
+    if device.type == "cuda":
+        import torch  # noqa: PLC0415
+
+        return torch.cuda.get_device_name(device)
     info = Path("/proc/cpuinfo")
     lines = info.read_text().splitlines() if info.exists() else []
     models = {line.partition(":")[2].strip() for line in lines if line.startswith("model name")}

@@ -5,7 +5,7 @@ from pathlib import Path
 from ray import serve
 from ray.serve import Application, Deployment
 
-from deployments.cost_measurement import CostMeasurement
+from deployments.cost_measurement import CostMeasurement, MeasuredOn
 from deployments.engine.adapters import AdapterMemory
 from deployments.engine.fingerprint import fingerprint, model_ref
 from deployments.engine.model_source import ModelInfo
@@ -88,7 +88,9 @@ def _cost_measurement(config: AppConfig, info: ModelInfo, made_by: str) -> CostM
         "num_threads": {name: stage.num_threads for name, stage in config.stages.items()},
     }
     kept = KeptCosts(str(Path(config.jobs.data_folder) / "costs"), measured_with)
-    return CostMeasurement(shapes, config.model.known_cost(), kept)
+    if (file := config.model.cost_file()) is None:
+        return CostMeasurement(shapes, kept=kept)
+    return CostMeasurement(shapes, file.cost_model, kept, MeasuredOn(file.device, file.dtype))
 
 
 def __getattr__(name: str) -> Application:

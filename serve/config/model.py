@@ -18,10 +18,16 @@ Size = Annotated[str, Field(pattern=r"^[1-9]\d{0,4}x[1-9]\d{0,4}$")]  # WIDTHxHE
 
 
 class CostModelFile(Section):
-    """The output of `midstep profile`. path, dtype: of the model; device: a description"""
+    """The output of `midstep profile`.
+
+    path, dtype, attention, compile: the section `model` that it was measured with; dtype is never `auto`
+    device: the name of the GPU or CPU
+    """
 
     path: str
     dtype: str
+    attention: str = "sdpa"  # older files do not have it and the next
+    compile: bool = False
     device: str
     cost_model: CostModel
 
@@ -110,7 +116,8 @@ class ModelConfig(Section):
     def cost_file(self) -> CostModelFile | None:
         """The parsed cost model file.
 
-        Raises ConfigError if it cannot be read, or was measured with another model.
+        Raises ConfigError if it cannot be read, or was measured with another model or other settings. A
+        simulated device takes every file.
         """
         if self.cost_model is None:
             return None
@@ -121,12 +128,20 @@ class ModelConfig(Section):
             raise ConfigError(
                 f"model.cost_model: {self.cost_model!r} is no file of `midstep profile`: {error}"
             ) from error
-        if self.device != "simulated" and (file.path != self.path or not self._may_compute_in(file.dtype)):
+        if self.device != "simulated" and (differences := self._differences(file)):
             raise ConfigError(
-                f"model.cost_model: {self.cost_model!r} was measured with {file.path!r} in {file.dtype}, "
-                f"and {self.path!r} in {self.dtype} is to be served"
+                f"model.cost_model: {self.cost_model!r} was measured with {', '.join(differences)}; "
+                "without the key, `midstep profile` makes a file that fits"
             )
         return file
+
+    def _differences(self, file: CostModelFile) -> list[str]:
+        return [
+            f"model.{name} {getattr(file, name)!r} instead of {getattr(self, name)!r}"
+            for name in ("path", "dtype", "attention", "compile")
+            if getattr(file, name) != getattr(self, name)
+            and not (name == "dtype" and self._may_compute_in(file.dtype))
+        ]
 
     def _may_compute_in(self, dtype: str) -> bool:
         """Whether replicas might compute in this precision."""

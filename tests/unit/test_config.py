@@ -180,16 +180,39 @@ def test_a_cost_model_comes_back_as_it_was_written(tmp_path: Path) -> None:
     file = CostModelFile(path="models/shapes", dtype="float32", device="CPU", cost_model=cost)
     path.write_text(file.model_dump_json())
     assert AppConfig.model_validate({"model": {"cost_model": str(path)}}).model.known_cost() == cost
-    for other in ({"dtype": "bfloat16"}, {"path": "models/other"}):
-        config = AppConfig.model_validate({"model": {"cost_model": str(path)} | other})
-        with pytest.raises(ConfigError, match="was measured with 'models/shapes' in float32"):
-            config.model.known_cost()
     path.write_text(file.model_copy(update={"dtype": "bfloat16"}).model_dump_json())
     on_cuda = AppConfig.model_validate({"model": {"cost_model": str(path), "device": "cuda"}})
     assert on_cuda.model.known_cost() == cost
     on_cpu = AppConfig.model_validate({"model": {"cost_model": str(path), "device": "cpu"}})
-    with pytest.raises(ConfigError, match="in bfloat16, and 'models/shapes' in auto is to be served"):
+    with pytest.raises(ConfigError, match=r"with model\.dtype 'bfloat16' instead of 'auto'; without the key"):
         on_cpu.model.known_cost()
+
+
+@pytest.mark.parametrize(
+    ("served", "named"),
+    [
+        ({"path": "models/other"}, "with model.path 'models/shapes' instead of 'models/other';"),
+        ({"dtype": "bfloat16"}, "with model.dtype 'float32' instead of 'bfloat16';"),
+        ({"attention": "xformers"}, "with model.attention 'sdpa' instead of 'xformers';"),
+        (
+            {"dtype": "float16", "compile": True},
+            "with model.dtype 'float32' instead of 'float16', model.compile False instead of True;",
+        ),
+    ],
+)
+def test_a_cost_model_that_was_measured_with_other_settings_is_refused_by_their_names(
+    served: dict[str, object], named: str, tmp_path: Path
+) -> None:
+    curve = Curve(0.01, 2, 0.001)
+    cost = CostModel(curve, StageCost((((16, 16), curve),)), StageCost((((16, 16), curve),)))
+    path = tmp_path / "cost_model.json"
+    file = CostModelFile(path="models/shapes", dtype="float32", device="CPU", cost_model=cost)
+    path.write_text(file.model_dump_json())
+    config = AppConfig.model_validate({"model": {"cost_model": str(path)} | served})
+    with pytest.raises(ConfigError, match=re.escape(named)):
+        config.model.known_cost()
+    simulated = config.model.model_copy(update={"device": "simulated"})
+    assert simulated.known_cost() == cost, "a simulated device is what its file says"
 
 
 @pytest.mark.parametrize(

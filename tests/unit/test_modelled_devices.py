@@ -41,10 +41,11 @@ def test_loads_take_the_time_of_their_bytes(family: str) -> None:
     assert FILES[f"h200-{family}.json"].cost_model.load_s == pytest.approx(load_s, rel=1e-3)
 
 
-def test_files_from_before_there_were_loads_are_read() -> None:
+def test_files_from_before_there_were_loads_and_settings_are_read() -> None:
     written = json.loads((FOLDER / "h200-sdxl.json").read_text())
-    del written["cost_model"]["load_s"]
-    assert CostModelFile.model_validate(written).cost_model.load_s == 0.0
+    del written["cost_model"]["load_s"], written["attention"], written["compile"]
+    file = CostModelFile.model_validate(written)
+    assert (file.cost_model.load_s, file.attention, file.compile) == (0.0, "sdpa", False)
 
 
 @pytest.mark.parametrize(("family", "size", "cap"), [("sd15", 512, 12), ("sdxl", 1024, 12)])

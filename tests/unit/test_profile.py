@@ -1,17 +1,24 @@
 """`midstep profile`, and stages whose cost is known."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 
 from cluster.cli import main
-from deployments.cost_measurement import CostMeasurement
+from deployments.cost_measurement import CostMeasurement, MeasuredOn
+from deployments.devices import unets
 from deployments.engine.cost import CostModel, Curve, StageCost
+from deployments.engine.engine_config import EngineConfig
+from deployments.engine.fingerprint import model_ref
 from deployments.engine.fitting import Fitting
+from deployments.engine.model_source import ModelLoadError, ModelSource, Placement, load_model_info
 from deployments.forwards import Forwards
+from deployments.kept_costs import device_name
 from deployments.shaped_batches import ShapedBatches
+from serve.app import _cost_measurement
 from serve.config.app import AppConfig
 
 ONE_MS = Curve(0.001, 1, 0.001)
@@ -27,8 +34,14 @@ def test_a_profile_is_measured_once_and_then_known(
     config.write_text(yaml.safe_dump({"applications": [application]}))
     main(["profile", str(config), "--output", str(output)])
     assert str(output) in capsys.readouterr().out
-    known = AppConfig.model_validate({"model": {"cost_model": str(output)}}).model.known_cost()
-    assert known is not None
+    served = AppConfig.model_validate({"model": {"cost_model": str(output)}})
+    file = served.model.cost_file()
+    assert file is not None
+    measurement = _cost_measurement(served, load_model_info(served.model.source()), "")
+    assert measurement.measured_on == MeasuredOn(file.device, file.dtype)
+    assert (file.dtype, file.attention, file.compile) == ("float32", "sdpa", False)
+    assert file.device == device_name(torch.device("cpu"))
+    known = file.cost_model
     assert [shape for shape, _ in known.forward.curves] == [(16, 16), (16, 24)]
     counts = [count for count, _ in known.forward.curve((16, 16)).residuals]
     assert counts == [1, 2, 4, 8], "each was timed"
@@ -52,6 +65,25 @@ def test_with_known_costs_the_first_request_pays_for_no_warm_up() -> None:
         calls.clear()
         assert cost_of(lambda *call: calls.append(call), 4) == cost
         assert calls == [(shape, count) for shape in shapes for count in (4, 1)]
+
+
+def test_costs_from_another_device_are_warned_of_by_name_and_from_another_precision_refused(
+    model_folder: Callable[[str], Path], caplog: pytest.LogCaptureFixture
+) -> None:
+    placement = Placement("cpu", "auto")
+    model = model_ref(ModelSource(str(model_folder("sd1"))))
+    engine = EngineConfig(max_rows=2, rows_per_forward=2, deterministic_rows=2, latent_shape=(8, 8))
+    here = device_name(torch.device("cpu"))
+
+    def start(device: str, dtype: str) -> None:
+        unets(model, placement, CostMeasurement(((8, 8),), COST, None, MeasuredOn(device, dtype)), engine, 1)
+
+    start(here, "float32")
+    assert "was measured on" not in caplog.text
+    start("NVIDIA L4", "float32")
+    assert f"model.cost_model was measured on NVIDIA L4, and this is {here}" in caplog.text
+    with pytest.raises(ModelLoadError, match=r"measured in bfloat16 on NVIDIA L4, and .* in float32"):
+        start("NVIDIA L4", "bfloat16")
 
 
 def test_an_output_that_cannot_be_written_is_told_before_measuring(
