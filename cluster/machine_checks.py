@@ -1,6 +1,5 @@
 """Checks of the machine before serving, besides the configuration's keys: ports, the model's folder."""
 
-import ctypes
 import errno
 import socket
 from collections.abc import Sequence
@@ -11,10 +10,10 @@ from typing import Literal
 import yaml
 from ray.serve.schema import ServeDeploySchema
 
+from deployments.engine.cuda_driver import cuda_of_driver, driver_problem
 from serve.config.app import AppConfig
 from serve.config.schema import ConfigError
 
-_DRIVER = "libcuda.so.1"
 _LOCATIONS = {
     "HeadOnly": "HTTP is answered on the head node",
     "EveryNode": "HTTP is answered on every node",
@@ -56,19 +55,13 @@ def model_findings(config: AppConfig) -> list[Finding]:
     source = config.model.source()
     in_folder, on_hub = f"all its files are in {source.path}", f"the hub is asked for {source.path} at start"
     found = [Finding(f"model {config.model.id}", in_folder if source.is_folder else on_hub)]
-    if config.model.device == "cuda" and not _has_driver():
-        words = f"there is no NVIDIA driver ({_DRIVER}) on this machine"
+    device = config.model.device
+    if device == "cuda" and cuda_of_driver() is None:
+        words = "there is no NVIDIA driver (libcuda.so.1) on this machine"
         found.append(Finding("model.device", words, "not here"))
+    elif device in ("auto", "cuda") and (problem := driver_problem()):
+        found.append(Finding("model.device", problem, "not here"))
     return found
-
-
-def _has_driver() -> bool:
-    """Whether there may be CUDA devices. torch would know, but takes seconds to import."""
-    try:
-        ctypes.CDLL(_DRIVER)
-    except OSError:
-        return False
-    return True
 
 
 def location_finding(config: ServeDeploySchema) -> Finding:

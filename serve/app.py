@@ -1,12 +1,15 @@
 """`build_app` makes a Ray Serve application from a configuration. Only this module binds deployments."""
 
+import logging
 from pathlib import Path
 
+import ray
 from ray import serve
 from ray.serve import Application, Deployment
 
 from deployments.cost_measurement import CostMeasurement, MeasuredOn
 from deployments.engine.adapters import AdapterMemory
+from deployments.engine.cuda_driver import cuda_of_driver, driver_problem
 from deployments.engine.fingerprint import fingerprint, model_ref
 from deployments.engine.model_source import ModelInfo
 from deployments.kept_costs import KeptCosts
@@ -18,6 +21,8 @@ from serve.http.replicate.prediction import describe
 from serve.ingress import Ingress
 from serve.jobs.resources import job_store, object_store, resolve
 from serve.ray_internals import deployment_of
+
+logger = logging.getLogger("ray.serve")
 
 # Serve notices a dead replica only at its next health check, and then starts a new one. With Serve's own 10 s
 # that is five seconds later on average.
@@ -34,6 +39,7 @@ def build_app(config: AppConfig) -> Application:
 
     Raises ConfigError and ModelLoadError, naming the key or the model, before anything is deployed.
     """
+    config = _with_device(config)
     source, placement = config.model.source(), config.placement()
     info = checked_model_info(config)
     jobs = resolve(config.jobs)
@@ -73,6 +79,21 @@ def build_app(config: AppConfig) -> Application:
     options = ingress_options(config, info, drain_timeout_s(config, info))
     ingress = serve.deployment(Ingress, **HEALTH, **options)
     return ingress.bind(config, info, model, *stages, runner.bind(config, info, model, *stages))
+
+
+def _with_device(config: AppConfig) -> AppConfig:
+    """The configuration with a device in place of `auto`. Replicas cannot choose: Ray hides no GPU from those
+    that reserve none, so all of them would be on the first. Raises ConfigError."""
+    if config.model.device != "auto":
+        return config
+    if not config.reserves_gpus:
+        has_gpus = ray.cluster_resources().get("GPU", 0) if ray.is_initialized() else cuda_of_driver()
+        problem = driver_problem()
+        if problem and has_gpus:
+            logger.warning("model.device: auto is cpu, because %s", problem)
+        if problem or not has_gpus:
+            return config.on_device("cpu")
+    return config.on_device("cuda")
 
 
 def _cost_measurement(config: AppConfig, info: ModelInfo, made_by: str) -> CostMeasurement:

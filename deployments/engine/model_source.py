@@ -6,6 +6,7 @@ code that only reads a configuration is fast.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from deployments.engine.cuda_driver import driver_problem
 from deployments.engine.model_files import (
     PIPELINES,
     SCHEDULER_FILE,
@@ -104,25 +106,42 @@ class Placement:
         return self.device == "simulated"
 
     def torch_device(self) -> torch.device:
-        """The torch device. Raises ModelLoadError if it does not exist."""
+        """The torch device. Raises ModelLoadError if it does not exist.
+
+        `auto` warns where there is an NVIDIA driver that torch cannot use.
+        """
         import torch  # noqa: PLC0415
 
-        available = torch.cuda.is_available()
-        if self.device == "cuda" and not available:
-            raise ModelLoadError("device: cuda was asked for, but torch sees no CUDA device here")
-        name = ("cuda" if available else "cpu") if self.device == "auto" else self.device
-        return torch.device(name)
+        if self.device not in ("auto", "cuda"):
+            return torch.device(self.device)
+        if torch.cuda.is_available():
+            return torch.device("cuda")
+        problem = driver_problem()
+        if self.device == "cuda":
+            reason = problem or "torch sees no CUDA device here"
+            raise ModelLoadError(f"device: cuda was asked for, but {reason}. device: cpu needs none")
+        if problem:
+            warnings.warn(f"device: auto computes on the CPU: {problem}", RuntimeWarning, stacklevel=1)
+        return torch.device("cpu")
 
     def torch_dtype(self) -> torch.dtype:
-        """The torch dtype. Raises ModelLoadError if there is no such device."""
+        """The torch dtype. Raises ModelLoadError if the device does not exist, or only emulates bfloat16."""
         import torch  # noqa: PLC0415
 
-        if self.dtype != "auto":
+        if self.dtype in ("float32", "float16"):
             dtype: torch.dtype = getattr(torch, self.dtype)
             return dtype
         if self.torch_device().type != "cuda":
-            return torch.float32
-        return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
+            return torch.float32 if self.dtype == "auto" else torch.bfloat16
+        if torch.cuda.is_bf16_supported(including_emulation=False):
+            return torch.bfloat16
+        if self.dtype == "auto":
+            return torch.float16
+        major, minor = torch.cuda.get_device_capability()
+        raise ModelLoadError(
+            f"dtype: bfloat16 was asked for, but {torch.cuda.get_device_name()} (compute capability "
+            f"{major}.{minor}) only emulates it. Use dtype: float16, or auto"
+        )
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,7 +6,7 @@ nearest known key. The methods here decide what a key leaves open (`auto`).
 
 import math
 from collections.abc import Mapping
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -76,13 +76,30 @@ class AppConfig(Section):
 
     @model_validator(mode="after")
     def _check_gpus(self) -> Self:
-        without = [name for name, share in self.num_gpus().items() if share == 0]
-        if self.model.device == "cuda" and without:
-            raise ValueError(
-                f"model.device: cuda needs a share of a GPU for each stage, else all would be on one; "
-                f"{', '.join(f'{name}.num_gpus' for name in without)} must not be 0"
-            )
+        if problem := self._gpus_problem():
+            raise ValueError(problem)
         return self
+
+    def _gpus_problem(self) -> str | None:
+        without = [f"{name}.num_gpus" for name, share in self.num_gpus().items() if share == 0]
+        if self.model.device != "cuda" or not without:
+            return None
+        return (
+            "model.device: cuda needs a share of a GPU for each stage, else all would be on one; "
+            f"{', '.join(without)} must not be 0"
+        )
+
+    @property
+    def reserves_gpus(self) -> bool:
+        """Whether a stage's `num_gpus` is a share of a GPU, and not worked out."""
+        return any(stage.num_gpus not in ("auto", 0) for stage in self.stages.values())
+
+    def on_device(self, device: Literal["cpu", "cuda"]) -> Self:
+        """The configuration with another device. Raises ConfigError if a stage would have no share of it."""
+        changed = self.model_copy(update={"model": self.model.model_copy(update={"device": device})})
+        if problem := changed._gpus_problem():
+            raise ConfigError(f"{problem}. model.device: cpu needs none")
+        return changed
 
     @model_validator(mode="after")
     def _check_autoscaling(self) -> Self:

@@ -58,7 +58,7 @@ class ModelConfig(Section):
     )
     device: Literal["auto", "cpu", "cuda", "simulated"] = Field(
         "auto",
-        description="Device; `auto`: CUDA where there is one; `simulated`: grey pictures in the time that "
+        description="Device; `auto`: CUDA where Ray has GPUs; `simulated`: grey pictures in the time that "
         "`model.cost_model` says",
         json_schema_extra=MAIN,
     )

@@ -46,7 +46,7 @@ class DeviceStage(Stage):
     num_gpus: NonNegativeFloat | Literal["auto"] = Field(
         "auto",
         description="Share of a GPU that Ray reserves for a replica; `auto`: a denoiser on each GPU and the "
-        "others beside one of them, nothing without `model.device: cuda`",
+        "others beside one of them, nothing without CUDA",
         json_schema_extra=MAIN,
     )
     num_threads: PositiveInt = Field(1, description="Threads of torch in a replica")

@@ -8,10 +8,11 @@ from typing import Any
 import pytest
 import yaml
 
-from cluster import machine_checks, server
+from cluster import server
 from cluster.cli import main
 from cluster.machine_checks import port_problem
 from cluster.ports import free_port
+from deployments.engine.cuda_driver import cuda_of_driver
 from serve.config.model import PROJECT_FOLDER
 
 
@@ -78,7 +79,7 @@ def test_nothing_would_answer_without_a_proxy(tmp_path: Path, monkeypatch: pytes
 
 
 def test_a_missing_gpu_is_told_of(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    if machine_checks._has_driver():
+    if cuda_of_driver() is not None:
         pytest.skip("there is a driver")
     assert main(["check", str(write(tmp_path, free_port(), model={"device": "cuda"}))]) == 0
     assert "model.device: not here, there is no NVIDIA driver" in capsys.readouterr().out

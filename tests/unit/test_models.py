@@ -73,6 +73,21 @@ def test_the_precision_suits_the_device_unless_it_is_said(
     assert Placement(dtype="float16").torch_dtype() is torch.float16
 
 
+def test_bfloat16_is_refused_where_it_is_only_emulated(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "Tesla T4")
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (7, 5))
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: including_emulation)
+    with pytest.raises(
+        ModelLoadError,
+        match=r"dtype: bfloat16 .* Tesla T4 \(compute capability 7\.5\) only emulates it\. Use .*float16",
+    ):
+        Placement(dtype="bfloat16").torch_dtype()
+    assert Placement("cpu", "bfloat16").torch_dtype() is torch.bfloat16
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: True)
+    assert Placement(dtype="bfloat16").torch_dtype() is torch.bfloat16
+
+
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 def test_reduced_precision_runs_and_is_near(load_model: Callable[..., LoadedModel], dtype: str) -> None:
     results = []
