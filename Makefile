@@ -1,11 +1,14 @@
 # `make serve` and `make test` need nothing but Python 3.11, 3.12 or 3.13. They take the first that is found;
 # PYTHON=... names another.
-VENV := .venv
+# ATTENTION=xformers installs the torch that xformers is built for, into an environment beside the usual one.
+ATTENTION ?= sdpa
+PINS := constraints-$(ATTENTION).txt
+VENV := .venv$(patsubst %,-%,$(filter-out sdpa,$(ATTENTION)))
 BIN := $(VENV)/bin
 CONFIG ?= serve_config.yaml
 RULES := cluster/prometheus/midstep.rules.yaml
 RULES_OBJECT := cluster/kuberay/overlays/production/rules.yaml
-PIP := $(BIN)/python cluster/install/quiet_pip.py $(VENV)/pip.log --constraint constraints.txt --editable
+PIP := $(BIN)/python cluster/install/quiet_pip.py $(VENV)/pip.log --constraint $(PINS) --editable
 .PHONY: install install-dev serve test check chaos fuzz clients train rules
 
 .DELETE_ON_ERROR:
@@ -17,7 +20,7 @@ install-dev: $(VENV)/installed-dev
 $(BIN)/python:
 	@cluster/install/make-venv.sh $(VENV) "$(PYTHON)"
 
-$(VENV)/installed: pyproject.toml constraints.txt $(BIN)/python
+$(VENV)/installed: pyproject.toml constraints.txt $(PINS) $(BIN)/python
 	@$(PIP) .
 	@touch $@
 

@@ -25,15 +25,10 @@ The modules that callers need (messages, model_source, prompt_text, samplers, co
 neither torch nor diffusers, which take seconds, before they compile a sampler.
 """
 
-import logging
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from deployments.engine.local_engine import LocalEngine
-
-# When diffusers is imported, xformers logs in every process that it has no CUDA here. `models` checks whether
-# that matters.
-logging.getLogger("xformers").setLevel(logging.ERROR)
 
 
 def load_engine(path: str, **options: Any) -> "LocalEngine":

@@ -7,9 +7,11 @@ start, with the reason.
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib import import_module
+from importlib.metadata import version
 from inspect import signature
 from pathlib import Path
 from typing import Any
@@ -267,8 +269,22 @@ def _set_attention(
     try:
         import_module("xformers.ops").memory_efficient_attention(query, query, query)
     except (ImportError, NotImplementedError, RuntimeError) as error:
-        reason = " ".join(str(error).split())[:300]
         raise ModelLoadError(
-            f"attention: xformers cannot run on {device.type} in {dtype}: {reason}. Use attention: sdpa"
+            f"attention: xformers cannot run on {device.type} in {dtype}: {_xformers_problem(device, error)}"
         ) from error
     module.set_attn_processor(processors.XFormersAttnProcessor())
+
+
+def _xformers_problem(device: torch.device, error: Exception) -> str:
+    """The reason for an error of xformers' attention, and what to do."""
+    if device.type != "cuda":
+        return "it computes on CUDA only. Use attention: sdpa"
+    library = sys.modules.get("xformers._cpp_lib")
+    build = getattr(getattr(library, "_cpp_library_load_exception", None), "build_info", None)
+    if build is None:
+        return f"{' '.join(str(error).split())[:300]}. Use attention: sdpa"
+    return (
+        f"xformers {version('xformers')} is built for torch {build.torch_version}, and its kernels do not "
+        f"load beside torch {torch.__version__}. Use attention: sdpa, or `make serve ATTENTION=xformers`, "
+        "which installs what fits"
+    )

@@ -15,9 +15,9 @@ def test_the_image_is_pinned_and_runs_as_nobody_special() -> None:
     assert user == "1000:1000"
     assert [step for step, _ in steps].index("USER") < [step for step, _ in steps].index("COPY")
     runs = [value for step, value in steps if step == "RUN"]
-    assert [run for run in runs if "pip install" in run and "--constraint constraints.txt" in run]
+    assert [run for run in runs if "pip install" in run and "--constraint constraints-sdpa.txt" in run]
     for run in runs:
-        assert "pip install" not in run or "--constraint constraints.txt" in run or "--no-deps" in run
+        assert "pip install" not in run or "--constraint constraints-sdpa.txt" in run or "--no-deps" in run
     assert ".[otel]" in " ".join(runs)  # serve.tracing:otlp
     copied = [word for step, value in steps if step == "COPY" for word in value.split()[1:-1]]
     for name in copied:

@@ -1,9 +1,12 @@
 """`make serve` before anything is installed: the Python that it picks, and its display of pip."""
 
 import io
+import json
+import os
 import shutil
 import subprocess
 import sys
+from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 
 import pytest
@@ -75,6 +78,41 @@ def test_where_none_fits_a_sentence_says_what_there_is(
     assert done.returncode == 1
     assert "Midstep needs Python 3.11, 3.12 or 3.13" in done.stderr
     assert words in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("given", "pins", "folder"),
+    [
+        ([], "constraints-sdpa.txt", ".venv"),
+        (["ATTENTION=xformers"], "constraints-xformers.txt", ".venv-xformers"),
+    ],
+)
+def test_each_set_of_pins_has_an_environment_of_its_own(given: list[str], pins: str, folder: str) -> None:
+    done = subprocess.run(
+        ["make", "--dry-run", "--always-make", "serve", *given],
+        cwd=PROJECT_FOLDER,
+        env={"PATH": os.environ["PATH"]},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    made, installed, touched, served = done.stdout.splitlines()
+    assert made.startswith(f"cluster/install/make-venv.sh {folder} ")
+    assert installed.startswith(f"{folder}/bin/python cluster/install/quiet_pip.py {folder}/pip.log ")
+    assert f"--constraint {pins} " in installed
+    assert touched == f"touch {folder}/installed"
+    assert served == f'{folder}/bin/midstep run "serve_config.yaml"'
+
+
+def test_the_pins_for_xformers_have_the_torch_that_it_is_built_for() -> None:
+    try:
+        xformers = distribution("xformers")
+    except PackageNotFoundError:
+        pytest.skip("there is no xformers for this machine")
+    built = json.loads(Path(xformers.locate_file("xformers/cpp_lib.json")).read_text())["version"]
+    assert f"xformers=={xformers.version}" in (PROJECT_FOLDER / "constraints.txt").read_text()
+    pinned = (PROJECT_FOLDER / "constraints-xformers.txt").read_text().splitlines()
+    assert f"torch=={built['torch'].partition('+')[0]}" in pinned
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 import subprocess
 import sys
 from collections.abc import Callable
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import pytest
 import torch
 
 from deployments.engine.model_source import ModelLoadError, ModelSource, Placement, load_model_info
-from deployments.engine.models import load_unet, load_vae
+from deployments.engine.models import _xformers_problem, load_unet, load_vae
 from serve.config.model import PROJECT_FOLDER
 from tests import tiny_models
 from tests.conftest import LoadedModel, finish
@@ -57,6 +58,31 @@ def test_xformers_on_a_cpu_is_refused_with_the_reason(model_folder: Folder) -> N
         ModelLoadError, match=r"attention: xformers cannot run on cpu in torch.float32.*Use attention: sdpa"
     ):
         load_unet(ModelSource(str(model_folder("sd1"))), Placement(device="cpu", attention="xformers"))
+
+
+def test_kernels_of_xformers_that_do_not_load_are_named_with_both_versions(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    library = import_module("xformers._cpp_lib")
+    build = library._BuildInfo({"version": {"torch": "2.10.0+cu128", "cuda": 1208}})
+    unloaded = library.xFormersInvalidLibException(build)
+    monkeypatch.setattr(library, "_cpp_library_load_exception", unloaded)
+    error = NotImplementedError("No operator\n  found")
+    told = _xformers_problem(torch.device("cuda"), error)
+    assert (
+        f"is built for torch 2.10.0+cu128, and its kernels do not load beside torch {torch.__version__}"
+        in told
+    )
+    assert "make serve ATTENTION=xformers" in told
+    monkeypatch.setattr(library, "_cpp_library_load_exception", None)
+    assert _xformers_problem(torch.device("cuda"), error) == "No operator found. Use attention: sdpa"
+
+
+@pytest.mark.parametrize("package", ["deployments.tensor_files.architectures", "benchmarks.random_models"])
+def test_xformers_is_quiet_where_diffusers_imports_it(package: str) -> None:
+    code = f"import {package}; from diffusers import UNet2DConditionModel; import xformers"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert "xformers" not in (done.stdout + done.stderr).lower()
 
 
 @pytest.mark.parametrize(
