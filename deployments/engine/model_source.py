@@ -119,7 +119,7 @@ class Placement:
         problem = driver_problem()
         if self.device == "cuda":
             reason = problem or "torch sees no CUDA device here"
-            raise ModelLoadError(f"device: cuda was asked for, but {reason}. device: cpu needs none")
+            raise ModelLoadError(f"device: cuda cannot be used: {reason}. device: cpu needs no GPU")
         if problem:
             warnings.warn(f"device: auto computes on the CPU: {problem}", RuntimeWarning, stacklevel=1)
         return torch.device("cpu")
