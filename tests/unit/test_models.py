@@ -49,7 +49,7 @@ def test_a_unet_that_needs_more_than_a_prompt_is_refused(
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="CUDA is there")
 def test_a_device_that_is_not_there_is_refused(model_folder: Folder) -> None:
-    with pytest.raises(ModelLoadError, match="device: cuda cannot be used: torch sees no CUDA device"):
+    with pytest.raises(ModelLoadError, match="device: cuda cannot be used: "):
         load_unet(ModelSource(str(model_folder("sd1"))), Placement(device="cuda"))
 
 
