@@ -49,6 +49,7 @@ def profile(config: AppConfig) -> CostModelFile:
         dtype=here.dtype,
         attention=config.model.attention,
         compile=config.model.compile,
+        quantization=config.model.quantization,
         device=here.device,
         cost_model=CostModel(encode, found.cost, decode, encode_picture, found.load_s),
     )

@@ -84,7 +84,7 @@ class Denoiser:
             if placement.compile_cache:
                 # From here on nothing is compiled, so that no request waits for a compiler.
                 torch.compiler.set_stance("eager_on_recompile")
-            self._config = found.config
+            self._config, self._gate = found.config, found.gate
             usual = Group(found.config.latent_shape, deterministic=False)
             self._max_rows = found.config.row_cap(usual, found.cost)
             self._models = ModelPool(
@@ -178,6 +178,8 @@ class Denoiser:
             return
         # Not on the compiler's thread: the operations of another architecture take seconds to count.
         try:
+            if self._gate is not None:
+                await asyncio.get_running_loop().run_in_executor(self._loading, self._gate.check, model)
             await asyncio.to_thread(self._models.know, model)
         except ModelLoadError as error:
             logger.error("the model from %s cannot be used: %s", model.source.path, error)

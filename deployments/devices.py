@@ -35,6 +35,7 @@ from deployments.engine.simulated import (
 from deployments.engine.simulated_faults import SimulatedFaults
 from deployments.engine.unet_loader import DeviceLoader
 from deployments.kept_costs import device_name
+from deployments.quality_gate import QualityGate
 
 
 def measured_on(placement: Placement) -> MeasuredOn:
@@ -59,6 +60,7 @@ class Unets:
     """A device's first model and its cost, and the way to others.
 
     config: the engine's, for this device; load_s: seconds that a model takes to load
+    gate: what other models have to pass; None where nothing is quantized
     """
 
     loader: UNetLoader
@@ -66,6 +68,7 @@ class Unets:
     config: EngineConfig
     cost: StageCost
     load_s: float
+    gate: QualityGate | None = None
 
 
 def unets(
@@ -93,6 +96,9 @@ def unets(
         cost = measurement.forward_cost(partial(warm_up, simulated.describe(model), first), config)
         return Unets(simulated, first, config, cost, known.load_s)
     measurement.check_device(measured_on(placement))
+    gate = None if placement.quantization == "none" else QualityGate(placement, measurement.kept)
+    if gate is not None:
+        gate.check(model)
     config = engine.for_device(placement.torch_device())
     static_shapes = measurement.shapes if config.row_counts else ()
     loader = DeviceLoader(placement, static_shapes, num_threads, host_bytes, config.max_rank, pool_bytes)
@@ -101,7 +107,7 @@ def unets(
     load_s = time.perf_counter() - began
     torch.set_num_threads(1)  # forwards on a CPU have their own threads (engine.row_parts)
     cost = measurement.forward_cost(partial(warm_up, loader.describe(model), first), config)
-    return Unets(loader, first, config, cost, load_s)
+    return Unets(loader, first, config, cost, load_s, gate)
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,15 +18,13 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from pydantic import TypeAdapter, ValidationError
 
-from deployments.engine.cost import Curve, StageCost
-
 if TYPE_CHECKING:
     import torch
 
 logger = logging.getLogger("ray.serve")
 
-Cost = TypeVar("Cost", Curve, StageCost)
-_VERSIONS = ("torch", "diffusers", "transformers", "xformers")
+Cost = TypeVar("Cost")
+_VERSIONS = ("torch", "diffusers", "transformers", "xformers", "torchao")
 
 
 @dataclass(frozen=True, slots=True)

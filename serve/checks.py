@@ -3,6 +3,7 @@
 Ray Serve ignores unknown keys in its file. Here each is an error that names the nearest known key.
 """
 
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -62,7 +63,13 @@ def checked_model_info(config: AppConfig) -> ModelInfo:
 
     Reads no weights. Raises ConfigError and ModelLoadError.
     """
-    info = load_model_info(config.model.source(), with_weights=config.model.device != "simulated")
+    is_simulated = config.model.device == "simulated"
+    info = load_model_info(config.model.source(), with_weights=not is_simulated)
+    if config.model.quantization != "none" and not is_simulated and find_spec("torchao") is None:
+        raise ConfigError(
+            f"model.quantization: {config.model.quantization} needs torchao, which is not installed; "
+            "`pip install 'midstep[quantization]'` installs it"
+        )
     config.check_for(info)
     check_drain(config, info)
     return info

@@ -3,8 +3,8 @@
 - messages: what goes in and comes out
 - samplers: the supported samplers; sampler_table, sampler_compiler: diffusers schedulers as tables
 - model_source: which model it is and what its files say of it; model_files: what is wrong with them
-- models: loading a diffusers folder: family, device, dtype, attention; cuda_driver: whether torch can use the
-  NVIDIA driver
+- models: loading a diffusers folder: family, device, dtype, attention; quantization: weights in fewer bits;
+  cuda_driver: whether torch can use the NVIDIA driver
 - prompts: text to embeddings; prompt_text: what is to be encoded
 - prompt_syntax: weights in prompts; prompt_chunks: prompts of any length; embeddings: textual inversions
 - conditions: a U-Net's inputs besides latents and timesteps

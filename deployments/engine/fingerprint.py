@@ -34,6 +34,8 @@ def fingerprint(
     deterministic_rank: the rank of those with adapters, which does too; 0 without adapters
     """
     settings: tuple[object, ...] = (placement.is_simulated, placement.dtype, placement.attention)
+    if placement.quantization != "none":
+        settings += (placement.quantization,)
     of_forwards = (deterministic_rows, deterministic_rank) if deterministic_rank else (deterministic_rows,)
     return _digest(repr((ENGINE_VERSION, *settings, *of_forwards)), model.digest)
 

@@ -42,12 +42,16 @@ from deployments.engine.samplers import SamplerTables
 from deployments.engine.stage_errors import StageError, sound
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Picture:
-    """A finished picture. index: the index of its prompt among all prompts ever added"""
+    """A finished picture. index: the index of its prompt among all prompts ever added
+
+    latents: what it was decoded from, [C, h, w] float32 on the CPU
+    """
 
     index: int
     pixels: Pixels
+    latents: torch.Tensor
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -203,7 +207,10 @@ class LocalEngine:
         if not done:
             return []
         pixels = sound(self.decoder.decode([event.latents for event in done]))
-        return [Picture(int(event.request_id), image) for event, image in zip(done, pixels, strict=True)]
+        return [
+            Picture(int(event.request_id), image, event.latents)
+            for event, image in zip(done, pixels, strict=True)
+        ]
 
     def finish(self) -> list[Pixels]:
         """Steps until all pictures are done. Returns them in the order in which they were added."""
@@ -214,16 +221,30 @@ class LocalEngine:
 
 
 def load_engine(
-    path: str, device: str = "auto", dtype: str = "float32", max_images: int = 8, max_rank: int = 0
+    path: str,
+    device: str = "auto",
+    dtype: str = "float32",
+    max_images: int = 8,
+    max_rank: int = 0,
+    quantization: str = "none",
 ) -> LocalEngine:
     """Loads a model in diffusers format, ready to make pictures. path: a folder or a hub id
 
-    device: auto, cpu or cuda; dtype: float32, bfloat16 or float16
+    device: auto, cpu or cuda; dtype: float32, bfloat16 or float16; quantization: none, int8 or fp8
     max_images: number of guided pictures of the model's usual size that share a forward
     max_rank: the most ranks of the adapters in a forward, each rounded up to a multiple of 16
     Raises ModelLoadError.
     """
-    source, placement, max_rank = ModelSource(path), Placement(device, dtype), padded_rank(max_rank)
+    placement = Placement(device, dtype, quantization=quantization)
+    return engine_of(ModelSource(path), placement, max_images, max_rank)
+
+
+def engine_of(source: ModelSource, placement: Placement, max_images: int, max_rank: int = 0) -> LocalEngine:
+    """The engine of a model on its placement. max_images, max_rank: as in `load_engine`
+
+    Raises ModelLoadError.
+    """
+    max_rank = padded_rank(max_rank)
     info = load_model_info(source)
     shape = (info.default_height // info.scale_factor, info.default_width // info.scale_factor)
     rows = 2 * max_images

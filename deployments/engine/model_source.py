@@ -93,6 +93,7 @@ class Placement:
         float32 elsewhere
     compile_cache: a folder; if given, the U-Net is compiled and the result is kept there
     faults: a folder of faults, for a simulated device only (simulated_faults)
+    quantization: of the U-Net's weights: none, int8 or fp8
     """
 
     device: str = "auto"
@@ -100,6 +101,7 @@ class Placement:
     attention: str = "sdpa"
     compile_cache: str | None = None
     faults: str | None = None
+    quantization: str = "none"
 
     @property
     def is_simulated(self) -> bool:

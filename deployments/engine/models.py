@@ -34,7 +34,7 @@ from deployments.engine.model_source import (
     pipeline_name,
     refusal,
 )
-from deployments.engine.transfers import pinned
+from deployments.engine.transfers import copy, pinned
 
 # Importing diffusers' models makes transformers log in every process, so once per replica, that torchvision
 # is not installed, and draw progress bars into the log. These lines are in time, because diffusers imports a
@@ -43,6 +43,7 @@ transformers_logging.set_verbosity_error()
 transformers_logging.disable_progress_bar()
 
 _READ_BYTES = 16 << 20
+_FP8_CAPABILITY = (8, 9)
 
 
 @contextmanager
@@ -124,6 +125,7 @@ class UNet:
     """A U-Net as the engine calls it: rows in, predictions out, always float32 outside. shape: its inputs'
 
     bank: what its layers read adapters from
+    fill: copies values into one of its tensors
     """
 
     def __init__(
@@ -133,8 +135,10 @@ class UNet:
         dtype: torch.dtype,
         bank: AdapterBank,
         is_compiled: bool = False,
+        fill: Callable[[torch.Tensor, torch.Tensor], object] = copy,
     ) -> None:
         self._module = module
+        self._fill = fill
         self.bank = bank
         self.is_compiled = is_compiled
         self.shape = UNetShape.of(module.config, device, dtype)
@@ -176,8 +180,8 @@ class UNet:
         """Copies the weights of a U-Net like this one into this one's memory."""
         other = module.state_dict()
         is_cuda = self.device.type == "cuda"
-        for name, tensor in self._module.state_dict().items():
-            tensor.copy_(pinned(other[name]) if is_cuda else other[name], non_blocking=True)
+        for name, tensor in self._module.state_dict(keep_vars=True).items():
+            self._fill(tensor, pinned(other[name]) if is_cuda else other[name])
 
     @torch.inference_mode()
     def take_file(self, source: ModelSource, rest: Callable[[], None]) -> bool:
@@ -192,7 +196,8 @@ class UNet:
         path = WeightFiles(source.variant, source.allow_pickle).single_file(Path(source.path), "unet")
         if path is None or architecture(_with_defaults(config)) != architecture(self._module.config):
             return False
-        mine = self._module.state_dict()
+        # Without keep_vars they would be detached, which quantized ones cannot be in inference mode.
+        mine = self._module.state_dict(keep_vars=True)
         with _loading(source, "unet"):
             _read_through(source, "unet", rest)
             with safe_open(path, framework="pt") as file:
@@ -200,7 +205,7 @@ class UNet:
                 if shapes != {name: tuple(tensor.shape) for name, tensor in mine.items()}:
                     return False
                 for name, tensor in mine.items():
-                    tensor.copy_(file.get_tensor(name))
+                    self._fill(tensor, file.get_tensor(name))
                     rest()
         return True
 
@@ -229,9 +234,11 @@ def unet_bank(
 
 
 def place_unet(module: diffusers.UNet2DConditionModel, placement: Placement, bank: AdapterBank) -> UNet:
-    """Moves a module to its device. Raises ModelLoadError if the attention cannot run there."""
+    """Moves a module to its device and quantizes it. Raises ModelLoadError if its attention or its
+    quantization cannot run there."""
     device, dtype = placement.torch_device(), placement.torch_dtype()
     module.to(device, memory_format=torch.channels_last)
+    fill = copy if placement.quantization == "none" else _quantized(module, placement)
     _set_attention(module, placement.attention, device, dtype)
     bank.attach(module)  # before it is compiled, which takes the hooks in
     if placement.compile_cache:
@@ -239,7 +246,7 @@ def place_unet(module: diffusers.UNet2DConditionModel, placement: Placement, ban
         # Each row count of each size is compiled separately. Past its limit dynamo silently runs eagerly.
         torch._dynamo.config.recompile_limit = 256
         module.compile(dynamic=False)
-    return UNet(module, device, dtype, bank, is_compiled=placement.compile_cache is not None)
+    return UNet(module, device, dtype, bank, placement.compile_cache is not None, fill)
 
 
 def load_unet_module(source: ModelSource, dtype: torch.dtype) -> diffusers.UNet2DConditionModel:
@@ -256,6 +263,24 @@ def load_unet_module(source: ModelSource, dtype: torch.dtype) -> diffusers.UNet2
         )
     _refuse_missing(source, "unet", loading["missing_keys"])
     return module.eval().requires_grad_(False)
+
+
+def _quantized(
+    module: diffusers.UNet2DConditionModel, placement: Placement
+) -> Callable[[torch.Tensor, torch.Tensor], object]:
+    """Quantizes a module on its device. Returns what copies values into its tensors."""
+    device, dtype = placement.torch_device(), placement.torch_dtype()
+    if placement.quantization == "fp8":
+        capability = torch.cuda.get_device_capability(device) if device.type == "cuda" else (0, 0)
+        if capability < _FP8_CAPABILITY or dtype is not torch.bfloat16:
+            raise ModelLoadError(
+                "model.quantization: fp8 needs bfloat16 on a CUDA device of compute capability 8.9 or more; "
+                f"this is {device.type} in {dtype}. Use int8 or none"
+            )
+    from deployments.engine.quantization import fill, quantize  # noqa: PLC0415 - torchao takes a while
+
+    quantize(module, placement.quantization)
+    return fill
 
 
 def _set_attention(

@@ -13,6 +13,11 @@ def send(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
     return pinned(tensor).to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
 
 
+def copy(tensor: torch.Tensor, values: torch.Tensor) -> None:
+    """Copies values into a tensor."""
+    tensor.copy_(values, non_blocking=True)
+
+
 def receive(tensor: torch.Tensor) -> torch.Tensor:
     """A copy on the CPU, whose values are there when the device has done everything launched so far. From a
     simulated device, which holds no values, it is zeros.

@@ -5,6 +5,7 @@
     python models/shapes/evaluate.py --model models/outlines   the same of the model that draws outlines
     python models/shapes/evaluate.py --adapters models/shapes/adapters/lcm.safetensors --steps 4 --guidance 1
         --sampler LCM                           with adapters, at one guidance scale
+    python models/shapes/evaluate.py --steps 8 20 --quantization int8     with weights in fewer bits
     python models/shapes/evaluate.py --steps 20 --guidance-ends 1 0.8 0.6 0.5 0.4 0.25
                                                 what ending guidance early saves, and what it costs
 
@@ -194,13 +195,18 @@ def draw_cases(count: int, seed: int, guidance_scale: float | None = None) -> li
     return cases
 
 
-def load_with(model: Path, files: list[Path]) -> tuple[LocalEngine, dict[LocalAdapter, float]]:
+def load_with(
+    model: Path, files: list[Path], quantization: str
+) -> tuple[LocalEngine, dict[LocalAdapter, float]]:
     """The engine, and the adapters at full scale."""
     targets = targets_of_model(ModelSource(str(model)))
     weights = [read_weights(file, digest_of(file), "unet", targets) for file in files]
     ranks = [max(len(factors.a) for factors in layers.values()) for layers in weights]
     engine = load_engine(
-        str(model), max_images=_BATCH_SIZE, max_rank=sum(-(-rank // 16) * 16 for rank in ranks)
+        str(model),
+        max_images=_BATCH_SIZE,
+        max_rank=sum(-(-rank // 16) * 16 for rank in ranks),
+        quantization=quantization,
     )
     return engine, {
         engine.adapter(file.stem, layers): 1.0 for file, layers in zip(files, weights, strict=True)
@@ -299,6 +305,7 @@ def main() -> None:
     parser.add_argument("--guidance-ends", type=float, nargs="+", help="fractions of the steps")
     parser.add_argument("--guidance", type=float, help="default: another from 3 to 7 for each prompt")
     parser.add_argument("--adapters", type=Path, nargs="+", default=[], help="files of LoRAs")
+    parser.add_argument("--quantization", choices=["none", "int8", "fp8"], default="none")
     parser.add_argument("--sampler", default="DPM++ 2M")
     parser.add_argument("--seed", type=int, default=2026)
     parser.add_argument("--sheet", type=Path, help="write the first 24 pictures of the last step count here")
@@ -310,7 +317,7 @@ def main() -> None:
     cases = draw_cases(args.prompts, args.seed, args.guidance)
     if style == "striped":
         cases = [case for case in cases if not hides_in_stripes(case.scene)]
-    engine, adapters = load_with(args.model, args.adapters)
+    engine, adapters = load_with(args.model, args.adapters, args.quantization)
     print(f"{len(cases)} prompts, {args.sampler}, guidance {args.guidance or '3 to 7'}\n")
     if args.guidance_ends:
         compare_guidance_ends(engine, cases, args.sampler, args.steps[-1], args.guidance_ends)

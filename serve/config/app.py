@@ -196,7 +196,13 @@ class AppConfig(Section):
         """The model's placement. Raises ConfigError if the data folder is impossible."""
         cache = expanded("jobs.data_folder", self.jobs.data_folder).absolute() / "compiled"
         model = self.model
-        return Placement(model.device, model.dtype, model.attention, str(cache) if model.compile else None)
+        return Placement(
+            model.device,
+            model.dtype,
+            model.attention,
+            str(cache) if model.compile else None,
+            quantization=model.quantization,
+        )
 
     def autoscaling_of(self, stage: str) -> Autoscaling:
         """The scaling of a stage, from `autoscaling` and the stage's overrides."""

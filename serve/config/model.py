@@ -20,14 +20,16 @@ Size = Annotated[str, Field(pattern=r"^[1-9]\d{0,4}x[1-9]\d{0,4}$")]  # WIDTHxHE
 class CostModelFile(Section):
     """The output of `midstep profile`.
 
-    path, dtype, attention, compile: the section `model` that it was measured with; dtype is never `auto`
+    path, dtype, attention, compile, quantization: the section `model` that it was measured with; dtype is
+        never `auto`
     device: the name of the GPU or CPU
     """
 
     path: str
     dtype: str
-    attention: str = "sdpa"  # older files do not have it and the next
+    attention: str = "sdpa"  # older files do not have it and the next two
     compile: bool = False
+    quantization: str = "none"
     device: str
     cost_model: CostModel
 
@@ -69,6 +71,11 @@ class ModelConfig(Section):
         json_schema_extra=MAIN,
     )
     attention: Literal["sdpa", "xformers"] = Field("sdpa", description="Attention implementation")
+    quantization: Literal["none", "fp8", "int8"] = Field(
+        "none",
+        description="Format of the weights in the U-Net's transformers, by torchao; a model is refused if "
+        "that changes its pictures much",
+    )
     compile: bool = Field(
         False,
         description="Whether `torch.compile` compiles the U-Net, which starts slower and runs faster; what "
@@ -87,6 +94,11 @@ class ModelConfig(Section):
     def _check_device(self) -> "ModelConfig":
         if self.device == "simulated" and self.cost_model is None:
             raise ValueError("device: simulated needs cost_model, a file of `midstep profile`")
+        if self.quantization == "fp8" and (self.device == "cpu" or self.dtype in ("float32", "float16")):
+            raise ValueError(
+                "quantization: fp8 needs a CUDA device and dtype: bfloat16 or auto; given are "
+                f"device: {self.device} and dtype: {self.dtype}"
+            )
         return self
 
     @property
@@ -138,7 +150,7 @@ class ModelConfig(Section):
     def _differences(self, file: CostModelFile) -> list[str]:
         return [
             f"model.{name} {getattr(file, name)!r} instead of {getattr(self, name)!r}"
-            for name in ("path", "dtype", "attention", "compile")
+            for name in ("path", "dtype", "attention", "compile", "quantization")
             if getattr(file, name) != getattr(self, name)
             and not (name == "dtype" and self._may_compute_in(file.dtype))
         ]
