@@ -4,8 +4,10 @@ import gc
 import logging
 
 # diffusers imports xformers in every process, which then logs that its kernels do not load beside this torch.
-# `engine.models` says so where `attention: xformers` asks for them.
-logging.getLogger("xformers").setLevel(logging.ERROR)
+# `engine.models` says so where `attention: xformers` asks for them. It imports torchao too where that is
+# installed, which logs what it does not need.
+for _name in ("xformers", "torchao", "torch.utils._pytree", "diffusers.quantizers.torchao.torchao_quantizer"):
+    logging.getLogger(_name).setLevel(logging.ERROR)
 
 # Half a million objects come with torch, diffusers and Ray, and stay. Python would look among them for
 # garbage whenever there are 700 new ones, and that takes a quarter of the time of those imports.

@@ -98,11 +98,11 @@ def quantization_loss(source: ModelSource, placement: Placement) -> Quantization
 
 def _drawn(source: ModelSource, placement: Placement) -> Sequence[Picture]:
     engine = engine_of(source, placement, max_images=_SIZE)
-    start = {}
+    image = mask_image = None
     if load_model_info(source).needs_mask:  # all of a grey picture is repainted
         size = (engine.width, engine.height)
-        start = {"image": Image.new("RGB", size, "grey"), "mask_image": Image.new("L", size, 255)}
-    engine.add(*PROMPTS, num_inference_steps=NUM_STEPS, **start)
+        image, mask_image = Image.new("RGB", size, "grey"), Image.new("L", size, 255)
+    engine.add(*PROMPTS, num_inference_steps=NUM_STEPS, image=image, mask_image=mask_image)
     pictures: list[Picture] = []
     while engine.num_requests:
         pictures += engine.step()

@@ -24,8 +24,7 @@ from deployments.engine.transfers import copy
 
 _LARGEST = 127  # of an int8 value, up and down
 _SMALLEST_SCALE = torch.finfo(torch.float32).eps
-# The integer product on CUDA takes more than 16 rows, as its check says.
-_FEWEST_ROWS = 17
+_FEWEST_TOKENS = 32  # torch's integer product on CUDA refuses 16 and fewer
 _MULTIPLE = 16  # of inputs and outputs, as the products on CUDA take them
 
 
@@ -46,12 +45,13 @@ def _product(input: torch.Tensor, weight: Int8Weight, bias: torch.Tensor | None 
     tokens = input.flatten(0, -2)  # [tokens, inputs]
     scales = (tokens.abs().amax(1, keepdim=True).float() / _LARGEST).clamp(min=_SMALLEST_SCALE)
     rounded = (tokens / scales).round().to(torch.int8)
-    padded = F.pad(rounded, (0, 0, 0, max(0, _FEWEST_ROWS - len(rounded))))
-    sums = torch._int_mm(padded, weight.qdata.t())[: len(rounded)]
-    outputs = (sums * scales * weight.scale.flatten()).to(input.dtype)
+    if len(tokens) < _FEWEST_TOKENS:
+        rounded = F.pad(rounded, (0, 0, 0, _FEWEST_TOKENS - len(tokens)))
+    sums = torch._int_mm(rounded, weight.qdata.t())[: len(tokens)]
+    outputs: torch.Tensor = (sums * scales * weight.scale.flatten()).to(input.dtype)
     if bias is not None:
         outputs += bias
-    return outputs.unflatten(0, input.shape[:-1])
+    return outputs.view(*input.shape[:-1], -1)
 
 
 def quantize(module: nn.Module, quantization: str) -> None:
@@ -75,10 +75,15 @@ def fill(tensor: torch.Tensor, values: torch.Tensor) -> None:
 def _rounded(weight: torch.Tensor, quantization: str) -> torch.Tensor:
     """weight: [outputs, inputs]"""
     rows, kernel = PerRow(), KernelPreference.TORCH
+    rounded: torch.Tensor
     if quantization == "int8":
-        return Int8Weight.from_hp(weight, rows)
-    inputs = QuantizeTensorToFloat8Kwargs(granularity=rows, kernel_preference=kernel)
-    fast = Float8MMConfig(use_fast_accum=True)
-    return Float8Tensor.from_hp(
-        weight, granularity=rows, mm_config=fast, kernel_preference=kernel, act_quant_kwargs=inputs
-    )
+        rounded = Int8Weight.from_hp(weight, rows)
+    else:
+        rounded = Float8Tensor.from_hp(
+            weight,
+            granularity=rows,
+            mm_config=Float8MMConfig(use_fast_accum=True),
+            kernel_preference=kernel,
+            act_quant_kwargs=QuantizeTensorToFloat8Kwargs(granularity=rows, kernel_preference=kernel),
+        )
+    return rounded

@@ -118,6 +118,16 @@ def test_all_that_is_wrong_with_a_model_is_said_by_check_and_by_run(
         ]
 
 
+def test_a_quantization_without_torchao_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("serve.checks.find_spec", lambda name: None)
+    with pytest.raises(
+        ConfigError, match=r"args\.model\.quantization: int8 needs torchao, which is not inst"
+    ):
+        check(write(tmp_path, {}, {"model": {"quantization": "int8"}}))
+    simulated = {"device": "simulated", "cost_model": "cluster/devices/h200-sd15.json"}
+    check(write(tmp_path, {}, {"model": simulated | {"quantization": "int8"}}))
+
+
 def test_a_simulated_device_needs_no_weights(tmp_path: Path, model_folder: Callable[[str], Path]) -> None:
     folder = tiny_models.copy(model_folder("sd1"), tmp_path / "m")
     (folder / "unet" / "diffusion_pytorch_model.safetensors").unlink()

@@ -78,6 +78,8 @@ def test_ray_reserves_what_is_said() -> None:
             r"else all would be on one; encoder\.num_gpus, decoder\.num_gpus must not be 0",
         ),
         ({"model": {"device": "simulated"}}, "simulated needs cost_model, a file of `midstep profile`"),
+        ({"model": {"device": "cpu", "quantization": "fp8"}}, "fp8 needs a CUDA device .* device: cpu and"),
+        ({"model": {"dtype": "float16", "quantization": "fp8"}}, "bfloat16 or auto; .* and dtype: float16"),
         ({"model": {"sizes": ["big"]}}, r"model\.sizes|should match pattern"),
         ({"model": {"dtype": "float8"}}, "'float32', 'bfloat16' or 'float16'"),
         (
@@ -194,6 +196,7 @@ def test_a_cost_model_comes_back_as_it_was_written(tmp_path: Path) -> None:
         ({"path": "models/other"}, "with model.path 'models/shapes' instead of 'models/other';"),
         ({"dtype": "bfloat16"}, "with model.dtype 'float32' instead of 'bfloat16';"),
         ({"attention": "xformers"}, "with model.attention 'sdpa' instead of 'xformers';"),
+        ({"quantization": "int8"}, "with model.quantization 'none' instead of 'int8';"),
         (
             {"dtype": "float16", "compile": True},
             "with model.dtype 'float32' instead of 'float16', model.compile False instead of True;",

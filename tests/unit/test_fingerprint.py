@@ -79,6 +79,8 @@ def test_whatever_else_decides_about_the_bytes_is_in_it(
     others = [
         of(folder, replace(plain, dtype="float16")),
         of(folder, replace(plain, attention="xformers")),
+        of(folder, replace(plain, quantization="int8")),
+        of(folder, replace(plain, quantization="fp8")),
         of(folder, replace(plain, device="simulated")),
         of(folder, plain, rows=4),
         fingerprint(model_ref(ModelSource(str(folder))), plain, 8, deterministic_rank=128),
