@@ -21,7 +21,7 @@ from deployments.kept_costs import KeptCosts
 
 logger = logging.getLogger("ray.serve")
 
-MIN_PSNR_DB = 25.0
+MIN_PSNR_DB = 20.0
 PROMPTS = (
     "a large red star on a blue background",
     "a small white circle above a green square",

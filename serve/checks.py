@@ -3,6 +3,7 @@
 Ray Serve ignores unknown keys in its file. Here each is an error that names the nearest known key.
 """
 
+import sys
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -67,8 +68,8 @@ def checked_model_info(config: AppConfig) -> ModelInfo:
     info = load_model_info(config.model.source(), with_weights=not is_simulated)
     if config.model.quantization != "none" and not is_simulated and find_spec("torchao") is None:
         raise ConfigError(
-            f"model.quantization: {config.model.quantization} needs torchao, which is not installed; "
-            "`pip install 'midstep[quantization]'` installs it"
+            f"model.quantization: {config.model.quantization} needs torchao, which is not installed: "
+            f"{sys.executable} -m pip install --constraint constraints.txt --editable '.[quantization]'"
         )
     config.check_for(info)
     check_drain(config, info)
