@@ -23,7 +23,8 @@ from torchao.quantization.quantize_.workflows import QuantizeTensorToFloat8Kwarg
 from deployments.engine.transfers import copy
 
 _LARGEST = 127  # of an int8 value, up and down
-_SMALLEST_SCALE = torch.finfo(torch.float32).eps
+# A token's largest value counts as at least this: SDXL's empty negative prompt is zeros, and 0 / 0 is NaN.
+_SMALLEST = 1e-6
 _FEWEST_TOKENS = 32  # torch's integer product on CUDA refuses 16 and fewer
 _MULTIPLE = 16  # of inputs and outputs, as the products on CUDA take them
 
@@ -43,7 +44,7 @@ def _linear(_func: Any, _types: Any, args: Sequence[Any], kwargs: Mapping[str, A
 def _product(input: torch.Tensor, weight: Int8Weight, bias: torch.Tensor | None = None) -> torch.Tensor:
     """The same as `F.linear`."""
     tokens = input.flatten(0, -2)  # [tokens, inputs]
-    scales = (tokens.abs().amax(1, keepdim=True).float() / _LARGEST).clamp(min=_SMALLEST_SCALE)
+    scales = tokens.abs().amax(1, keepdim=True).float().clamp(min=_SMALLEST) / _LARGEST
     rounded = (tokens / scales).round().to(torch.int8)
     if len(tokens) < _FEWEST_TOKENS:
         rounded = F.pad(rounded, (0, 0, 0, _FEWEST_TOKENS - len(tokens)))
@@ -84,6 +85,9 @@ def _rounded(weight: torch.Tensor, quantization: str) -> torch.Tensor:
             granularity=rows,
             mm_config=Float8MMConfig(use_fast_accum=True),
             kernel_preference=kernel,
-            act_quant_kwargs=QuantizeTensorToFloat8Kwargs(granularity=rows, kernel_preference=kernel),
+            hp_value_lb=_SMALLEST,
+            act_quant_kwargs=QuantizeTensorToFloat8Kwargs(
+                granularity=rows, hp_value_lb=_SMALLEST, kernel_preference=kernel
+            ),
         )
     return rounded

@@ -84,10 +84,25 @@ def test_a_row_does_not_feel_how_large_others_are(quantization: str, most: float
     assert torch.equal(layer(inputs)[0], outputs[0])
 
 
+@pytest.mark.parametrize("quantization", TYPES)
+def test_zeros_give_the_bias(quantization: str) -> None:
+    """SDXL's empty negative prompt is zeros."""
+    layer, inputs = nn.Linear(64, 48).bfloat16(), torch.randn(2, 40, 64).bfloat16()
+    layer.weight.data[3] = 0
+    quantized_layer(layer, quantization)
+    inputs[0, 7] = 0
+    outputs = layer(inputs)
+    assert torch.equal(outputs[0, 7], layer.bias)
+    assert (outputs[:, :, 3] == layer.bias[3]).all()
+    assert outputs.isfinite().all()
+
+
+@pytest.mark.parametrize("quantization", TYPES)
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
-def test_what_is_not_finite_stays_so_in_its_row_alone(value: float) -> None:
+def test_what_is_not_finite_stays_so_in_its_row_alone(value: float, quantization: str) -> None:
     torch.manual_seed(0)
-    layer, inputs = quantized_layer(nn.Linear(64, 48), "int8"), torch.randn(2, 40, 64)
+    layer = quantized_layer(nn.Linear(64, 48).bfloat16(), quantization)
+    inputs = torch.randn(2, 40, 64).bfloat16()
     before = layer(inputs)
     inputs[1, 3, 5] = value
     after = layer(inputs)
