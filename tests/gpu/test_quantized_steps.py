@@ -17,6 +17,7 @@ def test_a_captured_step_gives_what_an_eager_one_gives(
     load_model: Callable[..., LoadedModel], quantization: str
 ) -> None:
     """And both are near what the model gives without quantization."""
+    pytest.importorskip("torchao", reason="torchao is not installed")
     if quantization == "fp8" and torch.cuda.get_device_capability() < (8, 9):
         pytest.skip("this GPU has no fp8")
 
