@@ -218,7 +218,8 @@ def test_fp8_needs_a_newer_card(
     capability: tuple[int, int], is_refused: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(Placement, "torch_device", lambda _: torch.device("cuda"))
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: capability)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda *_: capability)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: True)
     module, placement = nn.Module(), Placement("cuda", "bfloat16", quantization="fp8")
     if is_refused:
         with pytest.raises(ModelLoadError, match=r"compute capability 8\.9"):
