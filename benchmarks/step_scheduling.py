@@ -26,7 +26,7 @@ from benchmarks.peers.ray_serve_batch import next_group
 from cluster.bench.arrivals import poisson
 from cluster.devices.h200 import FILES, FOLDER
 from deployments.engine.adapters import AdapterUse, bank_rows
-from deployments.engine.cost import StageCost
+from deployments.engine.cost import StageCost, padded
 from deployments.engine.messages import DenoiseRequest, PromptEmbeds, TokenCount
 from deployments.engine.step_scheduler import (
     Group,
@@ -98,7 +98,7 @@ class Device:
         self._cost = cost
 
     def seconds(self, group: Group, rows: int, rank: int = 0) -> float:
-        return self._cost.seconds(group.latent_shape, rows, rank)
+        return self._cost.seconds(group.latent_shape, padded(rows, self._cost.padded_to), rank)
 
     def latencies_s(self, policy: Policy, arrivals: Iterable[tuple[float, int]]) -> list[float]:
         """arrivals: (time, number of steps), in order of time"""

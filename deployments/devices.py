@@ -100,8 +100,9 @@ def unets(
     if gate is not None:
         gate.check(model)
     config = engine.for_device(placement.torch_device())
-    static_shapes = measurement.shapes if config.row_counts else ()
-    loader = DeviceLoader(placement, static_shapes, num_threads, host_bytes, config.max_rank, pool_bytes)
+    loader = DeviceLoader(
+        placement, config.static_shapes, num_threads, host_bytes, config.max_rank, pool_bytes
+    )
     began = time.perf_counter()
     first = loader.load(model, None)
     load_s = time.perf_counter() - began

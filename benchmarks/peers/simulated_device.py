@@ -15,7 +15,7 @@ from PIL import Image
 
 from benchmarks.peers.environment import ROOT
 from benchmarks.peers.images_api import ImageRequest
-from deployments.engine.cost import CostModel, Curve, StageCost
+from deployments.engine.cost import CostModel, Curve, StageCost, padded
 from serve.config.model import CostModelFile
 
 # Passes the file of costs to the server's process. Without it there is no simulated device.
@@ -48,6 +48,7 @@ class SimulatedPipeline:
     def __call__(self, requests: Sequence[ImageRequest]) -> list[Image.Image]:
         """Takes requests with equal settings."""
         # One sleep, because a pipeline launches step after step and waits for the device at the end.
-        forward_s = self._forward.seconds(_LATENTS, 2 * len(requests))
+        rows = padded(2 * len(requests), self._forward.padded_to)
+        forward_s = self._forward.seconds(_LATENTS, rows)
         time.sleep(requests[0].settings.num_inference_steps * forward_s)
         return [Image.new("RGB", _PIXELS, "grey") for _ in requests]

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import random
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -102,7 +102,7 @@ def fit_curve(timings: Mapping[int, float]) -> Curve:
 class StageCost:
     """A stage's curve for every measured latent shape, at least one.
 
-    padded_to: the counts, rising, that calls are padded to; empty for no padding
+    padded_to: the counts, rising, that forwards of static shapes are padded to (EngineConfig); empty for none
     adapted: how many times as long a forward takes with adapters, by their rank, rising
     """
 
@@ -121,9 +121,8 @@ class StageCost:
         return Curve(curve.base_s * factor, curve.flat_count, curve.slope_s * factor, curve.residuals)
 
     def seconds(self, shape: LatentShape, count: int, rank: int = 0) -> float:
-        """Seconds per call, padding included. rank: of its adapters"""
-        padded = next((one for one in self.padded_to if one >= count), count)
-        return self.curve(shape).seconds(padded) * self.adapted_factor(rank)
+        """Seconds per call of `count` items, padding among them. rank: of its adapters"""
+        return self.curve(shape).seconds(count) * self.adapted_factor(rank)
 
     def adapted_factor(self, rank: int) -> float:
         """How many times as long a forward takes with adapters of this rank together."""
@@ -170,29 +169,10 @@ class CostModel:
         """The cost of encoding pictures, as measured or from the cost of decoding."""
         return self.encode_picture or self.decode.times(_ENCODED_PICTURE)
 
-    def denoise_s(
-        self,
-        shape: LatentShape,
-        calls_by_rows: Mapping[int, int],
-        num_images: int,
-        row_cap: int,
-        other_rows: int,
-        fixed_rows: int | None = None,
-    ) -> float:
-        """Seconds of one pass of a request's images, without encoding and decoding.
 
-        calls_by_rows: the number of each image's model calls, by their rows
-        fixed_rows: the rows of its forwards if that number is fixed
-        The request shares forwards of up to row_cap rows with other_rows rows of other requests. It goes
-        first where not all fit.
-        """
-        seconds = 0.0
-        for num_rows, num_calls in calls_by_rows.items():
-            own_rows = num_rows * num_images
-            forward_rows = fixed_rows or min(own_rows + other_rows, max(row_cap, num_rows))
-            turns = math.ceil(own_rows / forward_rows)
-            seconds += turns * num_calls * self.forward.seconds(shape, forward_rows)
-        return seconds
+def padded(count: int, counts: Iterable[int]) -> int:
+    """The first of the counts, rising, that `count` items fit into; `count` itself if there is none."""
+    return next((one for one in counts if one >= count), count)
 
 
 def counts_to_measure(most: int) -> list[int]:

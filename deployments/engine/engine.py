@@ -257,7 +257,7 @@ class Engine:
 
         If it fails, nothing has changed, so the calls can be made again.
         """
-        static = bool(self._config.row_counts)
+        static = self._config.has_static_inputs(batch[0].group)
         runner, rows = self._runner(batch), self._forward_rows(batch)
         rank = self._config.forward_rank(rank_of(batch))
         scales = None

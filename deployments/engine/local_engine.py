@@ -255,7 +255,7 @@ def engine_of(source: ModelSource, placement: Placement, max_images: int, max_ra
     cost = StageCost(((shape, Curve(0.01, 1, 0.0)),))
     tables = SamplerTables(info.scheduler_config)
     vae = load_vae(source, placement)
-    run_step = step_runner(unet, [shape] if config.row_counts else ())
+    run_step = step_runner(unet, config.static_shapes)
     return LocalEngine(
         encoder=TextEncoder(load_text_pipeline(source, placement)),
         engine=Engine(OneModel(KnownModel(unet.shape, tables, cost), run_step), config),

@@ -71,15 +71,9 @@ def _longest_s(config: AppConfig, info: ModelInfo, cost: CostModel) -> float:
     height = min(limits.max_height, limits.max_pixels // width)
     shape = (max(1, height // factor), max(1, width // factor))
     num_images = limits.max_num_images
+    calls_by_rows = {2: MAX_CALLS_PER_STEP * limits.max_num_inference_steps}
     denoise_s = max(
-        cost.denoise_s(
-            shape,
-            {2: MAX_CALLS_PER_STEP * limits.max_num_inference_steps},
-            num_images=num_images,
-            row_cap=engine.row_cap(Group(shape, deterministic), cost.forward),
-            other_rows=0,
-            fixed_rows=engine.deterministic_rows if deterministic else None,
-        )
+        engine.denoise_s(Group(shape, deterministic), cost.forward, calls_by_rows, num_images)
         for deterministic in (False, True)
     )
     vae_s = 2 * cost.decode.seconds(shape, num_images) + cost.picture.seconds(shape, num_images)

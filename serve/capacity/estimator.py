@@ -27,14 +27,13 @@ class Estimator:
             seconds = max(seconds, cost.picture.seconds(first.latent_shape, 1))
         seconds += cost.load_s
         for one in request.passes:
-            rank = engine.forward_rank(bank_rows(one.adapters))
-            seconds += cost.forward.adapted_factor(rank) * cost.denoise_s(
-                one.latent_shape,
+            seconds += engine.denoise_s(
+                _group(one),
+                cost.forward,
                 one.calls_by_rows(),
-                num_images=images,
-                row_cap=engine.row_cap(_group(one), cost.forward),
+                images,
                 other_rows=math.ceil(other_rows),
-                fixed_rows=engine.deterministic_rows if request.deterministic else None,
+                rank=bank_rows(one.adapters),
             )
         if request.hires is not None and request.hires.upscaler == "lanczos":
             seconds += cost.decode.seconds(first.latent_shape, images)

@@ -269,14 +269,16 @@ class AppConfig(Section):
 
     def engine_config(self, info: ModelInfo) -> EngineConfig:
         rows, max_rows = self.denoiser.rows_per_forward, self.max_rows(info)
+        usual, *others = self.latent_shapes(info)
         return EngineConfig(
             max_rows=max_rows,
             rows_per_forward=None if rows == "auto" else rows,
             deterministic_rows=min(_DETERMINISTIC_ROWS, max_rows),
-            latent_shape=self.latent_shapes(info)[0],
+            latent_shape=usual,
             row_counts=None,
             checkpoint_interval_s=self.internal.checkpoint_interval_s,
             max_rank=self.adapters.engine_max_rank,
+            other_shapes=tuple(others),
         )
 
     def limits_for(self, info: ModelInfo) -> Limits:

@@ -32,7 +32,7 @@ COST = CostModel(
 
 TABLES = SamplerTables(STABLE_DIFFUSION)
 ESTIMATOR = Estimator(
-    EngineConfig(max_rows=16, rows_per_forward=16, deterministic_rows=8, latent_shape=SHAPE)
+    EngineConfig(max_rows=16, rows_per_forward=16, deterministic_rows=8, latent_shape=SHAPE, row_counts=None)
 )
 
 

@@ -121,29 +121,11 @@ def test_measuring_stops_when_the_fit_is_close(seconds: dict[int, float], rounds
     assert device.calls == dict.fromkeys(seconds, 1 + rounds)
 
 
-def test_padded_calls_cost_what_they_are_padded_to() -> None:
-    padded = StageCost(COST.forward.curves, padded_to=(2, 8))
-    assert padded.seconds((16, 16), 3) == COST.forward.seconds((16, 16), 8)
-    assert padded.seconds((16, 16), 9) == COST.forward.seconds((16, 16), 9)
-
-
 def test_no_cost_is_refused() -> None:
     with pytest.raises(ValueError, match=r"no device takes base_s=0\.0"):
         Curve(0.0, 1, 0.1)
     with pytest.raises(ValueError, match="at least one latent shape"):
         StageCost(())
-
-
-def test_estimates() -> None:
-    """Ten calls of two rows alone; beside six rows of others; two images; eight rows where four fit."""
-
-    def denoise_s(num_images: int = 1, row_cap: int = 16, other_rows: int = 0) -> float:
-        return COST.denoise_s((16, 16), {2: 10}, num_images, row_cap, other_rows)
-
-    assert denoise_s() == pytest.approx(10 * 0.020)
-    assert denoise_s(other_rows=6) == pytest.approx(10 * 0.080)
-    assert denoise_s(num_images=2) == pytest.approx(10 * 0.040)
-    assert denoise_s(num_images=8, row_cap=4) == pytest.approx(4 * 10 * 0.040)
 
 
 def test_tables_are_for_people() -> None:

@@ -8,12 +8,10 @@ from dataclasses import replace
 import pytest
 import torch
 
-from deployments.engine.cost import Curve, StageCost
 from deployments.engine.engine import Engine
-from deployments.engine.engine_config import EngineConfig
 from deployments.engine.messages import DenoisedLatents, StepProgress
 from deployments.engine.samplers import SAMPLERS, UnsupportedSamplerError
-from deployments.engine.step_scheduler import MAX_TURNS_WAITED, Group
+from deployments.engine.step_scheduler import MAX_TURNS_WAITED
 from tests.conftest import FORWARD_COST, LoadedModel, finish, finish_with_checkpoints
 
 Load = Callable[..., LoadedModel]
@@ -279,23 +277,6 @@ def test_a_larger_shape_gets_fewer_rows(load_model: Load) -> None:
     for index in range(8):
         engine.add(model.request(f"large {index}", height=64, width=64))
     assert engine.step().forward.rows == 4
-
-
-def test_row_counts_suit_the_device() -> None:
-    config = EngineConfig(24, None, 8, (16, 16), row_counts=None)
-    assert config.for_device(torch.device("cpu")).row_counts == ()
-    assert config.for_device(torch.device("cuda")).row_counts == (1, 2, 4, 6, 8, 12, 16, 24)
-
-
-def test_the_row_cap_is_a_count_that_forwards_can_have() -> None:
-    """The knee of this curve is at 20 rows, which would be padded to 24."""
-    cost = StageCost((((16, 16), Curve(0.018, 2, 0.006)),))
-    group = Group((16, 16), deterministic=False)
-    plain = EngineConfig(32, None, 8, (16, 16))
-    padded = replace(plain, row_counts=(2, 4, 8, 16, 24, 32))
-    assert plain.row_cap(group, cost) == 20
-    assert padded.row_cap(group, cost) == 24
-    assert padded.row_cap(Group((16, 32), deterministic=False), cost) == 8
 
 
 def test_a_far_deadline_is_no_wish_to_be_last(load_model: Load) -> None:
