@@ -74,14 +74,13 @@ class Denoising:
         return -(-call * self.request.num_steps // self.table.num_calls)
 
     def noise(self) -> torch.Tensor:
-        """The noise that the sampler adds at the next call, [C, h, w] on the CPU; zeros where it adds none.
+        """The noise that the sampler adds at the next call, [C, h, w] on the CPU; a zero, [1, 1, 1], if none.
 
         It is drawn once, even if the call is launched again, because each draw moves the generator on.
         """
         if self._noise is None:
-            shape = self.state.shape[1:]
             draws = self.table.draws_noise[self.call]
-            self._noise = draw_noise(self.generator, shape) if draws else torch.zeros(shape)
+            self._noise = draw_noise(self.generator, self.state.shape[1:]) if draws else torch.zeros(1, 1, 1)
         return self._noise
 
     def advance(self, state: torch.Tensor) -> None:

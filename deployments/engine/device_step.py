@@ -5,6 +5,7 @@ by one takes the CPU longer than a fast device takes to run them.
 """
 
 from collections.abc import Collection
+from dataclasses import replace
 from typing import Protocol
 
 import torch
@@ -26,7 +27,8 @@ def denoise_step(unet: UNet | RowParts, inputs: StepInputs) -> torch.Tensor:
     negative, positive = predictions[inputs.first_rows], predictions[inputs.last_rows]
     outputs = negative + inputs.guidance_scales[:, None, None, None] * (positive - negative)
     outputs = _rescaled(outputs, positive, inputs.guidance_rescales[:, None, None, None])
-    return advance(inputs.weights, torch.cat([inputs.states, outputs[:, None], inputs.noise[:, None]], dim=1))
+    noise = inputs.noise.expand_as(outputs)
+    return advance(inputs.weights, torch.cat([inputs.states, outputs[:, None], noise[:, None]], dim=1))
 
 
 def _rescaled(outputs: torch.Tensor, positive: torch.Tensor, shares: torch.Tensor) -> torch.Tensor:
@@ -82,7 +84,8 @@ class _Recorded:
     """The completion of a CUDA stream."""
 
     def __init__(self, stream: torch.cuda.Stream) -> None:
-        self._event = torch.cuda.Event()  # type: ignore[no-untyped-call]
+        # Without blocking, waiting for it takes a whole core.
+        self._event = torch.cuda.Event(blocking=True)  # type: ignore[no-untyped-call]
         self._event.record(stream)
 
     def query(self) -> bool:
@@ -145,6 +148,9 @@ class CapturedSteps:
         is_long = inputs.conditions.prompt_embeds.shape[1] != MAX_TOKENS
         if (height, width) not in self._latent_shapes or is_long:
             return self._eager.launch(inputs)
+        # A graph reads noise at each step. Where none is drawn, zeros are filled in on the device.
+        noise = send(inputs.noise, self._unet.device).expand_as(inputs.states[:, 0])
+        inputs = replace(inputs, noise=noise)
         shapes = tuple(tensor.shape for tensor in inputs.tensors())
         if shapes not in self._captured:
             self._captured[shapes] = self._capture(inputs)
@@ -195,7 +201,7 @@ def warm_up(
                 states=torch.randn(
                     rows, STATE_SLOTS, unet.latent_channels, *latent_shape, device=unet.device
                 ),
-                noise=torch.zeros(rows, unet.latent_channels, *latent_shape),
+                noise=torch.zeros(rows, 1, 1, 1),
                 weights=torch.ones(rows, NUM_OUTPUTS, NUM_INPUTS),
                 input_scales=torch.ones(rows),
                 guidance_scales=torch.ones(rows),

@@ -19,7 +19,7 @@ class StepInputs:
     """One step of B requests that share a forward of R rows. The runner sends CPU tensors to the device."""
 
     states: torch.Tensor  # [B, STATE_SLOTS, C, h, w] float32
-    noise: torch.Tensor  # [B, C, h, w] float32
+    noise: torch.Tensor  # [B, C, h, w] float32; zeros, [B, 1, 1, 1], if no request draws any
     weights: torch.Tensor  # [B, NUM_OUTPUTS, NUM_INPUTS] float32
     input_scales: torch.Tensor  # [B] float32
     guidance_scales: torch.Tensor  # [B] float32
@@ -65,10 +65,10 @@ def step_inputs(
     joined = Conditions.join([*conditions, conditions[0].repeat_first(padding)])
     if scales is not None:
         joined = replace(joined, adapter_scales=scales.transformers, other_scales=scales.others)
-    noise = [item.noise() for item in batch]
+    noise = [item.noise() for item in batch] + (len(filled) - len(batch)) * [torch.zeros(1, 1, 1)]
     return StepInputs(
         states=torch.stack([item.state for item in filled]),
-        noise=torch.stack(noise + (len(filled) - len(batch)) * [torch.zeros_like(noise[0])]),
+        noise=torch.stack(torch.broadcast_tensors(*noise)),  # type: ignore[no-untyped-call]
         weights=torch.stack([item.table.weights[item.call] for item in filled]).float(),
         input_scales=torch.stack([item.table.input_scales[item.call] for item in filled]).float(),
         guidance_scales=torch.tensor([item.request.guidance_scale for item in filled]),
