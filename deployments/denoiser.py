@@ -79,7 +79,16 @@ class Denoiser:
 
         def build() -> Engine:
             torch.set_num_threads(num_threads)
-            found = unets(model, placement, measurement, engine, num_threads, host_bytes, adapters.gpu_bytes)
+            found = unets(
+                model,
+                placement,
+                measurement,
+                engine,
+                num_threads,
+                host_bytes,
+                adapters.gpu_bytes,
+                self._telemetry.capture_failed,
+            )
             torch.set_num_threads(1)  # forwards on a CPU have their own threads (engine.row_parts)
             if placement.compile_cache:
                 # From here on nothing is compiled, so that no request waits for a compiler.

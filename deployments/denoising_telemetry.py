@@ -40,12 +40,20 @@ class DenoisingTelemetry:
         self._resumed = metrics.Counter(
             "midstep_resumed_images_total", "Images that resumed from a checkpoint."
         )
+        self._failed_captures = metrics.Counter(
+            "midstep_failed_captures_total",
+            "Shapes of steps that could not be captured as CUDA graphs and run eagerly.",
+        )
 
     def record(self, report: ForwardReport) -> None:
         self._forwards.record(report.forward_rows, report.seconds, report.predicted_s)
         self._requests.observe(report.num_requests)
         self._steps.inc(report.num_requests)
         self._batch.forward(report.steps, report.seconds)
+
+    def capture_failed(self) -> None:
+        """A shape of steps could not be captured. May be called on any thread."""
+        self._failed_captures.inc()
 
     def set_running(self, num_requests: int) -> None:
         self._running.set(num_requests)

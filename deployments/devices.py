@@ -1,6 +1,7 @@
 """A model's parts on the device that its placement names, real or simulated."""
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -79,10 +80,11 @@ def unets(
     num_threads: int,
     host_bytes: float = 0.0,
     pool_bytes: float = 0.0,
+    capture_failed: Callable[[], None] = lambda: None,
 ) -> Unets:
     """Loads the first model and measures the cost of its forwards.
 
-    host_bytes, pool_bytes: see DeviceLoader
+    host_bytes, pool_bytes, capture_failed: see DeviceLoader
     Raises ModelLoadError.
     """
     if placement.is_simulated:
@@ -101,7 +103,13 @@ def unets(
         gate.check(model)
     config = engine.for_device(placement.torch_device())
     loader = DeviceLoader(
-        placement, config.static_shapes, num_threads, host_bytes, config.max_rank, pool_bytes
+        placement,
+        config.static_shapes,
+        num_threads,
+        host_bytes,
+        config.max_rank,
+        pool_bytes,
+        capture_failed,
     )
     began = time.perf_counter()
     first = loader.load(model, None)

@@ -4,8 +4,10 @@ It runs as it is, or, on CUDA, is captured once for every shape and replayed. La
 by one takes the CPU longer than a fast device takes to run them.
 """
 
-from collections.abc import Collection
-from dataclasses import replace
+import logging
+from collections.abc import Callable, Collection
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import torch
@@ -18,6 +20,8 @@ from deployments.engine.row_parts import RowParts
 from deployments.engine.sampler_table import NUM_INPUTS, NUM_OUTPUTS, STATE_SLOTS, advance
 from deployments.engine.step_inputs import StepInputs
 from deployments.engine.transfers import pinned, send
+
+logger = logging.getLogger("ray.serve")
 
 
 def denoise_step(unet: UNet | RowParts, inputs: StepInputs) -> torch.Tensor:
@@ -123,25 +127,38 @@ class EagerSteps:
         return _Recorded(torch.cuda.current_stream(self._device)) if is_cuda else _Done()
 
 
+@dataclass(frozen=True, slots=True)
+class _Captured:
+    """A step as a graph, which reads these inputs and writes these outputs."""
+
+    graph: torch.cuda.CUDAGraph
+    inputs: StepInputs
+    outputs: torch.Tensor
+
+
 class CapturedSteps:
     """Captures a CUDA graph for every shape of inputs that it meets, and replays it.
 
     latent_shapes: the shapes to capture; steps of other shapes, and of longer texts than one chunk, run
         eagerly, since each capture costs memory and a pause
+    failed: called for every shape whose capture failed; its steps run eagerly
 
     The graphs share one memory pool, since only one runs at a time and its outputs are copied out. Memory is
     reused only on one stream and in blocks that are large enough, so the largest shape should come first.
     """
 
-    def __init__(self, unet: UNet, latent_shapes: Collection[LatentShape]) -> None:
+    def __init__(
+        self, unet: UNet, latent_shapes: Collection[LatentShape], failed: Callable[[], None] = lambda: None
+    ) -> None:
         self.unet = self._unet = unet
         self.bank = unet.bank
         self._latent_shapes = frozenset(latent_shapes)
+        self._failed = failed
         self._eager = EagerSteps(unet)
         self._pool = torch.cuda.graph_pool_handle()
         self._stream = torch.cuda.Stream(unet.device)  # type: ignore[no-untyped-call]
-        self._captured: dict[tuple[torch.Size, ...], tuple[torch.cuda.CUDAGraph, StepInputs, torch.Tensor]]
-        self._captured = {}
+        self._captured: dict[tuple[torch.Size, ...], _Captured | None] = {}  # None: it failed
+        self._failed_graphs: list[torch.cuda.CUDAGraph] = []
 
     def launch(self, inputs: StepInputs) -> torch.Tensor:
         height, width = inputs.states.shape[-2:]
@@ -150,20 +167,65 @@ class CapturedSteps:
             return self._eager.launch(inputs)
         # A graph reads noise at each step. Where none is drawn, zeros are filled in on the device.
         noise = send(inputs.noise, self._unet.device).expand_as(inputs.states[:, 0])
-        inputs = replace(inputs, noise=noise)
-        shapes = tuple(tensor.shape for tensor in inputs.tensors())
+        full = replace(inputs, noise=noise)
+        shapes = tuple(tensor.shape for tensor in full.tensors())
         if shapes not in self._captured:
-            self._captured[shapes] = self._capture(inputs)
-        graph, held, outputs = self._captured[shapes]
-        for target, source in zip(held.tensors(), inputs.tensors(), strict=True):
+            self._captured[shapes] = self._try_to_capture(full)
+        captured = self._captured[shapes]
+        if captured is None:
+            return self._eager.launch(inputs)
+        for target, source in zip(captured.inputs.tensors(), full.tensors(), strict=True):
             target.copy_(pinned(source), non_blocking=True)
-        graph.replay()
-        return outputs.clone()
+        captured.graph.replay()
+        return captured.outputs.clone()
 
     def completion(self) -> Completion:
         return self._eager.completion()
 
-    def _capture(self, inputs: StepInputs) -> tuple[torch.cuda.CUDAGraph, StepInputs, torch.Tensor]:
+    def _try_to_capture(self, inputs: StepInputs) -> _Captured | None:
+        """A captured step of this shape; None if capturing it failed.
+
+        Raises the errors of running the step, and that of a lost device.
+        """
+        held = self._warmed_up(inputs)
+        graph = torch.cuda.CUDAGraph()
+        device = self._unet.device
+        try:
+            # torch.cuda.graph leaves its own stream only if the capture ends well.
+            with torch.cuda.stream(torch.cuda.current_stream(device)):
+                outputs = self._capture(graph, held)
+        except Exception as error:  # whatever it is, the step ran just now
+            torch.cuda.synchronize(device)  # a lost device answers this with an error too
+            self._give_up(graph)
+            height, width = inputs.states.shape[-2:]
+            rows, rank = inputs.conditions.adapter_scales.shape
+            logger.warning(
+                "steps of %d rows at %dx%d with adapters of rank %d could not be captured and run eagerly",
+                rows,
+                height,
+                width,
+                rank,
+                exc_info=error,
+            )
+            self._failed()
+            return None
+        return _Captured(graph, held, outputs)
+
+    def _give_up(self, graph: torch.cuda.CUDAGraph) -> None:
+        """Gives back what a failed capture has taken, so that it disturbs no later allocation or capture."""
+        graph.reset()
+        device = self._stream.device.index
+        # CUDAGraph::capture_end does this itself, unless it fails.
+        with suppress(RuntimeError):
+            torch._C._cuda_endAllocateToPool(device, self._pool)
+            torch._C._cuda_releasePool(device, self._pool)
+        # The allocator of pinned memory may go on asking it whose allocations are its own.
+        self._failed_graphs.append(graph)
+        # A pool in which something has not ended, or that no graph uses, takes no more captures.
+        self._pool = torch.cuda.graph_pool_handle()
+
+    def _warmed_up(self, inputs: StepInputs) -> StepInputs:
+        """A copy of the inputs, with which the step has run."""
         held = inputs.map(lambda tensor: tensor.to(self._unet.device, copy=True))
         # Choose kernels and allocate workspaces before the capture, on the stream that the capture uses.
         self._stream.wait_stream(torch.cuda.current_stream(self._unet.device))
@@ -171,22 +233,27 @@ class CapturedSteps:
             for _ in range(2):
                 denoise_step(self._unet, held)
         torch.cuda.current_stream(self._unet.device).wait_stream(self._stream)
-        graph = torch.cuda.CUDAGraph()
+        return held
+
+    def _capture(self, graph: torch.cuda.CUDAGraph, held: StepInputs) -> torch.Tensor:
         # Another thread may load a model meanwhile, which allocates.
         with torch.cuda.graph(graph, pool=self._pool, stream=self._stream, capture_error_mode="thread_local"):
-            outputs = denoise_step(self._unet, held)
-        return graph, held, outputs
+            return denoise_step(self._unet, held)
 
 
 def step_runner(
-    unet: UNet, static_shapes: Collection[LatentShape], num_threads: int | None = None
+    unet: UNet,
+    static_shapes: Collection[LatentShape],
+    num_threads: int | None = None,
+    capture_failed: Callable[[], None] = lambda: None,
 ) -> EagerSteps | CapturedSteps:
     """The fastest runner on the U-Net's device.
 
     static_shapes: shapes that are padded to a few row counts; num_threads: of a CPU; None for torch's
+    capture_failed: called for every shape that could not be captured
     """
     if unet.device.type == "cuda" and static_shapes:
-        return CapturedSteps(unet, static_shapes)
+        return CapturedSteps(unet, static_shapes, capture_failed)
     return EagerSteps(unet, num_threads)
 
 

@@ -58,6 +58,7 @@ class DeviceLoader:
     host_bytes: the host's memory for models; a CPU has no other, so it keeps none there
     max_rank: of the banks for adapters, one for each architecture (bank.AdapterBank)
     pool_bytes: device memory for adapters that were used lately, of all architectures
+    capture_failed: called for every shape of steps that could not be captured
     """
 
     def __init__(
@@ -68,6 +69,7 @@ class DeviceLoader:
         host_bytes: float = 0.0,
         max_rank: int = 0,
         pool_bytes: float = 0.0,
+        capture_failed: Callable[[], None] = lambda: None,
     ) -> None:
         # A bank goes with the last U-Net that reads it.
         self._banks: WeakValueDictionary[str, AdapterBank] = WeakValueDictionary()
@@ -81,6 +83,7 @@ class DeviceLoader:
         self._static_shapes = static_shapes
         self._num_threads = num_threads
         self._runners: WeakSet[EagerSteps | CapturedSteps] = WeakSet()
+        self._capture_failed = capture_failed
 
     def describe(self, model: ModelRef) -> UNetShape:
         config = load_unet_config(model.source)
@@ -102,7 +105,7 @@ class DeviceLoader:
         with self._beside_forwards():
             module = self._module(model, copy=True)
             unet = place_unet(module, self._placement, self._bank(module))
-        runner = step_runner(unet, self._static_shapes, self._num_threads)
+        runner = step_runner(unet, self._static_shapes, self._num_threads, self._capture_failed)
         self._runners.add(runner)
         return runner
 
