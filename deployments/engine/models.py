@@ -6,6 +6,7 @@ start, with the reason.
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -22,6 +23,7 @@ from safetensors import SafetensorError, safe_open
 from transformers.utils import logging as transformers_logging
 
 from deployments.engine.adapters import targets_of
+from deployments.engine.attention import sdpa_backends
 from deployments.engine.bank import EMPTY_LAYOUT, AdapterBank, DevicePool, Layout
 from deployments.engine.conditions import MAX_TOKENS, Conditions, UNetShape, architecture
 from deployments.engine.model_files import PIPELINES, VAE_FILE, WeightFiles
@@ -41,6 +43,8 @@ from deployments.engine.transfers import copy, pinned
 # model only when its name is used, as in `diffusers.AutoencoderKL`.
 transformers_logging.set_verbosity_error()
 transformers_logging.disable_progress_bar()
+
+logger = logging.getLogger("ray.serve")
 
 _READ_BYTES = 16 << 20
 _FP8_CAPABILITY = (8, 9)
@@ -245,6 +249,8 @@ def place_unet(module: diffusers.UNet2DConditionModel, placement: Placement, ban
         os.environ["TORCHINDUCTOR_CACHE_DIR"] = placement.compile_cache  # read when it first compiles
         # Each row count of each size is compiled separately. Past its limit dynamo silently runs eagerly.
         torch._dynamo.config.recompile_limit = 256
+        # Otherwise the fastest way to sum is chosen by timing, so that another start may give other bytes.
+        torch._inductor.config.deterministic = True
         module.compile(dynamic=False)
     return UNet(module, device, dtype, bank, placement.compile_cache is not None, fill)
 
@@ -289,6 +295,8 @@ def _set_attention(
     processors = import_module("diffusers.models.attention_processor")
     if attention == "sdpa":
         module.set_attn_processor(processors.AttnProcessor2_0())
+        for backend, sizes in sdpa_backends(module, device, dtype).items():
+            logger.info("attention: %s for heads of %s in %s", backend, sizes, dtype)
         return
     query = torch.zeros(1, 8, 2, 32, device=device, dtype=dtype)
     try:

@@ -161,3 +161,16 @@ def test_a_model_to_simulate_needs_no_text_encoders() -> None:
             load_model_info(ModelSource(str(PROJECT_FOLDER / "cluster" / "devices" / name))).max_clip_skip
             == most
         )
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script_method:DeprecationWarning")  # of torch's own
+def test_what_is_compiled_is_not_chosen_by_timing(
+    model_folder: Folder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """So that every start gives the same bytes."""
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", "")
+    monkeypatch.setattr(torch._dynamo.config, "recompile_limit", 8)
+    monkeypatch.setattr(torch._inductor.config, "deterministic", False)
+    source = ModelSource(str(model_folder("sd1")))
+    load_unet(source, Placement(device="cpu", compile_cache=str(tmp_path)))
+    assert torch._inductor.config.deterministic
