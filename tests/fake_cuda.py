@@ -7,8 +7,6 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-INVALIDATED = torch.AcceleratorError("CUDA error: operation failed due to a previous error during capture")
-
 
 class Stream:
     device = torch.device("cuda", 0)
@@ -115,7 +113,7 @@ class Graph:
         self._cuda.is_capturing = False
         if self._cuda.fault is not None and not self._cuda.ends:
             self._cuda.pointed_at.append(weakref.ref(self))
-            raise INVALIDATED
+            raise torch.AcceleratorError("operation failed due to a previous error during capture")
         self._cuda.end(0, self.pool)
         self._has_ended = True
 
