@@ -249,9 +249,9 @@ def place_unet(module: diffusers.UNet2DConditionModel, placement: Placement, ban
         os.environ["TORCHINDUCTOR_CACHE_DIR"] = placement.compile_cache  # read when it first compiles
         # Each row count of each size is compiled separately. Past its limit dynamo silently runs eagerly.
         torch._dynamo.config.recompile_limit = 256
-        # Otherwise the fastest way to sum is chosen by timing, so that another start may give other bytes.
-        torch._inductor.config.deterministic = True
-        module.compile(dynamic=False)
+        # Otherwise the fastest way to sum is chosen by timing, and another start may give other bytes.
+        # An option, as dynamo sets torch._inductor.config.deterministic back after the first compilation.
+        module.compile(dynamic=False, options={"deterministic": True})
     return UNet(module, device, dtype, bank, placement.compile_cache is not None, fill)
 
 

@@ -130,7 +130,7 @@ def test_noise_is_of_those_who_draw_it(model: LoadedModel) -> None:
 
 
 def test_captured_steps_give_the_bits_of_plain_ones(model: LoadedModel, cuda: Cuda) -> None:
-    """Noise of an earlier step must not be read again by one that draws none."""
+    """The same graphs serve steps with noise and without."""
     run_steps = (captured(model, cuda), PlainSteps(model))
     for samplers in (("Euler a", "Euler a"), ("Euler", "Euler"), ("Euler", "Euler a", "DPM++ 2M SDE")):
         latents, expected = (

@@ -11,8 +11,10 @@ import diffusers
 import pytest
 import torch
 
+from benchmarks.random_models import TINY
+from deployments.engine.device_step import EagerSteps, warm_up
 from deployments.engine.model_source import ModelLoadError, ModelSource, Placement, load_model_info
-from deployments.engine.models import _xformers_problem, load_unet, load_vae
+from deployments.engine.models import _xformers_problem, load_unet, load_vae, place_unet, unet_bank
 from serve.config.model import PROJECT_FOLDER
 from tests import tiny_models
 from tests.conftest import LoadedModel, finish
@@ -164,13 +166,22 @@ def test_a_model_to_simulate_needs_no_text_encoders() -> None:
 
 
 @pytest.mark.filterwarnings("ignore:.*torch.jit.script_method:DeprecationWarning")  # of torch's own
-def test_what_is_compiled_is_not_chosen_by_timing(
-    model_folder: Folder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_no_compiled_forward_is_chosen_by_timing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """So that every start gives the same bytes."""
+    compile_fx = pytest.importorskip("torch._inductor.compile_fx")
+    seen = []
+
+    def compiled(graph: Any, inputs: Any, config_patches: dict[str, Any], **_: Any) -> Any:
+        with torch._inductor.config.patch(config_patches):
+            seen.append(torch._inductor.config.deterministic)
+        return graph.forward
+
+    monkeypatch.setattr(compile_fx, "compile_fx", compiled)
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", "")
     monkeypatch.setattr(torch._dynamo.config, "recompile_limit", 8)
-    monkeypatch.setattr(torch._inductor.config, "deterministic", False)
-    source = ModelSource(str(model_folder("sd1")))
-    load_unet(source, Placement(device="cpu", compile_cache=str(tmp_path)))
-    assert torch._inductor.config.deterministic
+    placement = Placement(device="cpu", compile_cache=str(tmp_path))
+    module = diffusers.UNet2DConditionModel(**TINY)
+    unet = place_unet(module, placement, unet_bank(module, placement, 0))
+    for rows in (1, 2):
+        warm_up(unet.shape, EagerSteps(unet, 1), (16, 16), rows)
+    assert seen == [True, True]
