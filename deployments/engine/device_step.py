@@ -88,7 +88,7 @@ class _Recorded:
     """The completion of a CUDA stream."""
 
     def __init__(self, stream: torch.cuda.Stream) -> None:
-        # Without blocking, waiting for it takes a whole core.
+        # Without blocking, a thread that waits for it spins.
         self._event = torch.cuda.Event(blocking=True)  # type: ignore[no-untyped-call]
         self._event.record(stream)
 

@@ -244,7 +244,9 @@ def test_a_step_that_does_not_fit_is_made_smaller_and_not_given_up(model: Loaded
     assert cuda.uses == {1: 1}
 
 
-def test_waiting_for_cuda_takes_no_core(model: LoadedModel, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_thread_that_waits_for_cuda_does_not_spin(
+    model: LoadedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
     made: list[dict[str, Any]] = []
 
     class Event:
