@@ -11,7 +11,7 @@ import diffusers
 import pytest
 import torch
 
-from benchmarks.random_models import TINY
+from benchmarks.random_models import TINY_SD15
 from deployments.engine.device_step import EagerSteps, warm_up
 from deployments.engine.model_source import ModelLoadError, ModelSource, Placement, load_model_info
 from deployments.engine.models import _xformers_problem, load_unet, load_vae, place_unet, unet_bank
@@ -180,7 +180,7 @@ def test_no_compiled_forward_is_chosen_by_timing(tmp_path: Path, monkeypatch: py
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", "")
     monkeypatch.setattr(torch._dynamo.config, "recompile_limit", 8)
     placement = Placement(device="cpu", compile_cache=str(tmp_path))
-    module = diffusers.UNet2DConditionModel(**TINY)
+    module = diffusers.UNet2DConditionModel(**TINY_SD15)
     unet = place_unet(module, placement, unet_bank(module, placement, 0))
     for rows in (1, 2):
         warm_up(unet.shape, EagerSteps(unet, 1), (16, 16), rows)
