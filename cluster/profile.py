@@ -1,24 +1,29 @@
 """`midstep profile`: measures the costs of an application's stages on this machine, without Ray."""
 
+import gc
 import logging
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 
 from deployments.cost_measurement import CostMeasurement
 from deployments.devices import measured_on, text_encoder, unets, vae
-from deployments.engine.cost import CostModel
+from deployments.engine.cost import CostModel, Curve, StageCost
 from deployments.engine.fingerprint import model_ref
-from deployments.engine.model_source import load_model_info
+from deployments.engine.model_source import ModelInfo, load_model_info
 from serve.config.app import AppConfig
 from serve.config.model import CostModelFile
 from serve.config.schema import ConfigError
 
+Measured = TypeVar("Measured")
+
 
 def profile(config: AppConfig) -> CostModelFile:
-    """Measures stage by stage, each with its configured number of threads. Forwards are measured with
-    adapters too, whether they are offered or not.
+    """Measures stage by stage, each with its configured number of threads and alone on the device. Forwards
+    are measured with adapters too, whether they are offered or not.
 
     Raises ModelLoadError and ConfigError.
     """
@@ -28,21 +33,9 @@ def profile(config: AppConfig) -> CostModelFile:
     info = load_model_info(source)
     config.check_for(info)
     measurement = CostMeasurement(config.latent_shapes(info))
-
-    torch.set_num_threads(config.encoder.num_threads)
-    encoder = text_encoder(source, placement, None)
-    encode = measurement.encode_cost(encoder.warm_up, config.text_batching.max_batch_size)
-
-    torch.set_num_threads(config.denoiser.num_threads)
-    threads = config.denoiser.num_threads
-    engine = replace(config.engine_config(info), max_rank=config.adapters.max_rank)
-    found = unets(model_ref(source), placement, measurement, engine, threads)
-
-    torch.set_num_threads(config.decoder.num_threads)
-    loaded = vae(source, placement, None)
-    most = config.decoder.max_batch_size
-    decode = measurement.decode_cost(loaded.decoder.warm_up, most)
-    encode_picture = measurement.encode_picture_cost(loaded.encoder.warm_up, most)
+    encode = _alone(lambda: _encode_cost(config, measurement))
+    forward, load_s = _alone(lambda: _forward_cost(config, info, measurement))
+    decode, encode_picture = _alone(lambda: _vae_costs(config, measurement))
     here = measured_on(placement)
     return CostModelFile(
         path=config.model.path,
@@ -51,8 +44,43 @@ def profile(config: AppConfig) -> CostModelFile:
         compile=config.model.compile,
         quantization=config.model.quantization,
         device=here.device,
-        cost_model=CostModel(encode, found.cost, decode, encode_picture, found.load_s),
+        cost_model=CostModel(encode, forward, decode, encode_picture, load_s),
     )
+
+
+def _alone(measure: Callable[[], Measured]) -> Measured:
+    """Measures a stage and frees its memory, so that no two stages are on the device at once."""
+    measured = measure()
+    gc.collect()
+    torch.cuda.empty_cache()
+    return measured
+
+
+def _encode_cost(config: AppConfig, measurement: CostMeasurement) -> Curve:
+    torch.set_num_threads(config.encoder.num_threads)
+    encoder = text_encoder(config.model.source(), config.placement(), None)
+    return measurement.encode_cost(encoder.warm_up, config.text_batching.max_batch_size)
+
+
+def _forward_cost(
+    config: AppConfig, info: ModelInfo, measurement: CostMeasurement
+) -> tuple[StageCost, float]:
+    """The cost of forwards, and the seconds of a load."""
+    threads = config.denoiser.num_threads
+    torch.set_num_threads(threads)
+    engine = replace(config.engine_config(info), max_rank=config.adapters.max_rank)
+    found = unets(model_ref(config.model.source()), config.placement(), measurement, engine, threads)
+    return found.cost, found.load_s
+
+
+def _vae_costs(config: AppConfig, measurement: CostMeasurement) -> tuple[StageCost, StageCost]:
+    """The costs of decoding and of encoding, in calls as large as a decoder's."""
+    torch.set_num_threads(config.decoder.num_threads)
+    source, placement = config.model.source(), config.placement()
+    most = config.decoder.max_batch_size
+    loaded = vae(source, placement, None)
+    decode = measurement.decode_cost(loaded.decoder.warm_up, most)
+    return decode, measurement.encode_picture_cost(loaded.encoder.warm_up, most)
 
 
 def write_profile(config: AppConfig, output: Path) -> None:

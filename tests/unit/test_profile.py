@@ -1,15 +1,18 @@
 """`midstep profile`, and stages whose cost is known."""
 
+import weakref
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 import yaml
 
+from cluster import profile as profile_module
 from cluster.cli import main
 from deployments.cost_measurement import CostMeasurement, MeasuredOn
-from deployments.devices import unets
+from deployments.devices import Vae, unets
 from deployments.engine.cost import CostModel, Curve, StageCost
 from deployments.engine.engine_config import EngineConfig
 from deployments.engine.fingerprint import model_ref
@@ -25,6 +28,25 @@ ONE_MS = Curve(0.001, 1, 0.001)
 COST = CostModel(ONE_MS, StageCost((((16, 16), ONE_MS),)), StageCost((((16, 16), ONE_MS),)))
 
 
+def alone_on_the_device(monkeypatch: pytest.MonkeyPatch) -> list[weakref.ref[Any]]:
+    """Asserts that a stage's parts are loaded when those of the others are gone. Returns what was loaded."""
+    there: list[weakref.ref[Any]] = []
+
+    def watched(load: Callable[..., Any]) -> Callable[..., Any]:
+        def loaded(*args: Any) -> Any:
+            assert not any(one() for one in there)
+            part = load(*args)
+            weights = part.decoder if isinstance(part, Vae) else getattr(part, "first", part)
+            there.append(weakref.ref(weights))
+            return part
+
+        return loaded
+
+    for name in ("text_encoder", "unets", "vae"):
+        monkeypatch.setattr(profile_module, name, watched(getattr(profile_module, name)))
+    return there
+
+
 def test_a_profile_is_measured_once_and_then_known(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -32,7 +54,9 @@ def test_a_profile_is_measured_once_and_then_known(
     config, output = tmp_path / "config.yaml", tmp_path / "cost_model.json"
     application = {"name": "midstep", "import_path": "serve.app:build_app", "args": args}
     config.write_text(yaml.safe_dump({"applications": [application]}))
+    there = alone_on_the_device(monkeypatch)
     main(["profile", str(config), "--output", str(output)])
+    assert len(there) == 3
     assert str(output) in capsys.readouterr().out
     served = AppConfig.model_validate({"model": {"cost_model": str(output)}})
     file = served.model.cost_file()
