@@ -1,5 +1,6 @@
 """The options of each deployment, for `Deployment.options`."""
 
+import os
 from typing import Any
 
 from deployments.engine.model_source import ModelInfo
@@ -9,13 +10,15 @@ from serve.config.internal import ROUTING_STATS_PERIOD_S, STAGE_DRAIN_TIMEOUT_S
 # Surplus replicas in percent while new ones take over from old ones. A new ingress starts before the old one
 # stops, with its connections. Devices have no room for two.
 _INGRESS_SURGE, _STAGE_SURGE = 100, 0
+# Calls have many shapes. PyTorch keeps what one has freed in segments, which may be too small for the next.
+_ALLOCATOR = {"PYTORCH_CUDA_ALLOC_CONF": "expandable_segments:True"}
+_ALLOCATOR_VARIABLES = (*_ALLOCATOR, "PYTORCH_ALLOC_CONF")
 
 
 def stage_options(config: AppConfig, stage: str, info: ModelInfo) -> dict[str, Any]:
     """The options of the encoder, the denoiser or the decoder."""
     options = {
-        "ray_actor_options": config.stages[stage].ray_actor_options()
-        | {"num_gpus": config.num_gpus()[stage]},
+        "ray_actor_options": _actor_options(config, stage),
         "max_ongoing_requests": config.max_ongoing_requests(stage, info),
         "graceful_shutdown_timeout_s": STAGE_DRAIN_TIMEOUT_S,
         "max_surge_percent": _STAGE_SURGE,
@@ -26,6 +29,13 @@ def stage_options(config: AppConfig, stage: str, info: ModelInfo) -> dict[str, A
             "request_router_class": "serve.calls.routing:LeastWorkRouter",
             "request_routing_stats_period_s": ROUTING_STATS_PERIOD_S,
         }
+    return options
+
+
+def _actor_options(config: AppConfig, stage: str) -> dict[str, Any]:
+    options = config.stages[stage].ray_actor_options() | {"num_gpus": config.num_gpus()[stage]}
+    if config.model.device == "cuda" and not any(name in os.environ for name in _ALLOCATOR_VARIABLES):
+        options["runtime_env"] = {"env_vars": dict(_ALLOCATOR)}  # also on nodes whose Ray others started
     return options
 
 

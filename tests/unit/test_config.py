@@ -41,6 +41,7 @@ def test_a_replica_that_goes_has_time_and_a_new_ingress_is_there_before_the_old_
 def test_ray_reserves_what_is_said() -> None:
     config = AppConfig.model_validate(
         {
+            "model": {"device": "cpu"},
             "ingress": {"resources": {"cpu_worker": 0.5}},
             "denoiser": {"num_gpus": 0.5, "num_cpus": 2},
             "jobs": {"resources": {"cpu_worker": 1}},
@@ -234,6 +235,26 @@ def test_defaults_that_the_model_cannot_have_are_named(args: dict[str, object], 
     config = AppConfig.model_validate(args)
     with pytest.raises(ConfigError, match=message):
         config.check_for(load_model_info(config.model.source()))
+
+
+@pytest.mark.parametrize("variable", ["PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_ALLOC_CONF"])
+def test_replicas_on_gpus_get_pytorchs_allocator_set_unless_it_is(
+    variable: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_ALLOC_CONF"):
+        monkeypatch.delenv(name, raising=False)
+
+    def environment(device: str, stage: str, **changes: object) -> object:
+        config = AppConfig.model_validate({"model": {"device": device, **changes}, stage: {"num_gpus": 0.5}})
+        return stage_options(config, stage, INFO)["ray_actor_options"].get("runtime_env")
+
+    expected = {"env_vars": {"PYTORCH_CUDA_ALLOC_CONF": "expandable_segments:True"}}
+    for stage in ("encoder", "denoiser", "decoder"):
+        assert environment("cuda", stage) == expected
+        assert environment("cpu", stage) is None
+        assert environment("simulated", stage, cost_model="cluster/devices/h200-sdxl.json") is None
+    monkeypatch.setenv(variable, "backend:native")
+    assert environment("cuda", "decoder") is None, "the replicas inherit it"
 
 
 def test_the_documentation_has_all_keys_and_the_readme_those_that_most_people_need() -> None:
