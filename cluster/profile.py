@@ -10,6 +10,7 @@ from typing import TypeVar
 import torch
 
 from deployments.cost_measurement import CostMeasurement
+from deployments.device_memory import image_room
 from deployments.devices import measured_on, text_encoder, unets, vae
 from deployments.engine.cost import CostModel, Curve, StageCost
 from deployments.engine.fingerprint import model_ref
@@ -77,7 +78,8 @@ def _vae_costs(config: AppConfig, measurement: CostMeasurement) -> tuple[StageCo
     """The costs of decoding and of encoding, in calls as large as a decoder's."""
     torch.set_num_threads(config.decoder.num_threads)
     source, placement = config.model.source(), config.placement()
-    most = config.decoder.max_batch_size
+    room = image_room(source, placement, config.decoding_share(), config.max_decoded_images)
+    most = min(map(room.images, measurement.shapes))
     loaded = vae(source, placement, None)
     decode = measurement.decode_cost(loaded.decoder.warm_up, most)
     return decode, measurement.encode_picture_cost(loaded.encoder.warm_up, most)

@@ -19,6 +19,7 @@ class ShapedBatches(Generic[Part, Item, Result]):
     """Runs `call`, which takes one model's part and items of one shape, on any items of any parts.
 
     shape_of: an item's latent shape; cost: of calls
+    most_of: the items of a shape that fit into a call; None for any number
     max_hold_s: longest call in seconds, since others may share the device; longer ones are split
     """
 
@@ -30,6 +31,7 @@ class ShapedBatches(Generic[Part, Item, Result]):
         max_hold_s: float,
         fitting: Fitting,
         forwards: Forwards,
+        most_of: Callable[[LatentShape], int] | None = None,
     ) -> None:
         self._call = call
         self._shape_of = shape_of
@@ -37,6 +39,7 @@ class ShapedBatches(Generic[Part, Item, Result]):
         self._max_hold_s = max_hold_s
         self._fitting = fitting
         self._forwards = forwards
+        self._most_of = most_of
 
     def seconds_each(self, part: Part, item: Item, count: int) -> float:
         """Seconds of the device for an item, in a call of `count` items like it."""
@@ -50,7 +53,8 @@ class ShapedBatches(Generic[Part, Item, Result]):
             members = [index for index, found in enumerate(kinds) if found == kind]
             part, shape = items[members[0]][0], kind[1]
             left = iter(members)
-            for size in self._cost.parts(shape, len(members), self._max_hold_s):
+            most = self._most_of(shape) if self._most_of else None
+            for size in self._cost.parts(shape, len(members), self._max_hold_s, most):
                 chosen = list(islice(left, size))
                 results = self._run_that_fit(part, shape, [items[index][1] for index in chosen])
                 done |= zip(chosen, results, strict=True)

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 
 from deployments.cost_measurement import CostMeasurement
+from deployments.device_memory import image_room
 from deployments.devices import Vae, vae
 from deployments.engine.cost import StageCost
 from deployments.engine.fitting import Fitting
@@ -57,6 +58,7 @@ class VaeDecoder:
 
     model: the one whose VAE is there from the start; num_models: how many VAEs are kept loaded
     max_batch_size: most images, or pictures, in a call; num_threads: torch threads of this replica
+    gpu_share: this replica's part of a GPU's memory, which limits them too, by their size; None for no limit
     max_hold_s: longest call in seconds; larger batches are split, since others may share the device
     """
 
@@ -67,6 +69,7 @@ class VaeDecoder:
         max_batch_size: int,
         num_threads: int,
         num_models: int,
+        gpu_share: float | None,
         max_hold_s: float,
         measurement: CostMeasurement,
     ) -> None:
@@ -76,21 +79,18 @@ class VaeDecoder:
         def load(one: ModelRef) -> Vae:
             return vae(one.source, placement, measurement.known)
 
+        room = image_room(model.source, placement, gpu_share, max_batch_size)
         loaded = (model, first := load(model))
         loading, self._health = loading_thread(placement), Health()
         self._vaes = Shelf(load, lambda one: one.vae, num_models, loading, loaded, self._health.lost)
         self._turns = Turns()
         self._work = Work()
-        self._max_batch_size = max_batch_size
+        self._max_batch_size = most = min(map(room.images, measurement.shapes))
         self._encoded: Recent[tuple[str, bytes, bool], EncodedPicture] = Recent(_KEPT_PICTURES)
         # On the thread that will decode, because torch's number of threads is set per thread.
-        self._decode_cost = self._executor.submit(
-            measurement.decode_cost, first.decoder.warm_up, max_batch_size
-        ).result()
-        self._encode_cost = self._executor.submit(
-            measurement.encode_picture_cost, first.encoder.warm_up, max_batch_size
-        ).result()
-        forwards = Forwards()
+        submit, forwards = self._executor.submit, Forwards()
+        self._decode_cost = submit(measurement.decode_cost, first.decoder.warm_up, most).result()
+        self._encode_cost = submit(measurement.encode_picture_cost, first.encoder.warm_up, most).result()
         decodings: ShapedBatches[Vae, torch.Tensor, Pixels] = ShapedBatches(
             lambda one, latents: one.decoder.decode(latents),
             _shape_of_latents,
@@ -98,6 +98,7 @@ class VaeDecoder:
             max_hold_s,
             Fitting("images", self._health.halved),
             forwards,
+            room.images,
         )
         encodings: ShapedBatches[Vae, PreparedPicture, EncodedPicture] = ShapedBatches(
             lambda one, pictures: one.encoder.encode(pictures),
@@ -106,6 +107,7 @@ class VaeDecoder:
             max_hold_s,
             Fitting("pictures", self._health.halved),
             forwards,
+            room.images,
         )
         self._decodings, self._encodings = self._direction(decodings), self._direction(encodings)
 

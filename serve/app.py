@@ -71,8 +71,9 @@ def build_app(config: AppConfig) -> Application:
     denoiser = deployment(DENOISER, "denoiser").bind(
         model, placement, engine, config.admission_batching(info), *replica("denoiser"), *of_denoiser
     )
+    of_decoder = (config.decoding_share(), internal.max_hold_s, measurement)
     decoder = deployment(VAE_DECODER, "decoder").bind(
-        model, placement, config.decoder.max_batch_size, *replica("decoder"), internal.max_hold_s, measurement
+        model, placement, config.max_decoded_images, *replica("decoder"), *of_decoder
     )
     stages = (encoder, denoiser, decoder)
     runner = deployment_of(RUNNER, **HEALTH, **config.jobs.runner_options())

@@ -132,7 +132,7 @@ def _fewest(
     encode_picture = cost.picture
 
     def decoder_s(request: GenerationRequest) -> float:
-        shape, most = request.latent_shape, config.decoder.max_batch_size
+        shape, most = request.latent_shape, config.max_decoded_images
         picture_s = encode_picture.curve(shape).seconds_each(most) if request.strength is not None else 0.0
         return request.num_images * cost.decode.curve(shape).seconds_each(most) + picture_s
 

@@ -87,7 +87,7 @@ class Simulation:
             env,
             self._devices,
             lambda device: DecoderReplica(
-                env, device, config.decoder.max_batch_size, cost, config.internal.max_hold_s
+                env, device, config.max_decoded_images, cost, config.internal.max_hold_s
             ),
             shares["decoder"],
             config.max_ongoing_requests("decoder", info),

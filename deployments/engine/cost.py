@@ -138,9 +138,12 @@ class StageCost:
         )
         return StageCost(curves, self.padded_to, self.adapted)
 
-    def parts(self, shape: LatentShape, count: int, max_hold_s: float) -> list[int]:
-        """Splits `count` items into calls that take at most max_hold_s each, if one item can."""
-        most = self.curve(shape).most_within(max_hold_s)
+    def parts(self, shape: LatentShape, count: int, max_hold_s: float, most: int | None = None) -> list[int]:
+        """Splits `count` items into calls that take at most max_hold_s each, if one item can.
+
+        most: items of a call in any case; None for any number
+        """
+        most = min(most or count, self.curve(shape).most_within(max_hold_s))
         return [min(most, count - start) for start in range(0, count, most)]
 
     def table(self, unit: str) -> str:

@@ -96,22 +96,27 @@ def _read_through(source: ModelSource, part: str, rest: Callable[[], None] = lam
 
 
 def load_vae(source: ModelSource, placement: Placement) -> diffusers.AutoencoderKL:
-    """The VAE; in float32 where diffusers' pipeline decodes in float32 although the rest is in float16."""
-    dtype = placement.torch_dtype()
-    if dtype is torch.float16 and _is_upcast(source):
-        dtype = torch.float32
+    """The VAE, in its own precision (vae_dtype)."""
     with _loading(source, "vae"):
         _read_through(source, "vae")
         vae, loading = diffusers.AutoencoderKL.from_pretrained(
             source.path,
             subfolder="vae",
-            dtype=dtype,
+            dtype=vae_dtype(source, placement.torch_dtype()),
             output_loading_info=True,
             **source.from_pretrained_kwargs(),
         )
     _refuse_missing(source, "vae", loading["missing_keys"])
     vae.to(placement.torch_device(), memory_format=torch.channels_last)
     return vae.eval().requires_grad_(False)
+
+
+def vae_dtype(source: ModelSource, dtype: torch.dtype) -> torch.dtype:
+    """The VAE's dtype: float32 where diffusers' pipeline decodes in float32 although the rest is in float16.
+
+    dtype: of the rest
+    """
+    return torch.float32 if dtype is torch.float16 and _is_upcast(source) else dtype
 
 
 def _is_upcast(source: ModelSource) -> bool:

@@ -42,12 +42,13 @@ class HostMemory:
         if name not in self._modules:
             self._modules[name] = load()
         self._modules.move_to_end(name)
-        while len(self._modules) > 1 and sum(map(_bytes_of, self._modules.values())) > self._max_bytes:
+        while len(self._modules) > 1 and sum(map(bytes_of, self._modules.values())) > self._max_bytes:
             self._modules.popitem(last=False)
         return self._modules[name]
 
 
-def _bytes_of(module: diffusers.UNet2DConditionModel) -> int:
+def bytes_of(module: torch.nn.Module) -> int:
+    """The bytes of a module's weights."""
     return sum(tensor.nbytes for tensor in module.state_dict().values())
 
 

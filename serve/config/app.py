@@ -40,6 +40,7 @@ _ROWS, _LARGE_MODEL_ROWS = 32, 16
 _LARGE_MODEL_PIXELS = 768 * 768
 _DETERMINISTIC_ROWS = 8
 _ADMITTED_TOGETHER = 8
+_IMAGES = 4
 
 
 class AppConfig(Section):
@@ -232,6 +233,20 @@ class AppConfig(Section):
             for name, stage in self.stages.items()
         }
 
+    def memory_shares(self) -> Mapping[str, float]:
+        """The share of a GPU's memory that is for a replica of each stage, also where it reserves no GPU."""
+        worked_out = gpu_shares(self.encoder.max_replicas, self.decoder.max_replicas)
+        return {name: min(1.0, share or worked_out[name]) for name, share in self.num_gpus().items()}
+
+    def decoding_share(self) -> float | None:
+        """The share of a GPU's memory that limits a decoder's batches; None if `max_batch_size` does."""
+        return self.memory_shares()["decoder"] if self.decoder.max_batch_size == "auto" else None
+
+    @property
+    def max_decoded_images(self) -> int:
+        """The most images in a call of a decoder, however much memory its device has."""
+        return _IMAGES if self.decoder.max_batch_size == "auto" else self.decoder.max_batch_size
+
     @property
     def text_batching(self) -> Batching:
         """How the encoder collects a batch."""
@@ -249,7 +264,7 @@ class AppConfig(Section):
         if stage == "denoiser":
             images = self.denoiser.max_ongoing_requests
             return 2 * self.max_rows(info) if images == "auto" else images
-        most = self.internal.encoder_max_batch_size if stage == "encoder" else self.decoder.max_batch_size
+        most = self.internal.encoder_max_batch_size if stage == "encoder" else self.max_decoded_images
         return max(32, 4 * most)
 
     def max_rows(self, info: ModelInfo) -> int:

@@ -103,7 +103,11 @@ class DenoiserConfig(DeviceStage):
 class DecoderConfig(DeviceStage):
     """The decoding stage."""
 
-    max_batch_size: PositiveInt = Field(4, description="Most images of a batch")
+    max_batch_size: PositiveInt | Literal["auto"] = Field(
+        "auto",
+        description="Most images of a batch; `auto`: 4, and on CUDA no more of a size than `num_gpus` of the "
+        "GPU's memory has room for",
+    )
 
 
 class IngressConfig(Stage):

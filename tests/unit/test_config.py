@@ -257,6 +257,18 @@ def test_replicas_on_gpus_get_pytorchs_allocator_set_unless_it_is(
     assert environment("cuda", "decoder") is None, "the replicas inherit it"
 
 
+def test_a_decoders_batch_follows_from_its_share_of_a_gpu_unless_it_is_given() -> None:
+    on_cuda = AppConfig.model_validate({"model": {"device": "cuda"}, "decoder": {"max_replicas": 2}})
+    assert on_cuda.decoding_share() == 0.08
+    whole = AppConfig.model_validate({"model": {"device": "cuda"}, "decoder": {"num_gpus": 2}})
+    assert whole.decoding_share() == 1
+    without = AppConfig.model_validate({"model": {"device": "auto"}})
+    assert without.decoding_share() == 0.16, "though it reserves none"
+    given = AppConfig.model_validate({"decoder": {"max_batch_size": 7}})
+    assert given.decoding_share() is None
+    assert [one.max_decoded_images for one in (on_cuda, given)] == [4, 7]
+
+
 def test_the_documentation_has_all_keys_and_the_readme_those_that_most_people_need() -> None:
     assert keys_tables(AppConfig) in (PROJECT_FOLDER / "docs" / "configuration.md").read_text()
     readme = (PROJECT_FOLDER / "README.md").read_text()

@@ -139,3 +139,23 @@ def test_the_decoder_holds_the_device_no_longer_than_it_may() -> None:
     items = [(16, 16)] * 4 + [(16, 24), (16, 16)]
     assert batches.run([(None, item) for item in items]) == ["16x16"] * 4 + ["16x24", "16x16"]
     assert sorted(sizes) == [1, 2, 3]
+
+
+def test_the_decoder_takes_no_more_of_a_size_than_have_room() -> None:
+    sizes = []
+
+    def decode(latents: Sequence[tuple[int, int]]) -> Sequence[str]:
+        sizes.append((latents[0], len(latents)))
+        return [""] * len(latents)
+
+    batches: ShapedBatches[None, tuple[int, int], str] = ShapedBatches(
+        lambda _, latents: decode(latents),
+        lambda _, shape: shape,
+        COST.decode,
+        1.0,
+        Fitting("images"),
+        Forwards(),
+        lambda shape: 1024 // (shape[0] * shape[1]),
+    )
+    batches.run([(None, shape) for shape in [(16, 16)] * 5 + [(16, 32)] * 3])
+    assert sorted(sizes) == [((16, 16), 1), ((16, 16), 4), ((16, 32), 1), ((16, 32), 2)]
