@@ -87,7 +87,8 @@ def key(name: str) -> None:
 
 @midstep.command()
 @click.argument("file", type=Path)
-def check(file: Path) -> None:
+@click.option("--memory", "with_memory", is_flag=True, help="Also count the GPU memory that it needs.")
+def check(file: Path, with_memory: bool) -> None:
     """Check a configuration file and its models' folders. Says if its ports are taken on this machine."""
     from cluster.config_errors import shown_config_errors
     from cluster.machine_checks import Finding, findings, read_serve_config
@@ -105,6 +106,11 @@ def check(file: Path) -> None:
     print(f"{file}: keys: ok", *(f"{file}: {one}" for one in found), sep="\n")
     if any(one.verdict == "not ok" for one in found):
         raise click.ClickException(f"{file}: cannot be served as it is")
+    if with_memory:
+        from cluster.memory import memory_tables
+
+        with shown_config_errors():
+            print(*(f"\n{memory_tables(application)}" for application in applications), sep="\n")
 
 
 @midstep.command()
