@@ -1,6 +1,6 @@
 """U-Nets and VAEs of real size with random weights, which take as long as trained ones."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -136,13 +136,17 @@ class RandomModel:
         return keeping.inputs
 
     def engine(
-        self, max_rows: int, run_step: StepRunner | None = None, checkpoint_interval_s: float | None = None
+        self,
+        max_rows: int,
+        run_step: StepRunner | None = None,
+        checkpoint_interval_s: float | None = None,
+        halved: Callable[[], None] = lambda: None,
     ) -> Engine:
         """An engine with few row counts, as on CUDA. Rows cost nothing, so all share a forward."""
         config = EngineConfig(max_rows, max_rows, max_rows, self.shape, (2, 4, 8, 16), checkpoint_interval_s)
         cost = StageCost(((self.shape, Curve(0.01, 1, 0.0)),))
         known = KnownModel(self.unet.shape, self.tables, cost)
-        return Engine(OneModel(known, run_step or self.step_runner()), config)
+        return Engine(OneModel(known, run_step or self.step_runner()), config, halved=halved)
 
     def denoise(
         self, requests: Sequence[DenoiseRequest], run_step: StepRunner, max_rows: int = 8

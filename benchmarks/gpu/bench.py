@@ -8,16 +8,18 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cached_property
 from importlib.metadata import PackageNotFoundError, version
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 
 from benchmarks.gpu.worker import Settings
+from deployments.engine.device_faults import is_device_fault
 
 if TYPE_CHECKING:
     from deployments.engine.device_step import StepRunner
     from deployments.engine.step_inputs import StepInputs
 
+Found = TypeVar("Found")
 Figures = Iterator[tuple[str, Any]]  # names and what JSON can hold
 _LAUNCHES = 4  # of a step, before it is waited for: the device must not wait for the CPU
 _GIB = 1 << 30
@@ -108,8 +110,20 @@ class Bench:
             "dtype": str(self.dtype).removeprefix("torch."),
             "cuda": torch.version.cuda or "none",
             "python": sys.version.split()[0],
-            **{name: _version(name) for name in ("torch", "diffusers", "transformers", "xformers")},
+            **{
+                name: _version(name) for name in ("torch", "diffusers", "transformers", "xformers", "torchao")
+            },
         }
+
+
+def figures_or_reason(measure: Callable[[], Found]) -> Found | str:
+    """The figures, or why they cannot be had here. Raises the error of a lost device."""
+    try:
+        return measure()
+    except Exception as error:  # libraries that cannot run here fail in many ways
+        if is_device_fault(error):
+            raise
+        return f"cannot run here: {type(error).__name__}: {' '.join(str(error).split())[:300]}"
 
 
 def _version(name: str) -> str:

@@ -30,6 +30,7 @@ PARTS = (
     Part.of("variants", 15, 60),
     Part.of("adapters", 15, 60),
     Part.of("slots", 20, 60),
+    Part.of("quantized", 15, 60),
 )
 COMPILED = Part.of("compiled", 40, 180)
 FAMILIES = ("sdxl", "sd15")

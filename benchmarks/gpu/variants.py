@@ -5,17 +5,20 @@ A way that cannot run here gives the reason instead of figures.
 
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import partial
 
 import torch
 from diffusers.models import attention_processor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from benchmarks.gpu.bench import Bench, Figures
+from benchmarks.gpu.bench import Bench, Figures, figures_or_reason
 from benchmarks.random_models import RandomModel
-from deployments.engine.device_faults import is_device_fault
 from deployments.engine.device_step import EagerSteps, StepRunner
 
 ROWS = (16, 2)
+
+_Change = Callable[[RandomModel], AbstractContextManager[None]]
+_MakeRunner = Callable[[RandomModel], StepRunner]
 
 
 @contextmanager
@@ -41,7 +44,7 @@ def _as_served(model: RandomModel) -> AbstractContextManager[None]:
     return nullcontext()
 
 
-def _with_attention(backend: SDPBackend) -> Callable[[RandomModel], AbstractContextManager[None]]:
+def _with_attention(backend: SDPBackend) -> _Change:
     return lambda model: sdpa_kernel(backend)
 
 
@@ -54,10 +57,7 @@ def _eager(model: RandomModel) -> StepRunner:
 
 
 # What is changed while a step runner is made and runs, and how it is made.
-VARIANTS: dict[
-    str,
-    tuple[Callable[[RandomModel], AbstractContextManager[None]], Callable[[RandomModel], StepRunner]],
-] = {
+VARIANTS: dict[str, tuple[_Change, _MakeRunner]] = {
     "captured": (_as_served, RandomModel.step_runner),
     "captured, channels first": (_channels_first, RandomModel.step_runner),
     "captured, cuDNN's attention": (_with_attention(SDPBackend.CUDNN_ATTENTION), RandomModel.step_runner),
@@ -73,15 +73,14 @@ def figures(bench: Bench, family: str) -> Figures:
     """Seconds of a step by rows, for each variant."""
     model = RandomModel.build(bench.sized(family), bench.device, bench.dtype)
     for name, (changed, make_runner) in VARIANTS.items():
-        try:
-            with changed(model):
-                yield name, _seconds(bench, model, make_runner(model))
-        except Exception as error:  # libraries that cannot run here fail in many ways
-            if is_device_fault(error):
-                raise
-            yield name, f"cannot run here: {type(error).__name__}: {' '.join(str(error).split())[:300]}"
+        measure = partial(_seconds, bench, model, changed, make_runner)
+        yield name, figures_or_reason(measure)
         bench.release_memory()
 
 
-def _seconds(bench: Bench, model: RandomModel, run_step: StepRunner) -> dict[str, float]:
-    return {f"{rows} rows": bench.step_s(run_step, model.inputs(rows)) for rows in ROWS}
+def _seconds(
+    bench: Bench, model: RandomModel, changed: _Change, make_runner: _MakeRunner
+) -> dict[str, float]:
+    with changed(model):
+        run_step = make_runner(model)
+        return {f"{rows} rows": bench.step_s(run_step, model.inputs(rows)) for rows in ROWS}

@@ -16,7 +16,8 @@ import torch
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-from benchmarks.gpu import checks
+from benchmarks.gpu import checks, quantized
+from benchmarks.gpu.bench import Bench
 from benchmarks.gpu.parts import FAMILIES, PARTS, Part
 from benchmarks.gpu.runner import Report, Runner
 from benchmarks.gpu.worker import Settings
@@ -92,6 +93,7 @@ def test_it_needs_only_what_a_machine_with_a_gpu_has(
     assert figures["slots"]["captured steps after a load"]["same_bits"]
     assert figures["slots"]["from a file"]["same_memory"]
     assert {"16 rows", "8 rows", "4 rows", "2 rows"} <= figures["steps"].keys()
+    assert all("torchao" in reason for reason in figures["quantized"].values())
 
 
 def test_the_tests_for_a_gpu_need_no_more(bare_environment: dict[str, str]) -> None:
@@ -104,6 +106,14 @@ def test_the_tests_for_a_gpu_need_no_more(bare_environment: dict[str, str]) -> N
 def test_the_checks_compare_with_diffusers_own_pipeline(family: str) -> None:
     found = checks.fidelity(f"tiny-{family}", torch.device("cpu"))
     assert found["max_difference"] < 1e-3
+
+
+def test_steps_with_fewer_bits_are_near_the_exact_ones() -> None:
+    found = dict(quantized.figures(Bench.of_this_machine(SETTINGS), "sdxl"))
+    assert found.keys() == {"fp8", "int8"}
+    for quantization, most in (("fp8", 0.1), ("int8", 0.02)):
+        assert 0 < found[quantization]["distance"] < most
+        assert {"16 rows", "2 rows"} <= found[quantization].keys()
 
 
 def part(name: str, limit_s: float = 600) -> Part:
