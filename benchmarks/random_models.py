@@ -93,6 +93,11 @@ class _Keeping:
         pass
 
 
+def capture_failed() -> None:
+    """For step runners that are not to run eagerly instead. Raises RuntimeError."""
+    raise RuntimeError("a step could not be captured; the warning before says why")
+
+
 @dataclass(frozen=True)
 class RandomModel:
     """side: of the latents; width: of the prompt embeddings; layout: of its bank for adapters"""
@@ -126,8 +131,8 @@ class RandomModel:
         return self.side, self.side
 
     def step_runner(self) -> StepRunner:
-        """The fastest runner on its device, as a denoiser has it."""
-        return step_runner(self.unet, [self.shape])
+        """The fastest runner on its device, as a denoiser has it, but it raises where a capture fails."""
+        return step_runner(self.unet, [self.shape], capture_failed=capture_failed)
 
     def inputs(self, rows: int, rank: int = 0) -> StepInputs:
         """Random inputs of a step, one row for each request. rank: of adapters"""

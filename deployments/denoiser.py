@@ -21,6 +21,7 @@ from deployments.devices import unets
 from deployments.engine.adapters import AdapterMemory, bank_rows, of_unet
 from deployments.engine.bank import Block
 from deployments.engine.cost import StageCost
+from deployments.engine.device_faults import is_device_fault
 from deployments.engine.engine import Engine
 from deployments.engine.engine_config import EngineConfig
 from deployments.engine.engine_thread import EngineThread
@@ -76,6 +77,8 @@ class Denoiser:
         self._compiler = ThreadPoolExecutor(1, "sampler-tables", torch.set_num_threads, (1,))
 
         self._loading = loading_thread(placement)
+        # Not the one for loads, which would wait, and whose time is measured.
+        self._checking = loading_thread(placement, "quality-gate")
 
         def build() -> Engine:
             torch.set_num_threads(num_threads)
@@ -188,11 +191,15 @@ class Denoiser:
         # Not on the compiler's thread: the operations of another architecture take seconds to count.
         try:
             if self._gate is not None:
-                await asyncio.get_running_loop().run_in_executor(self._loading, self._gate.check, model)
+                await asyncio.get_running_loop().run_in_executor(self._checking, self._gate.check, model)
             await asyncio.to_thread(self._models.know, model)
         except ModelLoadError as error:
             logger.error("the model from %s cannot be used: %s", model.source.path, error)
             raise unloadable() from error
+        except Exception as error:
+            if is_device_fault(error):
+                self._health.lost(f"{type(error).__name__}: {error}")
+            raise
 
     async def _work_s(self, request: DenoiseRequest, model: ModelRef) -> float:
         """Device-seconds that are left. Compiles the sampler's table if there is none yet."""

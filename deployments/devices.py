@@ -22,7 +22,7 @@ from deployments.engine.model_source import (
     load_model_info,
     load_unet_config,
 )
-from deployments.engine.models import load_text_pipeline, load_vae
+from deployments.engine.models import check_quantization, load_text_pipeline, load_vae
 from deployments.engine.pictures import PictureEncoder
 from deployments.engine.prompts import TextEncoder
 from deployments.engine.simulated import (
@@ -98,6 +98,7 @@ def unets(
         cost = measurement.forward_cost(partial(warm_up, simulated.describe(model), first), config)
         return Unets(simulated, first, config, cost, known.load_s)
     measurement.check_device(measured_on(placement))
+    check_quantization(placement)  # before anything is loaded
     gate = None if placement.quantization == "none" else QualityGate(placement, measurement.kept)
     if gate is not None:
         gate.check(model)

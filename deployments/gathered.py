@@ -45,10 +45,10 @@ class Gathered(Generic[Item, Result]):
         if not batch:
             return
         try:
-            results = self._run([item for item, _ in batch])
+            pairs = list(zip(batch, self._run([item for item, _ in batch]), strict=True))
         except BaseException as error:
             for _, result in batch:
                 result.set_exception(error)
         else:
-            for (_, result), found in zip(batch, results, strict=True):
+            for (_, result), found in pairs:
                 result.set_result(found)

@@ -4,6 +4,7 @@ All stages are loaded for that, one engine after the other. A model is measured 
 a kind of device, and the result lies beside the measured costs.
 """
 
+import gc
 import logging
 import math
 from collections.abc import Sequence
@@ -11,8 +12,10 @@ from dataclasses import dataclass, replace
 from statistics import median
 
 import numpy as np
+import torch
 from PIL import Image
 
+from deployments.engine.device_faults import is_out_of_memory
 from deployments.engine.fingerprint import fingerprint
 from deployments.engine.local_engine import Picture, engine_of
 from deployments.engine.model_source import ModelRef, ModelSource, Placement, load_model_info, refusal
@@ -56,10 +59,16 @@ class QualityGate:
     def __init__(self, placement: Placement, kept: KeptCosts | None) -> None:
         self._placement = placement
         self._kept = kept
+        self._known: dict[ModelRef, QuantizationLoss] = {}
 
     def check(self, model: ModelRef) -> None:
-        """Logs the loss, which is measured if it is not kept. Raises ModelLoadError if it is too large."""
-        loss, quantization = self._loss(model), self._placement.quantization
+        """Logs the loss, which is measured if it is not kept.
+
+        Raises ModelLoadError if it is too large, or if the device has no room to measure it.
+        """
+        loss, quantization = self._known.get(model), self._placement.quantization
+        if loss is None:
+            loss = self._known[model] = self._loss(model)
         told = f"median PSNR {loss.psnr_db:.1f} dB, latent distance {loss.latent_distance:.4f}"
         logger.info("model.quantization: %s of %s: %s", quantization, model.source.path, told)
         if not loss.psnr_db >= MIN_PSNR_DB:
@@ -75,6 +84,15 @@ class QualityGate:
                 return quantization_loss(model.source, self._placement)
             except StageError as error:
                 raise refusal(model.source, f"its pictures cannot be compared: {error.detail}") from error
+            except RuntimeError as error:
+                if not is_out_of_memory(error):
+                    raise
+            # Not in the handler: the error's traceback keeps the memory.
+            _free_memory()
+            raise refusal(
+                model.source,
+                "model.quantization: the device has no room for the model with all its bits, to compare with",
+            )
 
         if self._kept is None:
             return measure()
@@ -97,6 +115,17 @@ def quantization_loss(source: ModelSource, placement: Placement) -> Quantization
 
 
 def _drawn(source: ModelSource, placement: Placement) -> Sequence[Picture]:
+    pictures = _pictures(source, placement)
+    _free_memory()
+    return pictures
+
+
+def _free_memory() -> None:
+    gc.collect()  # an engine has cycles of references, and collections are rare (deployments/__init__.py)
+    torch.cuda.empty_cache()
+
+
+def _pictures(source: ModelSource, placement: Placement) -> Sequence[Picture]:
     engine = engine_of(source, placement, max_images=_SIZE)
     image = mask_image = None
     if load_model_info(source).needs_mask:  # all of a grey picture is repainted

@@ -5,6 +5,7 @@ Every check gives figures; tests/gpu says which are right.
 
 import hashlib
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
 from multiprocessing import get_context
@@ -96,8 +97,8 @@ def fingerprints_elsewhere(
 
     Gives a function that waits for them.
     """
-    with get_context("spawn").Pool(1, end_with_parent) as pool:
-        yield pool.apply_async(_fingerprints, (family, device, dtype)).get
+    with ProcessPoolExecutor(1, get_context("spawn"), end_with_parent) as process:
+        yield process.submit(_fingerprints, family, device, dtype).result
 
 
 def resumed_against_undisturbed(model: RandomModel, run_step: StepRunner) -> dict[str, Any]:

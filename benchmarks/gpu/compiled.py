@@ -5,6 +5,7 @@ import torch
 from benchmarks.gpu.bench import Bench, Figures
 from benchmarks.gpu.steps import flops_of_row, step_figures
 from benchmarks.random_models import RandomModel
+from deployments.engine.models import compile_module
 
 ROWS = (16, 2)
 
@@ -12,8 +13,7 @@ ROWS = (16, 2)
 def figures(bench: Bench, family: str) -> Figures:
     model = RandomModel.build(bench.sized(family), bench.device, bench.dtype)
     flops = flops_of_row(model)  # before it is compiled: dynamo never compiles what ran under a counter
-    torch._dynamo.config.recompile_limit = 256  # one for each row count; past it dynamo silently runs eagerly
-    model.module.compile(dynamic=False)
+    compile_module(model.module)
     run_step = model.step_runner()
     for rows in ROWS:
         inputs = model.inputs(rows)

@@ -97,9 +97,7 @@ def work(connection: Connection, settings: Settings) -> None:
     with suppress(EOFError):
         while True:
             target, family = connection.recv()
-            send(_run(bench, target, family, send))
-            gc.collect()
-            bench.release_memory()
+            send(_released(bench, _run(bench, target, family, send)))
 
 
 def _run(bench: "Bench", target: str, family: str, send: Callable[[Message], None]) -> Ended:
@@ -111,3 +109,13 @@ def _run(bench: "Bench", target: str, family: str, send: Callable[[Message], Non
     except Exception as error:  # the boundary of a part: the others go on
         return Ended(traceback.format_exc(), is_device_fault(error))
     return Ended()
+
+
+def _released(bench: "Bench", ended: Ended) -> Ended:
+    """A part's end, when its memory is free again."""
+    try:
+        gc.collect()
+        bench.release_memory()
+    except RuntimeError:  # CUDA answers with an earlier failure
+        return Ended(ended.error or traceback.format_exc(), is_lost=True)
+    return ended

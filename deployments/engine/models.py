@@ -252,12 +252,17 @@ def place_unet(module: diffusers.UNet2DConditionModel, placement: Placement, ban
     bank.attach(module)  # before it is compiled, which takes the hooks in
     if placement.compile_cache:
         os.environ["TORCHINDUCTOR_CACHE_DIR"] = placement.compile_cache  # read when it first compiles
-        # Each row count of each size is compiled separately. Past its limit dynamo silently runs eagerly.
-        torch._dynamo.config.recompile_limit = 256
-        # Otherwise the fastest way to sum is chosen by timing, and another start may give other bytes.
-        # An option, as dynamo sets torch._inductor.config.deterministic back after the first compilation.
-        module.compile(dynamic=False, options={"deterministic": True})
+        compile_module(module)
     return UNet(module, device, dtype, bank, placement.compile_cache is not None, fill)
+
+
+def compile_module(module: torch.nn.Module) -> None:
+    """Lets dynamo compile a module when it is first called, as replicas have it."""
+    # Each row count of each size is compiled separately. Past its limit dynamo silently runs eagerly.
+    torch._dynamo.config.recompile_limit = 256
+    # Otherwise the fastest way to sum is chosen by timing, and another start may give other bytes. An option,
+    # as dynamo sets torch._inductor.config.deterministic back after the first compilation.
+    module.compile(dynamic=False, options={"deterministic": True})
 
 
 def load_unet_module(source: ModelSource, dtype: torch.dtype) -> diffusers.UNet2DConditionModel:
@@ -276,18 +281,28 @@ def load_unet_module(source: ModelSource, dtype: torch.dtype) -> diffusers.UNet2
     return module.eval().requires_grad_(False)
 
 
+def check_quantization(placement: Placement) -> None:
+    """Raises ModelLoadError if the device cannot compute with the placement's quantization."""
+    if placement.quantization != "fp8":
+        return
+    device, dtype = placement.torch_device(), placement.torch_dtype()
+    here, has_fp8 = f"the {device.type}", False
+    if device.type == "cuda":
+        capability = torch.cuda.get_device_capability(device)
+        has_fp8 = capability >= _FP8_CAPABILITY
+        here = f"{torch.cuda.get_device_name(device)} of {'.'.join(map(str, capability))}"
+    if not has_fp8 or dtype is not torch.bfloat16:
+        raise ModelLoadError(
+            "model.quantization: fp8 needs bfloat16 on a CUDA device of compute capability 8.9 or more; "
+            f"this is {here} in {str(dtype).removeprefix('torch.')}. Use int8 or none"
+        )
+
+
 def _quantized(
     module: diffusers.UNet2DConditionModel, placement: Placement
 ) -> Callable[[torch.Tensor, torch.Tensor], object]:
     """Quantizes a module on its device. Returns what copies values into its tensors."""
-    device, dtype = placement.torch_device(), placement.torch_dtype()
-    if placement.quantization == "fp8":
-        capability = torch.cuda.get_device_capability(device) if device.type == "cuda" else (0, 0)
-        if capability < _FP8_CAPABILITY or dtype is not torch.bfloat16:
-            raise ModelLoadError(
-                "model.quantization: fp8 needs bfloat16 on a CUDA device of compute capability 8.9 or more; "
-                f"this is {device.type} in {dtype}. Use int8 or none"
-            )
+    check_quantization(placement)
     from deployments.engine.quantization import fill, quantize  # noqa: PLC0415 - torchao takes a while
 
     quantize(module, placement.quantization)

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from benchmarks.gpu import checks
-from benchmarks.random_models import RandomModel
+from benchmarks.random_models import RandomModel, capture_failed
 from deployments.engine.device_step import CapturedSteps, warm_up
 from deployments.engine.engine_thread import EngineThread
 from deployments.engine.messages import DenoisedLatents, DenoiseEvent
@@ -20,7 +20,7 @@ CUDA = torch.device("cuda")
 
 
 def captured_steps(model: RandomModel) -> CapturedSteps:
-    return CapturedSteps(model.unet, [model.shape])
+    return CapturedSteps(model.unet, [model.shape], capture_failed)
 
 
 @pytest.fixture(params=["sd15", "sdxl"], scope="module")

@@ -5,7 +5,6 @@ import threading
 
 import pytest
 import torch
-from torch import multiprocessing
 
 from benchmarks.random_models import RandomModel
 from deployments.engine.bank import AdapterBank
@@ -14,6 +13,7 @@ from deployments.engine.device_step import Completion, EagerSteps, StepRunner
 from deployments.engine.engine_thread import EngineThread
 from deployments.engine.step_inputs import StepInputs
 from tests.conftest import finish
+from tests.gpu.processes import elsewhere, forget_building
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 
@@ -24,6 +24,7 @@ NUM_IMAGES = 8
 def _with_little_memory() -> tuple[int, int]:
     """The finished images, and how often a forward was halved, with memory for a quarter of their rows."""
     model = RandomModel.build("sd15", CUDA, torch.bfloat16)
+    forget_building()
     run_step = EagerSteps(model.unet)
     few = model.engine(NUM_IMAGES // 2, run_step)
     for seed in range(NUM_IMAGES // 4):
@@ -41,8 +42,7 @@ def _with_little_memory() -> tuple[int, int]:
 
 
 def test_forwards_that_do_not_fit_are_halved_and_all_images_finish() -> None:
-    with multiprocessing.get_context("spawn").Pool(1) as pool:  # the limit stays with the process
-        num_finished, num_halved = pool.apply(_with_little_memory)
+    num_finished, num_halved = elsewhere(_with_little_memory)  # the limit stays with the process
     assert num_finished == NUM_IMAGES
     assert num_halved
 
@@ -91,8 +91,7 @@ def _with_a_lost_device() -> tuple[str, bool, bool]:
 
 
 def test_a_lost_device_ends_the_engine_before_anybody_is_told() -> None:
-    with multiprocessing.get_context("spawn").Pool(1) as pool:  # such a process is of no more use
-        reason, is_lost, is_memory = pool.apply(_with_a_lost_device)
+    reason, is_lost, is_memory = elsewhere(_with_a_lost_device)  # such a process is of no more use
     assert reason
     assert is_lost
     assert not is_memory

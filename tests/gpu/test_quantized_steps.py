@@ -5,6 +5,7 @@ from collections.abc import Callable
 import pytest
 import torch
 
+from benchmarks.random_models import capture_failed
 from deployments.engine.device_step import CapturedSteps, EagerSteps
 from deployments.engine.model_source import Placement
 from tests.conftest import LoadedModel, finish
@@ -23,7 +24,9 @@ def test_a_captured_step_gives_what_an_eager_one_gives(
 
     def drawn(quantization: str, is_captured: bool) -> torch.Tensor:
         model = load_model("shapes", Placement("cuda", "bfloat16", quantization=quantization))
-        steps = CapturedSteps(model.unet, [(16, 16)]) if is_captured else EagerSteps(model.unet)
+        steps = (
+            CapturedSteps(model.unet, [(16, 16)], capture_failed) if is_captured else EagerSteps(model.unet)
+        )
         engine = model.engine(steps)
         engine.add(model.request("one"))
         return finish(engine)["one"]

@@ -21,7 +21,7 @@ class Thread:
         assert self.may_go.wait(30)
         if min(items) < 0:
             raise ValueError("below zero")
-        return [f"result {item}" for item in items]
+        return [f"result {item}" for item in items if item != 13]
 
 
 @pytest.fixture
@@ -69,6 +69,14 @@ def test_what_was_cancelled_is_left_out(thread: Thread, gathered: Gathered[int, 
     assert thread.batches == [[0], [2]]
     with pytest.raises(CancelledError):
         cancelled.result(30)
+
+
+def test_too_few_results_are_an_error_and_nobody_waits_for_ever(
+    thread: Thread, gathered: Gathered[int, str]
+) -> None:
+    thread.may_go.set()
+    with pytest.raises(ValueError, match="zip"):
+        gathered.add(13).result(30)
 
 
 def test_an_error_reaches_the_batch_and_nobody_else(thread: Thread, gathered: Gathered[int, str]) -> None:

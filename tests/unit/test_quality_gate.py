@@ -3,11 +3,14 @@
 import asyncio
 import logging
 import re
+import weakref
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 
 from deployments import quality_gate as module
 from deployments.batching import Batching
@@ -18,6 +21,7 @@ from deployments.engine.adapters import AdapterMemory
 from deployments.engine.cost import CostModel, Curve, StageCost
 from deployments.engine.engine_config import EngineConfig
 from deployments.engine.fingerprint import model_ref
+from deployments.engine.local_engine import engine_of
 from deployments.engine.model_source import ModelLoadError, ModelRef, ModelSource, Placement
 from deployments.engine.stage_errors import Fault, StageError
 from deployments.kept_costs import KeptCosts
@@ -62,6 +66,52 @@ def test_rounding_to_three_values_is_refused(
     words = r"shapes': model\.quantization: int8 changes its pictures too much \(median PSNR \d.*at least \d"
     with pytest.raises(ModelLoadError, match=words):
         QualityGate(INT8, kept).check(ref(model_folder, "shapes"))
+
+
+def test_a_loss_that_cannot_be_kept_is_measured_once_all_the_same(
+    model_folder: Folder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    measured: list[ModelSource] = []
+
+    def loss(source: ModelSource, _: Placement) -> QuantizationLoss:
+        measured.append(source)
+        return QuantizationLoss(MIN_PSNR_DB - 1, 0.5)
+
+    monkeypatch.setattr(module, "quantization_loss", loss)
+    gate, model = QualityGate(INT8, None), ref(model_folder, "sd1")
+    for _ in range(2):
+        with pytest.raises(ModelLoadError, match="changes its pictures too much"):
+            gate.check(model)
+    assert len(measured) == 1
+
+
+def test_a_device_without_room_to_compare_refuses_the_model(
+    model_folder: Folder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def loss(*_: object) -> QuantizationLoss:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(module, "quantization_loss", loss)
+    gate, model = QualityGate(INT8, None), ref(model_folder, "sd1")
+    with pytest.raises(ModelLoadError, match=r"model\.quantization: the device has no room"):
+        gate.check(model)
+    monkeypatch.setattr(module, "quantization_loss", lambda *_: QuantizationLoss(50.0, 0.01))
+    gate.check(model)  # there may be room later
+
+
+def test_no_two_models_are_there_at_once(model_folder: Folder, monkeypatch: pytest.MonkeyPatch) -> None:
+    there: list[weakref.ref[Any]] = []
+
+    def counted(*args: Any, **kwargs: Any) -> Any:
+        assert not any(one() for one in there)
+        made = engine_of(*args, **kwargs)
+        there.append(weakref.ref(made.engine))
+        return made
+
+    monkeypatch.setattr(module, "engine_of", counted)
+    quantization_loss(ModelSource(str(model_folder("sd1"))), INT8)
+    assert len(there) == 2
+    assert not any(one() for one in there)
 
 
 @pytest.mark.parametrize("family", ["sd2", "sdxl", "sd1-inpainting"])

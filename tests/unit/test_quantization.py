@@ -219,10 +219,14 @@ def test_fp8_needs_a_newer_card(
 ) -> None:
     monkeypatch.setattr(Placement, "torch_device", lambda _: torch.device("cuda"))
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda *_: capability)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda *_: "Some GPU")
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: True)
     module, placement = nn.Module(), Placement("cuda", "bfloat16", quantization="fp8")
     if is_refused:
-        with pytest.raises(ModelLoadError, match=r"compute capability 8\.9"):
+        number = r"\.".join(map(str, capability))
+        with pytest.raises(
+            ModelLoadError, match=rf"capability 8\.9 or more; this is Some GPU of {number} in b"
+        ):
             models._quantized(module, placement)
     else:
         assert models._quantized(module, placement) is fill
