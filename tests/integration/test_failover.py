@@ -101,7 +101,7 @@ def encoder(base_url: str) -> Iterator[DeploymentHandle]:
 def decoder(base_url: str) -> Iterator[DeploymentHandle]:
     measurement = CostMeasurement(((16, 16),), COST)
     application = serve.deployment(MortalDecoder, **OPTIONS).bind(
-        MODEL, Placement("cpu"), 8, 1, 1, 10.0, measurement
+        MODEL, Placement("cpu"), 8, 1, 1, None, 10.0, measurement
     )
     yield serve.run(application, name="mortal decoder", route_prefix=None)
     serve.delete("mortal decoder")
