@@ -80,9 +80,13 @@ class Curve:
 def fit_curve(timings: Mapping[int, float]) -> Curve:
     """Least squares on the relative error, minimized over where the flat part could end.
 
-    timings: seconds by count, at least one entry
+    timings: seconds by count, at least one entry. One alone does not show how a device shares its time among
+        items, so more items are taken to need more time in proportion.
     """
     counts = sorted(timings)
+    if len(counts) == 1:
+        [(count, base_s)] = timings.items()
+        return Curve(base_s, count, base_s / count, ((count, 0.0),))
     seconds = np.array([timings[count] for count in counts])
 
     def fit(flat_count: int) -> tuple[float, Curve]:
@@ -95,7 +99,7 @@ def fit_curve(timings: Mapping[int, float]) -> Curve:
         pairs = tuple(zip(counts, (float(residual) for residual in residuals), strict=True))
         return float(np.square(residuals).sum()), Curve(float(base_s), flat_count, float(slope_s), pairs)
 
-    return min((fit(count) for count in counts[:-1] or counts), key=lambda fitted: fitted[0])[1]
+    return min((fit(count) for count in counts[:-1]), key=lambda fitted: fitted[0])[1]
 
 
 @dataclass(frozen=True, slots=True)

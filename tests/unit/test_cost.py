@@ -69,8 +69,12 @@ def test_a_device_is_never_said_to_be_faster_with_more_to_do() -> None:
     assert fitted.seconds(100) == fitted.seconds(1) > 0
 
 
-def test_one_count_is_enough() -> None:
-    assert fit_curve({4: 0.02}).seconds(8) == pytest.approx(0.02)
+def test_of_one_count_alone_more_items_take_longer_in_proportion() -> None:
+    """As where a GPU has room for one image: a decoder makes several one after another."""
+    assert [fit_curve({1: 0.5}).seconds(count) for count in (1, 4)] == pytest.approx([0.5, 2.0])
+    fitted = fit_curve({4: 0.02})
+    assert [fitted.seconds(count) for count in (1, 4, 8)] == pytest.approx([0.02, 0.02, 0.04])
+    assert fitted.residuals == ((4, 0.0),)
 
 
 def test_a_shape_that_was_not_measured_counts_by_area() -> None:
