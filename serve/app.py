@@ -1,6 +1,7 @@
 """`build_app` makes a Ray Serve application from a configuration. Only this module binds deployments."""
 
 import logging
+import re
 from pathlib import Path
 
 import ray
@@ -27,6 +28,8 @@ logger = logging.getLogger("ray.serve")
 # Serve notices a dead replica only at its next health check, and then starts a new one. With Serve's own 10 s
 # that is five seconds later on average.
 HEALTH = {"health_check_period_s": 2.0}
+# Ray's names for GPUs of Apple, AMD, Intel and MetaX, which it counts as GPUs too.
+OTHER_GPUS = re.compile(r"M\d(-\w+)?$|Apple-|AMD-|Intel-|MXC")
 # Replicas import their classes by these paths; nobody else imports them.
 PROMPT_ENCODER = "deployments.prompt_encoder.PromptEncoder"
 DENOISER = "deployments.denoiser.Denoiser"
@@ -88,13 +91,26 @@ def _with_device(config: AppConfig) -> AppConfig:
     if config.model.device != "auto":
         return config
     if not config.reserves_gpus:
-        has_gpus = ray.cluster_resources().get("GPU", 0) if ray.is_initialized() else cuda_of_driver()
+        has_gpus = _cluster_has_nvidia_gpus() if ray.is_initialized() else cuda_of_driver() is not None
         problem = driver_problem()
         if problem and has_gpus:
             logger.warning("model.device: auto is cpu, because %s", problem)
         if problem or not has_gpus:
             return config.on_device("cpu")
     return config.on_device("cuda")
+
+
+def _cluster_has_nvidia_gpus() -> bool:
+    """Whether Ray knows a GPU's name, as where it can ask the driver, and it is not another vendor's."""
+    found = [node["Resources"] for node in ray.nodes() if node["Alive"] and node["Resources"].get("GPU")]
+    prefix = "accelerator_type:"
+    kinds = {name.removeprefix(prefix) for one in found for name in one if name.startswith(prefix)}
+    if any(not OTHER_GPUS.match(kind) for kind in kinds):
+        return True
+    if found:
+        names = ", ".join(sorted(kinds)) or "of no known kind"
+        logger.warning("model.device: auto is cpu, because no GPU that Ray has is NVIDIA's: %s", names)
+    return False
 
 
 def _cost_measurement(config: AppConfig, info: ModelInfo, made_by: str) -> CostMeasurement:

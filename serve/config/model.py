@@ -60,8 +60,8 @@ class ModelConfig(Section):
     )
     device: Literal["auto", "cpu", "cuda", "simulated"] = Field(
         "auto",
-        description="Device; `auto`: CUDA where Ray has GPUs; `simulated`: grey pictures in the time that "
-        "`model.cost_model` says",
+        description="Device; `auto`: CUDA where Ray has NVIDIA GPUs; `simulated`: grey pictures in the "
+        "time that `model.cost_model` says",
         json_schema_extra=MAIN,
     )
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(

@@ -117,10 +117,10 @@ def test_on_a_cluster_with_gpus_auto_reserves_them(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Ray hides no GPU from replicas that reserve none, so all of them would be on the first."""
-    gpus = {"GPU": 4.0}
+    gpus = {"GPU": 4.0, "accelerator_type:GeForce-RTX-5090": 1.0}
     reserved = AppConfig.model_validate({"denoiser": {"num_gpus": 0.8}})
     monkeypatch.setattr(app.ray, "is_initialized", lambda: True)
-    monkeypatch.setattr(app.ray, "cluster_resources", lambda: gpus)
+    monkeypatch.setattr(app.ray, "nodes", lambda: [{"Alive": True, "Resources": gpus}])
     install(monkeypatch, Driver(13000), (13, 0))
     assert 0 not in _with_device(AppConfig()).num_gpus().values()
     assert _with_device(AppConfig()).placement().device == "cuda"
@@ -139,6 +139,31 @@ def test_on_a_cluster_with_gpus_auto_reserves_them(
         install(monkeypatch, driver, (13, 0))
         assert _with_device(AppConfig()).placement().device == "cpu"
         assert _with_device(reserved).placement().device == "cuda", "its nodes may still come"
+
+
+@pytest.mark.parametrize(
+    ("kinds", "device"),
+    [
+        (["M3-Pro"], "cpu"),
+        (["M4"], "cpu"),
+        (["AMD-Instinct-MI300X-OAM"], "cpu"),
+        ([None], "cpu"),
+        (["M3-Pro", "H100"], "cuda"),
+        (["M3-Pro", "RTX-PRO-6000"], "cuda"),
+    ],
+)
+def test_only_nvidia_s_gpus_make_auto_cuda(
+    kinds: list[str | None], device: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Ray counts those of other vendors, and what a node is started with, as GPUs too."""
+    named = [{f"accelerator_type:{kind}": 1.0} if kind else {} for kind in kinds]
+    nodes = [{"Alive": True, "Resources": {"GPU": 1.0, **one}} for one in named]
+    gone = {"Alive": False, "Resources": {"GPU": 1.0, "accelerator_type:H100": 1.0}}
+    monkeypatch.setattr(app.ray, "is_initialized", lambda: True)
+    monkeypatch.setattr(app.ray, "nodes", lambda: [gone, *nodes])
+    install(monkeypatch, None, (13, 0))
+    assert _with_device(AppConfig()).placement().device == device
+    assert ("no GPU that Ray has is NVIDIA's" in caplog.text) == (device == "cpu")
 
 
 @pytest.mark.parametrize(
