@@ -134,10 +134,11 @@ def run(file: Path) -> None:
 
     address = os.environ.get("RAY_ADDRESS") or None
     with shown_config_errors():
-        for application in check_file(file):
+        applications = check_file(file)
+        for application in applications:
             checked_model_info(application)
         config = read_serve_config(file)
-        check_machine(config, has_own_ray=address is None)
+        check_machine(config, applications, has_own_ray=address is None)
         check_nothing_in_the_way(Path.cwd())
     try:
         serve_config(config, address)

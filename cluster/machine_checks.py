@@ -43,9 +43,13 @@ def findings(config: ServeDeploySchema, applications: Sequence[AppConfig]) -> li
     return [*models, location_finding(config), *port_findings(config)]
 
 
-def check_machine(config: ServeDeploySchema, *, has_own_ray: bool) -> None:
-    """Raises ConfigError if something prevents serving. Ports are checked if Ray starts here."""
-    found = [location_finding(config), *(port_findings(config) if has_own_ray else ())]
+def check_machine(config: ServeDeploySchema, applications: Sequence[AppConfig], *, has_own_ray: bool) -> None:
+    """Raises ConfigError if something prevents serving. Ports and GPUs are checked if Ray starts here."""
+    found = [location_finding(config)]
+    if has_own_ray:
+        found += port_findings(config)
+        for application in filter(needs_cuda, applications):
+            found += device_findings(application)
     if wrong := [f"{one.item}: {one.words}" for one in found if one.verdict != "ok"]:
         raise ConfigError("\n".join(wrong))
 
@@ -54,14 +58,23 @@ def model_findings(config: AppConfig) -> list[Finding]:
     """The results for a model, whose folder is checked together with the keys."""
     source = config.model.source()
     in_folder, on_hub = f"all its files are in {source.path}", f"the hub is asked for {source.path} at start"
-    found = [Finding(f"model {config.model.id}", in_folder if source.is_folder else on_hub)]
-    device = config.model.device
-    if device == "cuda" and cuda_of_driver() is None:
+    found = Finding(f"model {config.model.id}", in_folder if source.is_folder else on_hub)
+    return [found, *device_findings(config)]
+
+
+def needs_cuda(config: AppConfig) -> bool:
+    """Whether the model cannot take the CPU, so that its replicas wait for a GPU."""
+    return config.model.device == "cuda" or (config.model.device == "auto" and config.reserves_gpus)
+
+
+def device_findings(config: AppConfig) -> list[Finding]:
+    """What prevents CUDA here, if the model may take it."""
+    if needs_cuda(config) and cuda_of_driver() is None:
         words = "there is no NVIDIA driver (libcuda.so.1) on this machine"
-        found.append(Finding("model.device", words, "not here"))
-    elif device in ("auto", "cuda") and (problem := driver_problem()):
-        found.append(Finding("model.device", problem, "not here"))
-    return found
+        return [Finding("model.device", words, "not here")]
+    if config.model.device in ("auto", "cuda") and (problem := driver_problem()):
+        return [Finding("model.device", problem, "not here")]
+    return []
 
 
 def location_finding(config: ServeDeploySchema) -> Finding:

@@ -8,11 +8,10 @@ from typing import Any
 import pytest
 import yaml
 
-from cluster import server
+from cluster import machine_checks, server
 from cluster.cli import main
 from cluster.machine_checks import port_problem
 from cluster.ports import free_port
-from deployments.engine.cuda_driver import cuda_of_driver
 from serve.config.model import PROJECT_FOLDER
 
 
@@ -32,7 +31,9 @@ def taken_port() -> Iterator[int]:
 def write(folder: Path, port: int, **changes: Any) -> Path:
     config = yaml.safe_load((PROJECT_FOLDER / "serve_config.yaml").read_text())
     config["http_options"]["port"] = port
-    config["applications"][0]["args"]["model"] |= changes.pop("model", {})
+    args = config["applications"][0]["args"]
+    args["model"] |= changes.pop("model", {})
+    args["denoiser"] = changes.pop("denoiser", {})
     path = folder / "config.yaml"
     path.write_text(yaml.safe_dump(config | changes))
     return path
@@ -78,11 +79,47 @@ def test_nothing_would_answer_without_a_proxy(tmp_path: Path, monkeypatch: pytes
         main(["run", str(write(tmp_path, free_port(), proxy_location="Disabled"))])
 
 
-def test_a_missing_gpu_is_told_of(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    if cuda_of_driver() is not None:
-        pytest.skip("there is a driver")
-    assert main(["check", str(write(tmp_path, free_port(), model={"device": "cuda"}))]) == 0
-    assert "model.device: not here, there is no NVIDIA driver" in capsys.readouterr().out
+@pytest.mark.parametrize(
+    ("args", "cuda", "problem", "words"),
+    [
+        ({"model": {"device": "cuda"}}, None, None, "there is no NVIDIA driver"),
+        ({"denoiser": {"num_gpus": 0.8}}, None, None, "there is no NVIDIA driver"),
+        ({"model": {"device": "cuda"}}, (12, 2), "the driver is old", "the driver is old"),
+        ({"denoiser": {"num_gpus": 0.8}}, (12, 2), "the driver is old", "the driver is old"),
+    ],
+)
+def test_a_missing_gpu_is_told_by_check_and_by_run(
+    args: dict[str, Any],
+    cuda: tuple[int, int] | None,
+    problem: str | None,
+    words: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Ray would wait for a GPU for ever. One that is joined may have some elsewhere."""
+    served: list[str | None] = []
+    monkeypatch.setattr(server, "serve_config", lambda _, address: served.append(address))
+    monkeypatch.setattr(machine_checks, "cuda_of_driver", lambda: cuda)
+    monkeypatch.setattr(machine_checks, "driver_problem", lambda: problem)
+    path = str(write(tmp_path, free_port(), **args))
+    assert main(["check", path]) == 0
+    assert f"model.device: not here, {words}" in capsys.readouterr().out
+    with pytest.raises(SystemExit, match=f"model.device: {words}"):
+        main(["run", path])
+    monkeypatch.setenv("RAY_ADDRESS", "10.0.0.1:6379")
+    assert main(["run", path]) == 0
+    assert served == ["10.0.0.1:6379"]
+
+
+def test_a_model_that_can_take_the_cpu_is_run_without_a_gpu(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    served: list[str | None] = []
+    monkeypatch.setattr(server, "serve_config", lambda _, address: served.append(address))
+    monkeypatch.setattr(machine_checks, "driver_problem", lambda: "the driver is old")
+    assert main(["run", str(write(tmp_path, free_port()))]) == 0
+    assert served == [None]
 
 
 def test_a_model_of_the_hub_is_said_to_be_looked_at_later(
