@@ -18,6 +18,7 @@ from serve.capacity.config_problems import drain_timeout_s
 from serve.checks import check_adapters, checked_model_info
 from serve.config.app import AppConfig
 from serve.config.deployment_options import ingress_options, stage_options
+from serve.config.schema import ConfigError
 from serve.http.replicate.prediction import describe
 from serve.ingress import Ingress
 from serve.jobs.resources import job_store, object_store, resolve
@@ -97,7 +98,11 @@ def _with_device(config: AppConfig) -> AppConfig:
             logger.warning("model.device: auto is cpu, because %s", problem)
         if problem or not has_gpus:
             return config.on_device("cpu")
-    return config.on_device("cuda")
+    try:
+        return config.on_device("cuda")
+    except ConfigError as error:
+        why = "num_gpus reserves GPUs" if config.reserves_gpus else "Ray has GPUs"
+        raise ConfigError(f"model.device: auto is cuda here, because {why}. {error}") from error
 
 
 def _cluster_has_nvidia_gpus() -> bool:

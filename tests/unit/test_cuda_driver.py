@@ -125,8 +125,14 @@ def test_on_a_cluster_with_gpus_auto_reserves_them(
     assert 0 not in _with_device(AppConfig()).num_gpus().values()
     assert _with_device(AppConfig()).placement().device == "cuda"
     without = AppConfig.model_validate({"encoder": {"num_gpus": 0}})
-    with pytest.raises(ConfigError, match=r"encoder\.num_gpus must not be 0. model\.device: cpu needs none"):
+    refused = (
+        r"auto is cuda here, because Ray has GPUs\. .* encoder\.num_gpus must not be 0\. model\.device: cpu"
+    )
+    with pytest.raises(ConfigError, match=refused):
         build_app(without)
+    some = AppConfig.model_validate({"encoder": {"num_gpus": 0}, "denoiser": {"num_gpus": 0.8}})
+    with pytest.raises(ConfigError, match="auto is cuda here, because num_gpus reserves GPUs"):
+        build_app(some)
     assert not caplog.records
 
     install(monkeypatch, Driver(12020), (13, 0))
