@@ -1,6 +1,5 @@
 """`midstep check --memory`: the GPU memory of an application, counted from its model's configuration."""
 
-import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
@@ -8,7 +7,6 @@ from itertools import product
 import torch
 
 from deployments.device_memory import ImageRoom, StageMemory, VaeMemory, denoiser_memory, encoder_memory
-from deployments.engine.messages import LatentShape
 from deployments.engine.model_files import PIPELINES
 from deployments.engine.model_source import (
     ModelInfo,
@@ -17,21 +15,27 @@ from deployments.engine.model_source import (
     part_config,
     pipeline_name,
 )
+from deployments.engine.models import vae_dtype
+from serve.checks import check_catalog
 from serve.config.app import AppConfig
+from serve.config.shares import UNITS
 
 _GIB = 2**30
 _CARDS_GB = (16, 24, 48, 80, 141)  # of 10**9 bytes
 _COLUMNS = ("weights", "activations", "graphs", "adapters", "context", "total")
 _TIGHT = 0.9  # of a card: what is not counted (kernels' workspaces, gaps between blocks) may not fit
-_UNITS = 10_000  # Ray's smallest unit is this part of a GPU
 
 
 @dataclass(frozen=True)
 class Counted:
-    """The memory of an application's replicas, as if its device were CUDA."""
+    """The memory of an application's replicas, as if its device were CUDA.
+
+    num_models: the default model and the catalog's, each counted as large as the default one
+    """
 
     config: AppConfig
     info: ModelInfo
+    num_models: int
     encoder: StageMemory
     denoiser: StageMemory
     vae: VaeMemory
@@ -42,12 +46,13 @@ class Counted:
         source, dtype = config.model.source(), dtype_on_cuda(config)
         info = load_model_info(source)
         config.check_for(info)
+        num_models = 1 + check_catalog(config)
         engine, texts = config.engine_config(info), PIPELINES[pipeline_name(source)]
         encoder = encoder_memory(
             {part: part_config(source, f"{part}/config.json") for part in texts},
             dtype,
             config.text_batching.max_batch_size,
-            _num_models(config, "encoder"),
+            min(num_models, config.max_models("encoder")),
             engine.max_rank,
         )
         denoiser = denoiser_memory(
@@ -55,22 +60,25 @@ class Counted:
             dtype,
             engine,
             config.latent_shapes(info),
-            largest_shape(config, info),
-            _num_models(config, "denoiser"),
+            config.largest_shape(info),
+            min(num_models, config.max_models("denoiser")),
             config.adapters.gpu_bytes,
         )
-        return cls(config, info, encoder, denoiser, VaeMemory.of(source, dtype))
+        return cls(config, info, num_models, encoder, denoiser, VaeMemory.of(source, dtype))
 
     def room(self, gpu_bytes: float) -> ImageRoom:
         """The room for images in a decoder's calls, on a GPU of this size."""
         most, share = self.config.max_decoded_images, self.config.decoding_share()
-        return ImageRoom(most) if share is None else self.vae.room(share * gpu_bytes, most)
+        if share is None:
+            return ImageRoom(most)
+        return self.vae.room(share * gpu_bytes, most, self.config.max_models("decoder"))
 
     def decoder(self, room: ImageRoom) -> StageMemory:
         """The memory of a decoder whose largest call has as many images as there is room for."""
-        shapes = (*self.config.latent_shapes(self.info), largest_shape(self.config, self.info))
+        shapes = (*self.config.latent_shapes(self.info), self.config.largest_shape(self.info))
         activations = max(self.vae.images(room.images(shape), shape) for shape in shapes)
-        return StageMemory(_num_models(self.config, "decoder") * self.vae.weights, activations)
+        num_models = min(self.num_models, self.config.max_models("decoder"))
+        return StageMemory(num_models * self.vae.weights, activations)
 
     def stages(self, room: ImageRoom) -> dict[str, StageMemory]:
         """The memory of a replica of each stage."""
@@ -83,27 +91,14 @@ def dtype_on_cuda(config: AppConfig) -> torch.dtype:
     return dtype
 
 
-def largest_shape(config: AppConfig, info: ModelInfo) -> LatentShape:
-    """The latents of the largest image that the limits allow, as square as they allow."""
-    limits, factor = config.limits_for(info), info.scale_factor
-    height = min(limits.max_height, math.isqrt(limits.max_pixels))
-    width = min(limits.max_width, limits.max_pixels // height)
-    return max(1, min(limits.max_height, limits.max_pixels // width) // factor), max(1, width // factor)
-
-
-def _num_models(config: AppConfig, stage: str) -> int:
-    """The most models that a replica holds."""
-    return config.stages[stage].max_models if config.catalog.folder else 1
-
-
 def fullest_gpu(config: AppConfig, stages: Mapping[str, StageMemory]) -> tuple[dict[str, int], int]:
     """The replicas on one GPU that need most memory of all that their shares allow there, and their bytes."""
-    units = {name: max(1, round(_UNITS * share)) for name, share in config.memory_shares().items()}
-    most = {name: min(config.stages[name].max_replicas, _UNITS // units[name]) for name in stages}
+    units = {name: max(1, round(UNITS * share)) for name, share in config.memory_shares().items()}
+    most = {name: min(config.stages[name].max_replicas, UNITS // units[name]) for name in stages}
     found: tuple[dict[str, int], int] = ({}, 0)
     for numbers in product(*(range(count + 1) for count in most.values())):
         together = dict(zip(most, numbers, strict=True))
-        if sum(count * units[name] for name, count in together.items()) <= _UNITS:
+        if sum(count * units[name] for name, count in together.items()) <= UNITS:
             num_bytes = sum(count * stages[name].total for name, count in together.items())
             found = max(found, (together, num_bytes), key=lambda one: one[1])
     return found
@@ -140,8 +135,22 @@ def memory_tables(config: AppConfig) -> str:
             "",
             f"the fullest GPU has {_in_words(together)}; a GB is 0.93 GiB:",
             *_aligned(cards),
+            *_notes(counted),
         ]
     )
+
+
+def _notes(counted: Counted) -> list[str]:
+    """What the tables do not show, a sentence each."""
+    config, notes = counted.config, []
+    if counted.num_models > 1:
+        notes.append(f"each model of the catalog counts as if it were as large as {config.model.id}")
+    if config.model.dtype == "auto" and vae_dtype(config.model.source(), torch.float16) == torch.float32:
+        notes.append(
+            "GPUs without bfloat16 (T4, V100) compute in float16, and this VAE in float32: its weights and "
+            "images then take twice the memory"
+        )
+    return ["", *notes] if notes else []
 
 
 def _in_words(replicas: Mapping[str, int]) -> str:

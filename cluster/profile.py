@@ -78,7 +78,8 @@ def _vae_costs(config: AppConfig, measurement: CostMeasurement) -> tuple[StageCo
     """The costs of decoding and of encoding, in calls as large as a decoder's."""
     torch.set_num_threads(config.decoder.num_threads)
     source, placement = config.model.source(), config.placement()
-    room = image_room(source, placement, config.decoding_share(), config.max_decoded_images)
+    share, num_models = config.decoding_share(), config.max_models("decoder")
+    room = image_room(source, placement, share, config.max_decoded_images, num_models)
     most = min(map(room.images, measurement.shapes))
     loaded = vae(source, placement, None)
     decode = measurement.decode_cost(loaded.decoder.warm_up, most)

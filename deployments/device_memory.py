@@ -155,7 +155,7 @@ class _CountedSteps:
 
 @dataclass(frozen=True, slots=True)
 class VaeMemory:
-    """A VAE's weights, and the more of decoding and encoding for each latent of an image, in bytes."""
+    """The memory of a VAE: its weights, and the bytes per latent of its larger direction."""
 
     weights: int
     per_latent: float
@@ -179,9 +179,12 @@ class VaeMemory:
         """The bytes of a call for so many images."""
         return math.ceil(num_images * self.per_latent * math.prod(shape))
 
-    def room(self, share_bytes: float, most: int) -> ImageRoom:
-        """The room for images in a replica's share of its device. most: images in a call in any case"""
-        return ImageRoom(most, self.per_latent, share_bytes - CONTEXT_BYTES - self.weights)
+    def room(self, share_bytes: float, most: int, num_models: int) -> ImageRoom:
+        """The room for images in a replica's share of its device, beside so many VAEs like this one.
+
+        most: images in a call in any case
+        """
+        return ImageRoom(most, self.per_latent, share_bytes - CONTEXT_BYTES - num_models * self.weights)
 
 
 @dataclass(frozen=True, slots=True)
@@ -198,17 +201,20 @@ class ImageRoom:
         return max(1, int(min(self.most, self.num_bytes / needed))) if needed else self.most
 
 
-def image_room(source: ModelSource, placement: Placement, share: float | None, most: int) -> ImageRoom:
-    """The room for images on a GPU, before the VAE is there. Elsewhere `most` has room.
+def image_room(
+    source: ModelSource, placement: Placement, share: float | None, most: int, num_models: int
+) -> ImageRoom:
+    """The room for images on a GPU, before any VAE is there. Elsewhere `most` has room.
 
     share: the replica's part of the GPU's memory; None for as much as `most` takes
+    num_models: most VAEs there at once
     """
     if share is None or placement.is_simulated or placement.torch_device().type != "cuda":
         return ImageRoom(most)
     free_bytes, total_bytes = torch.cuda.mem_get_info(placement.torch_device())
     # The context is there already, as it is needed to ask.
     share_bytes = min(free_bytes + CONTEXT_BYTES, share * total_bytes)
-    room = VaeMemory.of(source, placement.torch_dtype()).room(share_bytes, most)
+    room = VaeMemory.of(source, placement.torch_dtype()).room(share_bytes, most, num_models)
     logger.info("calls of the VAE have %.2f GiB of the GPU", room.num_bytes / 2**30)
     return room
 

@@ -79,7 +79,7 @@ class VaeDecoder:
         def load(one: ModelRef) -> Vae:
             return vae(one.source, placement, measurement.known)
 
-        room = image_room(model.source, placement, gpu_share, max_batch_size)
+        room = image_room(model.source, placement, gpu_share, max_batch_size, num_models)
         loaded = (model, first := load(model))
         loading, self._health = loading_thread(placement), Health()
         self._vaes = Shelf(load, lambda one: one.vae, num_models, loading, loaded, self._health.lost)

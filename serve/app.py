@@ -64,8 +64,7 @@ def build_app(config: AppConfig) -> Application:
         return deployment_of(path, **HEALTH, **stage_options(config, stage, info))
 
     def replica(stage: str) -> tuple[int, int]:
-        section = config.stages[stage]
-        return section.num_threads, section.max_models
+        return config.stages[stage].num_threads, config.max_models(stage)
 
     of_encoder = (internal.encoder_cache_size, engine.max_rank, adapters, measurement)
     encoder = deployment(PROMPT_ENCODER, "encoder").bind(

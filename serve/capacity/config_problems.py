@@ -65,11 +65,8 @@ def crowding_problem(config: AppConfig, info: ModelInfo, cost: CostModel) -> str
 def _longest_s(config: AppConfig, info: ModelInfo, cost: CostModel) -> float:
     """Seconds that the longest allowed request takes, alone and with guidance; the steps may be of two
     passes."""
-    limits, factor = config.limits_for(info), info.scale_factor
+    limits, shape = config.limits_for(info), config.largest_shape(info)
     engine = config.engine_config(info).padded_to(cost.forward.padded_to)
-    width = min(limits.max_width, limits.max_pixels)
-    height = min(limits.max_height, limits.max_pixels // width)
-    shape = (max(1, height // factor), max(1, width // factor))
     num_images = limits.max_num_images
     calls_by_rows = {2: MAX_CALLS_PER_STEP * limits.max_num_inference_steps}
     denoise_s = max(

@@ -223,6 +223,10 @@ class AppConfig(Section):
             upscale_delay_s=self.internal.upscale_delay_s,
         )
 
+    def max_models(self, stage: str) -> int:
+        """The most models that a replica of a stage holds: only a catalog has more than one."""
+        return self.stages[stage].max_models if self.catalog.folder else 1
+
     def num_gpus(self) -> Mapping[str, float]:
         """The share of a GPU that a replica of each stage reserves."""
         worked_out = gpu_shares(self.encoder.max_replicas, self.decoder.max_replicas)
@@ -307,6 +311,14 @@ class AppConfig(Section):
             sizes.append((height, width))
         factor = info.scale_factor
         return tuple(dict.fromkeys((height // factor, width // factor) for height, width in sizes))
+
+    def largest_shape(self, info: ModelInfo) -> LatentShape:
+        """The latents of the largest image that the limits allow, as square as they allow."""
+        limits, factor = self.limits_for(info), info.scale_factor
+        height = min(limits.max_height, math.isqrt(limits.max_pixels))
+        width = min(limits.max_width, limits.max_pixels // height)
+        height = min(limits.max_height, limits.max_pixels // width)
+        return max(1, height // factor), max(1, width // factor)
 
     def default_size(self, info: ModelInfo) -> tuple[int, int]:
         """Default height and width in pixels."""

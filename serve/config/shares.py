@@ -9,7 +9,7 @@ import math
 from collections.abc import Mapping
 
 _DENOISER, _ALL_DECODERS, _ALL_ENCODERS = 0.8, 0.16, 0.04
-_UNITS = 10_000  # Ray's smallest unit is this part of a GPU
+UNITS = 10_000  # Ray's smallest unit is this part of a GPU
 
 
 def gpu_shares(num_encoders: int, num_decoders: int) -> Mapping[str, float]:
@@ -23,4 +23,4 @@ def gpu_shares(num_encoders: int, num_decoders: int) -> Mapping[str, float]:
 
 def _part(whole: float, count: int) -> float:
     """One of `count` equal parts, rounded down to Ray's unit, but never zero."""
-    return max(1, math.floor(round(whole * _UNITS) / count)) / _UNITS
+    return max(1, math.floor(round(whole * UNITS) / count)) / UNITS

@@ -257,6 +257,13 @@ def test_replicas_on_gpus_get_pytorchs_allocator_set_unless_it_is(
     assert environment("cuda", "decoder") is None, "the replicas inherit it"
 
 
+def test_only_a_catalog_has_several_models() -> None:
+    sections: dict[str, object] = {"decoder": {"max_models": 3}}
+    assert AppConfig.model_validate(sections).max_models("decoder") == 1
+    sections["catalog"] = {"folder": "models/catalog"}
+    assert AppConfig.model_validate(sections).max_models("decoder") == 3
+
+
 def test_a_decoders_batch_follows_from_its_share_of_a_gpu_unless_it_is_given() -> None:
     on_cuda = AppConfig.model_validate({"model": {"device": "cuda"}, "decoder": {"max_replicas": 2}})
     assert on_cuda.decoding_share() == 0.08

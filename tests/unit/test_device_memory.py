@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from cluster.cli import main
-from cluster.memory import Counted, fullest_gpu, largest_shape
+from cluster.memory import Counted, fullest_gpu, memory_tables
 from deployments import device_memory
 from deployments.device_memory import ImageRoom, StageMemory, VaeMemory, image_room
 from deployments.engine.model_source import ModelSource, Placement, load_model_info
@@ -88,17 +88,19 @@ def test_sdxl_in_three_processes_is_what_it_is_known_to_be() -> None:
     assert of_sd15.weights == BFLOAT16 * VAE, "only SDXL's is in float32"
 
 
-def test_more_models_adapters_and_sizes_take_more() -> None:
+def test_more_models_adapters_and_sizes_take_more(tmp_path: Path) -> None:
     def counted(**sections: dict[str, object]) -> Counted:
         return Counted.of(config_of("models/shapes", **sections))
 
+    for name in ("second", "third"):
+        (tmp_path / f"{name}.yaml").write_text("source: models/outlines\n")
     one = counted()
-    many = counted(catalog={"folder": "models.d"}, denoiser={"max_models": 3}, decoder={"max_models": 2})
-    assert many.denoiser.weights == 3 * one.denoiser.weights
-    assert many.denoiser.graphs == 3 * one.denoiser.graphs
+    many = counted(catalog={"folder": str(tmp_path)}, denoiser={"max_models": 2}, decoder={"max_models": 1})
+    assert many.denoiser.weights == 2 * one.denoiser.weights
+    assert many.denoiser.graphs == 2 * one.denoiser.graphs
     assert many.denoiser.activations == one.denoiser.activations, "one runs at a time"
-    assert many.encoder.weights == 4 * one.encoder.weights
-    assert many.decoder(ImageRoom(1)).weights == 2 * one.decoder(ImageRoom(1)).weights
+    assert many.encoder.weights == 3 * one.encoder.weights, "there are no more, though 4 may be"
+    assert many.decoder(ImageRoom(1)).weights == one.decoder(ImageRoom(1)).weights
     adapted = counted(adapters={"folder": "adapters", "max_rank": 64, "gpu_gib": 2})
     assert adapted.denoiser.adapters > 2 * GIB
     assert adapted.denoiser.graphs > one.denoiser.graphs
@@ -109,12 +111,12 @@ def test_more_models_adapters_and_sizes_take_more() -> None:
 
 def test_the_largest_image_is_as_large_as_the_limits_allow() -> None:
     config = config_of(CONFIGS / "sd15", limits={"max_height": 512, "max_pixels": 512 * 900})
-    assert largest_shape(config, load_model_info(config.model.source())) == (64, 112)
+    assert config.largest_shape(load_model_info(config.model.source())) == (64, 112)
 
 
 def test_a_decoder_takes_as_many_images_of_a_size_as_have_room() -> None:
     vae = VaeMemory(weights=100 * MIB, per_latent=100_000)
-    room = vae.room(512 * MIB + 100 * MIB + 3.5 * 100_000 * 64 * 64, most=8)
+    room = vae.room(512 * MIB + 3 * 100 * MIB + 3.5 * 100_000 * 64 * 64, most=8, num_models=3)
     assert room.images((64, 64)) == 3
     assert room.images((32, 64)) == 7
     assert room.images((32, 32)) == 8, "no more than the most"
@@ -141,13 +143,13 @@ def test_the_images_of_a_call_follow_from_the_free_memory_of_the_gpu_and_the_sha
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda **_: True)
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (free_gib * GIB, total))
     source = ModelSource(str(CONFIGS / "sdxl"))
-    assert image_room(source, Placement("cuda", dtype), share, 4).images((128, 128)) == images
+    assert image_room(source, Placement("cuda", dtype), share, 4, 1).images((128, 128)) == images
 
 
 @pytest.mark.parametrize("device", ["cpu", "simulated"])
 def test_elsewhere_memory_limits_nothing(device: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(device_memory, "VaeMemory", None)
-    assert image_room(ModelSource("nowhere"), Placement(device), 0.16, 4) == ImageRoom(4)
+    assert image_room(ModelSource("nowhere"), Placement(device), 0.16, 4, 1) == ImageRoom(4)
 
 
 def test_the_fullest_gpu_has_what_needs_most_of_all_that_its_shares_allow() -> None:
@@ -170,6 +172,22 @@ def test_the_fullest_gpu_has_what_needs_most_of_all_that_its_shares_allow() -> N
     assert fullest(denoiser=whole) == {"encoder": 0, "denoiser": 1, "decoder": 0}
     halves = two | {"num_gpus": 0.5}
     assert fullest(denoiser=halves) == {"encoder": 0, "denoiser": 2, "decoder": 0}
+
+
+def test_notes_say_what_the_tables_assume(tmp_path: Path) -> None:
+    (tmp_path / "second.yaml").write_text("source: models/outlines\n")
+
+    def notes(path: Path | str, **sections: dict[str, object]) -> list[str]:
+        return memory_tables(config_of(path, **sections)).rpartition("141 GB")[2].splitlines()[1:]
+
+    sdxl, catalog = CONFIGS / "sdxl", {"folder": str(tmp_path)}
+    assert notes("models/shapes") == []
+    assert notes("models/shapes", catalog=catalog)[1:] == [
+        "each model of the catalog counts as if it were as large as shapes"
+    ]
+    [_, in_float16] = notes(sdxl)
+    assert "this VAE in float32: its weights and images then take twice the memory" in in_float16
+    assert notes(sdxl, model={"dtype": "bfloat16"}) == []
 
 
 def test_the_table_says_which_gpus_have_room(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -29,7 +29,7 @@ def test_a_call_has_as_many_images_as_there_is_room_for(monkeypatch: pytest.Monk
     calls: list[tuple[LatentShape, int]] = []
     decode_really = SimulatedDecoder.decode
 
-    def room(_: object, __: object, share: float | None, most: int) -> ImageRoom:
+    def room(_: object, __: object, share: float | None, most: int, num_models: int) -> ImageRoom:
         given.append(share)
         return ImageRoom(most, per_latent=1.0, num_bytes=2 * 16 * 16)
 
