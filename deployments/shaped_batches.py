@@ -42,8 +42,11 @@ class ShapedBatches(Generic[Part, Item, Result]):
         self._most_of = most_of
 
     def seconds_each(self, part: Part, item: Item, count: int) -> float:
-        """Seconds of the device for an item, in a call of `count` items like it."""
-        return self._cost.curve(self._shape_of(part, item)).seconds_each(count)
+        """Seconds of the device for an item, in a call of `count` items like it, or of as many as fit."""
+        shape = self._shape_of(part, item)
+        if self._most_of:
+            count = min(count, self._most_of(shape))
+        return self._cost.curve(shape).seconds_each(count)
 
     def run(self, items: Sequence[tuple[Part, Item]]) -> list[Result | StageError]:
         """A result or an error for each item, in order."""

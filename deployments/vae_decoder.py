@@ -85,7 +85,8 @@ class VaeDecoder:
         self._vaes = Shelf(load, lambda one: one.vae, num_models, loading, loaded, self._health.lost)
         self._turns = Turns()
         self._work = Work()
-        self._max_batch_size = most = min(map(room.images, measurement.shapes))
+        self._max_batch_size = max_batch_size
+        most = min(map(room.images, measurement.shapes))
         self._encoded: Recent[tuple[str, bytes, bool], EncodedPicture] = Recent(_KEPT_PICTURES)
         # On the thread that will decode, because torch's number of threads is set per thread.
         submit, forwards = self._executor.submit, Forwards()
