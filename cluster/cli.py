@@ -151,6 +151,11 @@ def run(file: Path) -> None:
 @click.option("--output", type=WRITABLE_FILE, default="cost_model.json", show_default=True)
 def profile(file: Path, output: Path) -> None:
     """Measure the costs of a configuration's stages here, for its key model.cost_model."""
+    import os
+
+    from serve.config.deployment_options import allocator_variables
+
+    os.environ.update(allocator_variables(os.environ))
     from cluster.config_errors import shown_config_errors
     from cluster.profile import write_profile
     from serve.checks import only_application

@@ -1,6 +1,7 @@
 """The options of each deployment, for `Deployment.options`."""
 
 import os
+from collections.abc import Mapping
 from typing import Any
 
 from deployments.engine.model_source import ModelInfo
@@ -34,9 +35,17 @@ def stage_options(config: AppConfig, stage: str, info: ModelInfo) -> dict[str, A
 
 def _actor_options(config: AppConfig, stage: str) -> dict[str, Any]:
     options = config.stages[stage].ray_actor_options() | {"num_gpus": config.num_gpus()[stage]}
-    if config.model.device == "cuda" and not any(name in os.environ for name in _ALLOCATOR_VARIABLES):
-        options["runtime_env"] = {"env_vars": dict(_ALLOCATOR)}  # also on nodes whose Ray others started
+    if config.model.device == "cuda" and (variables := allocator_variables(os.environ)):
+        options["runtime_env"] = {"env_vars": variables}  # also on nodes whose Ray others started
     return options
+
+
+def allocator_variables(environment: Mapping[str, str]) -> dict[str, str]:
+    """The variables that set PyTorch's allocator for a GPU; none if the environment sets it already.
+
+    They must be set before torch is imported.
+    """
+    return {} if any(name in environment for name in _ALLOCATOR_VARIABLES) else dict(_ALLOCATOR)
 
 
 def ingress_options(config: AppConfig, info: ModelInfo, drain_timeout_s: float) -> dict[str, Any]:

@@ -1,5 +1,8 @@
 """`midstep profile`, and stages whose cost is known."""
 
+import os
+import subprocess
+import sys
 import weakref
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -73,6 +76,22 @@ def test_a_profile_is_measured_once_and_then_known(
     factors = [1.0, *(factor for _, factor in known.forward.adapted)]
     assert factors == sorted(factors)
     assert known.encode_picture is not None
+
+
+def test_a_profile_has_the_allocator_of_replicas_before_torch_is_imported(tmp_path: Path) -> None:
+    """The file does not exist, so nothing is measured."""
+    program = (
+        "import os, sys; sys.addaudithook(lambda event, args: print(os.environ['PYTORCH_CUDA_ALLOC_CONF'])"
+        " if event == 'import' and args[0] == 'torch' else None)\n"
+        f"from cluster.cli import main; main(['profile', {str(tmp_path / 'none.yaml')!r}])"
+    )
+    names = ("PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_ALLOC_CONF")
+    environment = {name: value for name, value in os.environ.items() if name not in names}
+    done = subprocess.run(
+        [sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=False
+    )
+    assert "none.yaml: No such file" in done.stderr
+    assert done.stdout.splitlines()[0] == "expandable_segments:True"
 
 
 def test_with_known_costs_the_first_request_pays_for_no_warm_up() -> None:
