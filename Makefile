@@ -2,6 +2,9 @@
 # PYTHON=... names another.
 # ATTENTION=xformers installs the torch that xformers is built for, into an environment beside the usual one.
 ATTENTION ?= sdpa
+ifeq ($(filter sdpa xformers,$(ATTENTION)),)
+$(error ATTENTION: '$(ATTENTION)' was given; allowed are sdpa and xformers)
+endif
 PINS := constraints-$(ATTENTION).txt
 VENV := .venv$(patsubst %,-%,$(filter-out sdpa,$(ATTENTION)))
 BIN := $(VENV)/bin

@@ -18,7 +18,7 @@ def test_the_image_is_pinned_and_runs_as_nobody_special() -> None:
     assert [run for run in runs if "pip install" in run and "--constraint constraints-sdpa.txt" in run]
     for run in runs:
         assert "pip install" not in run or "--constraint constraints-sdpa.txt" in run or "--no-deps" in run
-    assert ".[otel]" in " ".join(runs)  # serve.tracing:otlp
+    assert ".[otel,quantization]" in " ".join(runs)  # serve.tracing:otlp, model.quantization
     copied = [word for step, value in steps if step == "COPY" for word in value.split()[1:-1]]
     for name in copied:
         assert (PROJECT_FOLDER / name).exists()

@@ -104,6 +104,13 @@ def test_each_set_of_pins_has_an_environment_of_its_own(given: list[str], pins: 
     assert served == f'{folder}/bin/midstep run "serve_config.yaml"'
 
 
+def test_another_attention_is_refused_with_what_is_allowed() -> None:
+    command = ["make", "--dry-run", "serve", "ATTENTION=flash"]
+    done = subprocess.run(command, cwd=PROJECT_FOLDER, capture_output=True, text=True, check=False)
+    assert done.returncode != 0
+    assert "ATTENTION: 'flash' was given; allowed are sdpa and xformers" in done.stderr
+
+
 def test_the_pins_for_xformers_have_the_torch_that_it_is_built_for() -> None:
     try:
         xformers = distribution("xformers")
