@@ -147,8 +147,8 @@ def _notes(counted: Counted) -> list[str]:
         notes.append(f"each model of the catalog counts as if it were as large as {config.model.id}")
     if config.model.dtype == "auto" and vae_dtype(config.model.source(), torch.float16) == torch.float32:
         notes.append(
-            "GPUs without bfloat16 (T4, V100) compute in float16, and this VAE in float32: its weights and "
-            "images then take twice the memory"
+            "GPUs without bfloat16 (such as a T4) compute in float16, and this VAE in float32: its weights "
+            "and images then take twice the memory"
         )
     return ["", *notes] if notes else []
 
