@@ -6,6 +6,7 @@ code that only reads a configuration is fast.
 
 from __future__ import annotations
 
+import re
 import warnings
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -108,17 +109,18 @@ class Placement:
         return self.device == "simulated"
 
     def torch_device(self) -> torch.device:
-        """The torch device. Raises ModelLoadError if it does not exist.
+        """The torch device. Raises ModelLoadError if it does not exist, or if torch has no code for it.
 
-        `auto` warns where there is an NVIDIA driver that torch cannot use.
+        `auto` warns where there is an NVIDIA driver or GPU that torch cannot use.
         """
         import torch  # noqa: PLC0415
 
         if self.device not in ("auto", "cuda"):
             return torch.device(self.device)
-        if torch.cuda.is_available():
+        is_available = torch.cuda.is_available()
+        problem = _gpu_problem() if is_available else driver_problem()
+        if is_available and not problem:
             return torch.device("cuda")
-        problem = driver_problem()
         if self.device == "cuda":
             reason = problem or "torch sees no CUDA device here"
             raise ModelLoadError(f"device: cuda cannot be used: {reason}. device: cpu needs no GPU")
@@ -144,6 +146,28 @@ class Placement:
             f"dtype: bfloat16 was asked for, but {torch.cuda.get_device_name()} (compute capability "
             f"{major}.{minor}) only emulates it. Use dtype: float16, or auto"
         )
+
+
+def _gpu_problem() -> str | None:
+    """The reason why torch has no code for the GPU, as a sentence; None if it has.
+
+    Code for a GPU (sm_75) runs on those of the same major version and no lower minor one, and code that the
+    driver compiles (compute_75) on all later ones.
+    """
+    import torch  # noqa: PLC0415
+
+    found = re.findall(r"\b(sm|compute)_(\d+)(\d)", " ".join(torch.cuda.get_arch_list()))
+    if not found:
+        return None
+    major, minor = torch.cuda.get_device_capability()
+    for kind, *digits in found:
+        code = tuple(map(int, digits))
+        if code <= (major, minor) and (kind == "compute" or code[0] == major):
+            return None
+    return (
+        f"{torch.cuda.get_device_name()} has compute capability {major}.{minor}, and torch "
+        f"{torch.__version__} has code for {', '.join(torch.cuda.get_arch_list())} only"
+    )
 
 
 @dataclass(frozen=True, slots=True)

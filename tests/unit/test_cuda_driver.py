@@ -106,6 +106,41 @@ def test_a_placement_says_what_is_wrong_with_the_driver(monkeypatch: pytest.Monk
         Placement("cuda").torch_device()
 
 
+@pytest.mark.parametrize(
+    ("capability", "architectures", "has_code"),
+    [
+        ((6, 1), ["sm_75", "sm_80", "compute_120"], False),
+        ((7, 0), ["sm_75", "sm_80"], False),
+        ((7, 5), ["sm_75", "sm_80"], True),
+        ((8, 9), ["sm_75", "sm_86"], True),
+        ((8, 0), ["sm_75", "sm_86"], False),
+        ((9, 0), ["sm_75", "sm_86"], False),
+        ((9, 0), ["sm_90a"], True),
+        ((12, 1), ["sm_75", "compute_120"], True),
+        ((12, 0), ["sm_120"], True),
+        ((7, 0), [], True),  # an emulated GPU
+    ],
+)
+def test_a_gpu_that_torch_has_no_code_for_is_named(
+    capability: tuple[int, int], architectures: list[str], has_code: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_arch_list", lambda: architectures)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: capability)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "Tesla P4")
+    if has_code:
+        assert [Placement(device).torch_device().type for device in ("auto", "cuda")] == ["cuda", "cuda"]
+        return
+    major, minor = capability
+    words = rf"Tesla P4 has compute capability {major}\.{minor}, and torch .* has code for sm_75, .* only"
+    with pytest.raises(
+        ModelLoadError, match=f"device: cuda cannot be used: {words}. device: cpu needs no GPU"
+    ):
+        Placement("cuda").torch_device()
+    with pytest.warns(RuntimeWarning, match=f"device: auto computes on the CPU: {words}"):
+        assert Placement("auto").torch_device().type == "cpu"
+
+
 @pytest.mark.parametrize("device", ["auto", "cuda"])
 def test_check_tells_of_it_too(device: str, monkeypatch: pytest.MonkeyPatch) -> None:
     install(monkeypatch, Driver(12020), (13, 0))
