@@ -17,7 +17,7 @@ from ray import serve
 from deployments.batching import Batching
 from deployments.cost_measurement import CostMeasurement
 from deployments.denoising_telemetry import DenoisingTelemetry
-from deployments.devices import unets
+from deployments.devices import Unets, unets
 from deployments.engine.adapters import AdapterMemory, bank_rows, of_unet
 from deployments.engine.bank import Block
 from deployments.engine.cost import StageCost
@@ -79,6 +79,14 @@ class Denoiser:
         self._loading = loading_thread(placement)
         # Not the one for loads, which would wait, and whose time is measured.
         self._checking = loading_thread(placement, "quality-gate")
+        self._device = "simulated" if placement.is_simulated else placement.torch_device().type
+        self._streams: dict[str, _Stream] = {}
+        self._turns = Turns()
+        self._health = Health()
+        self._adapters = PackedAdapters(UNET, placement, adapters.host_bytes, self._health.failed)
+        self._telemetry = DenoisingTelemetry()
+        self._work = Work()
+        self._loop: asyncio.AbstractEventLoop | None = None
 
         def build() -> Engine:
             torch.set_num_threads(num_threads)
@@ -92,36 +100,32 @@ class Denoiser:
                 adapters.gpu_bytes,
                 self._telemetry.capture_failed,
             )
-            torch.set_num_threads(1)  # forwards on a CPU have their own threads (engine.row_parts)
-            if placement.compile_cache:
-                # From here on nothing is compiled, so that no request waits for a compiler.
-                torch.compiler.set_stance("eager_on_recompile")
-            self._config, self._gate = found.config, found.gate
-            usual = Group(found.config.latent_shape, deterministic=False)
-            self._max_rows = found.config.row_cap(usual, found.cost)
-            self._models = ModelPool(
-                found.loader,
-                ForwardCosts(found.cost, model).of,
-                num_models,
-                self._loading,
-                self._look,
-                (model, found.first),
-                found.load_s,
-            )
-            self._models.know(model)
-            return Engine(self._models, found.config, halved=self._health.halved)
+            return self._engine(model, placement, found, num_models)
 
-        self._device = "simulated" if placement.is_simulated else placement.torch_device().type
-        self._streams: dict[str, _Stream] = {}
-        self._turns = Turns()
-        self._health = Health()
-        self._adapters = PackedAdapters(UNET, placement, adapters.host_bytes, self._health.failed)
-        self._telemetry = DenoisingTelemetry()
-        self._work = Work()
-        self._loop: asyncio.AbstractEventLoop | None = None
         self._thread = EngineThread(build, self._deliver, self._health.lost)
         self._thread.start()
         batching.apply_to(self._admit)
+
+    def _engine(self, model: ModelRef, placement: Placement, found: Unets, num_models: int) -> Engine:
+        """An engine for the first model and what others need. Called on the engine's thread."""
+        torch.set_num_threads(1)  # forwards on a CPU have their own threads (engine.row_parts)
+        if placement.compile_cache:
+            # From here on nothing is compiled, so that no request waits for a compiler.
+            torch.compiler.set_stance("eager_on_recompile")
+        self._config, self._gate = found.config, found.gate
+        usual = Group(found.config.latent_shape, deterministic=False)
+        self._max_rows = found.config.row_cap(usual, found.cost)
+        self._models = ModelPool(
+            found.loader,
+            ForwardCosts(found.cost, model).of,
+            num_models,
+            self._loading,
+            self._look,
+            (model, found.first),
+            found.load_s,
+        )
+        self._models.know(model)
+        return Engine(self._models, found.config, halved=self._health.halved)
 
     async def denoise(self, request: DenoiseRequest, model: ModelRef) -> AsyncIterator[DenoiseEvent | Turn]:
         """The request's events; the last is DenoisedLatents or DenoiseFailed. Leaving the iterator aborts it.
